@@ -1,0 +1,265 @@
+"""Models in and out: timm names, local checkpoints and folders in; a timm-style folder out, loaded again by `load`.
+
+A folder is config.json + model.safetensors. Nothing in it is trusted: no pickle, sizes are checked against the
+architecture on the meta device before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from torch import nn
+
+from vitprune import models, recipe
+from vitprune.errors import UserError
+from vitprune.files import read_json, replacing, write_json
+from vitprune.models import ffn_sites
+
+BUNDLED = Path(__file__).parent / "demo" / "model"
+MAX_CONFIG = 1 << 20
+FORBIDDEN_ARGS = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
+}  # fmt: skip
+KEPT_CFG = (
+    "tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes",
+    "pool_size", "first_conv", "classifier", "license", "label_names", "label_descriptions",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in eval mode with frozen weights, and what is needed to build it again and to feed it."""
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, Any]
+    data_config: dict[str, Any]
+    labels: list[str] | None
+    widths: list[int] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes C the head tells apart."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def transform(self) -> Any:
+        """The model's own evaluation transform, PIL image → float tensor [C, H, W]."""
+        return create_transform(**self.data_config, is_training=False)
+
+
+def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded:
+    """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
+    if spec.name == "bundled":
+        loaded = _open_folder(BUNDLED)
+    elif spec.name.startswith("local-dir:"):
+        loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")))
+    else:
+        loaded = _open_timm(spec)
+    ffn_sites(loaded.model)
+    loaded.model = _ready(loaded.model).to(device or "cpu")
+    return loaded
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its pruned widths included."""
+    return _ready(_open_folder(Path(folder)).model).to(device)
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    return model.eval().requires_grad_(False)
+
+
+def _open_timm(spec: recipe.Model) -> Loaded:
+    name = spec.name
+    if not timm.is_model(name.split(".")[0]):
+        close = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
+    bad = FORBIDDEN_ARGS & spec.args.keys()
+    if bad:
+        raise UserError(f"model.args.{sorted(bad)[0]}: not accepted there; use model.pretrained or model.checkpoint")
+    if spec.checkpoint is not None and not spec.checkpoint.is_file():
+        raise UserError(f"model.checkpoint {spec.checkpoint}: no such file")
+    try:
+        model = timm.create_model(name, pretrained=spec.pretrained, **spec.args)
+    except (OSError, ConnectionError) as error:
+        raise UserError(f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint") from error
+    except Exception as error:  # timm raises what the architecture's constructor happens to raise
+        raise UserError(f"model `{name}`: timm cannot build it ({_line(error)}); see model.args") from error
+    if spec.checkpoint is not None:
+        _load_checkpoint(model, spec.checkpoint)
+    return _describe(model, name.split(".")[0], dict(spec.args), None)
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    """A local file in timm's key names: safetensors, torch (no pickled code) or Google's npz."""
+    try:
+        timm.models.load_checkpoint(model, str(path), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
+        ) from error
+    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: does not fit the model {type(model).__name__} ({_line(error)})") from error
+
+
+def _open_folder(folder: Path) -> Loaded:
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; it holds config.json and model.safetensors")
+    for path in (config, weights):
+        if not path.is_file():
+            raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
+    if config.stat().st_size > MAX_CONFIG:
+        raise UserError(f"{config}: larger than a configuration can be")
+    record = read_json(config)
+    architecture, args, widths = _checked(record, config)
+    model = _build(architecture, args, widths, config, weights)
+    try:
+        model.load_state_dict(load_file(weights), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{weights}: does not fit {config.name} ({_line(error)})") from error
+    return _describe(model, architecture, args, record.get("pretrained_cfg"))
+
+
+def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | None]:
+    """Architecture, model_args and widths of a config.json, checked for type and size."""
+    if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
+        raise UserError(f"{path}: not a timm configuration")
+    architecture, args = record.get("architecture"), record.get("model_args") or {}
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
+    if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
+        raise UserError(f"{path}: model_args may only describe the architecture")
+    args = dict(args)
+    for key in ("num_classes", "global_pool"):
+        if key in record:
+            args.setdefault(key, record[key])
+    for key, value in args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
+                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
+    block = record.get("vitprune") or {}
+    widths = block.get("widths") if isinstance(block, dict) else None
+    if widths is not None and not (
+        isinstance(widths, list) and all(type(w) is int and 1 <= w <= 1 << 20 for w in widths) and len(widths) <= 512
+    ):
+        raise UserError(f"{path}: vitprune.widths must be one positive integer per block")
+    return architecture, args, widths
+
+
+def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path) -> nn.Module:
+    """The empty model, made only after its shapes on the meta device are those of the weights' header."""
+    try:
+        with safe_open(weights, "pt") as f:
+            stored = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights}: not a sound safetensors file ({_line(error)}); copy or export it again") from error
+    try:
+        with torch.device("meta"):
+            plan = _resized(timm.create_model(architecture, **args), widths)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({_line(error)})") from error
+    expected = {key: tuple(value.shape) for key, value in plan.state_dict().items()}
+    for key in sorted(expected.keys() | stored.keys()):
+        if expected.get(key) != stored.get(key):
+            raise UserError(
+                f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
+            )
+    return _resized(timm.create_model(architecture, **args), widths)
+
+
+def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
+    """Give every FFN the hidden width in `widths` (fresh weights); None leaves the model as it is."""
+    if widths is None:
+        return model
+    sites = ffn_sites(model)
+    if len(sites) != len(widths):
+        raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
+    for site, width in zip(sites, widths, strict=True):
+        for path, inputs, outputs in ((site.fc1, None, width), (site.fc2, width, None)):
+            old = model.get_submodule(path)
+            assert isinstance(old, nn.Linear)
+            if (inputs or old.in_features, outputs or old.out_features) == (old.in_features, old.out_features):
+                continue
+            new = nn.Linear(
+                inputs or old.in_features, outputs or old.out_features, old.bias is not None, old.weight.device
+            )
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, new)
+    return model
+
+
+def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: dict[str, Any] | None) -> Loaded:
+    own = dict(getattr(model, "pretrained_cfg", None) or {})
+    if cfg is not None:
+        own |= {k: v for k, v in cfg.items() if k in KEPT_CFG}
+        model.pretrained_cfg = own  # type: ignore[assignment]
+    channels, height, width = models.input_shape(model)
+    own["input_size"] = (channels, height, width)
+    try:
+        data_config = resolve_model_data_config(model, pretrained_cfg=own)
+    except Exception as error:
+        raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
+    data_config["input_size"] = (channels, height, width)
+    labels = own.get("label_names")
+    if labels is None and getattr(model, "num_classes", 0) == 1000:
+        info = ImageNetInfo()
+        plain = [text.split(",")[0] for text in info.label_descriptions()]
+        labels = [f"{synset}\t{name}" for synset, name in zip(info.label_names(), plain, strict=True)]
+    if labels is not None and len(labels) != getattr(model, "num_classes", len(labels)):
+        labels = None
+    widths = [site.width for site in ffn_sites(model)]
+    return Loaded(model, architecture, args, data_config, list(labels) if labels else None, widths)
+
+
+def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
+    """Write `model` (pruned from `loaded`) as config.json + model.safetensors; `about` joins the `vitprune` block.
+
+    A result of one width for all blocks also loads with plain timm: mlp_ratio says it.
+    """
+    widths = [site.width for site in ffn_sites(model)]
+    args = dict(loaded.model_args)
+    if len(set(widths)) == 1:
+        args["mlp_ratio"] = ratio_for(int(model.embed_dim), widths[0])  # type: ignore[arg-type]
+    own = dict(getattr(loaded.model, "pretrained_cfg", None) or {})
+    cfg = {k: own[k] for k in KEPT_CFG if own.get(k) is not None}
+    cfg |= {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items() if k in KEPT_CFG}
+    cfg |= {"custom_load": False, "num_classes": loaded.outputs}
+    if loaded.labels:
+        cfg["label_names"] = loaded.labels
+    record = {
+        "architecture": loaded.architecture,
+        "num_classes": loaded.outputs,
+        "num_features": int(model.num_features),  # type: ignore[arg-type]
+        "global_pool": model.global_pool,
+        "model_args": args,
+        "pretrained_cfg": cfg,
+        "vitprune": {"widths": widths, **about},
+    }
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
+    write_json(folder / "config.json", record)
+
+
+def ratio_for(dim: int, width: int) -> float:
+    """An mlp_ratio with int(dim * ratio) == width."""
+    ratio = width / dim
+    return ratio if int(dim * ratio) == width else (width + 0.5) / dim
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

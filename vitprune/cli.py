@@ -1,0 +1,182 @@
+"""The command line: one thin function per verb. An error is one line; exit code 2 is the user's, 1 ours, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitprune.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Class-specific structured pruning of Vision Transformers: discover, prune, repair, judge, export, report.",
+)
+recipes = typer.Typer(no_args_is_help=True, help="Check a recipe, print its schema, or print one to start from.")
+app.add_typer(recipes, name="recipe")
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe (demo)")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder for results instead of the recipe's `out`")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
+Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+
+
+def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool) -> None:
+    from vitprune import pipeline, summary
+    from vitprune import recipe as recipe_file
+    from vitprune.progress import Reporter
+
+    loaded = recipe_file.load(recipe)
+    if out is not None:
+        loaded = loaded.model_copy(update={"out": out})
+    command = f"vitprune {verb} {recipe}" + (f" --out {out}" if out else "") + (f" --device {device}" if device != "auto" else "")
+    record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command)
+    folder = loaded.out / loaded.name
+    if as_json:
+        print(json.dumps(summary.as_json(record, verb, folder), indent=1))
+    else:
+        summary.show(record, verb, folder)
+
+
+@app.command()
+def run(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+    """The whole road: split, discover, prune, evaluate, export, report."""
+    _verb("run", recipe, out, device, force, as_json)
+
+
+@app.command()
+def discover(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+    """Up to the neuron paths and scores of the probe split."""
+    _verb("discover", recipe, out, device, force, as_json)
+
+
+@app.command()
+def prune(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+    """Up to the slim model's checkpoint folder."""
+    _verb("prune", recipe, out, device, force, as_json)
+
+
+@app.command()
+def evaluate(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+    """Up to the exam on the test split, baselines included."""
+    _verb("evaluate", recipe, out, device, force, as_json)
+
+
+@app.command()
+def export(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+    """Up to the checked ONNX file and its latency."""
+    _verb("export", recipe, out, device, force, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of finished runs")],
+    out: Annotated[Path, typer.Option("--out", help="where the comparison of several runs goes")] = Path("exported"),
+) -> None:
+    """Write a run's report again, or one page that compares several runs."""
+    from vitprune.files import read_json
+    from vitprune.report import compare_reports, write_report
+
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for folder in runs:
+        path = folder / "report.json"
+        if not path.is_file():
+            raise UserError(f"{folder}: has no report.json; finish the run with `vitprune run RECIPE`")
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: is not a report")
+        found.append((folder, content))
+    made = write_report(found[0][1], found[0][0]) if len(found) == 1 else compare_reports(found, out)
+    for path in made:
+        print(path)
+
+
+@recipes.command("check")
+def recipe_check(recipe: RecipeArg, as_json: Json = False) -> None:
+    """Validate a recipe and print it with every default spelled out."""
+    from vitprune import recipe as recipe_file
+
+    loaded = recipe_file.load(recipe)
+    print(json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else recipe_file.dump(loaded), end="\n" * as_json)
+
+
+@recipes.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of recipes, for an editor."""
+    from vitprune.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@recipes.command("new")
+def recipe_new() -> None:
+    """Print a commented recipe for one's own model and images."""
+    from vitprune.recipe import TEMPLATE
+
+    print(TEMPLATE, end="")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, providers, and what clashes."""
+    from vitprune import doctor as doctor_module
+
+    found = doctor_module.examine()
+    print(json.dumps(found, indent=1) if as_json else doctor_module.text(found))
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from vitprune import __version__
+
+        print(f"vitprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="show the whole trace of an error")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """Entry point of the `vitprune` command."""
+    debug = "--debug" in sys.argv
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)
+    try:
+        app()
+    except UserError as error:
+        _fail(f"vitprune: {error}", 2, debug)
+    except KeyboardInterrupt:
+        _fail("vitprune: stopped; the same command continues where it was", 130, False)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        _fail(f"vitprune: internal error, {type(error).__name__}: {text} (add --debug before the verb for the trace)", 1, debug)
+
+
+def _fail(line: str, code: int, trace: bool) -> None:
+    if trace:
+        import traceback
+
+        traceback.print_exc()
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

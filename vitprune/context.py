@@ -1,0 +1,131 @@
+"""An open run: the recipe with its model, images, folder and device at hand, each opened when first needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitprune import checkpoint, data, models
+from vitprune.checkpoint import Loaded
+from vitprune.data import Images, Source
+from vitprune.errors import UserError
+from vitprune.files import read_json
+from vitprune.progress import Reporter
+from vitprune.recipe import Recipe
+from vitprune.types import FfnSite, Split
+from vitprune.workspace import Workspace
+
+ROW_BYTES = 1_500_000_000
+MAX_ROWS = 320
+
+
+@dataclass
+class Context:
+    """What the stages share; nothing here changes a result."""
+
+    recipe: Recipe
+    device: torch.device
+    reporter: Reporter
+    folder: Workspace
+    stage_inputs: str = ""
+
+    @classmethod
+    @contextmanager
+    def open(cls, recipe: Recipe, device: str, reporter: Reporter) -> Iterator[Context]:
+        """Lock the run's folder and hand out the context."""
+        folder = Workspace(recipe.out / recipe.name)
+        chosen = models.resolve_device(device)
+        with folder.locked():
+            yield cls(recipe, chosen, reporter, folder)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The dense model."""
+        return checkpoint.open_model(self.recipe.model, self.device)
+
+    @cached_property
+    def sites(self) -> list[FfnSite]:
+        return models.ffn_sites(self.loaded.model)
+
+    @cached_property
+    def source(self) -> Source:
+        return data.open_source(self.recipe.data.source, self.recipe.data.path)
+
+    @cached_property
+    def images(self) -> Images:
+        """The source through the model's transform; class folders matched to the model's outputs."""
+        where = str(self.recipe.data.path or "bundled images")
+        outputs = data.output_indices(self.source.classes, self.loaded.outputs, self.loaded.labels, where)
+        channels = models.input_shape(self.loaded.model)[0]
+        return Images(self.source, self.loaded.transform(), channels, outputs)
+
+    @cached_property
+    def split_record(self) -> dict[str, Any]:
+        """stages/split/split.json."""
+        return dict(read_json(self.folder.stage_folder("split") / "split.json"))
+
+    @cached_property
+    def split(self) -> Split:
+        r = self.split_record
+        return Split(r["seed"], r["probe_share"], np.array(r["probe"], np.int64), np.array(r["test"], np.int64))
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the dense model's weights and of how its images are prepared."""
+        result = hashlib.sha256(repr(sorted(self.loaded.data_config.items())).encode())
+        for key, value in self.loaded.model.state_dict().items():
+            result.update(key.encode())
+            result.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return result.hexdigest()
+
+    @cached_property
+    def data_digest(self) -> str:
+        return self.source.fingerprint()
+
+    def targets(self, names: list[str] | None) -> list[int]:
+        """Output indices of class names (None: every class of the images). Raises UserError for one that is not there."""
+        if names is None:
+            return sorted(int(i) for i in self.images.output_of_class)
+        known = {name: int(i) for name, i in zip(self.source.classes, self.images.output_of_class, strict=True)}
+        for output, label in enumerate(self.loaded.labels or []):
+            if output in known.values():
+                known |= {spelling: output for spelling in label.split("\t")}
+        for name in names:
+            if name not in known:
+                shown = ", ".join(self.source.classes[:12]) + (", …" if len(self.source.classes) > 12 else "")
+                raise UserError(f"classes: `{name}` is not a class of these images; they are {shown}")
+        return sorted({known[name] for name in names})
+
+    def class_sets(self) -> dict[str | None, list[int]]:
+        """Group name (None without groups) → output indices."""
+        return {group: self.targets(names) for group, names in self.recipe.class_sets().items()}
+
+    def every_target(self) -> list[int]:
+        """Union of the class sets."""
+        return sorted(set().union(*self.class_sets().values()))
+
+    def class_name(self, output: int) -> str:
+        """The images' own name of an output (the model's where the images lack it)."""
+        mine = np.flatnonzero(self.images.output_of_class == output)
+        if len(mine):
+            return self.source.classes[int(mine[0])]
+        return self.loaded.labels[output] if self.loaded.labels else str(output)
+
+    def images_per_batch(self, nodes: int) -> int:
+        """Images whose nodes fit one pass of the discovery engine."""
+        model = self.loaded.model
+        tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
+        row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type]
+        return max(1, min(MAX_ROWS, ROW_BYTES // row) // nodes)
+
+    @property
+    def batch(self) -> int:
+        """Images per forward pass where no gradient is kept."""
+        return max(1, self.images_per_batch(1) // 2 * 2)

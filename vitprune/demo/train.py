@@ -1,0 +1,305 @@
+"""Train the bundled demo model: a plain timm ViT (6 blocks x 96 wide x 384 hidden units, patch 4) on Fashion-MNIST.
+
+    python -m vitprune.demo.train --data /usr/share/datasets/fashion-mnist --work runs/demo-model --out vitprune/demo/model
+
+Only the 60,000 training images are used; the 10,000 test images, which are the demo's probe and test data, are read
+once, after the last epoch, to record the accuracy. Recipe: a small CNN is trained first and then distilled into the
+ViT on the same augmented view (DeiT; Beyer et al. 2022, "A good teacher is patient and consistent"); attention starts
+from the mimetic initialisation of Trockman & Kolter 2023; half of the patches are dropped in the first part of the
+training (PatchDropout), which nearly halves its cost; Muon for the matrices, AdamW for the rest; warm-up, a constant
+rate, a linear cool-down; an exponential average of the weights is what is saved. The script resumes from its own
+checkpoint in --work; --epochs may be changed on resume as long as the cool-down has not begun.
+
+Legend: B images, C classes, all images are [B, 1, 28, 28] float32, normalised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitprune.data import CLASSES
+from vitprune.demo.idx import read_idx
+
+MEAN, STD = 0.2860, 0.3530
+MODEL_ARGS = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 6, "num_heads": 3}
+
+
+def load(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(read_idx(folder / f"{part}-images-idx3-ubyte.gz").copy())
+    labels = torch.from_numpy(read_idx(folder / f"{part}-labels-idx1-ubyte.gz").copy()).long()
+    return ((images.float() / 255 - MEAN) / STD)[:, None], labels
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Per image: a mirror image with p = 1/2, a shift of up to 2 pixels, a black box of up to 10 pixels with p = 1/4."""
+    n, blank = len(x), -MEAN / STD
+    flip = torch.rand(n, generator=generator) < 0.5
+    x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+    x = F.pad(x, (2, 2, 2, 2), value=blank)
+    rows = torch.randint(0, 5, (n, 1), generator=generator) + torch.arange(28)
+    cols = torch.randint(0, 5, (n, 1), generator=generator) + torch.arange(28)
+    x = x[torch.arange(n)[:, None, None], 0, rows[:, :, None], cols[:, None, :]]
+    centre = torch.randint(0, 28, (n, 2), generator=generator)
+    half = torch.randint(2, 6, (n, 1), generator=generator)
+    inside = ((torch.arange(28) - centre[:, :, None]).abs() < half[:, :, None]) & (
+        torch.rand(n, 1, 1, generator=generator) < 0.25
+    )
+    box = inside[:, 0, :, None] & inside[:, 1, None, :]
+    return x.masked_fill(box, blank)[:, None]
+
+
+class Teacher(nn.Module):
+    """A residual CNN of about 13 M multiply-adds; only the ViT is shipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(i: int, o: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+        self.stem = nn.Sequential(conv(1, 24), conv(24, 48, 2))
+        self.res1 = conv(48, 48)
+        self.down = conv(48, 96, 2)
+        self.res2 = conv(96, 96)
+        self.head = nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.down(x + self.res1(x))
+        x = x + self.res2(x)
+        return self.head(F.dropout(x.amax((2, 3)), 0.2, self.training))
+
+
+@torch.no_grad()
+def mimetic_init(model: VisionTransformer) -> None:
+    """Query-key products near a scaled identity, value-projection products near a negative one (arXiv 2305.09828)."""
+    width = model.embed_dim
+    grid = model.patch_embed.grid_size
+    model.pos_embed.copy_(torch.cat([torch.zeros(1, 1, width), sincos(grid, width)], 1) * 0.5)
+    for block in model.blocks:
+        attn = block.attn
+        heads, dim = attn.num_heads, width // attn.num_heads
+        u, s, vh = torch.linalg.svd(0.4 * torch.randn(width, width) / width**0.5 - 0.4 * torch.eye(width))
+        attn.qkv.weight[2 * width :] = s.sqrt()[:, None] * vh
+        attn.proj.weight.copy_(u * s.sqrt())
+        for h in range(heads):
+            u, s, vh = torch.linalg.svd(0.7 * torch.randn(width, width) / width**0.5 + 0.7 * torch.eye(width))
+            attn.qkv.weight[h * dim : (h + 1) * dim] = (u[:, :dim] * s[:dim].sqrt()).T
+            attn.qkv.weight[width + h * dim : width + (h + 1) * dim] = s[:dim].sqrt()[:, None] * vh[:dim]
+
+
+def sincos(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine position embedding, [1, tokens, width]."""
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    omega = 1.0 / 100 ** (torch.arange(width // 4) / (width // 4 - 1))
+    y, x = y.flatten()[:, None] * omega, x.flatten()[:, None] * omega
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)[None]
+
+
+def rate(step: int, warm: int, total: int, cool: float) -> float:
+    """Warm-up, constant, linear cool-down over the last `cool` share of the steps; a factor in (0, 1]."""
+    return min(1.0, (step + 1) / warm, max(0.01, (total - step) / (cool * total)))
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    with torch.inference_mode():
+        hits = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    return hits / len(y)
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def train_teacher(x: Tensor, y: Tensor, args: argparse.Namespace) -> Teacher:
+    teacher, path = Teacher().to(memory_format=torch.channels_last), args.work / "teacher.pt"
+    if path.exists():
+        teacher.load_state_dict(torch.load(path, weights_only=True))
+        return teacher.eval()
+    g = torch.Generator().manual_seed(args.seed)
+    opt = torch.optim.SGD(teacher.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps, batch = args.teacher_epochs * (len(x) // 128), 128
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, steps, pct_start=0.2)
+    for epoch in range(args.teacher_epochs):
+        teacher.train()
+        start, hits = time.time(), 0
+        for index in torch.randperm(len(x), generator=g)[: len(x) // batch * batch].split(batch):
+            logits = teacher(augment(x[index], g).contiguous(memory_format=torch.channels_last))
+            opt.zero_grad()
+            F.cross_entropy(logits, y[index], label_smoothing=0.05).backward()
+            opt.step()
+            sched.step()
+            hits += int((logits.argmax(1) == y[index]).sum())
+        print(f"teacher epoch {epoch + 1}: train {hits / len(x):.4f}, {time.time() - start:.0f} s", flush=True)
+    save_checkpoint(path, teacher.state_dict())
+    return teacher.eval()
+
+
+def build_student(args: argparse.Namespace) -> VisionTransformer:
+    torch.manual_seed(args.seed)
+    model = VisionTransformer(**MODEL_ARGS, num_classes=10, patch_drop_rate=0.5)
+    if not args.plain_init:
+        mimetic_init(model)
+    return model
+
+
+def optimisers(model: VisionTransformer, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("blocks.")]
+    ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    if args.adamw:
+        return [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)]
+    return [
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0),
+    ]
+
+
+def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.Namespace) -> tuple[nn.Module, dict]:
+    model = build_student(args)
+    ema = copy.deepcopy(model)
+    opts = optimisers(model, args)
+    base = [group["lr"] for opt in opts for group in opt.param_groups]
+    path, first, log = args.work / "student.pt", 0, []
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        for opt, saved in zip(opts, state["opts"], strict=True):
+            opt.load_state_dict(saved)
+        first, log = state["epoch"], state["log"]
+    per_epoch = len(x) // args.batch
+    total = args.epochs * per_epoch
+    for epoch in range(first, args.epochs):
+        g = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
+        torch.manual_seed(args.seed * 100_003 + epoch)
+        model.train()
+        model.patch_drop.prob = 0.5 if epoch < args.drop_epochs else 0.0
+        start, hits, loss_sum = time.time(), 0, 0.0
+        for i, index in enumerate(torch.randperm(len(x), generator=g)[: per_epoch * args.batch].split(args.batch)):
+            step = epoch * per_epoch + i
+            factor = rate(step, 400, total, args.cool)
+            for lr, group in zip(base, (q for opt in opts for q in opt.param_groups), strict=True):
+                group["lr"] = lr * factor
+            view, target = augment(x[index], g), y[index]
+            logits = model(view)
+            loss = F.cross_entropy(logits, target)
+            if teacher is not None:
+                with torch.inference_mode():
+                    soft = F.log_softmax(teacher(view.contiguous(memory_format=torch.channels_last)) / 2, 1)
+                soft = soft.clone()
+                distil = F.kl_div(F.log_softmax(logits / 2, 1), soft, reduction="batchmean", log_target=True) * 4
+                loss = 0.3 * loss + 0.7 * distil
+            model.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            for opt in opts:
+                opt.step()
+            with torch.no_grad():
+                decay = min(0.999, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+            hits += int((logits.argmax(1) == target).sum())
+            loss_sum += float(loss)
+            if i % 50 == 0 and sys.stdout.isatty():
+                print(f"\repoch {epoch + 1} step {i}/{per_epoch} loss {loss_sum / (i + 1):.4f}", end="", flush=True)
+        line = {
+            "epoch": epoch + 1,
+            "train_top1": round(hits / (per_epoch * args.batch), 4),
+            "loss": round(loss_sum / per_epoch, 4),
+            "seconds": round(time.time() - start),
+        }
+        log.append(line)
+        print(json.dumps(line), flush=True)
+        state = {"model": model.state_dict(), "ema": ema.state_dict(), "opts": [o.state_dict() for o in opts]}
+        save_checkpoint(path, state | {"epoch": epoch + 1, "log": log})
+    return ema, {"seconds": sum(row["seconds"] for row in log), "epochs": args.epochs}
+
+
+def write_model(model: nn.Module, out: Path, record: dict) -> None:
+    """A timm folder: `timm.create_model("local-dir:<out>", pretrained=True)` loads it."""
+    out.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 10,
+        "num_features": MODEL_ARGS["embed_dim"],
+        "global_pool": "token",
+        "model_args": MODEL_ARGS,
+        "pretrained_cfg": {
+            "tag": "vitprune_demo",
+            "custom_load": False,
+            "input_size": [1, 28, 28],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": [MEAN],
+            "std": [STD],
+            "num_classes": 10,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "mit",
+            "label_names": list(CLASSES),
+        },
+    }
+    weights = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="checkpoints; resume from here")
+    parser.add_argument("--out", type=Path, default=Path("vitprune/demo/model"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--drop-epochs", type=int, default=30, help="first epochs, with half of the patches dropped")
+    parser.add_argument("--cool", type=float, default=0.3, help="share of the steps in the final cool-down")
+    parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3, help="Muon's rate, matched to AdamW's update size")
+    parser.add_argument("--limit", type=int, default=0, help="first N training images only (a trial)")
+    parser.add_argument("--no-teacher", action="store_true")
+    parser.add_argument("--adamw", action="store_true", help="AdamW for everything (a trial)")
+    parser.add_argument("--plain-init", action="store_true", help="timm's own initialisation (a trial)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    args.work.mkdir(parents=True, exist_ok=True)
+    x, y = load(args.data, "train")
+    if args.limit:
+        x, y = x[: args.limit], y[: args.limit]
+    teacher = None if args.no_teacher else train_teacher(x, y, args)
+    model, record = train_student(teacher, x, y, args)
+    test_x, test_y = load(args.data, "t10k")
+    record |= {
+        "command": "python -m vitprune.demo.train " + " ".join(sys.argv[1:]),
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "top1_10000": evaluate(model, test_x, test_y),
+        "teacher_top1_10000": None if teacher is None else evaluate(teacher, test_x, test_y),
+    }
+    write_model(model, args.out, record)
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

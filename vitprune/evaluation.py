@@ -1,0 +1,107 @@
+"""Accuracy, probabilities, parameters and MACs; the only reader of the test split.
+
+Legend: N test images, C outputs, n hidden units of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitprune import hooks, models
+from vitprune.data import Images
+from vitprune.types import FfnSite, Metrics, Split
+
+BOOTSTRAPS = 2000
+Predictor = Callable[[Tensor], Tensor]
+
+
+def predictor(model: nn.Module) -> Predictor:
+    """Images [B, C, H, W] on the CPU → logits [B, C] on the CPU, float32."""
+    device = models.device_of(model)
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> Tensor:
+        return model(images.to(device)).float().cpu()
+
+    return predict
+
+
+def test_logits(
+    predict: Predictor, images: Images, split: Split, batch: int, only: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, C] float32 and labels [N] on the test split, or on those of its images whose label is in `only`."""
+    index = test_indices(images, split, only)
+    outputs = [predict(x).numpy() for x, _ in images.batches(index, batch)]
+    return np.concatenate(outputs), images.labels[index]
+
+
+def test_indices(images: Images, split: Split, only: np.ndarray | None = None) -> np.ndarray:
+    """Test images whose label is in `only` (None: all of them)."""
+    return split.test if only is None else split.test[np.isin(images.labels[split.test], only)]
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None, seed: int = 0) -> Metrics:
+    """Scores of logits [N, C] against labels [N]; `head` masks the other outputs before softmax and argmax.
+
+    The interval is a percentile bootstrap over images. Raises ValueError for no images or logits that are not finite.
+    """
+    if not len(labels):
+        raise ValueError("no test images of these classes")
+    if not np.isfinite(logits).all():
+        raise ValueError("the model gave logits that are not finite")
+    logits = logits.astype(np.float64)
+    if head is not None:
+        closed = np.ones(logits.shape[1], bool)
+        closed[list(head)] = False
+        logits = np.where(closed, -np.inf, logits)
+    hit = logits.argmax(1) == labels
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    true_probability = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
+    draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
+    low, high = np.percentile(hit[draws].mean(1), [2.5, 97.5])
+    with np.errstate(invalid="ignore"):
+        of_class = [float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])]
+    return Metrics(
+        float(hit.mean()), (float(low), float(high)), float(true_probability.mean()), of_class, int(len(hit))
+    )
+
+
+def oracle_logits(
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    keep_CN: Sequence[Tensor],
+    images: Images,
+    index: np.ndarray,
+    batch: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The paper's protocol: class token only, the mask of the image's TRUE label; logits and labels of `index`.
+
+    An oracle-routed figure: nobody knows the true label at deployment. `keep_CN` is per block bool [C, n].
+    """
+    device = models.device_of(model)
+    outputs = []
+    starts = progress(range(0, len(index), batch))
+    for _, (x, y) in zip(starts, images.batches(index, batch), strict=True):
+        rows = [keep[y].to(device) for keep in keep_CN]
+        with torch.inference_mode(), hooks.masked_class_token(model, sites, rows):
+            outputs.append(model(x.to(device)).float().cpu().numpy())
+    return np.concatenate(outputs), images.labels[index]
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-adds of one image: half of torch's FLOP count (linear, convolution and attention products)."""
+    example = next(model.parameters()).new_zeros(1, *models.input_shape(model))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(example)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,71 @@
+"""Reading and changing hidden units inside a model; the only place that registers a hook.
+
+The hidden units are taken at the input of fc2, after activation: hidden_BTN (B images, T tokens, N units).
+Every context removes its hooks in `finally`, also when entering or the forward pass fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.types import FfnSite
+
+Edit = Callable[[int, Tensor], Tensor | None]
+
+
+@contextmanager
+def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iterator[None]:
+    """Call `edit(position in sites, hidden_BTN)` on every forward; a returned tensor takes the hidden units' place."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def hook_for(position: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            changed = edit(position, inputs[0])
+            return None if changed is None else (changed, *inputs[1:])
+
+        return hook
+
+    try:
+        for position, site in enumerate(sites):
+            handles.append(model.get_submodule(site.fc2).register_forward_pre_hook(hook_for(position)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -> Iterator[None]:
+    """Zero the hidden units that `keep` (per block bool [n]) drops, at every token."""
+
+    def edit(position: int, hidden_BTN: Tensor) -> Tensor:
+        return hidden_BTN * keep[position].to(hidden_BTN)
+
+    with hidden_units(model, sites, edit):
+        yield
+
+
+@contextmanager
+def masked_class_token(model: nn.Module, sites: Sequence[FfnSite], keep_BN: Sequence[Tensor]) -> Iterator[None]:
+    """Zero hidden units of the class token only, image by image: `keep_BN` per block bool [B, n] (the paper's mask)."""
+
+    def edit(position: int, hidden_BTN: Tensor) -> Tensor:
+        first = hidden_BTN[:, :1] * keep_BN[position].to(hidden_BTN)[:, None]
+        return torch.cat([first, hidden_BTN[:, 1:]], 1)
+
+    with hidden_units(model, sites, edit):
+        yield
+
+
+@contextmanager
+def inputs_of(module: nn.Module, store: list[Tensor]) -> Iterator[None]:
+    """Append the first positional input of every call of `module` to `store`."""
+    handle = module.register_forward_pre_hook(lambda _, inputs: store.append(inputs[0]))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,126 @@
+"""The library's verbs on tensors and modules; none of them writes a file but `run` and `export`.
+
+Legend: N images [N, C, H, W] as the model takes them (already normalised), labels [N] output indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from vitprune import evaluation, masks, models, paths, pipeline, recipe, surgery
+from vitprune.criteria import CRITERIA
+from vitprune.criteria.random import random
+from vitprune.errors import UserError
+from vitprune.paths import Gathered
+from vitprune.recovery import Recovery, moments, repair
+from vitprune.types import Metrics, Scores
+
+
+def discover(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    criterion: str = "jas",
+    t: int = 50,
+    nodes: int = 20,
+    batch: int = 8,
+    seed: int = 0,
+) -> Scores:
+    """Score every hidden unit of every FFN for every class.
+
+    Returns class frequencies of the TopK units per image ([C, n] per block), ties decided by the mean summed scores.
+    Raises UserError for an unknown criterion, labels out of range, or a model that is not supported.
+    """
+    sites = models.ffn_sites(model)
+    if criterion == "random":
+        return random(sites, seed=seed)
+    if criterion not in CRITERIA:
+        raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
+    outputs = int(model.num_classes)  # type: ignore[arg-type]
+    if len(images) != len(labels) or not len(images):
+        raise UserError(f"discover: {len(images)} images and {len(labels)} labels; give as many of one as of the other")
+    if int(labels.min()) < 0 or int(labels.max()) >= outputs:
+        raise UserError(f"discover: labels run from {int(labels.min())} to {int(labels.max())}, outputs from 0 to {outputs - 1}")
+    device, parts = models.device_of(model), []
+    with _frozen(model):
+        for start in range(0, len(images), batch):
+            x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
+            scores = CRITERIA[criterion].score(model, sites, x, y, t=t, nodes=nodes)
+            parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), t, outputs))
+    return paths.to_scores(paths.merge(parts), criterion)
+
+
+def prune(
+    model: nn.Module,
+    scores: Scores,
+    *,
+    keep: int | float,
+    recovery: Recovery = "affine",
+    images: Tensor | Iterable[Tensor] | None = None,
+    classes: Sequence[int] | None = None,
+    round_to: int | None = None,
+    batch: int = 64,
+) -> nn.Module:
+    """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, fc2 is repaired.
+
+    `keep` is a count per block (int) or a ratio (float). `images` are what the repair looks at, no labels; needed
+    unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
+    """
+    mask = masks.build(scores, keep, classes=classes, round_to=round_to)
+    with _frozen(model):
+        slim = surgery.slim(model, mask)
+        if recovery != "none":
+            if images is None:
+                raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
+            batches = images.split(batch) if isinstance(images, Tensor) else images
+            repair(slim, model, mask, moments(model, models.ffn_sites(model), batches), recovery)
+    return slim
+
+
+def evaluate(
+    model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
+) -> Metrics:
+    """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
+    with _frozen(model):
+        predict = evaluation.predictor(model)
+        logits = np.concatenate([predict(part).numpy() for part in images.split(batch)])
+    return evaluation.metrics(logits, labels.cpu().numpy(), head)
+
+
+def export(model: nn.Module, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+    """Write `model` as one checked ONNX file with a dynamic batch."""
+    from vitprune import onnx_export
+
+    with _frozen(model):
+        onnx_export.export(model, Path(path), metadata or {})
+    return Path(path)
+
+
+def run(source: str | Path | recipe.Recipe, **options: Any) -> dict[str, Any]:
+    """Run a recipe (a path, a bundled name or a Recipe) as `vitprune run` does; returns report.json's content."""
+    made = source if isinstance(source, recipe.Recipe) else recipe.load(source)
+    return pipeline.run(made, **options)
+
+
+class _frozen:
+    """Eval mode and frozen weights inside, as it was outside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.modes = [(m, m.training) for m in self.model.modules()]
+        self.grads = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.model.eval().requires_grad_(False)
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in self.modes:
+            module.training = training
+        for parameter, grad in self.grads:
+            parameter.requires_grad_(grad)

@@ -1,0 +1,58 @@
+"""Scores + budget + classes → mask. Plain arithmetic, no model in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vitprune.errors import UserError
+from vitprune.types import Mask, Scores
+
+
+def width(keep: int | float, n: int, round_to: int | None = None) -> int:
+    """Units kept of n: an integer is a count, a float a ratio (rounded down, so never above the budget).
+
+    With `round_to` the width goes down to a multiple of it, but not below one multiple (or n, if that is less).
+    Raises UserError below one unit or above n.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int | float):
+        raise UserError(f"keep: {keep!r} is neither a count nor a ratio")
+    if isinstance(keep, float) and not 0 < keep <= 1:
+        raise UserError(f"keep: the ratio {keep} does not lie above 0 and at most at 1.0")
+    count = keep if isinstance(keep, int) else int(keep * n + 1e-9)
+    if count < 1:
+        raise UserError(f"keep: {keep} of {n} hidden units leaves none; keep at least one per block")
+    if count > n:
+        raise UserError(f"keep: {keep} units per block, but a block has only {n}")
+    if round_to and count < n:
+        count = min(n, max(count // round_to, 1) * round_to)
+    return count
+
+
+def build(
+    scores: Scores, keep: int | float, *, classes: Sequence[int] | None = None, round_to: int | None = None
+) -> Mask:
+    """The mask that keeps each block's best units for `classes` (None: all rows), averaged over those classes.
+
+    Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
+    """
+    rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else list(classes)
+    if not rows:
+        raise UserError("classes: an empty set of classes has no mask")
+    masks = []
+    for i, block in enumerate(scores.blocks):
+        first = block[rows].double().mean(0).numpy()
+        second = scores.ties[i][rows].double().mean(0).numpy() if scores.ties else np.zeros_like(first)
+        order = np.lexsort((np.arange(len(first)), -second, -first))
+        mask = torch.zeros(len(first), dtype=torch.bool)
+        mask[torch.from_numpy(order[: width(keep, len(first), round_to)].copy())] = True
+        masks.append(mask)
+    return Mask(masks, tuple(rows) if classes is not None else ())
+
+
+def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:
+    """The paper's class masks, one per class: per block bool [C, n] with `keep` units in each row."""
+    rows = [build(scores, keep, classes=[c]).blocks for c in range(scores.classes)]
+    return [torch.stack([row[i] for row in rows]) for i in range(len(scores.blocks))]

@@ -1,0 +1,128 @@
+"""What the rest needs to know of a model: its FFN sites, its token layout, its blocks in halves.
+
+The only file that knows model families. Supported: timm's VisionTransformer made of plain `Block`s with `Mlp`s
+(ViT, DeiT-III, DINOv2 with its LayerScale, …). A model that does not fit is refused by the name of the module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from vitprune import hooks
+from vitprune.errors import UserError
+from vitprune.types import FfnSite, TokenLayout
+
+
+def ffn_sites(model: nn.Module) -> list[FfnSite]:
+    """The model's FFNs in the order of the forward pass. Raises UserError naming the module that does not fit."""
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"model: {type(model).__name__} is not supported; a timm VisionTransformer is needed")
+    sites = []
+    for i, block in enumerate(model.blocks):
+        if not isinstance(block, Block):
+            raise UserError(f"blocks.{i}: {type(block).__name__} is not supported; timm's plain Block is needed")
+        mlp = block.mlp
+        if type(mlp) is not Mlp or not isinstance(mlp.fc1, nn.Linear) or not isinstance(mlp.fc2, nn.Linear):
+            raise UserError(f"blocks.{i}.mlp: {type(mlp).__name__} is not supported; a plain fc1-act-fc2 Mlp is needed")
+        if not isinstance(mlp.norm, nn.Identity):
+            raise UserError(f"blocks.{i}.mlp.norm: a norm between the hidden units and fc2 is not supported")
+        if mlp.fc2.bias is None:
+            raise UserError(f"blocks.{i}.mlp.fc2: has no bias, recovery needs one")
+        path = f"blocks.{i}.mlp"
+        sites.append(FfnSite(i, f"{path}.fc1", f"{path}.act", f"{path}.fc2", mlp.fc1.out_features))
+    if not sites:
+        raise UserError("model: has no blocks, there is nothing to prune")
+    return sites
+
+
+def token_layout(model: nn.Module) -> TokenLayout:
+    """Where the class token is and what the head reads. Raises UserError for a pooling that is not known."""
+    pooling = getattr(model, "global_pool", None)
+    if getattr(model, "attn_pool", None) is not None or pooling not in ("token", "avg"):
+        raise UserError(f"model.global_pool: `{pooling}` is not supported; `token` or `avg` is")
+    return TokenLayout(
+        int(getattr(model, "num_prefix_tokens", 0)), bool(getattr(model, "has_class_token", False)), pooling
+    )
+
+
+def require_class_token(model: nn.Module, criterion: str) -> None:
+    """Class-token criteria need a head that reads the class token."""
+    layout = token_layout(model)
+    if not layout.has_class_token or layout.pooling != "token":
+        raise UserError(f"criterion `{criterion}`: scores the class token, but this model's head does not read one")
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A block in two halves around its FFN, so that a pass can start anywhere: x → attend → ffn → … → head.
+
+    Legend: R rows (images × nodes), T tokens, D width, N hidden units. Weights are used as they are, in eval mode.
+    """
+
+    model: VisionTransformer
+
+    def stream_into_blocks(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] → the stream into the first block, [B, T, D]."""
+        store: list[Tensor] = []
+        with hooks.inputs_of(self.model.blocks[0], store):
+            self.model.forward_features(images)
+        return store[0]
+
+    def attend(self, i: int, x_RTD: Tensor) -> Tensor:
+        """The stream after block i's attention."""
+        block = self.model.blocks[i]
+        return x_RTD + block.ls1(block.attn(block.norm1(x_RTD)))
+
+    def hidden(self, i: int, z_RTD: Tensor) -> Tensor:
+        """Post-activation hidden units of block i, [R, T, N]."""
+        block = self.model.blocks[i]
+        return block.mlp.act(block.mlp.fc1(block.norm2(z_RTD)))
+
+    def add_ffn(self, i: int, z_RTD: Tensor, hidden_RTN: Tensor) -> Tensor:
+        """The stream after block i, given its hidden units."""
+        block = self.model.blocks[i]
+        return z_RTD + block.ls2(block.mlp.fc2(hidden_RTN))
+
+    def logits(self, x_RTD: Tensor) -> Tensor:
+        """The head on the stream after the last block; only the rows that the pooling reads need be there."""
+        return self.model.forward_head(self.model.norm(x_RTD))
+
+
+def halves(model: nn.Module) -> Halves | None:
+    """The model in halves, or None where its blocks are not exactly timm's `Block`."""
+    if isinstance(model, VisionTransformer) and all(type(b) is Block for b in model.blocks):
+        return Halves(model)
+    return None
+
+
+def input_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height, width the model was built for."""
+    embed = model.get_submodule("patch_embed")
+    height, width = getattr(embed, "img_size", None) or (224, 224)
+    return int(embed.get_submodule("proj").in_channels), int(height), int(width)  # type: ignore[arg-type]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    return next(model.parameters()).device
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda[:k]` or `mps`; a device that is not there is the user's to mend."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or mps") from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise UserError(f"--device {name}: not available here; use --device cpu, or see `vitprune doctor`")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: only {torch.cuda.device_count()} CUDA device(s) here")
+    return device

@@ -1,0 +1,98 @@
+"""The stages in order. Each writes under exported/<name>/ and is skipped when the digest of its inputs is unchanged.
+
+    split → discover → moments → prune → evaluate → export → report
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitprune import record, stages
+from vitprune.context import Context
+from vitprune.files import digest, write_text
+from vitprune.progress import Reporter
+from vitprune.recipe import Recipe, dump
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`work` returns the files it made; `inputs` lists the recipe parts it depends on beside the stages in `after`."""
+
+    name: str
+    work: Callable[[Context], list[Path]]
+    inputs: Callable[[Recipe], Any]
+    after: tuple[str, ...]
+
+
+STAGES = (
+    Stage("split", stages.split, lambda r: (r.model, r.data, r.split, r.classes, r.groups), ()),
+    Stage("discover", stages.discover, lambda r: (r.criterion, r.baselines, r.paper_protocol), ("split",)),
+    Stage("moments", stages.moments, lambda r: r.recovery, ("split",)),
+    Stage("prune", stages.prune, lambda r: (r.keep, r.round_to, r.allocation, r.recovery), ("discover", "moments")),
+    Stage("evaluate", stages.evaluate, lambda r: r.random_draws, ("prune",)),
+    Stage("export", stages.export, lambda r: r.export, ("prune",)),
+)
+UP_TO = {"discover": ("split", "discover"), "prune": ("split", "discover", "moments", "prune")}
+UP_TO |= {"evaluate": (*UP_TO["prune"], "evaluate"), "export": (*UP_TO["prune"], "export")}
+UP_TO["run"] = tuple(stage.name for stage in STAGES)
+
+
+def run(
+    recipe: Recipe,
+    verb: str = "run",
+    *,
+    device: str = "auto",
+    force: bool = False,
+    reporter: Reporter | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
+
+    Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    with Context.open(recipe, device, reporter) as context:
+        write_text(context.folder.root / "recipe.yaml", dump(recipe))
+        inputs: dict[str, str] = {}
+        done: list[dict[str, Any]] = []
+        for stage in STAGES:
+            if stage.name not in UP_TO[verb]:
+                continue
+            inputs[stage.name] = stage_digest(stage, context, inputs)
+            done.append(_do(stage, context, inputs[stage.name], force))
+        made = record.build(context, done, command)
+        if verb == "run":
+            record.write(made, context.folder.root)
+        return made
+
+
+def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
+    """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
+    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
+    roots = [] if stage.after else [context.model_digest, context.data_digest]
+    return digest(stage.name, stages.CODE, str(context.device), parts, [earlier[name] for name in stage.after], roots)
+
+
+def _flat(stage: Stage, context: Context) -> list[Any]:
+    parts = stage.inputs(context.recipe)
+    return list(parts) if isinstance(parts, tuple) else [parts]
+
+
+def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, Any]:
+    folder = context.folder
+    if not force and folder.is_current(stage.name, inputs):
+        context.reporter.say(f"{stage.name}: unchanged, skipped")
+        return {"name": stage.name, "seconds": (folder.record(stage.name) or {}).get("seconds"), "skipped": True}
+    if force and stage.name == "discover":
+        folder.begin(stage.name, "")
+    folder.begin(stage.name, inputs)
+    context.stage_inputs = inputs
+    started = time.monotonic()
+    folder.finish(stage.name, inputs, stage.work(context), started)
+    seconds = round(time.monotonic() - started, 2)
+    context.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
+    return {"name": stage.name, "seconds": seconds, "skipped": False}

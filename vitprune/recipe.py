@@ -1,0 +1,281 @@
+"""The recipe: YAML in, a checked model out; unknown keys are refused with the nearest right one.
+
+`load` takes a path or the name of a bundled recipe. Paths inside a recipe are relative to the working folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
+
+from vitprune.errors import UserError
+
+MAX_BYTES = 1_000_000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Part(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Part):
+    """Which model: `bundled`, a timm name, or `local-dir:FOLDER` with config.json and model.safetensors."""
+
+    name: str = Field("bundled", description="`bundled`, a timm model name, or `local-dir:FOLDER`")
+    pretrained: bool = Field(False, description="fetch timm's own weights (needs a network)")
+    checkpoint: Path | None = Field(None, description="a local .safetensors, .pth or .npz file in timm's key names")
+    args: dict[str, Any] = Field(default_factory=dict, description="extra arguments for timm.create_model")
+
+
+class Data(Part):
+    """Which images: `source: bundled`, or `path:` of an ImageFolder (one folder of images per class)."""
+
+    source: Literal["bundled"] | None = None
+    path: Path | None = None
+    on_corrupt: Literal["fail", "skip"] = Field("fail", description="an unreadable image: stop, or leave it out and count")
+    limit_per_class: Annotated[StrictInt, Field(ge=2)] | None = Field(
+        None, description="first this many images of each class (a quick trial)"
+    )
+
+    @model_validator(mode="after")
+    def one_source(self) -> Data:
+        if (self.source is None) == (self.path is None):
+            raise ValueError("give either `source: bundled` or `path: FOLDER`")
+        return self
+
+
+class SplitSpec(Part):
+    """The per-class split of the images into probe (choose) and test (judge)."""
+
+    seed: StrictInt = 0
+    probe: float = Field(0.8, gt=0, lt=1, description="share of each class that goes to the probe split")
+
+
+class Criterion(Part):
+    """What ranks the hidden units."""
+
+    name: Literal["jas", "activation", "random"] = "jas"
+    t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
+    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
+    probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
+    seed: StrictInt = Field(0, description="for `random`: the draw")
+
+
+class PaperProtocol(Part):
+    """The paper's own pruning protocol (class token only, mask chosen by the true label): an oracle-routed figure."""
+
+    t: list[Annotated[StrictInt, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
+    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = 20
+    probe_per_class: Annotated[StrictInt, Field(ge=1)] = 40
+
+
+class Export(Part):
+    """What is written for deployment, beside the checkpoint."""
+
+    onnx: bool = True
+    latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = [1, 8, 32]
+
+
+class Recipe(Part):
+    """One run. `keep`: an integer is a count of hidden units per block, a float up to 1.0 a ratio."""
+
+    version: Literal[1] = 1
+    name: str
+    model: Model = Field(default_factory=lambda: Model())
+    data: Data = Field(default_factory=lambda: Data(source="bundled"))
+    split: SplitSpec = Field(default_factory=lambda: SplitSpec())
+    classes: list[str] | None = Field(None, min_length=1, description="prune for these classes only")
+    groups: dict[str, list[str]] | None = Field(None, min_length=1, description="one slim model per named class set")
+    criterion: Criterion = Field(default_factory=lambda: Criterion())
+    keep: StrictInt | StrictFloat = 0.25
+    allocation: Literal["uniform"] = "uniform"
+    round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
+    recovery: Literal["none", "mean", "affine"] = "affine"
+    baselines: list[Literal["jas", "activation", "random"]] = ["activation", "random"]
+    random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
+    paper_protocol: PaperProtocol | None = None
+    export: Export = Field(default_factory=lambda: Export())
+    out: Path = Path("exported")
+
+    @field_validator("name")
+    @classmethod
+    def plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("letters, digits, `.`, `_` and `-` only, at most 64, it becomes a folder's name")
+        return name
+
+    @field_validator("groups")
+    @classmethod
+    def plain_groups(cls, groups: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        for name, members in (groups or {}).items():
+            if not NAME.fullmatch(name) or name == "stages":
+                raise ValueError(f"group `{name[:64]}`: its name becomes a folder's: letters, digits, `.`, `_`, `-` only")
+            if not members:
+                raise ValueError(f"group `{name}` names no class")
+        return groups
+
+    @field_validator("keep")
+    @classmethod
+    def keep_range(cls, keep: int | float) -> int | float:
+        if isinstance(keep, int) and keep < 1:
+            raise ValueError("a count of hidden units per block is at least 1")
+        if isinstance(keep, float) and not 0 < keep <= 1:
+            raise ValueError("a ratio lies above 0 and at most at 1.0 (write an integer for a count per block)")
+        return keep
+
+    @model_validator(mode="after")
+    def classes_or_groups(self) -> Recipe:
+        if self.classes is not None and self.groups is not None:
+            raise ValueError("give `classes` or `groups`, not both")
+        return self
+
+    def class_sets(self) -> dict[str | None, list[str] | None]:
+        """Group name → class names; `{None: …}` for a run without groups, `None` classes meaning all."""
+        return dict(self.groups) if self.groups else {None: self.classes}
+
+
+def bundled_folder() -> Path:
+    """Where the recipes that come with the package are: in the wheel beside the code, in a checkout above it."""
+    here = Path(__file__).parent
+    return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+
+
+def load(source: str | Path) -> Recipe:
+    """Read a recipe file, or a bundled recipe by its name (`demo`). Raises UserError, one line."""
+    path = Path(source)
+    if not path.exists() and path.suffix == "" and (bundled_folder() / f"{source}.yaml").is_file():
+        path = bundled_folder() / f"{source}.yaml"
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= MAX_BYTES else ""
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; a recipe is a YAML file") from error
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(p.stem for p in bundled_folder().glob("*.yaml")))
+        raise UserError(f"{path}: no such recipe; bundled ones are {names}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str = "recipe") -> Recipe:
+    """Check YAML text; `where` names it in errors."""
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            refuse_aliases(node, where)
+            value = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+    except (RecursionError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: not a recipe ({type(error).__name__} while reading it)") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a recipe is a mapping of keys; `vitprune recipe new` prints one to start from")
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        raise UserError(describe(error, node, where)) from error
+
+
+def refuse_aliases(node: yaml.Node | None, where: str) -> None:
+    """A recipe has no use for anchors, and chains of them are how a small file fills a memory."""
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if item is None or isinstance(item, yaml.ScalarNode):
+            continue
+        if id(item) in seen:
+            raise UserError(f"{where}, line {item.start_mark.line + 1}: YAML anchors are not accepted in recipes")
+        seen.add(id(item))
+        pairs = item.value if isinstance(item, yaml.SequenceNode) else [part for pair in item.value for part in pair]
+        stack.extend(pairs)
+
+
+def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
+    """The first problem as one line: file, line, key, what, and the nearest right key for an unknown one."""
+    first = error.errors()[0]
+    for candidate in error.errors():
+        if candidate["type"] == "extra_forbidden":
+            first = candidate
+            break
+    keys = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    keys = [k for k in keys if k not in ("int", "float", "str", "list", "is-instance[Path]")]
+    line = line_of(node, keys)
+    place = f"{where}, line {line}" if line else where
+    name = ".".join(keys)[:120]
+    if first["type"] == "extra_forbidden":
+        known = fields_at(keys[:-1])
+        close = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.4)
+        advice = f"did you mean `{close[0]}`?" if close else f"known keys here: {', '.join(known)}"
+        return f"{place}: unknown key `{name}`; {advice}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {str(given)[:60]!r})" if isinstance(given, str | int | float) else ""
+    return " ".join(f"{place}: `{name or 'recipe'}`: {message}{shown}".split())
+
+
+def line_of(node: yaml.Node | None, keys: list[str]) -> int | None:
+    """1-based line of the deepest key that is found."""
+    line = None
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        for k, v in node.value:
+            if k.value == key:
+                line, node = k.start_mark.line + 1, v
+                break
+        else:
+            break
+    return line
+
+
+def fields_at(keys: list[str]) -> list[str]:
+    """Names of the keys allowed in the section that `keys` lead to."""
+    section: type[BaseModel] = Recipe
+    for key in keys:
+        field = section.model_fields.get(key)
+        inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), section)
+    return list(section.model_fields)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+TEMPLATE = """\
+# A recipe for your own model and images. Check it: vitprune recipe check THIS_FILE. Run it: vitprune run THIS_FILE
+version: 1
+name: my-model                # results go to exported/my-model/
+model:
+  name: vit_base_patch16_224.augreg_in21k_ft_in1k   # a timm name, `bundled`, or local-dir:FOLDER
+  pretrained: true            # timm's weights; without a network use  checkpoint: FILE  instead
+data:
+  path: path/to/images        # one folder of images per class, named as the model's labels
+  on_corrupt: fail            # or skip: leave unreadable images out and count them in the report
+split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
+# classes: [tench, goldfish]  # prune for these classes only; without it for all of them
+criterion: {name: jas, t: 50, nodes: 20, probe_per_class: 40}
+keep: 0.25                    # share of each FFN's hidden units; an integer is a count per block
+round_to: 64                  # widths as multiples of this, for the hardware's sake
+recovery: affine              # none, mean, affine
+baselines: [activation, random]
+export: {onnx: true, latency_batches: [1, 8, 32]}
+out: exported
+"""

@@ -1,0 +1,211 @@
+"""The run's record: what report.json holds and the other report pages are made from; see report/schema.json."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vitprune
+from vitprune import evaluation, paths, stages
+from vitprune.context import Context
+from vitprune.files import digest, sha256
+from vitprune.paths import Gathered
+from vitprune.recipe import dump
+from vitprune.report import write_report
+
+TOLERANCE = 1e-4
+PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """Gather what the finished stages left; what is missing is named in `missing`."""
+    recipe = context.recipe
+    evaluated = stages.stage_json(context, "evaluate", "rows.json")
+    record: dict[str, Any] = {
+        "schema": 1,
+        "name": recipe.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_yaml": dump(recipe),
+        "versions": versions(),
+        "machine": machine(context),
+        "classes": list(context.source.classes),
+        "target_classes": [context.class_name(i) for i in context.every_target()],
+        "split": _split(context),
+        "stages": list(done),
+        "notes": [],
+    }
+    record["hashes"] = {
+        "recipe": digest(record["recipe"]),
+        "model": context.model_digest,
+        "data": context.data_digest,
+        "split": digest(context.split_record["probe"], context.split_record["test"]),
+    }
+    record["checks"] = _checks(context)
+    record["files"] = _files(context)
+    record |= _discovered(context)
+    if evaluated:
+        record |= _evaluated(context, evaluated)
+    ran = {stage["name"] for stage in done}
+    needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
+    record["missing"] = [name for name in needed if name not in ran]
+    record["complete"] = not record["missing"]
+    return record
+
+
+def write(record: dict[str, Any], folder: Path) -> list[Path]:
+    """report.json, report.md and report.html."""
+    return write_report(record, folder)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {"vitprune": vitprune.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(context: Context) -> dict[str, Any]:
+    """Processor, cores and device."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else str(context.device)
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+
+
+def _split(context: Context) -> dict[str, Any]:
+    found = dict(context.split_record)
+    probe, test = found.pop("probe"), found.pop("test")
+    return found | {"probe": len(probe), "test": len(test)}
+
+
+def _groups(context: Context) -> list[str]:
+    return [group or "all" for group in context.class_sets()]
+
+
+def _checks(context: Context) -> list[dict[str, Any]]:
+    s = context.split
+    shared = len(set(s.probe.tolist()) & set(s.test.tolist()))
+    checks = [_check("probe and test split share no image", shared, 0, "counted by position in the image source")]
+    for group in _groups(context):
+        label = "" if group == "all" else f" ({group})"
+        pruned = stages.stage_json(context, "prune", f"{group}.json")
+        if pruned:
+            detail = "masked dense model against the model with the units removed, before repair, 16 probe images"
+            checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
+        exported = stages.stage_json(context, "export", f"{group}.json")
+        if exported:
+            for batch, difference in exported["parity"].items():
+                detail = "largest logit difference, torch against onnxruntime, real images"
+                checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
+            a = exported["agreement"]
+            checks.append(_check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images"))
+            differing = a["n"] - a["same_top1"]
+            checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, "images whose top-1 differs"))
+    return checks
+
+
+def _check(name: str, value: float, limit: float, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": bool(value <= limit), "value": value, "limit": limit, "detail": detail}
+
+
+def _files(context: Context) -> list[dict[str, Any]]:
+    root = context.folder.root
+    what = {
+        "model.safetensors": "slim model's weights",
+        "config.json": "timm-style configuration with the width of every block",
+        "masks.safetensors": "which hidden units were kept",
+        "model.onnx": "ONNX, fp32, dynamic batch",
+        "recipe.yaml": "the recipe as resolved",
+    }
+    found = []
+    for folder in [root / (group or "") for group in context.class_sets()] + [root]:
+        for name, text in what.items():
+            path = folder / name
+            relative = path.relative_to(root).as_posix()
+            if path.is_file() and relative not in {f["path"] for f in found}:
+                found.append({"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text})
+    return found
+
+
+def _discovered(context: Context) -> dict[str, Any]:
+    """Most frequent path and frequency curve per class, and the classes' similarity; for an image criterion only."""
+    c = context.recipe.criterion
+    file = stages.discovery_file(context, c.name, c.t, c.nodes, c.probe_per_class)
+    if not file.is_file():
+        return {}
+    scores = paths.to_scores(Gathered.from_file(str(file)), c.name)
+    targets = context.every_target()
+    names = [context.class_name(i) for i in targets]
+    best = [[int(block[i].argmax()) for block in scores.blocks] for i in targets]
+    curves = [[block[i].sort(descending=True).values[:20].tolist() for block in scores.blocks] for i in targets]
+    similarity = paths.class_similarity(scores)[targets][:, targets]
+    return {
+        "paths": {
+            "t": c.t,
+            "images": scores.images,
+            "most_frequent": dict(zip(names, best, strict=True)),
+            "frequency": {n: [[round(v, 4) for v in b] for b in x] for n, x in zip(names, curves, strict=True)},
+        },
+        "class_similarity": {"classes": names, "matrix": [[round(v, 4) for v in row] for row in similarity.tolist()]},
+    }
+
+
+def _evaluated(context: Context, evaluated: dict[str, Any]) -> dict[str, Any]:
+    rows = evaluated["rows"]
+    for row in rows:
+        dense = next(
+            (r for r in rows if r["criterion"] == "dense" and r["head"] == row["head"] and r["classes"] == row["classes"]),
+            None,
+        )
+        if dense and row["criterion"] != "dense":
+            row["top1_change_points"] = (row["top1"] - dense["top1"]) * 100
+    results = {row["group"] or "": _result(context, row) for row in rows if row.pop("exported")}
+    first = next(iter(results.values()))
+    group = next(iter(results))
+    found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
+    if context.recipe.groups:
+        found["results"] = results
+        found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
+    dense_widths = [site.width for site in context.sites]
+    pruned = stages.stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
+    found["model"] = {
+        "name": context.recipe.model.name,
+        "architecture": context.loaded.architecture,
+        "params_dense": evaluation.parameters(context.loaded.model),
+        "params_slim": first["params"],
+        "macs_dense": evaluation.macs(context.loaded.model),
+        "macs_slim": first["macs"],
+        "widths_dense": dense_widths,
+        "widths_slim": pruned["widths"],
+    }
+    exported = stages.stage_json(context, "export", f"{group or 'all'}.json")
+    found["latency"] = exported["latency"] if exported else []
+    return found
+
+
+def _result(context: Context, row: dict[str, Any]) -> dict[str, Any]:
+    exported = stages.stage_json(context, "export", f"{row['group'] or 'all'}.json")
+    ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == stages.LATENCY_BATCH] if exported else []
+    return row | {"latency_ratio": ratios[0] if ratios and math.isfinite(ratios[0]) else None}
+
+
+def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = [r for r in rows if r["dense_top1"] is not None and r["slim_top1"] is not None]
+    return [r | {"change_points": (r["slim_top1"] - r["dense_top1"]) * 100} for r in known]

@@ -1,0 +1,109 @@
+"""Repair of fc2 after units are gone, from the hidden units of the dense model on the probe split; labels play no part.
+
+Per block, with S the kept and P the pruned units, μ and C the mean and centred covariance of the dense model's hidden
+units over all tokens of all probe images, W2 = fc2.weight and b2 = fc2.bias:
+
+    mean     b2 += W2_P μ_P
+    affine   B = C_PS (C_SS + λI)⁻¹;   W2_S += W2_P B;   b2 += W2_P (μ_P − B μ_S)      λ = ridge · mean diag C_SS
+
+Affine is the ridge regression of the pruned units on the kept ones; the centring is what makes it work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitprune import hooks, models
+from vitprune.types import FfnSite, Mask
+
+Recovery = Literal["none", "mean", "affine"]
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean [n] and centred covariance [n, n] of one block's hidden units, float64; `tokens` is how many were seen."""
+
+    mean: Tensor
+    covariance: Tensor
+    tokens: int
+
+
+class _Stream:
+    """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts."""
+
+    def __init__(self) -> None:
+        self.origin: Tensor | None = None
+        self.total: Tensor | None = None
+        self.gram: Tensor | None = None
+        self.tokens = 0
+
+    def add(self, hidden_BTN: Tensor) -> None:
+        rows = hidden_BTN.reshape(-1, hidden_BTN.shape[-1])
+        if self.origin is None or self.total is None or self.gram is None:
+            self.origin = rows.double().mean(0).to(rows)
+            self.total = torch.zeros_like(self.origin, dtype=torch.float64)
+            self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+        rows = rows - self.origin
+        self.total += rows.sum(0, dtype=torch.float64)
+        for chunk in rows.split(8192):
+            self.gram += (chunk.T @ chunk).double()
+        self.tokens += len(rows)
+
+    def finish(self) -> Moments:
+        if self.origin is None or self.total is None or self.gram is None:
+            raise ValueError("no images were given")
+        shift = self.total / self.tokens
+        covariance = self.gram / self.tokens - shift[:, None] * shift
+        return Moments((self.origin.double() + shift).cpu(), covariance.cpu(), self.tokens)
+
+
+@torch.no_grad()
+def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor]) -> list[Moments]:
+    """Hidden-unit moments of every block over batches of images [B, C, H, W]; memory does not grow with their number."""
+    streams = [_Stream() for _ in sites]
+
+    def collect(position: int, hidden_BTN: Tensor) -> None:
+        streams[position].add(hidden_BTN)
+
+    device = models.device_of(model)
+    for images in batches:
+        with hooks.hidden_units(model, sites, collect):
+            model(images.to(device))
+    return [stream.finish() for stream in streams]
+
+
+@torch.no_grad()
+def repair(
+    slim: nn.Module, dense: nn.Module, mask: Mask, stats: Sequence[Moments], recovery: Recovery, ridge: float = RIDGE
+) -> None:
+    """Rewrite fc2 of every pruned block of `slim` in place; `stats` are the dense model's."""
+    if recovery == "none":
+        return
+    for site, keep, stat in zip(models.ffn_sites(dense), mask.blocks, stats, strict=True):
+        if bool(keep.all()):
+            continue
+        fc2, original = slim.get_submodule(site.fc2), dense.get_submodule(site.fc2)
+        assert isinstance(fc2, nn.Linear) and isinstance(original, nn.Linear)
+        weight, bias = refit(original.weight.double().cpu(), original.bias.double().cpu(), keep, stat, recovery, ridge)
+        fc2.weight.copy_(weight)
+        fc2.bias.copy_(bias)
+
+
+def refit(
+    weight: Tensor, bias: Tensor, keep: Tensor, stat: Moments, recovery: Recovery, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """New fc2 weight [D, kept] and bias [D], float64, from the dense ones [D, n] and [D]."""
+    kept, gone = keep.nonzero().flatten(), (~keep).nonzero().flatten()
+    weight_S, weight_P = weight[:, kept], weight[:, gone]
+    if recovery == "mean":
+        return weight_S, bias + weight_P @ stat.mean[gone]
+    C_SS, C_SP = stat.covariance[kept][:, kept], stat.covariance[kept][:, gone]
+    strength = ridge * C_SS.diagonal().mean().clamp_min(torch.finfo(C_SS.dtype).tiny)
+    B = torch.linalg.solve(C_SS + strength * torch.eye(len(kept), dtype=C_SS.dtype), C_SP).T
+    return weight_S + weight_P @ B, bias + weight_P @ (stat.mean[gone] - B @ stat.mean[kept])

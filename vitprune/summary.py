@@ -1,0 +1,73 @@
+"""What a finished command prints: a short table for people, one JSON object for scripts."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def as_json(record: dict[str, Any], verb: str, folder: Path) -> dict[str, Any]:
+    """The essentials of a record and where its files are."""
+    kept = ("name", "complete", "missing", "result", "results", "rows", "checks", "stages", "hashes")
+    found: dict[str, Any] = {key: record[key] for key in kept if key in record}
+    found["folder"] = str(folder)
+    if verb == "run":
+        found["report"] = str(folder / "report.html")
+    return found
+
+
+def show(record: dict[str, Any], verb: str, folder: Path) -> None:
+    """Tables on standard output, ending with the path of the report (or of the run's folder)."""
+    console = Console(highlight=False, width=None if Console().is_terminal else 110)
+    if "rows" in record:
+        honest = [row for row in record["rows"] if row["protocol"] == "honest"]
+        console.print(_table("Test split, honest: one model for every image", honest))
+        oracle = [row for row in record["rows"] if row["protocol"] == "oracle"]
+        if oracle:
+            console.print(_table("Paper's protocol, oracle-routed: mask chosen by the true label, class token only", oracle))
+    result = record.get("result")
+    if result:
+        model = record["model"]
+        line = f"MACs x {model['macs_slim'] / model['macs_dense']:.3f}, parameters x {model['params_slim'] / model['params_dense']:.3f}"
+        if result.get("latency_ratio"):
+            line += f", ONNX latency x {result['latency_ratio']:.3f} (batch 32)"
+        console.print(f"Slim against dense: {line}")
+    failed = [check["name"] for check in record["checks"] if not check["passed"]]
+    console.print(f"Checks: {len(record['checks']) - len(failed)} passed" + (f", FAILED: {', '.join(failed)}" if failed else ""))
+    console.print(f"Report: {folder / 'report.html'}" if verb == "run" else f"Results: {folder}", soft_wrap=True)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("criterion", "keep", "recovery", "head", "top-1", "95 % interval", "p(true)", "params", "MACs"):
+        table.add_column(name, justify="left" if name in ("criterion", "recovery", "head") else "right")
+    for group in _draws_together(rows):
+        first = group[0]
+        top1 = [row["top1"] for row in group]
+        spread = f" ± {100 * statistics.stdev(top1):.2f}" if len(group) > 1 else ""
+        interval = "–".join(f"{100 * x:.1f}" for x in first["top1_ci95"]) if len(group) == 1 else f"{len(group)} draws"
+        name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
+        table.add_row(
+            name,
+            str(first["keep"]),
+            first["recovery"],
+            first["head"],
+            f"{100 * statistics.mean(top1):.2f}{spread}",
+            interval,
+            f"{statistics.mean(row['mean_true_probability'] for row in group):.3f}",
+            f"{first['params']:,}",
+            f"{first['macs'] / 1e6:.1f} M",
+        )
+    return table
+
+
+def _draws_together(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(str(row[k]) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol"))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())

@@ -1,0 +1,119 @@
+"""The records that pass between the stages; this file imports nothing of ours.
+
+Legend: N images, C classes, L blocks, n hidden units of a block, t units kept per image and block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FfnSite:
+    """One FFN: block index, module paths of its layers inside the model, hidden width n."""
+
+    block: int
+    fc1: str
+    act: str
+    fc2: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Which rows of the stream [B, T, D] are what."""
+
+    prefix: int
+    has_class_token: bool
+    pooling: Literal["token", "avg"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Probe and test indices into an image source, per class `probe_share`, disjoint."""
+
+    seed: int
+    probe_share: float
+    probe: np.ndarray
+    test: np.ndarray
+
+    def __post_init__(self) -> None:
+        if np.intersect1d(self.probe, self.test).size:
+            raise ValueError("probe and test share images")
+
+
+@dataclass(frozen=True, slots=True)
+class PathSet:
+    """Neuron paths in columns: image [N] int64, label [N] int64, units [N, L, t] int32, scores [N, L, t] float32.
+
+    Units of one image and block are in descending order of score.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    units: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a criterion returns: per block [C, n] float32, larger is kept first; C is 1 when it knows no classes.
+
+    `ties` has the same shapes and decides between equal scores. `images` is how many images took part.
+    """
+
+    criterion: str
+    blocks: list[Tensor]
+    ties: list[Tensor] | None = None
+    images: int = 0
+    paths: PathSet | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of class rows (1: class-free)."""
+        return self.blocks[0].shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Per block bool [n], True keeps, at least one per block; `classes` are the class indices it serves."""
+
+    blocks: list[Tensor]
+    classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for block, keep in enumerate(self.blocks):
+            if not bool(keep.any()):
+                raise ValueError(f"block {block}: the mask keeps no hidden unit")
+
+    @property
+    def widths(self) -> list[int]:
+        """Kept units per block."""
+        return [int(keep.sum()) for keep in self.blocks]
+
+    @property
+    def kept(self) -> float:
+        """Share of all hidden units that is kept."""
+        return sum(self.widths) / sum(keep.numel() for keep in self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One evaluation on n images; accuracies are fractions, per_class is [C] with NaN for classes without images."""
+
+    top1: float
+    top1_ci95: tuple[float, float]
+    mean_true_probability: float
+    per_class: list[float]
+    n: int
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """Everything the report shows; `report.json` is this record, see report/schema.json."""
+
+    data: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,85 @@
+"""A run's folder: one lock, one record per stage, and the rule by which a stage is skipped.
+
+exported/<name>/stages/<stage>/stage.json holds the digest of the stage's inputs and the files it made. It is written
+last, so a stage without it is unfinished; a stage with another digest is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vitprune.errors import UserError
+from vitprune.files import explain, read_json, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folder exported/<name> of one run."""
+
+    root: Path
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps what later stages read."""
+        return self.root / "stages" / stage
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """The record of a finished stage, or None."""
+        path = self.stage_folder(stage) / "stage.json"
+        return read_json(path) if path.is_file() else None
+
+    def is_current(self, stage: str, inputs: str) -> bool:
+        """True when the stage has finished with these inputs and its files are still there in their sizes."""
+        try:
+            record = self.record(stage)
+        except UserError:
+            return False
+        if not isinstance(record, dict) or record.get("inputs") != inputs:
+            return False
+        files = {self.root / name: size for name, size in record.get("files", {}).items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+    def begin(self, stage: str, inputs: str) -> None:
+        """Forget the stage's record; what it made for other inputs goes away."""
+        folder = self.stage_folder(stage)
+        try:
+            (folder / "stage.json").unlink(missing_ok=True)
+            for path in folder.glob("*") if folder.is_dir() else ():
+                if path.name != inputs[:16]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain(error, folder) from error
+
+    def finish(self, stage: str, inputs: str, files: list[Path], started: float) -> None:
+        """Write the stage's record."""
+        sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files}
+        seconds = round(time.monotonic() - started, 2)
+        write_json(self.stage_folder(stage) / "stage.json", {"inputs": inputs, "seconds": seconds, "files": sizes})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises UserError when another run holds it or it cannot be made."""
+        handle = self._open_lock()
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.root}: another run is working here; wait for it or choose another --out") from error
+            yield
+        finally:
+            handle.close()
+
+    def _open_lock(self) -> IO[str]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return open(self.root / ".lock", "w", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
+        except OSError as error:
+            raise explain(error, self.root) from error
