@@ -1,0 +1,44 @@
+"""A run's record as JSON, Markdown for a pull request, and one self-contained HTML page.
+
+The record's fields are described in `schema.json`. A partial record makes a page that says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitprune.files import write_text
+from vitprune.report.compare import comparison
+from vitprune.report.document import document
+from vitprune.report.html import html
+from vitprune.report.markdown import markdown
+from vitprune.report.values import plain
+
+__all__ = ["compare_reports", "write_report"]
+
+
+def write_report(record: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `report.json`, `report.md` and `report.html` into `folder`, each in one step; answer their paths.
+
+    Non-finite floats become null. Raises TypeError for values JSON cannot hold and UserError
+    where the folder cannot be written.
+    """
+    safe = plain(record)
+    page = document(safe)
+    text = json.dumps(safe, indent=2, allow_nan=False) + "\n"
+    return _write(folder, {"report.json": text, "report.md": markdown(page), "report.html": html(page)})
+
+
+def compare_reports(records: list[tuple[Path, dict[str, Any]]], folder: Path) -> list[Path]:
+    """Write `comparison.md` and `comparison.html` for several runs, each given with the path of its record."""
+    page = comparison([(path, plain(record)) for path, record in records])
+    return _write(folder, {"comparison.md": markdown(page), "comparison.html": html(page)})
+
+
+def _write(folder: Path, texts: dict[str, str]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]

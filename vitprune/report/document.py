@@ -1,0 +1,60 @@
+"""A record as a document: the seven questions in order, warnings first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.report.blocks import Document, Text
+from vitprune.report.sections.classes import classes_section
+from vitprune.report.sections.comparison import comparison_section
+from vitprune.report.sections.deploy import deploy_section
+from vitprune.report.sections.kept import kept_section
+from vitprune.report.sections.reproduce import reproduce_section
+from vitprune.report.sections.result import result_section
+from vitprune.report.sections.trust import failed_checks, trust_section
+from vitprune.report.values import clean, mapping, sequence
+
+SCHEMA = 1
+SOURCE = "Every number on this page comes from the run's record, report.json beside it."
+SECTIONS = (
+    result_section,
+    trust_section,
+    comparison_section,
+    classes_section,
+    kept_section,
+    deploy_section,
+    reproduce_section,
+)
+
+
+def document(record: dict[str, Any]) -> Document:
+    """The page of one run; `record` holds pure JSON types (see `values.plain`)."""
+    name = clean(record.get("name")) or "unnamed run"
+    sections = tuple(section(record) for section in SECTIONS)
+    return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
+
+
+def _subtitle(record: dict[str, Any]) -> str:
+    model, machine = mapping(record.get("model")), mapping(record.get("machine"))
+    known, targets = sequence(record.get("classes")), sequence(record.get("target_classes"))
+    classes = f"{len(targets):,} of {len(known):,} classes" if targets else f"{len(known):,} classes" if known else ""
+    architecture = clean(model.get("architecture"))
+    parts = [f"{clean(model.get('name'))} {f'({architecture})' if architecture else ''}".strip()]
+    parts += [classes, clean(machine.get("device"))]
+    parts.append(clean(record.get("created")) or "date not recorded")
+    return " · ".join(part for part in parts if part)
+
+
+def _warnings(record: dict[str, Any]) -> tuple[Text, ...]:
+    found: list[str] = []
+    absent = [clean(item) for item in sequence(record.get("missing")) if clean(item)]
+    if record.get("complete") is not True or absent:
+        what = f" It lacks: {', '.join(absent)}." if absent else " It does not say what is missing."
+        found.append(f"This run is not complete.{what} Sections without data say so.")
+    if failed := failed_checks(record):
+        found.append(f"Failed: {'; '.join(failed)}. Do not use these figures before that is explained.")
+    if record.get("schema") != SCHEMA:
+        stated = clean(record.get("schema"))
+        which = f"follows schema {stated}" if stated else "names no schema"
+        found.append(f"The record {which}; this page was made for schema {SCHEMA}.")
+    return tuple(Text(text, "warning") for text in found)

@@ -1,0 +1,74 @@
+"""How do I deploy it? Files, latency, and the lines that use the model."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from vitprune.report import numbers
+from vitprune.report.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
+from vitprune.report.values import clean, mappings, number
+
+
+def deploy_section(record: dict[str, Any]) -> Section:
+    """Files with sizes, latency per batch size, code."""
+    blocks = [*_files(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
+    return Section("deploy", "How do I deploy it?", tuple(blocks))
+
+
+def _files(record: dict[str, Any]) -> list[Block]:
+    files = mappings(record.get("files"))
+    if not files:
+        return [missing("any exported file")]
+    return [table("Files", ("File", ">Size", "What it is", "SHA-256"), map(_file, files))]
+
+
+def _file(row: dict[str, Any]) -> Row:
+    size, digest = number(row.get("bytes")), clean(row.get("sha256"))
+    return Row(
+        (
+            Cell(clean(row.get("path"))),
+            Cell(numbers.size(size), size),
+            Cell(clean(row.get("what"))),
+            Cell(f"{digest[:12]}…" if len(digest) > 12 else digest or numbers.NONE),
+        )
+    )
+
+
+def _latency(rows: list[dict[str, Any]]) -> list[Block]:
+    if not rows:
+        return [missing("latency measurements")]
+    columns = (">Batch", ">Dense", ">Slim", ">Slim / dense", "Runtime")
+    return [table("Latency per batch", columns, map(_latency_row, rows))]
+
+
+def _latency_row(row: dict[str, Any]) -> Row:
+    dense, slim, part = number(row.get("dense_ms")), number(row.get("slim_ms")), number(row.get("ratio"))
+    slower = part is not None and part > 1
+    return Row(
+        (
+            Cell(clean(row.get("batch")) or numbers.NONE, number(row.get("batch"))),
+            Cell(numbers.milliseconds(dense), dense),
+            Cell(numbers.milliseconds(slim), slim),
+            Cell(numbers.times(part), part, "warning" if slower else ""),
+            Cell(clean(row.get("runtime"))),
+        )
+    )
+
+
+def _usage(record: dict[str, Any]) -> list[Block]:
+    """The record's own `usage` lines, else plain ONNX Runtime on the exported file."""
+    heading = Heading("Use it")
+    if own := clean(record.get("usage"), lines=True):
+        return [heading, Code(own, "python")]
+    names = [clean(row.get("path")) for row in mappings(record.get("files"))]
+    path = next((name for name in names if PurePosixPath(name).suffix == ".onnx"), "")
+    if not path:
+        return [heading, Text("No ONNX file was exported, so there is nothing to load.", "missing")]
+    code = (
+        "import onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({path!r})\n"
+        "logits = session.run(None, {session.get_inputs()[0].name: images})[0]"
+    )
+    text = "`images` is a float32 array [batch, 3, height, width], prepared with the model's own transform."
+    return [heading, Code(code, "python"), Text(text.replace("`", ""), "note")]

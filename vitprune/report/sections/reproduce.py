@@ -1,0 +1,51 @@
+"""How do I reproduce it? Command, recipe, hashes, versions, time per stage."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vitprune.report import numbers
+from vitprune.report.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, missing, table
+from vitprune.report.values import clean, mapping, mappings, number
+
+
+def reproduce_section(record: dict[str, Any]) -> Section:
+    """Everything another person needs to get the same figures."""
+    command = clean(record.get("command"))
+    blocks: list[Block] = [Code(command, "sh") if command else missing("the command")]
+    blocks += [_recipe(record)]
+    for key, title in (("hashes", "Hashes"), ("versions", "Versions"), ("machine", "Machine")):
+        blocks += _facts(title, mapping(record.get(key)))
+    return Section("reproduce", "How do I reproduce it?", (*blocks, *_stages(mappings(record.get("stages")))))
+
+
+def _recipe(record: dict[str, Any]) -> Block:
+    if text := clean(record.get("recipe_yaml"), lines=True):
+        return Fold("Recipe", (Code(text, "yaml"),))
+    if recipe := mapping(record.get("recipe")):
+        return Fold("Recipe (resolved)", (Code(clean(json.dumps(recipe, indent=2), lines=True), "json"),))
+    return missing("the recipe")
+
+
+def _facts(title: str, facts: dict[str, Any]) -> list[Block]:
+    if not facts:
+        return [missing(f"the {title.lower()}")]
+    return [Heading(title), Facts(tuple((clean(key), clean(value) or numbers.NONE) for key, value in facts.items()))]
+
+
+def _stages(stages: list[dict[str, Any]]) -> list[Block]:
+    if not stages:
+        return [missing("the time per stage")]
+    rows = [_stage(row) for row in stages]
+    spent = [
+        value for row in stages if row.get("skipped") is not True and (value := number(row.get("seconds"))) is not None
+    ]
+    total = Row((Cell("this run"), Cell(numbers.seconds(sum(spent)), sum(spent)), Cell("")))
+    return [Heading("Time"), table("Time per stage", ("Stage", ">Time", "State"), [*rows, total])]
+
+
+def _stage(row: dict[str, Any]) -> Row:
+    skipped, took = row.get("skipped") is True, number(row.get("seconds"))
+    state = "skipped: its inputs had not changed" if skipped else "done" if took is not None else "not finished"
+    return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), Cell(state)))

@@ -1,0 +1,140 @@
+"""What did I get? One sentence and three big numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.report import numbers
+from vitprune.report.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
+from vitprune.report.rows import dense_for
+from vitprune.report.values import clean, interval, mapping, mappings, number, ratio
+
+
+def result_section(record: dict[str, Any]) -> Section:
+    """The headline: sentence, numbers, and one line per group where several models were exported."""
+    blocks: list[Block] = []
+    result = mapping(record.get("result"))
+    groups = mapping(record.get("results"))
+    if result:
+        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), Numbers(_numbers(record, result))]
+    elif not groups:
+        blocks.append(missing("an exported model (`result`), so there is no headline figure"))
+    if groups:
+        blocks.append(_groups_table(groups))
+    return Section("result", "What did I get?", tuple(blocks))
+
+
+def latency_row(record: dict[str, Any]) -> dict[str, Any]:
+    """The latency measurement the headline ratio comes from, else an empty dict."""
+    wanted = number(mapping(record.get("result")).get("latency_ratio"))
+    rows = mappings(record.get("latency"))
+    return next((row for row in rows if wanted is not None and number(row.get("ratio")) == wanted), {})
+
+
+def _sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
+    model = mapping(record.get("model"))
+    name = clean(model.get("architecture")) or clean(model.get("name")) or "The model"
+    text = f"{name} with {numbers.share(number(result.get('kept')))} of its FFN units"
+    if number(result.get("kept")) is None:
+        text = f"The pruned {name}" if name != "The model" else "The pruned model"
+    top1, images = number(result.get("top1")), number(result.get("n"))
+    if top1 is None:
+        return f"{text} has no accuracy in the record."
+    text += f" classifies {numbers.share(top1)} of {numbers.count(images)} test images correctly"
+    if images is None:
+        text = text.replace(f" of {numbers.NONE} test images", " of the test images")
+    return f"{text}{_against_dense(number(result.get('top1_change_points')))}."
+
+
+def _against_dense(change: float | None) -> str:
+    if change is None:
+        return ""
+    if numbers.points(change) == "0.00":
+        return ", as many as the dense model"
+    size = numbers.points(abs(change)).removeprefix("+")
+    return f", {size} points {'below' if change < 0 else 'above'} the dense model"
+
+
+def _oracle_warning(result: dict[str, Any]) -> list[Block]:
+    if result.get("protocol") == "honest":
+        return []
+    if result.get("protocol") == "oracle":
+        return [Text("This headline is oracle-routed: no deployed model can reach it.", "warning")]
+    return [Text("The record does not say under which protocol this headline was measured.", "warning")]
+
+
+def _numbers(record: dict[str, Any], result: dict[str, Any]) -> tuple[Number, ...]:
+    return (_accuracy(record, result), _size(mapping(record.get("model")), result), _latency(record, result))
+
+
+def _accuracy(record: dict[str, Any], result: dict[str, Any]) -> Number:
+    pair = interval(result.get("top1_ci95"))
+    change = number(result.get("top1_change_points"))
+    parts = [f"95 % interval {numbers.span(pair)}" if pair else "no 95 % interval in the record"]
+    parts.append(f"{numbers.points(change)} points against dense" if change is not None else "no dense reference")
+    if result.get("head") == "masked":
+        parts.append("masked head: only the target classes compete")
+    dense = number(mapping(dense_for(mappings(record.get("rows")), result)).get("top1"))
+    if dense is not None and pair is not None:
+        where = "inside" if pair[0] <= dense <= pair[1] else "outside"
+        parts.append(f"the dense model's {numbers.share(dense)} lies {where} the interval")
+    top1 = number(result.get("top1"))
+    return Number(
+        numbers.share(top1), "top-1 of the slim model", "; ".join(parts), "" if top1 is not None else "missing"
+    )
+
+
+def _size(model: dict[str, Any], result: dict[str, Any]) -> Number:
+    slim = {
+        "params": model.get("params_slim", result.get("params")),
+        "macs": model.get("macs_slim", result.get("macs")),
+    }
+    shares = {key: ratio(value, model.get(f"{key}_dense")) for key, value in slim.items()}
+    if shares["params"] is None and shares["macs"] is None:
+        return Number(numbers.NONE, "parameters and MACs left", "model size is not in the record", "missing")
+    detail = [
+        f"{label} {numbers.compact(number(model.get(f'{key}_dense')))} → {numbers.compact(number(slim[key]))}"
+        for key, label in (("params", "parameters"), ("macs", "MACs"))
+        if shares[key] is not None
+    ]
+    value = " / ".join(numbers.share(shares[key], 0) for key in ("params", "macs"))
+    return Number(value, "of the parameters / of the MACs left", "; ".join(detail))
+
+
+def _latency(record: dict[str, Any], result: dict[str, Any]) -> Number:
+    value = number(result.get("latency_ratio"))
+    if value is None:
+        return Number(numbers.NONE, "of the dense latency", "latency was not measured for this model", "missing")
+    row = latency_row(record)
+    detail = "the batch size is not in the record"
+    if row:
+        pair = (
+            f"{numbers.milliseconds(number(row.get('dense_ms')))} → {numbers.milliseconds(number(row.get('slim_ms')))}"
+        )
+        detail = f"batch {clean(row.get('batch')) or '?'}: {pair}, {clean(row.get('runtime')) or 'unknown runtime'}"
+    if value > 1:
+        return Number(numbers.times(value), "of the dense latency: slower", detail, "warning")
+    return Number(numbers.times(value), "of the dense latency", detail)
+
+
+def _groups_table(groups: dict[str, Any]) -> Block:
+    columns = ("Group", "Criterion", "Recovery", ">Kept", ">Top-1", ">95 % interval", ">Change, points", ">Images")
+    return table("Exported models, one per group", columns, (_group_row(k, mapping(v)) for k, v in groups.items()))
+
+
+def _group_row(name: str, row: dict[str, Any]) -> Row:
+    kept, top1, change = number(row.get("kept")), number(row.get("top1")), number(row.get("top1_change_points"))
+    pair = interval(row.get("top1_ci95"))
+    return Row(
+        (
+            Cell(clean(name)),
+            Cell(clean(row.get("criterion"))),
+            Cell(clean(row.get("recovery"))),
+            Cell(numbers.share(kept), kept),
+            Cell(numbers.share(top1, 2), top1),
+            Cell(numbers.span(pair), pair[0] if pair else None),
+            Cell(numbers.points(change), change),
+            Cell(numbers.count(number(row.get("n"))), number(row.get("n"))),
+        ),
+        "oracle-routed" if row.get("protocol") == "oracle" else "",
+    )

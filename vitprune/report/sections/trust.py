@@ -1,0 +1,130 @@
+"""Can I trust it? The split, the seeds, the checks, and which figures are oracle-routed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.report import numbers
+from vitprune.report.blocks import Block, Cell, Fold, Heading, Row, Section, Text, missing, table
+from vitprune.report.rows import of_protocol, without_protocol
+from vitprune.report.values import clean, mapping, mappings, number, sequence
+
+MAX_SKIPPED = 50
+_NO_ORACLE = "No figure on this page is oracle-routed."
+
+
+def trust_section(record: dict[str, Any]) -> Section:
+    """Split, seeds, protocol statement, checks and notes."""
+    blocks: list[Block] = [*_split(mapping(record.get("split"))), Text(_seeds(record)), Text(_protocols(record))]
+    blocks += [Heading("Checks"), *_checks(mappings(record.get("checks")))]
+    notes = [clean(note) for note in sequence(record.get("notes")) if clean(note)]
+    if notes:
+        blocks += [Heading("Notes of the run"), *(Text(note, "note") for note in notes)]
+    return Section("trust", "Can I trust it?", tuple(blocks))
+
+
+def failed_checks(record: dict[str, Any]) -> list[str]:
+    """Names of the checks that did not pass."""
+    rows = mappings(record.get("checks"))
+    return [clean(row.get("name")) or "unnamed check" for row in rows if row.get("passed") is not True]
+
+
+def _split(split: dict[str, Any]) -> list[Block]:
+    if not split:
+        return [missing("the probe/test split")]
+    probe, test = number(split.get("probe")), number(split.get("test"))
+    portion = number(split.get("probe_share"))
+    how = f" ({numbers.share(portion, 0)} of each class go to the probe split)" if portion is not None else ""
+    text = (
+        f"{numbers.count(probe)} images are in the probe split, for every choice, and {numbers.count(test)} in the "
+        f"test split, for measuring only{how}. Split seed: {clean(split.get('seed')) or 'not recorded'}."
+    )
+    blocks: list[Block] = [Text(text)]
+    if classes := mappings(split.get("per_class")):
+        rows = [_counts(row) for row in classes]
+        counts = table("Images per class", ("Class", ">Probe", ">Test"), rows)
+        blocks.append(Fold(f"Images per class ({len(rows)})", (counts,)))
+    return blocks + _skipped(mappings(split.get("skipped")))
+
+
+def _counts(row: dict[str, Any]) -> Row:
+    probe, test = number(row.get("probe")), number(row.get("test"))
+    return Row((Cell(clean(row.get("class"))), Cell(numbers.count(probe), probe), Cell(numbers.count(test), test)))
+
+
+def _skipped(skipped: list[dict[str, Any]]) -> list[Block]:
+    if not skipped:
+        return []
+    shown = skipped[:MAX_SKIPPED]
+    rows = [Row((Cell(clean(row.get("path"))), Cell(clean(row.get("reason"))))) for row in shown]
+    summary = f"{numbers.plural(len(skipped), 'file')} skipped"
+    if len(shown) < len(skipped):
+        summary += f", the first {len(shown)} shown"
+    return [Fold(summary, (table("Skipped files", ("File", "Reason"), rows),))]
+
+
+def _seeds(record: dict[str, Any]) -> str:
+    found: dict[str, list[str]] = {}
+    for row in mappings(record.get("rows")):
+        if row.get("criterion") != "dense" and row.get("seed") is not None:
+            seeds = found.setdefault(clean(row.get("criterion")) or "unnamed", [])
+            seeds.extend([clean(row["seed"])] if clean(row["seed"]) not in seeds else [])
+    if not found:
+        return "No row of the record names its seed."
+    alike: dict[str, list[str]] = {}
+    for criterion, seeds in found.items():
+        alike.setdefault(", ".join(seeds), []).append(criterion)
+    parts = [f"{', '.join(names)}: {seeds}" for seeds, names in alike.items()]
+    return f"Seeds per criterion. {'; '.join(parts)}."
+
+
+def _protocols(record: dict[str, Any]) -> str:
+    """How many rows are honest, and exactly which figures are oracle-routed."""
+    honest, oracle, unknown = (
+        len(rows) for rows in (of_protocol(record, "honest"), of_protocol(record, "oracle"), without_protocol(record))
+    )
+    made = numbers.plural(honest, "measurement is", "measurements are")
+    parts = [f"{made} honest: the mask does not depend on the label of the image it is used on."]
+    if not honest:
+        parts = ["The record has no honest measurement."]
+    places = ["the table and plot headed “Oracle-routed”"] * bool(oracle) + ["the headline"] * _oracle_headline(record)
+    if oracle:
+        amount = numbers.plural(oracle, "measurement is", "measurements are")
+        parts.append(f"{amount} oracle-routed: the mask is chosen by the image's true label.")
+    parts.append(f"Oracle-routed figures stand in {' and in '.join(places)}, nowhere else." if places else _NO_ORACLE)
+    if unknown:
+        parts.append(f"{numbers.plural(unknown, 'row names', 'rows name')} no protocol.")
+    return " ".join(parts)
+
+
+def _oracle_headline(record: dict[str, Any]) -> bool:
+    exported = [record.get("result"), *mapping(record.get("results")).values()]
+    return any(mapping(row).get("protocol") == "oracle" for row in exported)
+
+
+def _checks(checks: list[dict[str, Any]]) -> list[Block]:
+    if not checks:
+        return [missing("any check, so nothing here has been verified by the tool")]
+    failed = sum(row.get("passed") is not True for row in checks)
+    verdict = f"{failed} of {len(checks)} checks failed." if failed else f"All {len(checks)} checks passed."
+    columns = ("Check", "Outcome", ">Value", ">Limit", "Detail")
+    made = table("Checks made on this run", columns, (_check(row) for row in checks))
+    return [Text(verdict, "warning" if failed else "good"), made]
+
+
+def _check(row: dict[str, Any]) -> Row:
+    passed = row.get("passed") is True
+    return Row(
+        (
+            Cell(clean(row.get("name")) or "unnamed check"),
+            Cell("✓ passed" if passed else "✗ failed", tone="good" if passed else "warning"),
+            _value(row.get("value")),
+            _value(row.get("limit")),
+            Cell(clean(row.get("detail"))),
+        )
+    )
+
+
+def _value(value: Any) -> Cell:
+    found = number(value)
+    return Cell(numbers.general(found), found) if found is not None else Cell(clean(value) or numbers.NONE)
