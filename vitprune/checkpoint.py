@@ -93,7 +93,9 @@ def _open_timm(spec: recipe.Model) -> Loaded:
     try:
         model = timm.create_model(name, pretrained=spec.pretrained, **spec.args)
     except (OSError, ConnectionError) as error:
-        raise UserError(f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint") from error
+        raise UserError(
+            f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint"
+        ) from error
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
         raise UserError(f"model `{name}`: timm cannot build it ({_line(error)}); see model.args") from error
     if spec.checkpoint is not None:

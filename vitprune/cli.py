@@ -36,7 +36,11 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
     loaded = recipe_file.load(recipe)
     if out is not None:
         loaded = loaded.model_copy(update={"out": out})
-    command = f"vitprune {verb} {recipe}" + (f" --out {out}" if out else "") + (f" --device {device}" if device != "auto" else "")
+    command = (
+        f"vitprune {verb} {recipe}"
+        + (f" --out {out}" if out else "")
+        + (f" --device {device}" if device != "auto" else "")
+    )
     record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command)
     folder = loaded.out / loaded.name
     if as_json:
@@ -46,31 +50,41 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
 
 
 @app.command()
-def run(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+def run(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
     _verb("run", recipe, out, device, force, as_json)
 
 
 @app.command()
-def discover(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+def discover(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+) -> None:
     """Up to the neuron paths and scores of the probe split."""
     _verb("discover", recipe, out, device, force, as_json)
 
 
 @app.command()
-def prune(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+def prune(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+) -> None:
     """Up to the slim model's checkpoint folder."""
     _verb("prune", recipe, out, device, force, as_json)
 
 
 @app.command()
-def evaluate(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+def evaluate(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+) -> None:
     """Up to the exam on the test split, baselines included."""
     _verb("evaluate", recipe, out, device, force, as_json)
 
 
 @app.command()
-def export(recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False) -> None:
+def export(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+) -> None:
     """Up to the checked ONNX file and its latency."""
     _verb("export", recipe, out, device, force, as_json)
 
@@ -104,7 +118,10 @@ def recipe_check(recipe: RecipeArg, as_json: Json = False) -> None:
     from vitprune import recipe as recipe_file
 
     loaded = recipe_file.load(recipe)
-    print(json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else recipe_file.dump(loaded), end="\n" * as_json)
+    print(
+        json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else recipe_file.dump(loaded),
+        end="\n" * as_json,
+    )
 
 
 @recipes.command("schema")
@@ -166,7 +183,11 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
-        _fail(f"vitprune: internal error, {type(error).__name__}: {text} (add --debug before the verb for the trace)", 1, debug)
+        _fail(
+            f"vitprune: internal error, {type(error).__name__}: {text} (add --debug before the verb for the trace)",
+            1,
+            debug,
+        )
 
 
 def _fail(line: str, code: int, trace: bool) -> None:

@@ -96,7 +96,7 @@ class Context:
         known = {name: int(i) for name, i in zip(self.source.classes, self.images.output_of_class, strict=True)}
         for output, label in enumerate(self.loaded.labels or []):
             if output in known.values():
-                known |= {spelling: output for spelling in label.split("\t")}
+                known |= dict.fromkeys(label.split("\t"), output)
         for name in names:
             if name not in known:
                 shown = ", ".join(self.source.classes[:12]) + (", …" if len(self.source.classes) > 12 else "")
@@ -122,7 +122,7 @@ class Context:
         """Images whose nodes fit one pass of the discovery engine."""
         model = self.loaded.model
         tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
-        row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type]
+        row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type,misc]
         return max(1, min(MAX_ROWS, ROW_BYTES // row) // nodes)
 
     @property

@@ -33,7 +33,7 @@ class Source(Protocol):
 
     classes: list[str]
     class_of: np.ndarray
-    names: Sequence[str]
+    names: list[str]
 
     def image(self, i: int) -> Image.Image: ...
 
@@ -133,7 +133,9 @@ def output_indices(classes: Sequence[str], outputs: int, names: Sequence[str] | 
         if len(missing) < len(classes) or len(classes) != outputs:
             raise UserError(f"{where}: class folder `{missing[0]}` is not among the model's labels ({_some(names)})")
     if len(classes) != outputs:
-        raise UserError(f"{where}: {len(classes)} class folders, but the model has {outputs} outputs and no label names")
+        raise UserError(
+            f"{where}: {len(classes)} class folders, but the model has {outputs} outputs and no label names"
+        )
     return np.arange(outputs, dtype=np.int64)
 
 

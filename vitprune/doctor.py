@@ -21,7 +21,9 @@ def examine() -> dict[str, Any]:
     try:
         import torchvision  # noqa: F401
     except Exception as error:
-        problems.append(f"torchvision does not fit torch ({' '.join(str(error).split())[:100]}): reinstall both together")
+        problems.append(
+            f"torchvision does not fit torch ({' '.join(str(error).split())[:100]}): reinstall both together"
+        )
     return found
 
 

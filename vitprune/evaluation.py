@@ -65,10 +65,10 @@ def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None =
     draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
     low, high = np.percentile(hit[draws].mean(1), [2.5, 97.5])
     with np.errstate(invalid="ignore"):
-        of_class = [float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])]
-    return Metrics(
-        float(hit.mean()), (float(low), float(high)), float(true_probability.mean()), of_class, int(len(hit))
-    )
+        of_class = [
+            float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])
+        ]
+    return Metrics(float(hit.mean()), (float(low), float(high)), float(true_probability.mean()), of_class, len(hit))
 
 
 def oracle_logits(

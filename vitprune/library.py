@@ -42,16 +42,19 @@ def discover(
         return random(sites, seed=seed)
     if criterion not in CRITERIA:
         raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
+    masks.check_t(t, sites)
     outputs = int(model.num_classes)  # type: ignore[arg-type]
     if len(images) != len(labels) or not len(images):
         raise UserError(f"discover: {len(images)} images and {len(labels)} labels; give as many of one as of the other")
     if int(labels.min()) < 0 or int(labels.max()) >= outputs:
-        raise UserError(f"discover: labels run from {int(labels.min())} to {int(labels.max())}, outputs from 0 to {outputs - 1}")
+        raise UserError(
+            f"discover: labels run from {int(labels.min())} to {int(labels.max())}, outputs from 0 to {outputs - 1}"
+        )
     device, parts = models.device_of(model), []
-    with _frozen(model):
+    with _Frozen(model):
         for start in range(0, len(images), batch):
             x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
-            scores = CRITERIA[criterion].score(model, sites, x, y, t=t, nodes=nodes)
+            scores = CRITERIA[criterion].score(model, sites, x, y, ts=[t], nodes=nodes)[t]
             parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), t, outputs))
     return paths.to_scores(paths.merge(parts), criterion)
 
@@ -73,7 +76,7 @@ def prune(
     unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
     """
     mask = masks.build(scores, keep, classes=classes, round_to=round_to)
-    with _frozen(model):
+    with _Frozen(model):
         slim = surgery.slim(model, mask)
         if recovery != "none":
             if images is None:
@@ -87,7 +90,7 @@ def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
 ) -> Metrics:
     """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
-    with _frozen(model):
+    with _Frozen(model):
         predict = evaluation.predictor(model)
         logits = np.concatenate([predict(part).numpy() for part in images.split(batch)])
     return evaluation.metrics(logits, labels.cpu().numpy(), head)
@@ -97,7 +100,7 @@ def export(model: nn.Module, path: str | Path, metadata: dict[str, Any] | None =
     """Write `model` as one checked ONNX file with a dynamic batch."""
     from vitprune import onnx_export
 
-    with _frozen(model):
+    with _Frozen(model):
         onnx_export.export(model, Path(path), metadata or {})
     return Path(path)
 
@@ -108,7 +111,7 @@ def run(source: str | Path | recipe.Recipe, **options: Any) -> dict[str, Any]:
     return pipeline.run(made, **options)
 
 
-class _frozen:
+class _Frozen:
     """Eval mode and frozen weights inside, as it was outside."""
 
     def __init__(self, model: nn.Module) -> None:

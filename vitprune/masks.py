@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vitprune.errors import UserError
-from vitprune.types import Mask, Scores
+from vitprune.types import FfnSite, Mask, Scores
 
 
 def width(keep: int | float, n: int, round_to: int | None = None) -> int:
@@ -29,6 +29,13 @@ def width(keep: int | float, n: int, round_to: int | None = None) -> int:
     if round_to and count < n:
         count = min(n, max(count // round_to, 1) * round_to)
     return count
+
+
+def check_t(t: int, sites: Sequence[FfnSite]) -> None:
+    """Raises UserError when a block has fewer than t hidden units."""
+    smallest = min(site.width for site in sites)
+    if not 1 <= t <= smallest:
+        raise UserError(f"t: {t} units per block are asked for, but a block has {smallest}; choose 1 to {smallest}")
 
 
 def build(

@@ -1,6 +1,6 @@
 """The stages in order. Each writes under exported/<name>/ and is skipped when the digest of its inputs is unchanged.
 
-    split → discover → moments → prune → evaluate → export → report
+split → discover → moments → prune → evaluate → export → report
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import record, stages
+from vitprune import record
 from vitprune.context import Context
 from vitprune.files import digest, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe, dump
+from vitprune.stages import CODE, discover, evaluate, export, moments, prune, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("split", stages.split, lambda r: (r.model, r.data, r.split, r.classes, r.groups), ()),
-    Stage("discover", stages.discover, lambda r: (r.criterion, r.baselines, r.paper_protocol), ("split",)),
-    Stage("moments", stages.moments, lambda r: r.recovery, ("split",)),
-    Stage("prune", stages.prune, lambda r: (r.keep, r.round_to, r.allocation, r.recovery), ("discover", "moments")),
-    Stage("evaluate", stages.evaluate, lambda r: r.random_draws, ("prune",)),
-    Stage("export", stages.export, lambda r: r.export, ("prune",)),
+    Stage("split", split.split, lambda r: (r.model, r.data, r.split, r.classes, r.groups), ()),
+    Stage("discover", discover.discover, lambda r: (r.criterion, r.baselines, r.paper_protocol), ("split",)),
+    Stage("moments", moments.moments, lambda r: r.recovery, ("split",)),
+    Stage("prune", prune.prune, lambda r: (r.keep, r.round_to, r.allocation, r.recovery), ("discover", "moments")),
+    Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),
+    Stage("export", export.export, lambda r: r.export, ("prune",)),
 )
 UP_TO = {"discover": ("split", "discover"), "prune": ("split", "discover", "moments", "prune")}
 UP_TO |= {"evaluate": (*UP_TO["prune"], "evaluate"), "export": (*UP_TO["prune"], "export")}
@@ -74,7 +75,7 @@ def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
     parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
     roots = [] if stage.after else [context.model_digest, context.data_digest]
-    return digest(stage.name, stages.CODE, str(context.device), parts, [earlier[name] for name in stage.after], roots)
+    return digest(stage.name, CODE, str(context.device), parts, [earlier[name] for name in stage.after], roots)
 
 
 def _flat(stage: Stage, context: Context) -> list[Any]:

@@ -14,21 +14,31 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import evaluation, paths, stages
+from vitprune import evaluation, paths
 from vitprune.context import Context
-from vitprune.files import digest, sha256
+from vitprune.files import digest, read_json, sha256
 from vitprune.paths import Gathered
 from vitprune.recipe import dump
 from vitprune.report import write_report
+from vitprune.stages.discover import discovery_file
+from vitprune.stages.export import LATENCY_BATCH
 
 TOLERANCE = 1e-4
+MADE_BY = {
+    "model.safetensors": "prune",
+    "config.json": "prune",
+    "masks.safetensors": "prune",
+    "model.onnx": "export",
+    "recipe.yaml": "",
+}
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """Gather what the finished stages left; what is missing is named in `missing`."""
     recipe = context.recipe
-    evaluated = stages.stage_json(context, "evaluate", "rows.json")
+    ran = {stage["name"] for stage in done}
+    evaluated = _stage_json(context, "evaluate", "rows.json") if "evaluate" in ran else None
     record: dict[str, Any] = {
         "schema": 1,
         "name": recipe.name,
@@ -50,12 +60,11 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "data": context.data_digest,
         "split": digest(context.split_record["probe"], context.split_record["test"]),
     }
-    record["checks"] = _checks(context)
-    record["files"] = _files(context)
+    record["checks"] = _checks(context, ran)
+    record["files"] = _files(context, ran)
     record |= _discovered(context)
     if evaluated:
-        record |= _evaluated(context, evaluated)
-    ran = {stage["name"] for stage in done}
+        record |= _evaluated(context, evaluated, "export" in ran)
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]
@@ -83,7 +92,9 @@ def machine(context: Context) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else str(context.device)
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
@@ -99,23 +110,25 @@ def _groups(context: Context) -> list[str]:
     return [group or "all" for group in context.class_sets()]
 
 
-def _checks(context: Context) -> list[dict[str, Any]]:
+def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
     s = context.split
     shared = len(set(s.probe.tolist()) & set(s.test.tolist()))
     checks = [_check("probe and test split share no image", shared, 0, "counted by position in the image source")]
     for group in _groups(context):
         label = "" if group == "all" else f" ({group})"
-        pruned = stages.stage_json(context, "prune", f"{group}.json")
+        pruned = _stage_json(context, "prune", f"{group}.json") if "prune" in ran else None
         if pruned:
             detail = "masked dense model against the model with the units removed, before repair, 16 probe images"
             checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
-        exported = stages.stage_json(context, "export", f"{group}.json")
+        exported = _stage_json(context, "export", f"{group}.json") if "export" in ran else None
         if exported:
             for batch, difference in exported["parity"].items():
                 detail = "largest logit difference, torch against onnxruntime, real images"
                 checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
             a = exported["agreement"]
-            checks.append(_check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images"))
+            checks.append(
+                _check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images")
+            )
             differing = a["n"] - a["same_top1"]
             checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, "images whose top-1 differs"))
     return checks
@@ -125,7 +138,7 @@ def _check(name: str, value: float, limit: float, detail: str) -> dict[str, Any]
     return {"name": name, "passed": bool(value <= limit), "value": value, "limit": limit, "detail": detail}
 
 
-def _files(context: Context) -> list[dict[str, Any]]:
+def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
     root = context.folder.root
     what = {
         "model.safetensors": "slim model's weights",
@@ -134,12 +147,13 @@ def _files(context: Context) -> list[dict[str, Any]]:
         "model.onnx": "ONNX, fp32, dynamic batch",
         "recipe.yaml": "the recipe as resolved",
     }
-    found = []
+    found: list[dict[str, Any]] = []
     for folder in [root / (group or "") for group in context.class_sets()] + [root]:
         for name, text in what.items():
             path = folder / name
             relative = path.relative_to(root).as_posix()
-            if path.is_file() and relative not in {f["path"] for f in found}:
+            made_now = MADE_BY[name] in ran | {""}
+            if made_now and path.is_file() and relative not in {f["path"] for f in found}:
                 found.append({"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text})
     return found
 
@@ -147,7 +161,7 @@ def _files(context: Context) -> list[dict[str, Any]]:
 def _discovered(context: Context) -> dict[str, Any]:
     """Most frequent path and frequency curve per class, and the classes' similarity; for an image criterion only."""
     c = context.recipe.criterion
-    file = stages.discovery_file(context, c.name, c.t, c.nodes, c.probe_per_class)
+    file = discovery_file(context, c.name, c.t, c.nodes, c.probe_per_class)
     if not file.is_file():
         return {}
     scores = paths.to_scores(Gathered.from_file(str(file)), c.name)
@@ -167,16 +181,20 @@ def _discovered(context: Context) -> dict[str, Any]:
     }
 
 
-def _evaluated(context: Context, evaluated: dict[str, Any]) -> dict[str, Any]:
+def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
     rows = evaluated["rows"]
     for row in rows:
         dense = next(
-            (r for r in rows if r["criterion"] == "dense" and r["head"] == row["head"] and r["classes"] == row["classes"]),
+            (
+                r
+                for r in rows
+                if r["criterion"] == "dense" and r["head"] == row["head"] and r["classes"] == row["classes"]
+            ),
             None,
         )
         if dense and row["criterion"] != "dense":
             row["top1_change_points"] = (row["top1"] - dense["top1"]) * 100
-    results = {row["group"] or "": _result(context, row) for row in rows if row.pop("exported")}
+    results = {row["group"] or "": _result(context, row, exported_now) for row in rows if row.pop("exported")}
     first = next(iter(results.values()))
     group = next(iter(results))
     found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
@@ -184,7 +202,7 @@ def _evaluated(context: Context, evaluated: dict[str, Any]) -> dict[str, Any]:
         found["results"] = results
         found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
     dense_widths = [site.width for site in context.sites]
-    pruned = stages.stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
+    pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
     found["model"] = {
         "name": context.recipe.model.name,
         "architecture": context.loaded.architecture,
@@ -195,17 +213,24 @@ def _evaluated(context: Context, evaluated: dict[str, Any]) -> dict[str, Any]:
         "widths_dense": dense_widths,
         "widths_slim": pruned["widths"],
     }
-    exported = stages.stage_json(context, "export", f"{group or 'all'}.json")
+    exported = _stage_json(context, "export", f"{group or 'all'}.json") if exported_now else None
     found["latency"] = exported["latency"] if exported else []
     return found
 
 
-def _result(context: Context, row: dict[str, Any]) -> dict[str, Any]:
-    exported = stages.stage_json(context, "export", f"{row['group'] or 'all'}.json")
-    ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == stages.LATENCY_BATCH] if exported else []
-    return row | {"latency_ratio": ratios[0] if ratios and math.isfinite(ratios[0]) else None}
+def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
+    exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
+    ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
+    ratio = ratios[0] if ratios and math.isfinite(ratios[0]) else None
+    return row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
 
 
 def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     known = [r for r in rows if r["dense_top1"] is not None and r["slim_top1"] is not None]
     return [r | {"change_points": (r["slim_top1"] - r["dense_top1"]) * 100} for r in known]
+
+
+def _stage_json(context: Context, stage: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a stage, or None when that stage has not run."""
+    path = context.folder.stage_folder(stage) / name
+    return dict(read_json(path)) if path.is_file() else None

@@ -31,7 +31,9 @@ def session(path: Path, provider: str = "cpu", threads: int | None = None) -> An
     name = PROVIDERS.get(provider, provider)
     if name not in ort.get_available_providers():
         have = ", ".join(p.removesuffix("ExecutionProvider") for p in ort.get_available_providers())
-        raise UserError(f"provider `{provider}`: not available in this onnxruntime (it has {have}); see `vitprune doctor`")
+        raise UserError(
+            f"provider `{provider}`: not available in this onnxruntime (it has {have}); see `vitprune doctor`"
+        )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -41,7 +43,9 @@ def session(path: Path, provider: str = "cpu", threads: int | None = None) -> An
     except Exception as error:
         raise UserError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
     if made.get_providers()[0] != name:
-        raise UserError(f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`")
+        raise UserError(
+            f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`"
+        )
     return made
 
 

@@ -28,16 +28,21 @@ def show(record: dict[str, Any], verb: str, folder: Path) -> None:
         console.print(_table("Test split, honest: one model for every image", honest))
         oracle = [row for row in record["rows"] if row["protocol"] == "oracle"]
         if oracle:
-            console.print(_table("Paper's protocol, oracle-routed: mask chosen by the true label, class token only", oracle))
+            console.print(
+                _table("Paper's protocol, oracle-routed: mask chosen by the true label, class token only", oracle)
+            )
     result = record.get("result")
     if result:
         model = record["model"]
-        line = f"MACs x {model['macs_slim'] / model['macs_dense']:.3f}, parameters x {model['params_slim'] / model['params_dense']:.3f}"
+        macs, params = model["macs_slim"] / model["macs_dense"], model["params_slim"] / model["params_dense"]
+        line = f"MACs x {macs:.3f}, parameters x {params:.3f}"
         if result.get("latency_ratio"):
             line += f", ONNX latency x {result['latency_ratio']:.3f} (batch 32)"
         console.print(f"Slim against dense: {line}")
     failed = [check["name"] for check in record["checks"] if not check["passed"]]
-    console.print(f"Checks: {len(record['checks']) - len(failed)} passed" + (f", FAILED: {', '.join(failed)}" if failed else ""))
+    console.print(
+        f"Checks: {len(record['checks']) - len(failed)} passed" + (f", FAILED: {', '.join(failed)}" if failed else "")
+    )
     console.print(f"Report: {folder / 'report.html'}" if verb == "run" else f"Results: {folder}", soft_wrap=True)
 
 

@@ -72,7 +72,9 @@ class Workspace:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"{self.root}: another run is working here; wait for it or choose another --out") from error
+                raise UserError(
+                    f"{self.root}: another run is working here; wait for it or choose another --out"
+                ) from error
             yield
         finally:
             handle.close()
@@ -80,6 +82,8 @@ class Workspace:
     def _open_lock(self) -> IO[str]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            return open(self.root / ".lock", "w", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666))
+            return open(
+                self.root / ".lock", "w", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
+            )
         except OSError as error:
             raise explain(error, self.root) from error

@@ -14,11 +14,18 @@ from vitprune.types import FfnSite
 
 
 class ImageScore(Protocol):
-    """Scores every hidden unit for every image: per block [B, N]."""
+    """Scores every hidden unit for every image, for each t in `ts`: per block [B, N]."""
 
     def __call__(
-        self, model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, *, t: int, nodes: int
-    ) -> list[Tensor]: ...
+        self,
+        model: nn.Module,
+        sites: Sequence[FfnSite],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        ts: Sequence[int],
+        nodes: int,
+    ) -> dict[int, list[Tensor]]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from vitprune.types import FfnSite
 
 @torch.no_grad()
 def activation(
-    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, *, t: int, nodes: int
-) -> list[Tensor]:
-    """The class token's hidden units per block, [B, N]; `labels`, `t` and `nodes` play no part."""
+    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, *, ts: Sequence[int], nodes: int
+) -> dict[int, list[Tensor]]:
+    """The class token's hidden units per block, [B, N], the same for every t; `labels` and `nodes` play no part."""
     models.require_class_token(model, "activation")
     seen: list[Tensor] = []
     with hooks.hidden_units(model, sites, lambda _, hidden_BTN: seen.append(hidden_BTN[:, 0])):
         model(images)
-    return seen
+    return dict.fromkeys(ts, seen)

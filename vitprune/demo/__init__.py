@@ -1,0 +1,1 @@
+"""The bundled model and images, and the script that made the model."""

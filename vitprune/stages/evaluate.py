@@ -1,0 +1,142 @@
+"""The exam: every row of the report on the test split, after every choice has been made."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vitprune import checkpoint, evaluation, masks, paths
+from vitprune.context import Context
+from vitprune.errors import UserError
+from vitprune.files import write_json
+from vitprune.paths import Gathered
+from vitprune.stages import moments
+from vitprune.stages.discover import discovery_file, scores_of
+from vitprune.stages.prune import mask_of, slimmed
+from vitprune.types import Metrics
+
+
+def evaluate(context: Context) -> list[Path]:
+    """Every row of the report on the test split; all choices have been made by the stages before."""
+    rows: list[dict[str, Any]] = []
+    per_class: dict[str, Any] = {}
+    for group, targets in context.class_sets().items():
+        made, classes = _evaluate_set(context, group, targets)
+        rows += made
+        per_class[group or ""] = classes
+    if context.recipe.paper_protocol:
+        rows += _oracle_rows(context)
+    path = context.folder.stage_folder("evaluate") / "rows.json"
+    write_json(path, {"rows": rows, "per_class": per_class})
+    return [path]
+
+
+def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tuple[list[dict[str, Any]], list[Any]]:
+    recipe, stats = context.recipe, moments.from_file(context, group)
+    main = (recipe.criterion.name, recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed)
+    contenders = [main] + [(name, recipe.split.seed) for name in recipe.baselines if name not in (main[0], "random")]
+    if "random" in recipe.baselines:
+        contenders += [("random", s) for s in range(recipe.random_draws) if ("random", s) != main]
+    jobs = [("dense", recipe.split.seed, "none")]
+    jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", recipe.recovery))]
+    rows: list[dict[str, Any]] = []
+    seen: dict[str, Metrics] = {}
+    for name, seed, how in context.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
+        exported = (name, seed) == main and how == recipe.recovery
+        mask = None if name == "dense" else mask_of(context, scores_of(context, name, seed), targets)
+        if mask is None:
+            model = context.loaded.model
+        elif exported:
+            model = checkpoint.load(context.folder.root / (group or ""), context.device)
+        else:
+            model = slimmed(context, mask, stats, how)  # type: ignore[arg-type]
+        logits, labels = evaluation.test_logits(
+            evaluation.predictor(model), context.images, context.split, context.batch, np.array(targets)
+        )
+        for head in ("all", "masked") if len(targets) < context.loaded.outputs else ("all",):
+            m = _finite_metrics(logits, labels, targets if head == "masked" else None, name)
+            row = _row(context, name, how, m, model, targets, mask.kept if mask else 1.0)
+            rows.append(row | {"seed": seed, "group": group, "head": head, "exported": exported and head == "all"})
+            if head == "all" and (name == "dense" or exported):
+                seen["dense" if name == "dense" else "slim"] = m
+    return rows, _per_class(context, targets, seen, labels)
+
+
+def _finite_metrics(logits: np.ndarray, labels: np.ndarray, head: list[int] | None, name: str) -> Metrics:
+    try:
+        return evaluation.metrics(logits, labels, head)
+    except ValueError as error:
+        raise UserError(f"evaluate, {name}: {error}; check the model's weights and the images") from error
+
+
+def _row(
+    context: Context, name: str, how: str, m: Metrics, model: nn.Module, targets: list[int], kept: float
+) -> dict[str, Any]:
+    return {
+        "criterion": name,
+        "keep": 1.0 if name == "dense" else context.recipe.keep,
+        "kept": kept,
+        "allocation": context.recipe.allocation,
+        "recovery": how,
+        "protocol": "honest",
+        "t": None,
+        "group": None,
+        "classes": [context.class_name(i) for i in targets],
+        "head": "all",
+        "seed": context.recipe.split.seed,
+        "top1": m.top1,
+        "top1_ci95": list(m.top1_ci95),
+        "mean_true_probability": m.mean_true_probability,
+        "per_class_top1": {context.class_name(i): _number(m.per_class[i]) for i in targets},
+        "params": evaluation.parameters(model),
+        "macs": evaluation.macs(model),
+        "n": m.n,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _per_class(context: Context, targets: list[int], seen: dict[str, Metrics], labels: np.ndarray) -> list[Any]:
+    return [
+        {
+            "class": context.class_name(i),
+            "n": int((labels == i).sum()),
+            "dense_top1": _number(seen["dense"].per_class[i]),
+            "slim_top1": _number(seen["slim"].per_class[i]),
+        }
+        for i in targets
+    ]
+
+
+def _oracle_rows(context: Context) -> list[dict[str, Any]]:
+    """The paper's protocol on all test images of the run's classes: class token only, mask of the true label."""
+    p, targets = context.recipe.paper_protocol, context.every_target()
+    assert p is not None
+    model, rows = context.loaded.model, []
+    only = np.array(targets)
+    index = evaluation.test_indices(context.images, context.split, only)
+    for name in ("jas", "activation"):
+        for t in p.t:
+            file = discovery_file(context, name, t, p.nodes, p.probe_per_class)
+            keep = masks.per_class(paths.to_scores(Gathered.from_file(str(file)), name), t)
+            label = f"paper protocol {name} t={t}"
+            logits, labels = evaluation.oracle_logits(
+                model,
+                context.sites,
+                keep,
+                context.images,
+                index,
+                context.batch,
+                lambda items, label=label: context.reporter.track(items, label, len(index), context.batch),  # type: ignore[misc]
+            )
+            m = _finite_metrics(logits, labels, None, name)
+            kept = t * len(context.sites) / sum(site.width for site in context.sites)
+            row = _row(context, name, "none", m, model, targets, kept)
+            rows.append(row | {"keep": t, "protocol": "oracle", "t": t, "exported": False})
+    return rows
