@@ -1,14 +1,15 @@
-"""Train the bundled demo model: a plain timm ViT (6 blocks x 96 wide x 384 hidden units, patch 4) on Fashion-MNIST.
+"""Train the bundled model: a plain timm ViT (6 blocks x 96 wide x 384 hidden units, patch 4) on Fashion-MNIST.
 
     python -m vitprune.demo.train --data /usr/share/datasets/fashion-mnist --work runs/demo-model --out vitprune/demo/model
 
 Only the 60,000 training images are used; the 10,000 test images, which are the demo's probe and test data, are read
 once, after the last epoch, to record the accuracy. Recipe: a small CNN is trained first and then distilled into the
 ViT on the same augmented view (DeiT; Beyer et al. 2022, "A good teacher is patient and consistent"); attention starts
-from the mimetic initialisation of Trockman & Kolter 2023; half of the patches are dropped in the first part of the
-training (PatchDropout), which nearly halves its cost; Muon for the matrices, AdamW for the rest; warm-up, a constant
-rate, a linear cool-down; an exponential average of the weights is what is saved. The script resumes from its own
-checkpoint in --work; --epochs may be changed on resume as long as the cool-down has not begun.
+from the mimetic initialisation of Trockman & Kolter 2023. First part: half of the patches are dropped (PatchDropout),
+which nearly halves the cost, Muon for the matrices. Second part: all patches, AdamW with strong weight decay and a
+dropout of 0.1 on the hidden units, as in the ViT paper's own training from scratch. Warm-up, a constant rate, a linear
+cool-down; an exponential average of the weights is what is saved. The script resumes from its own checkpoint in
+--work; --epochs may be changed on resume as long as the cool-down has not begun.
 
 Legend: B images, C classes, all images are [B, 1, 28, 28] float32, normalised.
 """
@@ -108,9 +109,9 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)[None]
 
 
-def rate(step: int, warm: int, total: int, cool: float) -> float:
-    """Warm-up, constant, linear cool-down over the last `cool` share of the steps; a factor in (0, 1]."""
-    return min(1.0, (step + 1) / warm, max(0.01, (total - step) / (cool * total)))
+def rate(since: int, warm: int, total: int, cool: float, step: int) -> float:
+    """Warm-up from the start of a part, constant, linear cool-down over the last `cool` of all steps; in (0, 1]."""
+    return min(1.0, (since + 1) / warm, max(0.01, (total - step) / (cool * total)))
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -157,30 +158,39 @@ def build_student(args: argparse.Namespace) -> VisionTransformer:
     return model
 
 
-def optimisers(model: VisionTransformer, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def optimisers(model: VisionTransformer, second_part: bool, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """First part: Muon for the blocks' matrices. Second: AdamW with the ViT paper's strong weight decay."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("blocks.")]
     ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    if args.adamw:
-        return [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)]
+    if second_part:
+        return [
+            torch.optim.AdamW(matrices, lr=1e-3, weight_decay=args.decay),
+            torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0),
+        ]
     return [
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.0),
     ]
 
 
+def set_dropout(model: VisionTransformer, hidden: float, patches: float) -> None:
+    """Dropout of hidden units inside the FFNs, and of whole patches."""
+    model.patch_drop.prob = patches
+    for block in model.blocks:
+        block.mlp.drop1.p = hidden
+
+
 def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.Namespace) -> tuple[nn.Module, dict]:
     model = build_student(args)
     ema = copy.deepcopy(model)
-    opts = optimisers(model, args)
-    base = [group["lr"] for opt in opts for group in opt.param_groups]
+    opts: list[torch.optim.Optimizer] = []
     path, first, log = args.work / "student.pt", 0, []
+    state: dict = {"second_part": None}
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
         first, log = state["epoch"], state["log"]
     per_epoch = len(x) // args.batch
     total = args.epochs * per_epoch
@@ -188,11 +198,18 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
         g = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         torch.manual_seed(args.seed * 100_003 + epoch)
         model.train()
-        model.patch_drop.prob = 0.5 if epoch < args.drop_epochs else 0.0
+        second_part = epoch >= args.drop_epochs
+        set_dropout(model, 0.1 if second_part else 0.0, 0.0 if second_part else 0.5)
+        if not opts or epoch == args.drop_epochs:
+            opts = optimisers(model, second_part, args)
+            base = [group["lr"] for opt in opts for group in opt.param_groups]
+            if state.get("second_part") == second_part:
+                for opt, saved in zip(opts, state["opts"], strict=True):
+                    opt.load_state_dict(saved)
         start, hits, loss_sum = time.time(), 0, 0.0
         for i, index in enumerate(torch.randperm(len(x), generator=g)[: per_epoch * args.batch].split(args.batch)):
             step = epoch * per_epoch + i
-            factor = rate(step, 400, total, args.cool)
+            factor = rate(step - args.drop_epochs * per_epoch * second_part, 400, total, args.cool, step)
             for lr, group in zip(base, (q for opt in opts for q in opt.param_groups), strict=True):
                 group["lr"] = lr * factor
             view, target = augment(x[index], g), y[index]
@@ -225,7 +242,7 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
         log.append(line)
         print(json.dumps(line), flush=True)
         state = {"model": model.state_dict(), "ema": ema.state_dict(), "opts": [o.state_dict() for o in opts]}
-        save_checkpoint(path, state | {"epoch": epoch + 1, "log": log})
+        save_checkpoint(path, state | {"epoch": epoch + 1, "log": log, "second_part": second_part})
     return ema, {"seconds": sum(row["seconds"] for row in log), "epochs": args.epochs}
 
 
@@ -276,7 +293,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3, help="Muon's rate, matched to AdamW's update size")
     parser.add_argument("--limit", type=int, default=0, help="first N training images only (a trial)")
     parser.add_argument("--no-teacher", action="store_true")
-    parser.add_argument("--adamw", action="store_true", help="AdamW for everything (a trial)")
+    parser.add_argument("--decay", type=float, default=0.5, help="AdamW's weight decay in the second part")
     parser.add_argument("--plain-init", action="store_true", help="timm's own initialisation (a trial)")
     return parser.parse_args()
 
