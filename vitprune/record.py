@@ -53,6 +53,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "split": _split(context),
         "stages": list(done),
         "notes": [],
+        "usage": _usage(context),
     }
     record["hashes"] = {
         "recipe": digest(record["recipe"]),
@@ -98,6 +99,11 @@ def machine(context: Context) -> dict[str, Any]:
         cpu = names[0] if names else cpu
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else str(context.device)
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+
+
+def _usage(context: Context) -> str:
+    folder = context.folder.root.as_posix()
+    return f"import vitprune\nmodel = vitprune.load({folder!r})  # a timm model in eval mode\nlogits = model(images)"
 
 
 def _split(context: Context) -> dict[str, Any]:

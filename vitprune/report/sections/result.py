@@ -26,9 +26,8 @@ def result_section(record: dict[str, Any]) -> Section:
 
 def latency_row(record: dict[str, Any]) -> dict[str, Any]:
     """The latency measurement the headline ratio comes from, else an empty dict."""
-    wanted = number(mapping(record.get("result")).get("latency_ratio"))
-    rows = mappings(record.get("latency"))
-    return next((row for row in rows if wanted is not None and number(row.get("ratio")) == wanted), {})
+    batch = mapping(record.get("result")).get("latency_batch")
+    return next((row for row in mappings(record.get("latency")) if row.get("batch") == batch), {})
 
 
 def _sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
