@@ -216,15 +216,24 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: di
     except Exception as error:
         raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
     data_config["input_size"] = (channels, height, width)
-    labels = own.get("label_names")
-    if labels is None and getattr(model, "num_classes", 0) == 1000:
-        info = ImageNetInfo()
-        plain = [text.split(",")[0] for text in info.label_descriptions()]
-        labels = [f"{synset}\t{name}" for synset, name in zip(info.label_names(), plain, strict=True)]
-    if labels is not None and len(labels) != getattr(model, "num_classes", len(labels)):
-        labels = None
+    labels = _labels(own, int(getattr(model, "num_classes", 0)))
     widths = [site.width for site in ffn_sites(model)]
-    return Loaded(model, architecture, args, data_config, list(labels) if labels else None, widths)
+    return Loaded(model, architecture, args, data_config, labels, widths)
+
+
+def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
+    """One name per output; two spellings (ImageNet's synset and plain name) are joined by a tab."""
+    names, more = cfg.get("label_names"), cfg.get("label_descriptions")
+    if names is None and outputs == 1000:
+        info = ImageNetInfo()
+        names, more = info.label_names(), [text.split(",")[0] for text in info.label_descriptions()]
+    if not isinstance(names, list | tuple) or len(names) != outputs:
+        return None
+    if isinstance(more, dict):
+        more = [more.get(name, name) for name in names]
+    if not isinstance(more, list | tuple) or len(more) != outputs:
+        more = names
+    return [str(n) if n == m else f"{n}\t{m}" for n, m in zip(names, more, strict=True)]
 
 
 def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
@@ -241,7 +250,9 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     cfg |= {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items() if k in KEPT_CFG}
     cfg |= {"custom_load": False, "num_classes": loaded.outputs}
     if loaded.labels:
-        cfg["label_names"] = loaded.labels
+        cfg["label_names"] = [label.split("\t")[0] for label in loaded.labels]
+        if any("\t" in label for label in loaded.labels):
+            cfg["label_descriptions"] = [label.split("\t")[-1] for label in loaded.labels]
     record = {
         "architecture": loaded.architecture,
         "num_classes": loaded.outputs,

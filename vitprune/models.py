@@ -50,6 +50,12 @@ def token_layout(model: nn.Module) -> TokenLayout:
     )
 
 
+def tokens_read(model: nn.Module) -> slice:
+    """The tokens of the last block that the head reads; what the last FFN does to the others is never seen."""
+    layout = token_layout(model)
+    return slice(0, 1) if layout.pooling == "token" else slice(layout.prefix, None)
+
+
 def require_class_token(model: nn.Module, criterion: str) -> None:
     """Class-token criteria need a head that reads the class token."""
     layout = token_layout(model)
