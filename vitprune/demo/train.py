@@ -7,8 +7,9 @@ once, after the last epoch, to record the accuracy. Recipe: a small CNN is train
 ViT on the same augmented view (DeiT; Beyer et al. 2022, "A good teacher is patient and consistent"); attention starts
 from the mimetic initialisation of Trockman & Kolter 2023. First part: half of the patches are dropped (PatchDropout),
 which nearly halves the cost, Muon for the matrices. Second part: all patches, AdamW with strong weight decay and a
-dropout of 0.1 on the hidden units, as in the ViT paper's own training from scratch. Warm-up, a constant rate, a linear
-cool-down; an exponential average of the weights is what is saved. The script resumes from its own checkpoint in
+dropout of 0.1 on the hidden units, as in the ViT paper's own training from scratch. Third part, short: a dropout of
+0.6 on the hidden units, which gives this small FFN the slack that large pretrained ones have. Warm-up, a constant
+rate, a linear cool-down; an exponential average of the weights is what is saved. The script resumes from its own checkpoint in
 --work; --epochs may be changed on resume as long as the cool-down has not begun.
 
 Legend: B images, C classes, all images are [B, 1, 28, 28] float32, normalised.
@@ -186,7 +187,7 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
     ema = copy.deepcopy(model)
     opts: list[torch.optim.Optimizer] = []
     path, first, log = args.work / "student.pt", 0, []
-    state: dict = {"second_part": None}
+    state: dict = {"part": None}
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
@@ -194,22 +195,27 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
         first, log = state["epoch"], state["log"]
     per_epoch = len(x) // args.batch
     total = args.epochs * per_epoch
-    for epoch in range(first, args.epochs):
+    third_from = min(args.second_until, args.epochs)
+    for epoch in range(first, third_from + args.third):
         g = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         torch.manual_seed(args.seed * 100_003 + epoch)
         model.train()
-        second_part = epoch >= args.drop_epochs
-        set_dropout(model, 0.1 if second_part else 0.0, 0.0 if second_part else 0.5)
-        if not opts or epoch == args.drop_epochs:
-            opts = optimisers(model, second_part, args)
+        part = 1 + (epoch >= args.drop_epochs) + (epoch >= third_from)
+        set_dropout(model, {1: 0.0, 2: 0.1, 3: args.slack}[part], 0.5 if part == 1 else 0.0)
+        if not opts or epoch in (args.drop_epochs, third_from):
+            opts = optimisers(model, part > 1, args)
             base = [group["lr"] for opt in opts for group in opt.param_groups]
-            if state.get("second_part") == second_part:
+            if state.get("part") == part:
                 for opt, saved in zip(opts, state["opts"], strict=True):
                     opt.load_state_dict(saved)
         start, hits, loss_sum = time.time(), 0, 0.0
         for i, index in enumerate(torch.randperm(len(x), generator=g)[: per_epoch * args.batch].split(args.batch)):
             step = epoch * per_epoch + i
-            factor = rate(step - args.drop_epochs * per_epoch * second_part, 400, total, args.cool, step)
+            if part == 3:
+                since, last = step - third_from * per_epoch, args.third * per_epoch
+                factor = rate(since, 100, last, 1.0, since)
+            else:
+                factor = rate(step - args.drop_epochs * per_epoch * (part == 2), 400, total, args.cool, step)
             for lr, group in zip(base, (q for opt in opts for q in opt.param_groups), strict=True):
                 group["lr"] = lr * factor
             view, target = augment(x[index], g), y[index]
@@ -242,8 +248,8 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
         log.append(line)
         print(json.dumps(line), flush=True)
         state = {"model": model.state_dict(), "ema": ema.state_dict(), "opts": [o.state_dict() for o in opts]}
-        save_checkpoint(path, state | {"epoch": epoch + 1, "log": log, "second_part": second_part})
-    return ema, {"seconds": sum(row["seconds"] for row in log), "epochs": args.epochs}
+        save_checkpoint(path, state | {"epoch": epoch + 1, "log": log, "part": part})
+    return ema, {"seconds": sum(row["seconds"] for row in log), "epochs": len(log)}
 
 
 def write_model(model: nn.Module, out: Path, record: dict) -> None:
@@ -285,14 +291,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="checkpoints; resume from here")
     parser.add_argument("--out", type=Path, default=Path("vitprune/demo/model"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--drop-epochs", type=int, default=30, help="first epochs, with half of the patches dropped")
-    parser.add_argument("--cool", type=float, default=0.3, help="share of the steps in the final cool-down")
-    parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--drop-epochs", type=int, default=16, help="first epochs, with half of the patches dropped")
+    parser.add_argument("--cool", type=float, default=0.25, help="share of the steps in the final cool-down")
+    parser.add_argument("--teacher-epochs", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--lr", type=float, default=2e-3, help="Muon's rate, matched to AdamW's update size")
     parser.add_argument("--limit", type=int, default=0, help="first N training images only (a trial)")
     parser.add_argument("--no-teacher", action="store_true")
+    parser.add_argument("--second-until", type=int, default=22, help="where the second part ends, --epochs at most")
+    parser.add_argument("--third", type=int, default=3, help="epochs of the third part")
+    parser.add_argument("--slack", type=float, default=0.6, help="dropout of hidden units in the third part")
     parser.add_argument("--decay", type=float, default=0.5, help="AdamW's weight decay in the second part")
     parser.add_argument("--plain-init", action="store_true", help="timm's own initialisation (a trial)")
     return parser.parse_args()
