@@ -7,7 +7,6 @@ architecture on the meta device before anything is allocated.
 from __future__ import annotations
 
 import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from vitprune.models import ffn_sites
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
@@ -59,6 +59,11 @@ class Loaded:
 
 def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
+    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:")
+    if own_folder and (spec.checkpoint is not None or spec.args or spec.pretrained):
+        raise UserError(
+            f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
+        )
     if spec.name == "bundled":
         loaded = _open_folder(BUNDLED)
     elif spec.name.startswith("local-dir:"):
@@ -111,7 +116,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         raise UserError(
             f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
         ) from error
-    except (RuntimeError, KeyError, ValueError, OSError, SafetensorError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a file may hold anything, and torch and timm raise as many things
         raise UserError(f"{path}: does not fit the model {type(model).__name__} ({_line(error)})") from error
 
 
@@ -205,20 +210,47 @@ def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
 
 
 def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: dict[str, Any] | None) -> Loaded:
+    ffn_sites(model)
     own = dict(getattr(model, "pretrained_cfg", None) or {})
     if cfg is not None:
         own |= {k: v for k, v in cfg.items() if k in KEPT_CFG}
         model.pretrained_cfg = own  # type: ignore[assignment]
     channels, height, width = models.input_shape(model)
     own["input_size"] = (channels, height, width)
+    for key in ("mean", "std"):  # a model made for other channels than its weights' keeps their average
+        if isinstance(own.get(key), list | tuple) and own[key] and len(own[key]) != channels and cfg is None:
+            own[key] = (sum(own[key]) / len(own[key]),) * channels
     try:
         data_config = resolve_model_data_config(model, pretrained_cfg=own)
     except Exception as error:
         raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
     data_config["input_size"] = (channels, height, width)
+    _check_preprocessing(data_config, architecture)
     labels = _labels(own, int(getattr(model, "num_classes", 0)))
     widths = [site.width for site in ffn_sites(model)]
     return Loaded(model, architecture, args, data_config, labels, widths)
+
+
+def _check_preprocessing(data_config: dict[str, Any], architecture: str) -> None:
+    """Raises UserError for a normalisation or crop that cannot be meant."""
+
+    def numbers(key: str, low: float, high: float) -> bool:
+        value = data_config.get(key)
+        fits = isinstance(value, list | tuple) and len(value) == data_config["input_size"][0]
+        return fits and all(type(v) in (int, float) and low <= v <= high for v in value)  # type: ignore[union-attr]
+
+    sound = {
+        "mean": numbers("mean", -1e3, 1e3),
+        "std": numbers("std", 1e-6, 1e3),
+        "crop_pct": type(data_config.get("crop_pct")) in (int, float) and 0.1 <= data_config["crop_pct"] <= 2,
+        "interpolation": data_config.get("interpolation") in INTERPOLATIONS,
+        "crop_mode": data_config.get("crop_mode") in ("center", "squash", "border"),
+    }
+    for key, fits in sound.items():
+        if not fits:
+            raise UserError(
+                f"model `{architecture}`: preprocessing `{key}: {str(data_config.get(key))[:60]}` cannot be used"
+            )
 
 
 def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:

@@ -175,6 +175,10 @@ def main() -> None:
         warnings.filterwarnings("ignore", category=UserWarning)
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:
+            _fail("vitprune: stopped; the same command continues where it was", 130, False)
+        raise
     except UserError as error:
         _fail(f"vitprune: {error}", 2, debug)
     except KeyboardInterrupt:

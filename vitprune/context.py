@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, data, models
+from vitprune import checkpoint, data, masks, models
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images, Source
 from vitprune.errors import UserError
-from vitprune.files import read_json
+from vitprune.files import digest, read_json
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe
 from vitprune.types import FfnSite, Split
@@ -78,8 +78,9 @@ class Context:
 
     @cached_property
     def model_digest(self) -> str:
-        """Digest of the dense model's weights and of how its images are prepared."""
-        result = hashlib.sha256(repr(sorted(self.loaded.data_config.items())).encode())
+        """Digest of the dense model: architecture, weights, labels, and how its images are prepared."""
+        known = (self.loaded.architecture, self.loaded.model_args, self.loaded.labels, self.loaded.data_config)
+        result = hashlib.sha256(digest(*known).encode())
         for key, value in self.loaded.model.state_dict().items():
             result.update(key.encode())
             result.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -110,6 +111,14 @@ class Context:
     def every_target(self) -> list[int]:
         """Union of the class sets."""
         return sorted(set().union(*self.class_sets().values()))
+
+    def preflight(self) -> None:
+        """What can be refused before any work and before any file: classes, budget, units per path."""
+        self.every_target()
+        for site in self.sites:
+            masks.width(self.recipe.keep, site.width, self.recipe.round_to)
+        protocol = self.recipe.paper_protocol
+        masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
 
     def class_name(self, output: int) -> str:
         """The images' own name of an output (the model's where the images lack it)."""

@@ -126,10 +126,17 @@ def output_indices(classes: Sequence[str], outputs: int, names: Sequence[str] | 
     `names` may hold two spellings per output separated by a tab (ImageNet's synset and plain name).
     """
     if names:
-        known = {spelling: i for i, name in enumerate(names) for spelling in name.split("\t")}
+        known: dict[str, int] = {}
+        shared: set[str] = set()
+        for i, name in enumerate(names):
+            for spelling in set(name.split("\t")):
+                shared |= {spelling} & known.keys()
+                known[spelling] = i
+        if both := shared & set(classes):
+            raise UserError(f"{where}: `{min(both)}` names more than one of the model's outputs; use its other name")
         missing = [c for c in classes if c not in known]
         if not missing:
-            return np.array([known[c] for c in classes], np.int64)
+            return _one_each(classes, [known[c] for c in classes], names, where)
         if len(missing) < len(classes) or len(classes) != outputs:
             raise UserError(f"{where}: class folder `{missing[0]}` is not among the model's labels ({_some(names)})")
     if len(classes) != outputs:
@@ -137,6 +144,16 @@ def output_indices(classes: Sequence[str], outputs: int, names: Sequence[str] | 
             f"{where}: {len(classes)} class folders, but the model has {outputs} outputs and no label names"
         )
     return np.arange(outputs, dtype=np.int64)
+
+
+def _one_each(classes: Sequence[str], outputs: list[int], names: Sequence[str], where: str) -> np.ndarray:
+    for i, output in enumerate(outputs):
+        if output in outputs[:i]:
+            first = classes[outputs.index(output)]
+            raise UserError(
+                f"{where}: class folders `{first}` and `{classes[i]}` are one output ({_some([names[output]])})"
+            )
+    return np.array(outputs, np.int64)
 
 
 def _some(names: Sequence[str]) -> str:

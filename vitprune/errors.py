@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """The user's mistake or their machine's state; `str(error)` is one line and names the next step."""
+
+    def __init__(self, message: str) -> None:
+        printable = "".join(c if c.isprintable() else " " for c in message)  # names and keys may hold anything
+        super().__init__(" ".join(printable.split()))

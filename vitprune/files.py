@@ -46,6 +46,8 @@ def explain(error: OSError, path: Path) -> Exception:
         return UserError(f"{path}: the disk is full; free some space and run the same command again, it continues")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"{path}: may not be written; choose another folder with --out")
+    if error.errno == errno.ELOOP:
+        return UserError(f"{path}: is a symbolic link, which is not followed; remove it or choose another --out")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return UserError(f"{path}: a file stands where a folder is needed (or the reverse); choose another --out")
     return error
@@ -66,7 +68,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a file that is not JSON is the user's to mend, in one line."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 

@@ -5,12 +5,14 @@ Legend: B images of a batch, C classes, L blocks, n hidden units, t units per im
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from vitprune.types import PathSet, Scores
@@ -50,12 +52,16 @@ class Gathered:
         columns = {"image": p.image, "label": p.label, "units": p.units, "scores": p.scores, "images": self.images}
         for i, (count, total) in enumerate(zip(self.counts, self.sums, strict=True)):
             columns |= {f"counts.{i}": count, f"sums.{i}": total}
-        return save({k: np.ascontiguousarray(v) for k, v in columns.items()})
+        whole = {k: np.ascontiguousarray(v) for k, v in columns.items()}
+        return save(whole, metadata={"sha256": _checksum(whole)})
 
     @classmethod
     def from_file(cls, path: str) -> Gathered:
-        """Inverse of `to_bytes`."""
-        c = load_file(path)
+        """Inverse of `to_bytes`. Raises ValueError when the columns are not what was written."""
+        with safe_open(path, "numpy") as f:
+            c = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            if (f.metadata() or {}).get("sha256") != _checksum(c):
+                raise ValueError(f"{path}: damaged")
         depth = c["units"].shape[1]
         return cls(
             [c[f"counts.{i}"] for i in range(depth)],
@@ -63,6 +69,13 @@ class Gathered:
             c["images"],
             PathSet(c["image"], c["label"], c["units"], c["scores"]),
         )
+
+
+def _checksum(columns: dict[str, np.ndarray]) -> str:
+    result = hashlib.sha256()
+    for name in sorted(columns):
+        result.update(name.encode() + columns[name].tobytes())
+    return result.hexdigest()
 
 
 def merge(parts: Iterable[Gathered]) -> Gathered:

@@ -57,6 +57,7 @@ def run(
     """
     reporter = reporter or Reporter(quiet=True)
     with Context.open(recipe, device, reporter) as context:
+        context.preflight()
         write_text(context.folder.root / "recipe.yaml", dump(recipe))
         inputs: dict[str, str] = {}
         done: list[dict[str, Any]] = []
@@ -90,10 +91,13 @@ def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, A
         return {"name": stage.name, "seconds": (folder.record(stage.name) or {}).get("seconds"), "skipped": True}
     if force and stage.name == "discover":
         folder.begin(stage.name, "")
+    before = folder.files_of(stage.name)
     folder.begin(stage.name, inputs)
     context.stage_inputs = inputs
     started = time.monotonic()
-    folder.finish(stage.name, inputs, stage.work(context), started)
+    made = stage.work(context)
+    folder.remove(before - set(made))
+    folder.finish(stage.name, inputs, made, started)
     seconds = round(time.monotonic() - started, 2)
     context.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
     return {"name": stage.name, "seconds": seconds, "skipped": False}

@@ -23,8 +23,12 @@ from pydantic import (
 )
 
 from vitprune.errors import UserError
+from vitprune.files import digest
 
 MAX_BYTES = 1_000_000
+Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
+TAKEN = {"stages", "config.json", "recipe.yaml", "masks.safetensors", "model.safetensors", "model.onnx"}
+TAKEN |= {"report.json", "report.md", "report.html", "report-data", "model.fp16.onnx", "model.int8.onnx"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -65,7 +69,7 @@ class Data(Part):
 class SplitSpec(Part):
     """The per-class split of the images into probe (choose) and test (judge)."""
 
-    seed: StrictInt = 0
+    seed: Seed = 0
     probe: float = Field(0.8, gt=0, lt=1, description="share of each class that goes to the probe split")
 
 
@@ -76,7 +80,7 @@ class Criterion(Part):
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
-    seed: StrictInt = Field(0, description="for `random`: the draw")
+    seed: Seed = Field(0, description="for `random`: the draw")
 
 
 class PaperProtocol(Part):
@@ -126,7 +130,7 @@ class Recipe(Part):
     @classmethod
     def plain_groups(cls, groups: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
         for name, members in (groups or {}).items():
-            if not NAME.fullmatch(name) or name == "stages":
+            if not NAME.fullmatch(name) or name in TAKEN:
                 raise ValueError(
                     f"group `{name[:64]}`: its name becomes a folder's: letters, digits, `.`, `_`, `-` only"
                 )
@@ -149,11 +153,34 @@ class Recipe(Part):
             raise ValueError("give `classes` or `groups`, not both")
         return self
 
+    def fingerprint(self) -> str:
+        """Digest of what the slim model depends on: not of where it is written or how it is examined."""
+        chosen = {
+            "model",
+            "data",
+            "split",
+            "classes",
+            "groups",
+            "criterion",
+            "keep",
+            "allocation",
+            "round_to",
+            "recovery",
+        }
+        return digest(self.model_dump(mode="json", include=chosen))
+
     def class_sets(self) -> dict[str | None, list[str] | None]:
         """Group name → class names; `{None: …}` for a run without groups, `None` classes meaning all."""
         if self.groups is None:
             return {None: self.classes}
         return {name: members for name, members in self.groups.items()}  # noqa: C416 (widens the key type)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name no file can have
+        return False
 
 
 def bundled_folder() -> Path:
@@ -165,7 +192,7 @@ def bundled_folder() -> Path:
 def load(source: str | Path) -> Recipe:
     """Read a recipe file, or a bundled recipe by its name (`demo`). Raises UserError, one line."""
     path = Path(source)
-    if not path.exists() and path.suffix == "" and (bundled_folder() / f"{source}.yaml").is_file():
+    if path.suffix == "" and not _is_file(path) and _is_file(bundled_folder() / f"{source}.yaml"):
         path = bundled_folder() / f"{source}.yaml"
     try:
         size = path.stat().st_size
@@ -196,7 +223,7 @@ def parse(text: str, where: str = "recipe") -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
-    except (RecursionError, ValueError, TypeError) as error:
+    except (RecursionError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{where}: not a recipe ({type(error).__name__} while reading it)") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: a recipe is a mapping of keys; `vitprune recipe new` prints one to start from")
@@ -217,6 +244,13 @@ def refuse_aliases(node: yaml.Node | None, where: str) -> None:
         if id(item) in seen:
             raise UserError(f"{where}, line {item.start_mark.line + 1}: YAML anchors are not accepted in recipes")
         seen.add(id(item))
+        if isinstance(item, yaml.MappingNode):
+            keys = [key.value for key, _ in item.value if isinstance(key, yaml.ScalarNode)]
+            for key, _ in item.value:
+                if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                    raise UserError(
+                        f"{where}, line {key.start_mark.line + 1}: `{key.value[:80]}` is given more than once"
+                    )
         pairs = item.value if isinstance(item, yaml.SequenceNode) else [part for pair in item.value for part in pair]
         stack.extend(pairs)
 

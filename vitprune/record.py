@@ -56,7 +56,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "usage": _usage(context),
     }
     record["hashes"] = {
-        "recipe": digest(record["recipe"]),
+        "recipe": recipe.fingerprint(),
         "model": context.model_digest,
         "data": context.data_digest,
         "split": digest(context.split_record["probe"], context.split_record["test"]),

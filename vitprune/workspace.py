@@ -41,10 +41,28 @@ class Workspace:
             record = self.record(stage)
         except UserError:
             return False
-        if not isinstance(record, dict) or record.get("inputs") != inputs:
+        files = record.get("files") if isinstance(record, dict) else None
+        if record is None or not isinstance(files, dict) or record.get("inputs") != inputs:
             return False
-        files = {self.root / name: size for name, size in record.get("files", {}).items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+        sizes = {self.root / name: size for name, size in files.items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+
+    def files_of(self, stage: str) -> set[Path]:
+        """What the stage's last finished run made, inside this folder."""
+        try:
+            record = self.record(stage)
+        except UserError:
+            return set()
+        files = record.get("files") if isinstance(record, dict) else None
+        paths = {self.root / name for name in files} if isinstance(files, dict) else set()
+        return {path for path in paths if path.resolve().is_relative_to(self.root.resolve())}
+
+    def remove(self, files: set[Path]) -> None:
+        """Remove what an earlier run of a stage made and this one did not, and folders that are left empty."""
+        for path in files:
+            path.unlink(missing_ok=True)
+            if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
     def begin(self, stage: str, inputs: str) -> None:
         """Forget the stage's record; what it made for other inputs goes away."""
@@ -75,6 +93,8 @@ class Workspace:
                 raise UserError(
                     f"{self.root}: another run is working here; wait for it or choose another --out"
                 ) from error
+            for leftover in self.root.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)  # of a run that was killed
             yield
         finally:
             handle.close()

@@ -38,7 +38,6 @@ def compare_reports(records: list[tuple[Path, dict[str, Any]]], folder: Path) ->
 
 
 def _write(folder: Path, texts: dict[str, str]) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]

@@ -92,7 +92,7 @@ def _read(path: Path, index: np.ndarray) -> Gathered | None:
     """A shard of exactly these images, or None when it is missing or damaged."""
     try:
         found = Gathered.from_file(str(path))
-    except (SafetensorError, KeyError, OSError):
+    except (SafetensorError, KeyError, OSError, ValueError):
         return None
     return found if np.array_equal(found.paths.image, index) else None
 

@@ -12,7 +12,7 @@ from torch import nn
 import vitprune
 from vitprune import checkpoint, evaluation, models, onnx_export, runtime
 from vitprune.context import Context
-from vitprune.files import digest, sha256, write_json
+from vitprune.files import sha256, write_json
 
 LATENCY_BATCH = 32
 
@@ -31,7 +31,8 @@ def export(context: Context) -> list[Path]:
         context.reporter.say(f"export: {path}")
         onnx_export.export(slim, path, metadata(context, targets))
         probe = context.split.probe
-        real, _ = next(context.images.batches(probe[: max(onnx_export.PARITY_BATCHES)], 8))
+        most = max(onnx_export.PARITY_BATCHES)
+        real, _ = next(context.images.batches(np.resize(probe, most), most))
         result = {
             "opset": onnx_export.OPSET,
             "parity": {str(b): d for b, d in onnx_export.parity(slim, path, real).items()},
@@ -51,7 +52,7 @@ def metadata(context: Context, targets: list[int]) -> dict[str, Any]:
         "labels": [label.split("\t")[-1] for label in labels],
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
         "classes": [context.class_name(i) for i in targets],
-        "recipe_hash": digest(context.recipe.model_dump(mode="json")),
+        "recipe_hash": context.recipe.fingerprint(),
         "versions": {"vitprune": vitprune.__version__, "torch": torch.__version__},
     }
 

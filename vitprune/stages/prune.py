@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import nn
 
 from vitprune import checkpoint, masks, recovery, surgery
 from vitprune.context import Context
-from vitprune.files import digest, replacing, write_json
+from vitprune.errors import UserError
+from vitprune.files import replacing, write_json
 from vitprune.recovery import Moments
 from vitprune.stages import moments
 from vitprune.stages.discover import scores_of
@@ -25,11 +27,14 @@ def prune(context: Context) -> list[Path]:
         scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed)
         mask = mask_of(context, scores, targets)
         stats = moments.from_file(context, group)
+        difference = masked_against_sliced(context, mask, targets)
+        if not math.isfinite(difference):
+            raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
         slim = slimmed(context, mask, stats, recipe.recovery)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
-            "recipe_hash": digest(recipe.model_dump(mode="json")),
+            "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
             "kept": mask.kept,
             "criterion": recipe.criterion.name,
@@ -39,7 +44,6 @@ def prune(context: Context) -> list[Path]:
         kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
-        difference = masked_against_sliced(context, mask, targets)
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in ("model.safetensors", "config.json", "masks.safetensors")] + [check]

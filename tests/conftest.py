@@ -1,0 +1,55 @@
+"""Small timm models with weights that are not trivial, and images to go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+TinyVit = Callable[..., nn.Module]
+
+
+def make_tiny_vit(*, seed: int = 0, dtype: torch.dtype = torch.float64, **changed: Any) -> nn.Module:
+    """A timm VisionTransformer for 28 × 28 grey images, all weights noisy, frozen, in eval mode."""
+    args: dict[str, Any] = {
+        "img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 16, "depth": 3, "num_heads": 2,
+        "num_classes": 5, "mlp_ratio": 2.0,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model("vit_tiny_patch16_224", **(args | changed)).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            if name.endswith("gamma"):
+                weight.add_(0.3 * noise)
+            elif weight.ndim > 1 and "token" not in name and "pos_embed" not in name:
+                weight.add_(1.2 * noise / weight[0].numel() ** 0.5)
+            else:
+                weight.add_(0.3 * noise)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def make_images(count: int, *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 1, 28, 28, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture(name="tiny_vit")
+def tiny_vit_fixture() -> TinyVit:
+    return make_tiny_vit
+
+
+@pytest.fixture(name="make_images")
+def make_images_fixture() -> Callable[..., Tensor]:
+    return make_images
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,317 @@
+"""Paths, frequencies, utilisation and masks: plain counting, done again by hand."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from vitprune import masks, models, paths
+from vitprune.errors import UserError
+from vitprune.paths import Gathered
+from vitprune.types import Mask, PathSet, Scores, Split
+
+WIDTHS, CLASSES, T = (6, 9), 4, 3
+LABELS = np.array([0, 2, 0, 1, 2, 0, 2])  # class 3 has no image
+
+
+def table(seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(len(LABELS), width, generator=generator, dtype=torch.float64) for width in WIDTHS]
+
+
+def gather(rows: list[int], scores: list[Tensor] | None = None) -> Gathered:
+    scores = scores or table()
+    labels = torch.tensor(LABELS[rows])
+    return Gathered.of([block[rows] for block in scores], labels, np.array(rows) + 100, T, CLASSES)
+
+
+ALL = list(range(len(LABELS)))
+
+
+def by_hand() -> list[list[list[int]]]:
+    """The T best units of every image and block, best first."""
+    return [
+        [
+            sorted(range(width), key=lambda j: -float(block[row, j]))[:T]
+            for width, block in zip(WIDTHS, table(), strict=True)
+        ]
+        for row in ALL
+    ]
+
+
+def test_columns_are_the_t_best_in_descending_order():
+    found = gather(ALL).paths
+    assert found.units.dtype == np.int32 and found.scores.dtype == np.float32
+    assert found.units.tolist() == by_hand()
+    assert found.image.tolist() == [row + 100 for row in ALL] and found.label.tolist() == LABELS.tolist()
+    for row in ALL:
+        for i, block in enumerate(table()):
+            expected = [float(block[row, j]) for j in by_hand()[row][i]]
+            np.testing.assert_allclose(found.scores[row, i], expected, rtol=1e-6)
+
+
+def test_counts_sums_and_frequencies():
+    gathered = gather(ALL)
+    assert gathered.images.tolist() == [3, 1, 3, 0]
+    expected = reference.frequencies(by_hand(), LABELS, WIDTHS, CLASSES)
+    scores = paths.to_scores(gathered, "some")
+    assert (scores.criterion, scores.images, scores.classes) == ("some", len(LABELS), CLASSES)
+    for i, block in enumerate(table()):
+        np.testing.assert_allclose(np.asarray(gathered.counts[i]), expected[i] * [[3], [1], [3], [0]], rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(scores.blocks[i]), expected[i], rtol=1e-6)
+        for c in range(CLASSES):
+            own = block.numpy()[c == LABELS]
+            np.testing.assert_allclose(np.asarray(gathered.sums[i])[c], own.sum(0), rtol=1e-12, atol=1e-12)
+            mean = own.mean(0) if len(own) else np.zeros(WIDTHS[i])
+            np.testing.assert_allclose(np.asarray(scores.ties[i])[c], mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_merging_is_independent_of_batches_and_their_order(order):
+    parts = [gather([0, 1, 2]), gather([3]), gather([4, 5, 6])]
+    whole, merged = gather(ALL), paths.merge(parts[i] for i in order)
+    assert np.array_equal(merged.images, whole.images)
+    for i in range(len(WIDTHS)):
+        assert np.array_equal(merged.counts[i], whole.counts[i])
+        np.testing.assert_allclose(np.asarray(merged.sums[i]), np.asarray(whole.sums[i]), rtol=1e-12, atol=1e-13)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(paths.to_scores(merged, "s").blocks, paths.to_scores(whole, "s").blocks, strict=True)
+    )
+    rows = [row for i in order for row in ([0, 1, 2], [3], [4, 5, 6])[i]]
+    for column in ("image", "label", "units", "scores"):
+        assert np.array_equal(getattr(merged.paths, column), getattr(whole.paths, column)[rows]), column
+
+
+def test_merging_does_not_change_its_parts():
+    parts = [gather([0, 1, 2]), gather([3, 4])]
+    kept = [np.array(part.counts[0]) for part in parts]
+    first = paths.merge(parts)
+    again = paths.merge(parts)
+    assert np.array_equal(first.counts[0], again.counts[0]) and np.array_equal(first.images, again.images)
+    assert all(np.array_equal(np.asarray(part.counts[0]), old) for part, old in zip(parts, kept, strict=True))
+
+
+def test_bytes_round_trip(tmp_path):
+    gathered = gather(ALL)
+    file = tmp_path / "paths.safetensors"
+    file.write_bytes(gathered.to_bytes())
+    back = Gathered.from_file(str(file))
+    assert gathered.to_bytes() == back.to_bytes() == gather(ALL).to_bytes()
+    assert np.array_equal(back.images, gathered.images)
+    for i in range(len(WIDTHS)):
+        assert np.array_equal(np.asarray(back.counts[i]), np.asarray(gathered.counts[i]))
+        assert np.array_equal(np.asarray(back.sums[i]), np.asarray(gathered.sums[i]))
+    for column in ("image", "label", "units", "scores"):
+        left, right = getattr(back.paths, column), getattr(gathered.paths, column)
+        assert left.dtype == right.dtype and np.array_equal(left, right), column
+
+
+def test_many_blocks_come_back_in_order(tmp_path):
+    """Eleven blocks: an order by name would put block 10 before block 2."""
+    scores = [torch.eye(20, dtype=torch.float64)[i : i + 1] for i in range(11)]
+    gathered = Gathered.of(scores, torch.tensor([0]), np.array([0]), 1, 1)
+    file = tmp_path / "paths.safetensors"
+    file.write_bytes(gathered.to_bytes())
+    assert [int(np.asarray(block).argmax()) for block in Gathered.from_file(str(file)).counts] == list(range(11))
+
+
+def test_utilisation_is_counts_over_selections():
+    used = paths.utilisation(paths.to_scores(gather(ALL), "s"))
+    for i, width in enumerate(WIDTHS):
+        rows = np.asarray(used[i])
+        np.testing.assert_allclose(rows.sum(1), [1, 1, 1, 0], atol=1e-6)
+        for c, row in enumerate(rows):
+            picks = [j for path, label in zip(by_hand(), LABELS, strict=True) if label == c for j in path[i]]
+            expected = [picks.count(j) / max(len(picks), 1) for j in range(width)]
+            np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+def test_class_similarity():
+    blocks = [
+        torch.tensor([[1.0, 0.5, 0, 0], [1.0, 0.5, 0, 0], [0, 0, 1.0, 1.0], [0.5, 0, 1.0, 0]]),
+        torch.tensor([[0, 1.0, 0], [0, 1.0, 0], [1.0, 0, 0], [0.2, 0.8, 1.0]]),
+    ]
+    scores = Scores("s", blocks)
+    found = np.asarray(paths.class_similarity(scores), dtype=np.float64)
+    rows = np.concatenate([block.numpy() / block.numpy().sum(1, keepdims=True) for block in blocks], 1)
+    for a in range(4):
+        for b in range(4):
+            dot = sum(x * y for x, y in zip(rows[a], rows[b], strict=True))
+            cosine = dot / np.sqrt(sum(x * x for x in rows[a]) * sum(y * y for y in rows[b]))
+            assert found[a, b] == pytest.approx(cosine, abs=1e-6)
+    assert found[0, 1] == pytest.approx(1, abs=1e-6) and found[0, 2] == 0
+    empty = paths.class_similarity(paths.to_scores(gather(ALL), "s"))
+    assert torch.isfinite(empty).all() and float(empty[3].abs().sum()) == 0
+
+
+# --- masks
+
+
+@pytest.mark.parametrize(
+    ("keep", "n", "round_to", "expected"),
+    [
+        (3, 10, None, 3), (10, 10, None, 10), (1, 10, None, 1),
+        (0.35, 10, None, 3), (0.999, 10, None, 9), (1.0, 10, None, 10), (0.1, 10, None, 1),
+        (0.29, 100, None, 29), (0.57, 100, None, 57), (0.3, 10, None, 3),  # 0.29 * 100 is 28.999… in floats
+        (1.0, 10, 4, 10), (100, 384, 64, 64), (130, 384, 64, 128), (128, 384, 64, 128), (0.5, 384, 64, 192),
+        (5, 384, 64, 64), (0.01, 384, 64, 64), (5, 48, 64, 48),
+    ],
+)  # fmt: skip
+def test_width(keep, n, round_to, expected):
+    got = masks.width(keep, n, round_to)
+    assert got == expected and isinstance(got, int)
+
+
+def test_a_count_and_a_ratio_are_told_apart_by_type():
+    assert masks.width(1, 10) == 1 and masks.width(1.0, 10) == 10
+
+
+@pytest.mark.parametrize("n", [7, 31, 96, 100, 384])
+def test_a_ratio_is_rounded_down_and_never_above_the_budget(n):
+    for hundredths in range(1, 101):
+        exact = hundredths * n // 100
+        if exact:
+            assert masks.width(hundredths / 100, n) == exact
+
+
+@pytest.mark.parametrize(
+    "keep", [0, -1, 11, 0.0, -0.5, 1.01, 2.0, 0.05, float("nan"), float("inf"), True, False, "0.5", None]
+)
+def test_budgets_out_of_range_are_refused(keep):
+    with pytest.raises(UserError, match="keep"):
+        masks.width(keep, 10)
+
+
+def test_t_must_fit_every_block(tiny_vit):
+    sites = models.ffn_sites(tiny_vit(depth=2))
+    masks.check_t(32, sites)
+    masks.check_t(1, sites)
+    for t in (33, 0, -1):
+        with pytest.raises(UserError, match="t: "):
+            masks.check_t(t, sites)
+    narrow = type(sites[0])(**{name: getattr(sites[1], name) for name in ("block", "fc1", "act", "fc2")}, width=5)
+    with pytest.raises(UserError, match="5"):
+        masks.check_t(6, [sites[0], narrow])
+
+
+def test_the_best_units_stay():
+    scores = Scores("s", [torch.tensor([[0.1, 0.9, 0.5, 0.7]]), torch.tensor([[4.0, 3, 2, 1, 0, -1]])])
+    mask = masks.build(scores, 2)
+    assert [block.tolist() for block in mask.blocks] == [[False, True, False, True], [True, True] + [False] * 4]
+    assert mask.blocks[0].dtype == torch.bool
+    assert masks.build(scores, 0.5).widths == [2, 3]
+    assert masks.build(scores, 1.0).kept == 1 and masks.build(scores, 1.0).widths == [4, 6]
+    assert masks.build(scores, 3, round_to=2).widths == [2, 2]
+    with pytest.raises(UserError):
+        masks.build(scores, 5)
+
+
+def test_ties_go_to_the_larger_sum_then_to_the_smaller_index():
+    score = torch.tensor([[0.5, 0.5, 0.0, 0.5, 0.0, 0.0, 0.0]])
+    tie = torch.tensor([[0.1, 0.3, -2.0, 0.1, -1.0, -1.0, 7.0]])
+    order = [1, 0, 3, 6, 4, 5, 2]  # 0 before 3 and 4 before 5 by index; frequency 0 by its own sum, not by index
+    for keep in range(1, 8):
+        kept = masks.build(Scores("s", [score], ties=[tie]), keep).blocks[0]
+        assert set(torch.nonzero(kept).flatten().tolist()) == set(order[:keep]), keep
+    plain = masks.build(Scores("s", [score]), 5).blocks[0]
+    assert plain.tolist() == [True, True, True, True, True, False, False]
+    wide = torch.zeros(1, 500)
+    assert torch.nonzero(masks.build(Scores("s", [wide], ties=[wide]), 77).blocks[0]).flatten().tolist() == list(
+        range(77)
+    )
+
+
+def test_classes_are_averaged():
+    score = torch.tensor([[1.0, 0.0, 0.6, 0.0], [0.0, 0.9, 0.6, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    scores = Scores("s", [score])
+
+    def kept(classes, keep=1):
+        return torch.nonzero(masks.build(scores, keep, classes=classes).blocks[0]).flatten().tolist()
+
+    assert kept([0]) == [0] and kept([1]) == [1] and kept([2]) == [3]
+    assert kept([0, 1]) == [2]  # 0.6 on average beats 0.5 and 0.45; the best of each class alone would not say so
+    assert kept(None, 2) == kept([0, 1, 2], 2) == [2, 0] or kept(None, 2) == [0, 2]
+    assert masks.build(scores, 1, classes=[2, 0]).classes in ((2, 0), (0, 2))
+    with pytest.raises(UserError, match="class"):
+        masks.build(scores, 1, classes=[])
+
+
+def test_each_class_weighs_the_same_however_many_images_it_has():
+    """Nine images of class 0 and one of class 1: frequencies are averaged, not counts."""
+    scores = torch.tensor([[3.0, 2, 1]] * 4 + [[2.0, 3, 1]] * 5 + [[1.0, 2, 3]])
+    labels = torch.tensor([0] * 9 + [1])
+    found = paths.to_scores(Gathered.of([scores], labels, np.arange(10), 1, 2), "s")
+    np.testing.assert_allclose(np.asarray(found.blocks[0]), [[4 / 9, 5 / 9, 0], [0, 0, 1]], rtol=1e-6)
+    assert masks.build(found, 1).blocks[0].tolist() == [False, False, True]
+
+
+def test_ties_of_averages_are_not_decided_by_rounding():
+    """The same five frequencies in another order per unit: the averages are equal, so the tie rule decides."""
+    frequency = [0.1, 0.7, 1 / 3, 0.9, 0.3]
+    columns = list(permutations(frequency))[:60]
+    score = torch.tensor(columns, dtype=torch.float32).T.contiguous()
+    tie = torch.arange(60.0).flip(0).repeat(5, 1)
+    for keep in (1, 17, 40):
+        kept = masks.build(Scores("s", [score], ties=[-tie]), keep).blocks[0]
+        assert torch.nonzero(kept).flatten().tolist() == list(range(60 - keep, 60))
+
+
+def test_random_tables_against_plain_sorting():
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        score = torch.randint(0, 4, (3, 25), generator=generator) / 4
+        tie = torch.randint(-3, 3, (3, 25), generator=generator) / 2
+        scores = Scores("s", [score], ties=[tie])
+        for keep in (1, 6, 24):
+            expected = reference.best(score.double().mean(0).tolist(), tie.double().mean(0).tolist(), keep)
+            assert masks.build(scores, keep).blocks[0].tolist() == expected
+            rows = masks.per_class(scores, keep)[0]
+            assert rows.dtype == torch.bool and rows.sum(1).tolist() == [keep] * 3
+            for c in range(3):
+                assert rows[c].tolist() == reference.best(score[c].tolist(), tie[c].tolist(), keep)
+
+
+def test_per_class_equals_the_mask_of_each_class_alone():
+    scores = paths.to_scores(gather(ALL), "s")
+    rows = masks.per_class(scores, 4)
+    assert [tuple(block.shape) for block in rows] == [(CLASSES, width) for width in WIDTHS]
+    for c in range(CLASSES):
+        alone = masks.build(scores, 4, classes=[c])
+        assert all(torch.equal(block[c], own) for block, own in zip(rows, alone.blocks, strict=True))
+
+
+def test_a_class_free_table_serves_any_class():
+    scores = Scores("random", [torch.tensor([[0.3, 0.1, 0.2]])])
+    assert scores.classes == 1
+    for classes in (None, [0], [2], [1, 2]):
+        assert masks.build(scores, 2, classes=classes).blocks[0].tolist() == [True, False, True]
+
+
+# --- records
+
+
+def test_a_mask_keeps_something_in_every_block():
+    with pytest.raises(ValueError, match="keeps no hidden unit"):
+        Mask([torch.tensor([True, False]), torch.tensor([False, False])])
+    mask = Mask([torch.tensor([True, False]), torch.tensor([True, True, False, True])])
+    assert mask.widths == [1, 3] and mask.kept == pytest.approx(4 / 6)
+
+
+def test_a_split_never_overlaps():
+    Split(0, 0.5, np.array([3, 1]), np.array([0, 2]))
+    for probe, test in (([0, 1], [1, 2]), ([5], [5]), ([0, 1, 2], [3, 0])):
+        with pytest.raises(ValueError, match="share"):
+            Split(0, 0.5, np.array(probe), np.array(test))
+
+
+def test_path_set_is_a_plain_record():
+    empty = PathSet(
+        np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2, 3), np.int32), np.zeros((0, 2, 3), np.float32)
+    )
+    assert empty.units.shape == (0, 2, 3)
