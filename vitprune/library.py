@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor, nn
+from torch import bool as bool_
 
 from vitprune import evaluation, masks, models, paths, pipeline, recipe, surgery
 from vitprune.criteria import CRITERIA
@@ -43,13 +44,10 @@ def discover(
     if criterion not in CRITERIA:
         raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
     masks.check_t(t, sites)
+    if nodes < 1:
+        raise UserError(f"nodes: {nodes} integration steps; at least one is needed")
     outputs = int(model.num_classes)  # type: ignore[arg-type]
-    if len(images) != len(labels) or not len(images):
-        raise UserError(f"discover: {len(images)} images and {len(labels)} labels; give as many of one as of the other")
-    if int(labels.min()) < 0 or int(labels.max()) >= outputs:
-        raise UserError(
-            f"discover: labels run from {int(labels.min())} to {int(labels.max())}, outputs from 0 to {outputs - 1}"
-        )
+    _check_labels("discover", images, labels, outputs)
     device, parts = models.device_of(model), []
     with _Frozen(model):
         for start in range(0, len(images), batch):
@@ -75,11 +73,13 @@ def prune(
     `keep` is a count per block (int) or a ratio (float). `images` are what the repair looks at, no labels; needed
     unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
     """
+    if recovery not in get_args(Recovery):
+        raise UserError(f"recovery `{recovery}`: not known; there are {', '.join(get_args(Recovery))}")
     mask = masks.build(scores, keep, classes=classes, round_to=round_to)
     with _Frozen(model):
         slim = surgery.slim(model, mask)
         if recovery != "none":
-            if images is None:
+            if images is None or (isinstance(images, Tensor) and not len(images)):
                 raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
             batches = images.split(batch) if isinstance(images, Tensor) else images
             repair(slim, model, mask, moments(model, models.ffn_sites(model), batches), recovery)
@@ -90,6 +90,10 @@ def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
 ) -> Metrics:
     """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
+    outputs = int(model.num_classes)  # type: ignore[arg-type]
+    _check_labels("evaluate", images, labels, outputs)
+    if head is not None and (not len(head) or not 0 <= min(head) <= max(head) < outputs):
+        raise UserError(f"evaluate: head must name at least one of the outputs 0 to {outputs - 1}")
     with _Frozen(model):
         predict = evaluation.predictor(model)
         logits = np.concatenate([predict(part).numpy() for part in images.split(batch)])
@@ -109,6 +113,16 @@ def run(source: str | Path | recipe.Recipe, **options: Any) -> dict[str, Any]:
     """Run a recipe (a path, a bundled name or a Recipe) as `vitprune run` does; returns report.json's content."""
     made = source if isinstance(source, recipe.Recipe) else recipe.load(source)
     return pipeline.run(made, **options)
+
+
+def _check_labels(verb: str, images: Tensor, labels: Tensor, outputs: int) -> None:
+    if len(images) != len(labels) or not len(images):
+        raise UserError(f"{verb}: {len(images)} images and {len(labels)} labels; give as many of one as of the other")
+    if labels.is_floating_point() or labels.dtype == bool_:
+        raise UserError(f"{verb}: labels are {labels.dtype}; output indices are integers")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= outputs:
+        raise UserError(f"{verb}: labels run from {low} to {high}, outputs from 0 to {outputs - 1}")
 
 
 class _Frozen:

@@ -48,6 +48,12 @@ def build(
     rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else list(classes)
     if not rows:
         raise UserError("classes: an empty set of classes has no mask")
+    if not 0 <= min(rows) <= max(rows) < scores.classes:
+        raise UserError(f"classes: the scores know classes 0 to {scores.classes - 1}, not {min(rows)} to {max(rows)}")
+    if any(bool(block.isnan().any()) for block in scores.blocks):
+        raise UserError(
+            f"scores of `{scores.criterion}`: some are not numbers; check the model's weights and the images"
+        )
     masks = []
     for i, block in enumerate(scores.blocks):
         first = block[rows].double().mean(0).numpy()

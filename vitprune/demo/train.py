@@ -317,7 +317,7 @@ def main() -> None:
     model, record = train_student(teacher, x, y, args)
     test_x, test_y = load(args.data, "t10k")
     record |= {
-        "command": "python -m vitprune.demo.train " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m vitprune.demo.train", *sys.argv[1:]]),
         "seed": args.seed,
         "torch": torch.__version__,
         "top1_10000": evaluate(model, test_x, test_y),
