@@ -2,7 +2,8 @@
 
 Per block, with S the kept and P the pruned units, μ and C the mean and centred covariance of the dense model's hidden
 units over all tokens of all probe images (in the last block over the tokens that the head reads: what its FFN does to
-the others is never seen; on a fold of the probe split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and b2 = fc2.bias:
+the others is never seen; on a fold of the probe split leaving them out was worth 0 to 0.9 points),
+W2 = fc2.weight and b2 = fc2.bias:
 
     mean     b2 += W2_P μ_P
     affine   B = C_PS (C_SS + λI)⁻¹;   W2_S += W2_P B;   b2 += W2_P (μ_P − B μ_S)      λ = ridge · mean diag C_SS
