@@ -14,7 +14,7 @@ from vitprune.types import FfnSite, Mask, Scores
 def width(keep: int | float, n: int, round_to: int | None = None) -> int:
     """Units kept of n: an integer is a count, a float a ratio (rounded down, so never above the budget).
 
-    With `round_to` the width goes down to a multiple of it, but not below one multiple (or n, if that is less).
+    With `round_to` a width below n goes down to a multiple of it, but not below one multiple (or n, if that is less).
     Raises UserError below one unit or above n.
     """
     if isinstance(keep, bool) or not isinstance(keep, int | float):
@@ -45,7 +45,7 @@ def build(
 
     Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
     """
-    rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else list(classes)
+    rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else sorted(set(classes))
     if not rows:
         raise UserError("classes: an empty set of classes has no mask")
     if not 0 <= min(rows) <= max(rows) < scores.classes:

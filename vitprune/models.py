@@ -53,7 +53,9 @@ def token_layout(model: nn.Module) -> TokenLayout:
 def tokens_read(model: nn.Module) -> slice:
     """The tokens of the last block that the head reads; what the last FFN does to the others is never seen."""
     layout = token_layout(model)
-    return slice(0, 1) if layout.pooling == "token" else slice(layout.prefix, None)
+    if layout.pooling == "token":
+        return slice(0, 1)
+    return slice(0 if getattr(model, "pool_include_prefix", False) else layout.prefix, None)
 
 
 def require_class_token(model: nn.Module, criterion: str) -> None:

@@ -69,10 +69,10 @@ class _Stream:
 def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor]) -> list[Moments]:
     """Hidden-unit moments of every block over batches of images [B, C, H, W]; memory does not grow with their number."""
     streams = [_Stream() for _ in sites]
-    read = models.tokens_read(model)
+    read, last = models.tokens_read(model), models.ffn_sites(model)[-1].block
 
     def collect(position: int, hidden_BTN: Tensor) -> None:
-        streams[position].add(hidden_BTN[:, read] if position + 1 == len(streams) else hidden_BTN)
+        streams[position].add(hidden_BTN[:, read] if sites[position].block == last else hidden_BTN)
 
     device = models.device_of(model)
     for images in batches:
