@@ -52,7 +52,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),
         "stages": list(done),
-        "notes": [],
+        "notes": _notes(context),
         "usage": _usage(context),
     }
     record["hashes"] = {
@@ -99,6 +99,13 @@ def machine(context: Context) -> dict[str, Any]:
         cpu = names[0] if names else cpu
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else str(context.device)
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+
+
+def _notes(context: Context) -> list[str]:
+    m = context.recipe.model
+    if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
+        return []
+    return ["The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
 
 
 def _usage(context: Context) -> str:
