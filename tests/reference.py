@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,54 +140,125 @@ def masking(keep: Sequence[Tensor], class_token_only: bool = False) -> Edit:
     return edit
 
 
-def jas_image(vit: Vit, image: Tensor, label: int, t: int, nodes: int) -> tuple[list[np.ndarray], list[list[int]]]:
-    """Scores per block [N] and the path per block, of one image: Eq. 3 with a right Riemann sum, greedy TopK."""
-    clean = [hidden_TN[0] for hidden_TN in vit.hidden(image)]
+def rule(name: str, count: int) -> list[tuple[float, float]]:
+    """(α, weight) of a quadrature rule on [0, 1]; Gauss–Legendre by its defining equations, for up to 3 nodes."""
+    if name == "gauss-legendre":
+        known = {
+            1: [(0.0, 2.0)],
+            2: [(-math.sqrt(1 / 3), 1.0), (math.sqrt(1 / 3), 1.0)],
+            3: [(-math.sqrt(3 / 5), 5 / 9), (0.0, 8 / 9), (math.sqrt(3 / 5), 5 / 9)],
+        }
+        return [((x + 1) / 2, w / 2) for x, w in known[count]]
+    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[name]
+    return [((k + shift) / count, 1 / count) for k in range(count)]
+
+
+def objective(logits_C: Tensor, label: int, kind: str) -> Tensor:
+    if kind == "logit":
+        return logits_C[label]
+    p = torch.exp(logits_C - logits_C.max())[label] / torch.exp(logits_C - logits_C.max()).sum()
+    return torch.log(p) if kind == "log-probability" else p
+
+
+def jas_image(
+    vit: Vit,
+    image: Tensor,
+    label: int,
+    t: int,
+    nodes: int,
+    *,
+    quadrature: str = "right",
+    formula: str = "jas",
+    tokens: str = "cls",
+    kind: str = "probability",
+    each: bool = False,
+    authors: bool = False,
+) -> tuple[list[np.ndarray], list[list[int]]]:
+    """Scores per block [N] and the path per block, of one image: Eq. 3, greedy TopK. `tokens: cls` unless said.
+
+    `authors`: as their code does it: in earlier blocks every unit that is not on the path stands at its clean value,
+    and of each block's path only the lowest-ranked unit is counted.
+    """
+    where = {"cls": slice(0, 1), "all": slice(None), "patches": slice(vit.prefix, None)}[tokens]
+    clean = [hidden_TN[where] for hidden_TN in vit.hidden(image)]
     path: list[list[int]] = []
     scores = []
     for block in range(vit.depth):
-        width = len(clean[block])
-        path_gradient = 0.0
-        gradient = np.zeros(width)
-        for k in range(1, nodes + 1):
-            alpha = k / nodes
-            leaves = {
-                i: (alpha * clean[i][units]).requires_grad_()
-                for i, units in enumerate([*path, list(range(width))])
-                if units
-            }
-            units_of = dict(enumerate([*path, list(range(width))]))
+        width = clean[block].shape[1]
+        groups = [[j] for j in range(width)] if each else [list(range(width))]
+        score = np.zeros(width)
+        for group in groups:
+            units_of = dict(enumerate([*path, group]))
+            gradients = [np.zeros(clean[i].shape) for i in units_of]
+            for alpha, weight in rule(quadrature, nodes):
+                leaves = {i: (alpha * clean[i]).requires_grad_() for i in units_of}
 
-            def assign(i: int, hidden_TN: Tensor, leaves: dict = leaves, units_of: dict = units_of) -> Tensor:
-                if i not in leaves:
-                    return hidden_TN
-                row_N = hidden_TN[0].clone()
-                row_N[units_of[i]] = leaves[i]
-                return torch.cat([row_N[None], hidden_TN[1:]])
+                def assign(i: int, hidden_TN: Tensor, leaves: dict = leaves, units_of: dict = units_of) -> Tensor:
+                    if i not in leaves:
+                        return hidden_TN
+                    rows = clean[i] if authors and i < block else hidden_TN[where]  # noqa: B023
+                    columns = [leaves[i][:, j] if j in units_of[i] else rows[:, j] for j in range(rows.shape[1])]
+                    changed = torch.stack(columns, 1)
+                    start, stop, _ = where.indices(len(hidden_TN))
+                    return torch.cat([hidden_TN[:start], changed, hidden_TN[stop:]])
 
-            p = torch.softmax(vit(image, assign), 0)[label]
-            grads = dict(zip(leaves, torch.autograd.grad(p, list(leaves.values())), strict=True))
-            path_gradient += sum(float(grads[i].sum()) for i in range(block))
-            gradient += grads[block].numpy()
-        path_value = sum(float(clean[i][j]) for i in range(block) for j in path[i])
-        score = np.array(
-            [
-                (path_value + float(clean[block][j])) * (path_gradient + gradient[j]) / nodes  # a product of two sums
-                for j in range(width)
-            ]
-        )
+                p = objective(vit(image, assign), label, kind)
+                for i, gradient in enumerate(torch.autograd.grad(p, list(leaves.values()))):
+                    gradients[i] += weight * gradient.numpy()
+            value = path_gradient = path_ig = 0.0
+            for i in range(block):
+                for j in path[i][-1:] if authors else path[i]:
+                    value += float(clean[i][:, j].sum())
+                    path_gradient += float(gradients[i][:, j].sum())
+                    path_ig += float((clean[i][:, j].numpy() * gradients[i][:, j]).sum())
+            for j in group:
+                own = clean[block][:, j].numpy()
+                if formula == "jas":  # a product of two sums
+                    score[j] = (value + own.sum()) * (path_gradient + gradients[block][:, j].sum())
+                else:
+                    score[j] = path_ig + (own * gradients[block][:, j]).sum()
         scores.append(score)
         path.append(sorted(range(width), key=lambda j, score=score: (-score[j], j))[:t])
     return scores, path
 
 
 def jas(
-    model: nn.Module, images: Tensor, labels: Sequence[int], t: int, nodes: int
+    model: nn.Module, images: Tensor, labels: Sequence[int], t: int, nodes: int, **settings: Any
 ) -> tuple[list[np.ndarray], list[list[list[int]]]]:
     """Scores per block [B, N] and paths per image and block, one image at a time."""
     vit = Vit(model)
-    each = [jas_image(vit, image, int(label), t, nodes) for image, label in zip(images, labels, strict=True)]
+    each = [
+        jas_image(vit, image, int(label), t, nodes, **settings) for image, label in zip(images, labels, strict=True)
+    ]
     return [np.stack([scores[i] for scores, _ in each]) for i in range(vit.depth)], [path for _, path in each]
+
+
+def joint_gates(
+    model: nn.Module, image: Tensor, label: int, alphas: Sequence[tuple[float, float]], kind: str = "probability"
+) -> list[np.ndarray]:
+    """Per block [N]: the mean over α of ∂(objective)/∂g_j with every unit's gate at α, by central differences."""
+    vit = Vit(model)
+    widths = [hidden_TN.shape[1] for hidden_TN in vit.hidden(image)]
+
+    def value(alpha: float, at: tuple[int, int], step: float) -> float:
+        def gate(i: int, hidden_TN: Tensor) -> Tensor:
+            gates = torch.full((hidden_TN.shape[1],), alpha, dtype=torch.float64)
+            if i == at[0]:
+                gates[at[1]] += step
+            return hidden_TN * gates
+
+        return float(objective(vit(image, gate), label, kind))
+
+    step = 1e-5
+    return [
+        np.array(
+            [
+                sum(w * (value(a, (i, j), step) - value(a, (i, j), -step)) / (2 * step) for a, w in alphas)
+                for j in range(width)
+            ]
+        )
+        for i, width in enumerate(widths)
+    ]
 
 
 def frequencies(

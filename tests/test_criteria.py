@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -10,18 +12,23 @@ from torch import Tensor, nn
 
 from vitprune import hooks, models
 from vitprune.criteria import CRITERIA
+from vitprune.criteria.joint_gates import sampled_labels
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
+from vitprune.types import Attribution
 
 every = pytest.mark.parametrize("name", sorted(CRITERIA))
 TS = (1, 4)
+ANY_HEAD = {"joint-gates"}
 LABELS = torch.tensor([0, 3, 1, 3, 2])
 
 
 def score(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, ts=TS, nodes: int = 3
 ) -> dict[int, list[Tensor]]:
-    return CRITERIA[name].score(model, models.ffn_sites(model), images, labels, ts=list(ts), nodes=nodes)
+    return CRITERIA[name].score(
+        model, models.ffn_sites(model), images, labels, ts=list(ts), how=Attribution(nodes=nodes, quadrature="midpoint")
+    )
 
 
 class Broken(nn.Module):
@@ -75,7 +82,7 @@ def test_what_the_row_says_it_needs(tiny_vit, make_images, name):
     assert ("labels" in row.needs) != all(map(torch.equal, base[4], relabelled[4]))
     assert row.path_dependent != all(map(torch.equal, base[1], base[4]))
     finer = score(name, model, images, LABELS, nodes=6)
-    assert row.path_dependent != all(map(torch.equal, base[4], finer[4]))
+    assert row.integrates != all(map(torch.equal, base[4], finer[4]))
     assert torch.equal(base[1][0], base[4][0])  # no path yet in the first block
 
 
@@ -92,7 +99,7 @@ def test_nothing_is_left_behind_when_forward_raises(tiny_vit, make_images, name,
         parent, _, child = where.rpartition(".")
         setattr(model.get_submodule(parent), child, Broken())
     with pytest.raises(RuntimeError):
-        CRITERIA[name].score(model, sites, make_images(2), LABELS[:2], ts=[2], nodes=2)
+        CRITERIA[name].score(model, sites, make_images(2), LABELS[:2], ts=[2], how=Attribution(nodes=2))
     assert reference.hook_count(model) == before
     assert torch.is_grad_enabled()
     assert not any(weight.grad is not None or weight.requires_grad for weight in model.parameters())
@@ -110,6 +117,9 @@ def test_the_model_and_the_images_are_left_as_they_were(tiny_vit, make_images, n
 @every
 def test_a_head_that_reads_no_class_token_is_refused(tiny_vit, make_images, name):
     for changed in ({"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}):
+        if name in ANY_HEAD:
+            assert len(score(name, tiny_vit(**changed), make_images(2), LABELS[:2])[4]) == 3
+            continue
         with pytest.raises(UserError, match="class token"):
             score(name, tiny_vit(**changed), make_images(2), LABELS[:2])
 
@@ -200,3 +210,63 @@ def test_hooks_go_when_the_body_or_the_entry_raises(tiny_vit, make_images):
     with hooks.inputs_of(model.head, store):
         model(make_images(2))
     assert [tuple(seen.shape) for seen in store] == [(2, 16)]
+
+
+GATES = Attribution(quadrature="midpoint", nodes=2)
+
+
+def gates(model: nn.Module, images: Tensor, labels: Tensor, how: Attribution) -> list[Tensor]:
+    return CRITERIA["joint-gates"].score(model, models.ffn_sites(model), images, labels, ts=[1], how=how)[1]
+
+
+@pytest.mark.parametrize("changed", [{}, {"global_pool": "avg"}, {"init_values": 0.3, "reg_tokens": 1}])
+@pytest.mark.parametrize("kind", ["probability", "log-probability"])
+def test_joint_gates_are_derivatives_at_every_token(tiny_vit, make_images, changed, kind):
+    model, images, labels = tiny_vit(mlp_ratio=0.25, **changed), make_images(2), torch.tensor([3, 1])
+    found = gates(model, images, labels, replace(GATES, objective=kind))
+    for row, image in enumerate(images):
+        expected = reference.joint_gates(model, image, int(labels[row]), reference.rule("midpoint", 2), kind)
+        for block, own in zip(found, expected, strict=True):
+            np.testing.assert_allclose(block[row].numpy(), own, rtol=1e-5, atol=1e-8)
+
+
+def test_joint_gates_sum_to_what_all_units_are_worth(tiny_vit, make_images):
+    model, images, labels = tiny_vit(), make_images(3), torch.tensor([3, 1, 0])
+    vit = reference.Vit(model)
+    dense, none = (
+        torch.softmax(vit.logits(images, edit), 1)[range(3), labels]
+        for edit in (reference.unchanged, lambda i, hidden_TN: 0 * hidden_TN)
+    )
+    found = torch.cat(gates(model, images, labels, Attribution(nodes=60, tokens="all")), 1)
+    np.testing.assert_allclose(found.sum(1).numpy(), (dense - none).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_joint_gates_of_the_dense_model_and_their_forms(tiny_vit, make_images):
+    model, images, labels = tiny_vit(mlp_ratio=0.25), make_images(2), torch.tensor([2, 4])
+    local = replace(GATES, low=1.0)
+    signed = gates(model, images, labels, local)
+    for row, image in enumerate(images):
+        own = reference.joint_gates(model, image, int(labels[row]), [(1.0, 1.0)])
+        for block, expected in zip(signed, own, strict=True):
+            np.testing.assert_allclose(block[row].numpy(), expected, rtol=1e-5, atol=1e-8)
+    for form, change in (("absolute", torch.abs), ("squared", torch.square)):
+        for block, base in zip(gates(model, images, labels, replace(local, form=form)), signed, strict=True):
+            torch.testing.assert_close(block, change(base))
+    almost = gates(model, images, labels, replace(GATES, low=1 - 1e-7))
+    torch.testing.assert_close(torch.cat(almost, 1), torch.cat(signed, 1), rtol=1e-4, atol=1e-7)
+
+
+def test_sampled_labels_follow_the_prediction_and_the_image(tiny_vit, make_images):
+    model, images = tiny_vit(), make_images(600)
+    drawn = sampled_labels(model, images, 0)
+    assert torch.equal(drawn[100:], sampled_labels(model, images[100:], 0))  # whatever the batch
+    assert not torch.equal(drawn, sampled_labels(model, images, 1))
+    expected = torch.softmax(model(images), 1).mean(0)
+    share = torch.bincount(drawn, minlength=5) / len(drawn)
+    np.testing.assert_allclose(share.numpy(), expected.numpy(), atol=4 * (0.25 / 600) ** 0.5)
+    how = replace(GATES, labels="sampled")
+    few = images[:3]
+    torch.testing.assert_close(
+        torch.cat(gates(model, few, torch.zeros(3, dtype=torch.int64), how), 1),
+        torch.cat(gates(model, few, drawn[:3], replace(how, labels="true")), 1),
+    )

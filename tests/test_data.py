@@ -267,10 +267,10 @@ def test_an_overlapping_split_cannot_be_made() -> None:
         data.Split(0, 0.8, np.array([1, 2]), np.array([2, 3]))
 
 
-def test_first_per_class_deals_the_classes_out() -> None:
+def test_first_per_class_goes_class_by_class() -> None:
     class_of = np.array([0, 0, 0, 1, 1, 1, 2])
     made = first_per_class(np.array([2, 5, 1, 3, 6, 0, 4]), class_of, 2)
-    assert made.tolist() == [2, 5, 6, 1, 3]
+    assert made.tolist() == [2, 1, 5, 3, 6]
     assert first_per_class(np.array([2, 5, 1, 3]), class_of, 1).tolist() == [2, 5]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,20 +14,27 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitprune import models
+from vitprune import models, quadrature
 from vitprune.criteria.jas import jas
 from vitprune.criteria.jas_plain import jas_plain
+from vitprune.criteria.path_scores import path_scores
 from vitprune.errors import UserError
+from vitprune.types import Attribution
 
 Engine = Callable[[nn.Module, Tensor, Tensor, int, int], list[Tensor]]
 
 
 def fast(model: nn.Module, images: Tensor, labels: Tensor, t: int, nodes: int) -> list[Tensor]:
-    return jas(model, models.ffn_sites(model), images, labels, ts=[t], nodes=nodes)[t]
+    return jas(model, models.ffn_sites(model), images, labels, ts=[t], how=paper(nodes))[t]
 
 
 def plain(model: nn.Module, images: Tensor, labels: Tensor, t: int, nodes: int) -> list[Tensor]:
-    return jas_plain(model, models.ffn_sites(model), images, labels, t=t, nodes=nodes)
+    return jas_plain(model, models.ffn_sites(model), images, labels, t=t, how=paper(nodes))
+
+
+def paper(nodes: int) -> Attribution:
+    """Eq. 3: a right Riemann sum."""
+    return Attribution(quadrature="right", nodes=nodes)
 
 
 both = pytest.mark.parametrize("engine", [fast, plain])
@@ -127,7 +136,7 @@ def test_mixed_classes_in_a_batch_equal_one_by_one(tiny_vit, make_images, engine
 def test_several_t_at_once_equal_each_alone(tiny_vit, make_images):
     model, images, labels = tiny_vit(), make_images(2), torch.tensor([1, 3])
     sites = models.ffn_sites(model)
-    together = jas(model, sites, images, labels, ts=[7, 1, 3], nodes=3)
+    together = jas(model, sites, images, labels, ts=[7, 1, 3], how=paper(3))
     assert set(together) == {1, 3, 7}
     for t in together:
         np.testing.assert_allclose(vectors(together[t]), vectors(fast(model, images, labels, t, 3)), rtol=1e-12)
@@ -244,3 +253,184 @@ def test_the_model_is_left_as_it_was(tiny_vit, make_images, engine: Engine):
     assert reference.same_state(before, reference.snapshot(model))
     assert torch.equal(images, kept)
     assert not any(block.requires_grad for block in scores)
+
+
+SETTINGS = [
+    Attribution(formula=f, candidates=c, quadrature="gauss-legendre", nodes=n, first_nodes=None, tokens=t, objective=o)
+    for f, c, n, t, o in [
+        ("joint-ig", "parallel", 3, "cls", "probability"),
+        ("jas", "parallel", 2, "all", "probability"),
+        ("joint-ig", "parallel", 2, "all", "log-probability"),
+        ("jas", "parallel", 2, "patches", "logit"),
+        ("jas", "each", 1, "cls", "probability"),
+        ("joint-ig", "each", 2, "all", "logit"),
+        ("jas", "each", 1, "patches", "log-probability"),
+    ]
+] + [Attribution(quadrature="left", nodes=3, reference=True), Attribution(quadrature="midpoint", nodes=2)]
+
+
+@both
+@pytest.mark.parametrize("how", SETTINGS, ids=lambda h: f"{h.formula}-{h.candidates}-{h.tokens}-{h.objective}")
+@pytest.mark.parametrize("changed", [{}, {"reg_tokens": 1, "init_values": 0.2}, {"global_pool": "avg"}])
+def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Engine, how: Attribution, changed):
+    model, images, labels = tiny_vit(mlp_ratio=0.5, **changed), make_images(2), torch.tensor([3, 0])
+    if changed.get("global_pool") and how.tokens == "cls":
+        pytest.skip("the head reads no class token")
+    expected, _ = reference.jas(
+        model, images, labels.tolist(), 2, how.nodes, quadrature=how.quadrature, formula=how.formula,
+        tokens=how.tokens, kind=how.objective, each=how.candidates == "each", authors=how.reference,
+    )  # fmt: skip
+    sites = models.ffn_sites(model)
+    if engine is fast:
+        scores = jas(model, sites, images, labels, ts=[2], how=how)[2]
+    else:
+        scores = jas_plain(model, sites, images, labels, t=2, how=how)
+    for block, own in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(block), own, rtol=1e-8, atol=1e-9 * np.abs(own).max() + 1e-18)
+
+
+@pytest.mark.parametrize(
+    ("formula", "candidates", "tokens", "rest"),
+    product(
+        ("jas", "joint-ig"),
+        ("parallel", "each"),
+        ("cls", "patches", "all"),
+        ({}, {"quadrature": "left", "reference": True}, {"shortlist": 3}, {"first_nodes": 5, "objective": "logit"}),
+    ),
+)
+def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, formula, candidates, tokens, rest):
+    for changed in ({"qk_norm": True}, {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1}):
+        model, images, labels = tiny_vit(mlp_ratio=0.5, **changed), make_images(2), torch.tensor([1, 4])
+        sites = models.ffn_sites(model)
+        how = Attribution(formula=formula, candidates=candidates, tokens=tokens, **({"nodes": 2} | rest))
+        own = jas_plain(model, sites, images, labels, t=2, how=how)
+        for block, plain_block in zip(jas(model, sites, images, labels, ts=[2], how=how)[2], own, strict=True):
+            atol = 1e-11 * float(plain_block.abs().max())
+            torch.testing.assert_close(block, plain_block, rtol=1e-9, atol=atol)
+
+
+def test_a_given_path_is_followed(tiny_vit, make_images):
+    """Along its own path the engine gives its own scores; along another path, others, and the last unit counts too."""
+    model, images, labels = tiny_vit(), make_images(3), torch.tensor([2, 0, 1])
+    sites, how = models.ffn_sites(model), Attribution(nodes=2)
+    own = jas(model, sites, images, labels, ts=[3], how=how)[3]
+    path = torch.stack([block.topk(3, 1).indices for block in own], 1)
+    for engine in (
+        lambda along: jas(model, sites, images, labels, ts=[3], how=how, along=along)[3],
+        lambda along: jas_plain(model, sites, images, labels, t=3, how=how, along=along),
+    ):
+        torch.testing.assert_close(torch.cat(engine(path), 1), torch.cat(own, 1))
+        assert not torch.allclose(torch.cat(engine(path.flip(0)), 1), torch.cat(own, 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", ["cls", "patches", "all"])
+@pytest.mark.parametrize("changed", [{}, {"global_pool": "avg", "reg_tokens": 1}])
+def test_the_score_of_a_path_is_what_the_engine_gave_its_last_unit(tiny_vit, make_images, tokens, changed):
+    """Alone in its block, a path's last unit has the path's own score: the definition, from two directions."""
+    if changed and tokens == "cls":
+        pytest.skip("the head reads no class token")
+    model, images, labels = tiny_vit(**changed), make_images(3), torch.tensor([4, 1, 2])
+    sites = models.ffn_sites(model)
+    for formula in ("jas", "joint-ig"):
+        how = Attribution(formula=formula, candidates="each", nodes=3, first_nodes=None, tokens=tokens)
+        scores = jas(model, sites, images, labels, ts=[1], how=how)[1]
+        units = torch.stack([block.topk(1, 1).indices for block in scores], 1)
+        for depth in (1, 2, 3):
+            found = path_scores(model, sites, images, labels, units[:, :depth], how)
+            own = found.jas if formula == "jas" else found.joint_ig
+            torch.testing.assert_close(own, scores[depth - 1].max(1).values, rtol=1e-9, atol=1e-12)
+
+
+def test_joint_ig_is_complete_and_says_how_far_it_is_from_it(tiny_vit, make_images):
+    model, images, labels = tiny_vit(), make_images(3), torch.tensor([0, 3, 2])
+    sites, vit = models.ffn_sites(model), reference.Vit(model)
+    units = torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(i))[:5] for i in range(3)])
+    units = units[None].repeat(3, 1, 1)
+
+    def zeroed(i: int, hidden_TN: Tensor) -> Tensor:
+        out = hidden_TN.clone()
+        out[0, units[0, i]] = 0
+        return out
+
+    def held(clean: list[Tensor]) -> reference.Edit:
+        def edit(i: int, hidden_TN: Tensor) -> Tensor:
+            out = hidden_TN.clone()
+            out[0, units[0, i]] = clean[i][0, units[0, i]]
+            return out
+
+        return edit
+
+    drop = []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        ends = [torch.softmax(vit(image, edit), 0)[label] for edit in (held(vit.hidden(image)), zeroed)]
+        drop.append(float(ends[0] - ends[1]))
+    fine = path_scores(model, sites, images, labels, units, Attribution(nodes=40))
+    np.testing.assert_allclose(fine.joint_ig.numpy(), drop, rtol=1e-6)
+    assert float(fine.gap.abs().max()) < 1e-7
+    coarse = path_scores(model, sites, images, labels, units, Attribution(quadrature="left", nodes=2))
+    np.testing.assert_allclose(coarse.gap.numpy(), coarse.joint_ig.numpy() - np.array(drop), rtol=1e-9, atol=1e-12)
+    assert float(coarse.gap.abs().max()) > 1e-4
+
+
+def test_parallel_equals_each_in_a_block_that_adds_up(make_images):
+    """Parallel candidates are exact when the block is additively separable: here a linear model."""
+    model, images, labels = toy(2.0, -0.5, product=False), make_images(1), torch.tensor([0])
+    sites = models.ffn_sites(model)
+    one, other = (
+        jas(model, sites, images, labels, ts=[1], how=Attribution(candidates=c, nodes=2))[1]
+        for c in ("parallel", "each")
+    )
+    torch.testing.assert_close(torch.cat(one, 1), torch.cat(other, 1), rtol=1e-9, atol=1e-18)
+
+
+def test_greedy_fails_where_two_units_must_be_taken_together(make_images):
+    """F = w1·w2: brute force over all paths finds the pair that greedy, blind to what comes, can miss."""
+    model, images, label = toy(2.0, 3.0, product=True), make_images(1), torch.tensor([0])
+    sites, how = models.ffn_sites(model), Attribution(nodes=4)
+    every = {
+        (a, b): float(path_scores(model, sites, images, label, torch.tensor([[[a], [b]]]), how).jas)
+        for a, b in product(range(2), range(2))
+    }
+    assert max(every, key=lambda pair: every[pair]) == (0, 0)
+    np.testing.assert_allclose(every[0, 0] / (TINY / 4), 25 / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["left", "right", "midpoint", "gauss-legendre"])
+def test_a_quadrature_rule_is_a_mean(name):
+    for count, low in product((1, 2, 3, 7), (0.0, 0.4, 1.0)):
+        at, weights = quadrature.rule(name, count, low)
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-12)
+        assert (at >= low - 1e-12).all() and (at <= 1 + 1e-12).all()
+    for count in (1, 2, 3):
+        at, weights = quadrature.rule(name, count)
+        np.testing.assert_allclose(np.stack([at, weights], 1), reference.rule(name, count), rtol=1e-12, atol=1e-15)
+    exact = {"left": 0, "right": 0, "midpoint": 1, "gauss-legendre": 7}[name]
+    at, weights = quadrature.rule(name, 4)
+    for power in range(exact + 1):
+        np.testing.assert_allclose((weights * at**power).sum(), 1 / (power + 1), rtol=1e-12)
+    assert abs((weights * at ** (exact + 1)).sum() - 1 / (exact + 2)) > 1e-6
+
+
+def test_graded_nodes_are_denser_near_zero():
+    at, weights = quadrature.graded(6)
+    np.testing.assert_allclose([weights.sum(), (weights * at**2).sum()], [1, 1 / 3], rtol=1e-12)
+    np.testing.assert_allclose((weights * np.sqrt(at)).sum(), 2 / 3, rtol=1e-12)  # what plain nodes cannot do
+    assert at[0] < quadrature.rule("gauss-legendre", 6)[0][0]
+
+
+@pytest.mark.parametrize("wrong", [("simpson", 3, 0.0), ("left", 0, 0.0), ("left", 2, 1.5), ("left", 2, -0.1)])
+def test_a_rule_that_is_none_is_refused(wrong):
+    with pytest.raises(UserError):
+        quadrature.rule(*wrong)
+
+
+def test_the_shortlist_ranks_first(tiny_vit, make_images):
+    model, images, labels = tiny_vit(), make_images(3), torch.tensor([0, 3, 2])
+    sites, how = models.ffn_sites(model), Attribution(candidates="each", nodes=2)
+    parallel = jas(model, sites, images, labels, ts=[2], how=replace(how, candidates="parallel"))[2][0]
+    every = jas(model, sites, images, labels, ts=[2], how=how)[2][0]
+    short = jas(model, sites, images, labels, ts=[2], how=replace(how, shortlist=4))[2][0]
+    for row in range(3):
+        listed = parallel[row].topk(4).indices
+        torch.testing.assert_close(short[row, listed], every[row, listed])
+        assert set(short[row].topk(4).indices.tolist()) == set(listed.tolist())

@@ -61,7 +61,7 @@ def test_discover_counts_the_replicas_paths(tiny_vit, make_images, batch, empty)
     """Scores, paths, frequencies and ties, end to end, from the hand-written forward."""
     model, images = tiny_vit(init_values=0.2), make_images(7)
     tables, routes = reference.jas(model, images, LABELS.tolist(), 4, 3)
-    found = vitprune.discover(model, images, LABELS, t=4, nodes=3, batch=batch)
+    found = vitprune.discover(model, images, LABELS, t=4, quadrature="right", nodes=3, batch=batch)
     assert (found.criterion, found.classes, found.images) == ("jas", 5, 7)
     for i, expected in enumerate(reference.frequencies(routes, LABELS.tolist(), [32] * 3, 5)):
         np.testing.assert_allclose(found.blocks[i].numpy(), expected, atol=1e-6)

@@ -18,10 +18,9 @@ import pytest
 import torch
 from small import contents, image_folder, leftovers, model_folder, quicken, recipe_dict, write_recipe
 
-from vitprune import files, pipeline, recipe
+from vitprune import files, pipeline, recipe, shards
 from vitprune.context import Context
 from vitprune.errors import UserError
-from vitprune.stages import discover
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -210,8 +209,8 @@ import dataclasses, os, time
 from vitprune import cli
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
-from vitprune.stages import discover
-discover.SHARD, Context.images_per_batch = 4, lambda *_: 2
+from vitprune import shards
+shards.SHARD, Context.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(float(os.environ["PAUSE"]))
@@ -227,10 +226,15 @@ def start(path: Path, pause: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
+def result(out: Path) -> list[Path]:
+    """What discovery ends with."""
+    return sorted(out.glob("tiny/stages/discover/jas-t3-*.safetensors"))
+
+
 def shards_of(out: Path, process: subprocess.Popen[str]) -> list[Path]:
     end = time.monotonic() + 200
     while time.monotonic() < end:
-        found = sorted(out.rglob("jas*/t3-*.safetensors"))
+        found = sorted(out.rglob("jas*/t3/*.safetensors"))
         if found:
             return found
         assert process.poll() is None, process.communicate()[1]
@@ -243,19 +247,19 @@ def test_a_stop_half_way_then_the_same_command(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     process = start(write_recipe(tmp_path / "r.yaml", setting), 0.4)
-    shards = shards_of(tmp_path / "out", process)
+    made_before = shards_of(tmp_path / "out", process)
     process.send_signal(how)
     out, err = process.communicate(timeout=200)
-    before = {p: p.stat().st_mtime_ns for p in shards}
+    before = {p: p.stat().st_mtime_ns for p in made_before}
     assert process.returncode == (130 if how == signal.SIGINT else -how)
-    name = "tiny/stages/discover/jas-t3-m4-p4.safetensors"
-    assert not (tmp_path / "out" / name).exists()
-    monkeypatch.setattr(discover, "SHARD", 4)
+    assert not result(tmp_path / "out")
+    monkeypatch.setattr(shards, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
     run(setting, "discover")
-    assert {p: p.stat().st_mtime_ns for p in shards} == before, "a finished shard was computed again"
+    assert {p: p.stat().st_mtime_ns for p in made_before} == before, "a finished shard was computed again"
     run(setting | {"out": str(tmp_path / "whole")}, "discover")
-    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    (made,), (whole,) = result(tmp_path / "out"), result(tmp_path / "whole")
+    assert made.name == whole.name and made.read_bytes() == whole.read_bytes()
     assert leftovers(tmp_path / "out") == []
     if how == signal.SIGINT:
         assert "Traceback" not in err and "Aborted" not in err and out == ""

@@ -42,7 +42,23 @@ def test_every_default() -> None:
         "split": {"seed": 0, "probe": 0.8},
         "classes": None,
         "groups": None,
-        "criterion": {"name": "jas", "t": 50, "nodes": 20, "probe_per_class": 40, "seed": 0},
+        "criterion": {
+            "name": "jas",
+            "t": 50,
+            "probe_per_class": 40,
+            "formula": "jas",
+            "candidates": "parallel",
+            "shortlist": None,
+            "quadrature": None,
+            "nodes": None,
+            "tokens": "cls",
+            "objective": "probability",
+            "reference": False,
+            "low": 0.0,
+            "form": "signed",
+            "labels": "true",
+            "seed": 0,
+        },
         "keep": 0.25,
         "allocation": "uniform",
         "round_to": None,
@@ -324,3 +340,34 @@ def test_class_sets() -> None:
     assert recipe.parse("name: a").class_sets() == {None: None}
     assert recipe.parse("name: a\nclasses: [b]").class_sets() == {None: ["b"]}
     assert recipe.parse("name: a\ngroups: {x: [b], y: [c]}").class_sets() == {"x": ["b"], "y": ["c"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "nodes", "first"),
+    [
+        ("{}", "gauss-legendre", 4, 8),
+        ("{nodes: 6}", "gauss-legendre", 6, 8),
+        ("{quadrature: right}", "right", 20, 8),
+        ("{quadrature: midpoint, nodes: 7}", "midpoint", 7, 8),
+        ("{reference: true}", "left", 20, 8),
+        ("{reference: true, quadrature: right, nodes: 3}", "right", 3, 8),
+    ],
+)
+def test_what_integrates_by_default(given: str, rule: str, nodes: int, first: int) -> None:
+    how = recipe.parse(f"name: a\ncriterion: {given}").criterion.attribution()
+    assert (how.quadrature, how.nodes, how.first_nodes) == (rule, nodes, first)
+
+
+def test_every_setting_reaches_the_engine() -> None:
+    text = "name: a\ncriterion: {formula: joint-ig, candidates: each, shortlist: 3, tokens: all, objective: logit, "
+    how = recipe.parse(text + "low: 0.5, form: squared, labels: sampled, seed: 4}").criterion.attribution()
+    assert (how.formula, how.candidates, how.shortlist, how.tokens) == ("joint-ig", "each", 3, "all")
+    assert (how.objective, how.low, how.form, how.labels, how.seed) == ("logit", 0.5, "squared", "sampled", 4)
+
+
+@pytest.mark.parametrize(
+    "given", ["shortlist: 3", "reference: true, candidates: each", "reference: true, formula: joint-ig", "low: 1.5"]
+)
+def test_settings_that_do_not_go_together_are_refused(given: str) -> None:
+    with pytest.raises(UserError, match=r"line 2: `criterion"):
+        recipe.parse(f"name: a\ncriterion: {{{given}}}")

@@ -25,10 +25,11 @@ RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, o
 Out = Annotated[Path | None, typer.Option("--out", help="folder for results instead of the recipe's `out`")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the discovery")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
 
 
-def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool) -> None:
+def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
     from vitprune import pipeline, summary
     from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
@@ -41,7 +42,11 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
         + (f" --out {out}" if out else "")
         + (f" --device {device}" if device != "auto" else "")
     )
-    record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command)
+    record = pipeline.run(
+        loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
+    )
+    if not record:  # a helper process of torchrun
+        return
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
@@ -51,42 +56,67 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
 
 @app.command()
 def run(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    _verb("run", recipe, out, device, force, as_json)
+    _verb("run", recipe, out, device, force, as_json, workers)
 
 
 @app.command()
 def discover(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
-    _verb("discover", recipe, out, device, force, as_json)
+    _verb("discover", recipe, out, device, force, as_json, workers)
 
 
 @app.command()
 def prune(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
 ) -> None:
     """Up to the slim model's checkpoint folder."""
-    _verb("prune", recipe, out, device, force, as_json)
+    _verb("prune", recipe, out, device, force, as_json, workers)
 
 
 @app.command()
 def evaluate(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
 ) -> None:
     """Up to the exam on the test split, baselines included."""
-    _verb("evaluate", recipe, out, device, force, as_json)
+    _verb("evaluate", recipe, out, device, force, as_json, workers)
 
 
 @app.command()
 def export(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", force: Force = False, as_json: Json = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
 ) -> None:
     """Up to the checked ONNX file and its latency."""
-    _verb("export", recipe, out, device, force, as_json)
+    _verb("export", recipe, out, device, force, as_json, workers)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from vitprune.recipe import Recipe
 from vitprune.types import FfnSite, Split
 from vitprune.workspace import Workspace
 
-ROW_BYTES = 1_500_000_000
+MEMORY_SHARE = 0.4
 MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
 
 
@@ -34,16 +34,21 @@ class Context:
     device: torch.device
     reporter: Reporter
     folder: Workspace
-    stage_inputs: str = ""
+    workers: int = 1
 
     @classmethod
     @contextmanager
-    def open(cls, recipe: Recipe, device: str, reporter: Reporter) -> Iterator[Context]:
+    def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Iterator[Context]:
         """Lock the run's folder and hand out the context."""
+        context = cls.join(recipe, device, reporter, workers)
+        with context.folder.locked():
+            yield context
+
+    @classmethod
+    def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:
+        """The context of a process that helps the one that holds the folder."""
         folder = Workspace(recipe.out / recipe.name)
-        chosen = models.resolve_device(device)
-        with folder.locked():
-            yield cls(recipe, chosen, reporter, folder)
+        return cls(recipe, models.resolve_device(device), reporter, folder, workers)
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -128,12 +133,14 @@ class Context:
         return self.loaded.labels[output] if self.loaded.labels else str(output)
 
     def images_per_batch(self, nodes: int) -> int:
-        """Images whose nodes fit one pass of the discovery engine."""
+        """Images whose nodes fit one pass of the discovery engine in a part of the memory that is free now."""
         model = self.loaded.model
         tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
         row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type,misc]
         most = MAX_ROWS if self.device.type == "cpu" else 2048
-        return max(1, min(most, ROW_BYTES // row) // nodes)
+        here = self.workers if self.device.type == "cpu" else 1
+        room = MEMORY_SHARE * models.free_memory(self.device) / here
+        return max(1, int(min(most, room // row)) // nodes)
 
     @property
     def batch(self) -> int:

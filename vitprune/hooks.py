@@ -7,7 +7,7 @@ Every context removes its hooks in `finally`, also when entering or the forward 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -69,3 +69,24 @@ def inputs_of(module: nn.Module, store: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _Reached(Exception):  # noqa: N818 (a signal)
+    """The pass has come far enough."""
+
+
+def input_of(module: nn.Module, forward: Callable[[], object]) -> Tensor:
+    """The first positional input of `module` in `forward()`, which goes no further than there."""
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        with suppress(_Reached):
+            forward()
+    finally:
+        handle.remove()
+    return seen[0]

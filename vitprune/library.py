@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import bool as bool_
 
 from vitprune import evaluation, masks, models, paths, pipeline, recipe, surgery
 from vitprune.criteria import CRITERIA
+from vitprune.criteria.path_scores import PathScores
+from vitprune.criteria.path_scores import path_scores as path_scores_of
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.paths import Gathered
 from vitprune.recovery import Recovery, moments, repair
-from vitprune.types import Metrics, Scores
+from vitprune.types import Attribution, Metrics, Scores
 
 
 def discover(
@@ -29,32 +32,58 @@ def discover(
     *,
     criterion: str = "jas",
     t: int = 50,
-    nodes: int = 20,
     batch: int = 8,
     seed: int = 0,
+    **settings: Any,
 ) -> Scores:
     """Score every hidden unit of every FFN for every class.
 
-    Returns class frequencies of the TopK units per image ([C, n] per block), ties decided by the mean summed scores.
-    Raises UserError for an unknown criterion, labels out of range, or a model that is not supported.
+    Returns, per block [C, n], class frequencies of the TopK units per image, ties decided by the mean summed scores, or
+    for a criterion that ranks by it the mean score itself. `settings` are those of `Attribution`: `formula`, `nodes`,
+    `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
+    that is not supported.
     """
     sites = models.ffn_sites(model)
     if criterion == "random":
         return random(sites, seed=seed)
     if criterion not in CRITERIA:
         raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
+    row = CRITERIA[criterion]
     masks.check_t(t, sites)
-    if nodes < 1:
-        raise UserError(f"nodes: {nodes} integration steps; at least one is needed")
+    how = _attribution(criterion, t, seed, settings)
     outputs = int(model.num_classes)  # type: ignore[arg-type]
     _check_labels("discover", images, labels, outputs)
-    device, parts = models.device_of(model), []
+    device, parts, kept = models.device_of(model), [], t if row.ranks_by == "frequency" else 0
     with _Frozen(model):
         for start in range(0, len(images), batch):
             x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
-            scores = CRITERIA[criterion].score(model, sites, x, y, ts=[t], nodes=nodes)[t]
-            parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), t, outputs))
-    return paths.to_scores(paths.merge(parts), criterion)
+            scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
+            parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
+    return paths.to_scores(paths.merge(parts), criterion, outputs, row.ranks_by)
+
+
+def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:
+    """JAS, joint integrated gradients and their completeness gap of given paths `units` [N, L, t], per image [N]."""
+    outputs = int(model.num_classes)  # type: ignore[arg-type]
+    _check_labels("path_scores", images, labels, outputs)
+    sites = models.ffn_sites(model)
+    if units.ndim != 3 or len(units) != len(images) or not 1 <= units.shape[1] <= len(sites):
+        raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
+    if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].width for i in range(units.shape[1])):
+        raise UserError("path_scores: a unit's index lies outside its block")
+    how = _attribution("jas", units.shape[2], 0, settings)
+    device = models.device_of(model)
+    with _Frozen(model):
+        return path_scores_of(model, sites, images.to(device), labels.to(device), units, how)
+
+
+def _attribution(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Attribution:
+    """The settings as a recipe would check them."""
+    try:
+        return recipe.Criterion(name=criterion, t=t, seed=seed, **settings).attribution()  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error
 
 
 def prune(

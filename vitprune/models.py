@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psutil
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -58,6 +61,14 @@ def tokens_read(model: nn.Module) -> slice:
     return slice(0 if getattr(model, "pool_include_prefix", False) else layout.prefix, None)
 
 
+def scored_tokens(model: nn.Module, tokens: str, criterion: str) -> slice:
+    """Where hidden units are assigned: the class token, the patches, or every token."""
+    if tokens == "cls":
+        require_class_token(model, criterion)
+        return slice(0, 1)
+    return slice(0, None) if tokens == "all" else slice(token_layout(model).prefix, None)
+
+
 def require_class_token(model: nn.Module, criterion: str) -> None:
     """Class-token criteria need a head that reads the class token."""
     layout = token_layout(model)
@@ -76,15 +87,31 @@ class Halves:
 
     def stream_into_blocks(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → the stream into the first block, [B, T, D]."""
-        store: list[Tensor] = []
-        with hooks.inputs_of(self.model.blocks[0], store):
-            self.model.forward_features(images)
-        return store[0]
+        return hooks.input_of(self.model.blocks[0], lambda: self.model.forward_features(images))
 
     def attend(self, i: int, x_RTD: Tensor) -> Tensor:
         """The stream after block i's attention."""
         block = self.model.blocks[i]
         return x_RTD + block.ls1(block.attn(block.norm1(x_RTD)))
+
+    def attend_first(self, i: int, x_RTD: Tensor) -> Tensor:
+        """The first token's row of `attend`, [R, 1, D]: one query instead of T."""
+        block, attn = self.model.blocks[i], self.model.blocks[i].attn
+        if type(attn) is not Attention:
+            return self.attend(i, x_RTD)[:, :1]
+        normed, split = block.norm1(x_RTD), attn.attn_dim
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        q = F.linear(normed[:, :1], weight[:split], None if bias is None else bias[:split])
+        kv = F.linear(normed, weight[split:], None if bias is None else bias[split:])
+        q, k, v = (
+            y.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2)
+            for y in (q, kv[..., :split], kv[..., split:])
+        )
+        out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, scale=attn.scale)
+        out = attn.norm(out.transpose(1, 2).flatten(2))
+        if attn.gate is not None:
+            out = out * attn.gate(normed[:, :1]).sigmoid()
+        return x_RTD[:, :1] + block.ls1(attn.proj(out))
 
     def hidden(self, i: int, z_RTD: Tensor) -> Tensor:
         """Post-activation hidden units of block i, [R, T, N]."""
@@ -95,6 +122,21 @@ class Halves:
         """The stream after block i, given its hidden units."""
         block = self.model.blocks[i]
         return z_RTD + block.ls2(block.mlp.fc2(hidden_RTN))
+
+    def through_ffn(self, i: int, hidden_RTN: Tensor) -> Tensor:
+        """What a change of block i's hidden units adds to the stream: γ⊙(W2·h), no bias."""
+        block = self.model.blocks[i]
+        return block.ls2(F.linear(hidden_RTN, block.mlp.fc2.weight))
+
+    def back_through_ffn(self, i: int, grad_RTD: Tensor) -> Tensor:
+        """The gradient at block i's hidden units from that at the stream after it: W2ᵀ·(γ⊙g)."""
+        block = self.model.blocks[i]
+        return block.ls2(grad_RTD) @ block.mlp.fc2.weight
+
+    def ffn_columns(self, i: int) -> Tensor:
+        """What each hidden unit of block i writes to the stream, [N, D]."""
+        block = self.model.blocks[i]
+        return block.ls2(block.mlp.fc2.weight.T)
 
     def logits(self, x_RTD: Tensor) -> Tensor:
         """The head on the stream after the last block; only the rows that the pooling reads need be there."""
@@ -118,6 +160,13 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter."""
     return next(model.parameters()).device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on the device now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,13 +1,14 @@
 """Neuron paths: the TopK units of each image, gathered into class frequencies, utilisation and similarity.
 
-Legend: B images of a batch, C classes, L blocks, n hidden units, t units per image and block.
+Legend: B images of a batch, K classes met, C classes in all, L blocks, n hidden units, t units per image and block.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,89 +21,125 @@ from vitprune.types import PathSet, Scores
 
 @dataclass(slots=True)
 class Gathered:
-    """What streams out of discovery: counts and score sums per block [C, n] float64, images per class [C], columns."""
+    """What streams out of discovery, for the classes met [K]: counts, score sums per block [K, n], images, columns.
 
+    Only classes that were met have rows, so that a shard of a thousand-class run is not a thousand rows high.
+    """
+
+    classes: np.ndarray
     counts: list[np.ndarray]
     sums: list[np.ndarray]
     images: np.ndarray
     paths: PathSet
+    notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scores: list[Tensor], labels: Tensor, index: np.ndarray, t: int, classes: int) -> Gathered:
-        """One batch: `scores` per block [B, n], `labels` [B], `index` [B] positions in the image source."""
+    def of(cls, scores: list[Tensor], labels: Tensor, index: np.ndarray, t: int) -> Gathered:
+        """One batch: `scores` per block [B, n], `labels` [B], `index` [B] positions in the image source; t = 0: no paths."""
         label = labels.cpu().numpy().astype(np.int64)
+        classes, row = np.unique(label, return_inverse=True)
         units, best, counts, sums = [], [], [], []
         for block in scores:
             top = block.topk(t, 1)
             unit = top.indices.cpu().numpy().astype(np.int32)
             units.append(unit)
             best.append(top.values.float().cpu().numpy())
-            count = np.zeros((classes, block.shape[1]))
-            np.add.at(count, (label[:, None], unit), 1)
-            total = np.zeros((classes, block.shape[1]))
-            np.add.at(total, label, block.double().cpu().numpy())
+            count = np.zeros((len(classes), block.shape[1]), np.int64)
+            np.add.at(count, (row[:, None], unit), 1)
+            total = np.zeros(count.shape)
+            np.add.at(total, row, block.double().cpu().numpy())
             counts.append(count)
             sums.append(total)
-        paths = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))
-        return cls(counts, sums, np.bincount(label, minlength=classes), paths)
+        columns = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))
+        return cls(classes, counts, sums, np.bincount(row), columns)
 
     def to_bytes(self) -> bytes:
         """Columns as safetensors."""
         p = self.paths
-        columns = {"image": p.image, "label": p.label, "units": p.units, "scores": p.scores, "images": self.images}
+        columns = {"image": p.image, "label": p.label, "units": p.units, "scores": p.scores}
+        columns |= {"classes": self.classes, "images": self.images}
         for i, (count, total) in enumerate(zip(self.counts, self.sums, strict=True)):
             columns |= {f"counts.{i}": count, f"sums.{i}": total}
         whole = {k: np.ascontiguousarray(v) for k, v in columns.items()}
-        return save(whole, metadata={"sha256": _checksum(whole)})
+        return save(whole, metadata={**self.notes, "sha256": _checksum(whole)})
 
     @classmethod
     def from_file(cls, path: str) -> Gathered:
         """Inverse of `to_bytes`. Raises ValueError when the columns are not what was written."""
         with safe_open(path, "numpy") as f:
             c = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-            if (f.metadata() or {}).get("sha256") != _checksum(c):
-                raise ValueError(f"{path}: damaged")
+            notes = dict(f.metadata() or {})
+        if notes.pop("sha256", None) != _checksum(c):
+            raise ValueError(f"{path}: damaged")
         depth = c["units"].shape[1]
         return cls(
+            c["classes"],
             [c[f"counts.{i}"] for i in range(depth)],
             [c[f"sums.{i}"] for i in range(depth)],
             c["images"],
             PathSet(c["image"], c["label"], c["units"], c["scores"]),
+            notes,
         )
 
 
 def _checksum(columns: dict[str, np.ndarray]) -> str:
     result = hashlib.sha256()
     for name in sorted(columns):
-        result.update(name.encode() + columns[name].tobytes())
+        result.update(f"{name} {columns[name].dtype} {columns[name].shape}".encode() + columns[name].tobytes())
     return result.hexdigest()
 
 
-def merge(parts: Iterable[Gathered]) -> Gathered:
-    """Sum the counts and sums in float64, join the columns in the order given."""
-    all_parts = list(parts)
-    if not all_parts:
+def merge(parts: Sequence[Gathered]) -> Gathered:
+    """Sum the counts and sums in float64 in the order given, join the columns."""
+    if not parts:
         raise ValueError("nothing to merge")
-    depth = len(all_parts[0].counts)
-    columns = [np.concatenate([getattr(p.paths, c) for p in all_parts]) for c in ("image", "label", "units", "scores")]
-    return Gathered(
-        [np.sum([p.counts[i] for p in all_parts], axis=0) for i in range(depth)],
-        [np.sum([p.sums[i] for p in all_parts], axis=0) for i in range(depth)],
-        np.sum([p.images for p in all_parts], axis=0),
-        PathSet(*columns),
-    )
+    columns = [np.concatenate([getattr(p.paths, c) for p in parts]) for c in ("image", "label", "units", "scores")]
+    whole = total(parts, np.unique(np.concatenate([p.classes for p in parts])))
+    return Gathered(whole.classes, whole.counts, whole.sums, whole.images, PathSet(*columns))
 
 
-def to_scores(gathered: Gathered, criterion: str) -> Scores:
-    """Class frequencies (share of the class's images whose path has the unit), ties decided by the mean summed score."""
+def total(parts: Iterable[Gathered], classes: np.ndarray) -> Gathered:
+    """Sums over the parts for `classes` (sorted), without the columns: memory does not grow with the number of images."""
+    result: Gathered | None = None
+    for part in parts:
+        if result is None:
+            shapes = [(len(classes), block.shape[1]) for block in part.counts]
+            depth = part.paths.units.shape[1]
+            none = PathSet(
+                *(np.zeros(0, np.int64) for _ in range(2)), *(np.zeros((0, depth, 0), d) for d in ("i4", "f4"))
+            )
+            counts, sums = ([np.zeros(shape, d) for shape in shapes] for d in (np.int64, np.float64))
+            result = Gathered(classes, counts, sums, np.zeros(len(classes), np.int64), none)
+        row = np.searchsorted(classes, part.classes)
+        result.images[row] += part.images
+        for i, (count, score) in enumerate(zip(part.counts, part.sums, strict=True)):
+            result.counts[i][row] += count
+            result.sums[i][row] += score
+    if result is None:
+        raise ValueError("nothing to add up")
+    return result
+
+
+def to_scores(
+    gathered: Gathered, criterion: str, outputs: int, ranks_by: Literal["frequency", "mean"] = "frequency"
+) -> Scores:
+    """Rows for all `outputs` classes.
+
+    `frequency`: the share of the class's images whose path has the unit, ties decided by the mean score;
+    `mean`: the mean score itself.
+    """
     per_class = np.maximum(gathered.images, 1)[:, None]
-    return Scores(
-        criterion,
-        [torch.from_numpy((c / per_class).astype(np.float32)) for c in gathered.counts],
-        [torch.from_numpy((s / per_class).astype(np.float32)) for s in gathered.sums],
-        int(gathered.images.sum()),
-        gathered.paths,
-    )
+
+    def rows(blocks: list[np.ndarray]) -> list[Tensor]:
+        whole = [np.zeros((outputs, block.shape[1]), np.float32) for block in blocks]
+        for out, block in zip(whole, blocks, strict=True):
+            out[gathered.classes] = block / per_class
+        return [torch.from_numpy(out) for out in whole]
+
+    images, columns = int(gathered.images.sum()), gathered.paths if len(gathered.paths.image) else None
+    if ranks_by == "mean":
+        return Scores(criterion, rows(gathered.sums), None, images)
+    return Scores(criterion, rows(gathered.counts), rows(gathered.sums), images, columns)
 
 
 def utilisation(scores: Scores) -> list[Tensor]:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import record
+from vitprune import parallel, record
 from vitprune.context import Context
+from vitprune.errors import UserError
 from vitprune.files import digest, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe, dump
 from vitprune.stages import CODE, discover, evaluate, export, moments, prune, split
+from vitprune.workspace import PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,23 @@ def run(
     force: bool = False,
     reporter: Reporter | None = None,
     command: str = "",
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
+
+    `workers` processes share the discovery; under torchrun every process but the first returns an empty record.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """
     reporter = reporter or Reporter(quiet=True)
-    with Context.open(recipe, device, reporter) as context:
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least one process is needed")
+    rank, size = parallel.from_torchrun()
+    device = parallel.device_of_rank(device, rank) if size > 1 else device
+    if rank:
+        parallel.serve(Context.join(recipe, device, Reporter(quiet=True)), rank, size)
+        return {}
+    with Context.open(recipe, device, reporter, workers) as context:
         context.preflight()
         write_text(context.folder.root / "recipe.yaml", dump(recipe))
         inputs: dict[str, str] = {}
@@ -89,11 +101,10 @@ def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, A
     if not force and folder.is_current(stage.name, inputs):
         context.reporter.say(f"{stage.name}: unchanged, skipped")
         return {"name": stage.name, "seconds": (folder.record(stage.name) or {}).get("seconds"), "skipped": True}
-    if force and stage.name == "discover":
-        folder.begin(stage.name, "")
+    if force:
+        folder.clear(folder.stage_folder(stage.name) / PARTS, set())
     before = folder.files_of(stage.name)
-    folder.begin(stage.name, inputs)
-    context.stage_inputs = inputs
+    folder.begin(stage.name)
     started = time.monotonic()
     made = stage.work(context)
     folder.remove(before - set(made))

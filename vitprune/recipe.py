@@ -24,6 +24,7 @@ from pydantic import (
 
 from vitprune.errors import UserError
 from vitprune.files import digest
+from vitprune.types import Attribution
 
 MAX_BYTES = 1_000_000
 Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
@@ -74,21 +75,64 @@ class SplitSpec(Part):
 
 
 class Criterion(Part):
-    """What ranks the hidden units."""
+    """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
-    name: Literal["jas", "activation", "random"] = "jas"
+    name: Literal["jas", "activation", "joint-gates", "random"] = "jas"
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
-    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
-    seed: Seed = Field(0, description="for `random`: the draw")
+    formula: Literal["jas", "joint-ig"] = Field(
+        "jas", description="the paper's product of sums, or the sum of products"
+    )
+    candidates: Literal["parallel", "each"] = Field(
+        "parallel", description="a block's candidates scaled together, or each alone (slow)"
+    )
+    shortlist: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="with `candidates: each`: only this many of the parallel pass"
+    )
+    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] | None = Field(
+        None, description="gauss-legendre, or left with `reference`; the paper's is right with 20 nodes"
+    )
+    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
+        None, description="integration steps m: 4 under gauss-legendre, else 20"
+    )
+    tokens: Literal["cls", "patches", "all"] = Field("cls", description="where a path's units are assigned")
+    objective: Literal["probability", "logit", "log-probability"] = "probability"
+    reference: bool = Field(
+        False, description="as the authors' code: clamped class token, lowest-ranked unit in the sums"
+    )
+    low: float = Field(0.0, ge=0, le=1, description="joint-gates: α runs from here to 1")
+    form: Literal["signed", "absolute", "squared"] = Field("signed", description="joint-gates: taken per image")
+    labels: Literal["true", "sampled"] = Field("true", description="joint-gates: or drawn from the model's prediction")
+    seed: Seed = Field(0, description="for `random`, and for sampled labels")
+
+    @model_validator(mode="after")
+    def settings_fit(self) -> Criterion:
+        if self.shortlist is not None and self.candidates != "each":
+            raise ValueError("`shortlist` goes with `candidates: each`")
+        if self.reference and (self.candidates, self.formula) != ("parallel", "jas"):
+            raise ValueError("`reference` is the authors' code: `formula: jas` and `candidates: parallel`")
+        return self
+
+    def attribution(self) -> Attribution:
+        """The settings with every default spelled out."""
+        return attribution(self, self.quadrature, self.nodes)
 
 
 class PaperProtocol(Part):
     """The paper's own pruning protocol (class token only, mask chosen by the true label): an oracle-routed figure."""
 
     t: list[Annotated[StrictInt, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
+    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = "right"
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = 20
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = 40
+
+
+def attribution(criterion: Criterion, quadrature: str | None, nodes: int | None) -> Attribution:
+    """A criterion's settings under another rule; None takes the defaults of the rule."""
+    c, rule = criterion, quadrature or ("left" if criterion.reference else "gauss-legendre")
+    same = ("formula", "candidates", "shortlist", "tokens", "objective", "reference", "low", "form", "labels", "seed")
+    settings = {name: getattr(c, name) for name in same}
+    return Attribution(quadrature=rule, nodes=nodes or (4 if rule == "gauss-legendre" else 20), **settings)  # type: ignore[arg-type]
 
 
 class Export(Part):
@@ -113,7 +157,7 @@ class Recipe(Part):
     allocation: Literal["uniform"] = "uniform"
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
     recovery: Literal["none", "mean", "affine"] = "affine"
-    baselines: list[Literal["jas", "activation", "random"]] = ["activation", "random"]
+    baselines: list[Literal["jas", "activation", "joint-gates", "random"]] = ["activation", "random"]
     random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
     paper_protocol: PaperProtocol | None = None
     export: Export = Field(default_factory=lambda: Export())
@@ -320,7 +364,7 @@ data:
   on_corrupt: fail            # or skip: leave unreadable images out and count them in the report
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them
-criterion: {name: jas, t: 50, nodes: 20, probe_per_class: 40}
+criterion: {name: jas, t: 50, probe_per_class: 40}
 keep: 0.25                    # share of each FFN's hidden units; an integer is a count per block
 round_to: 64                  # widths as multiples of this, for the hardware's sake
 recovery: affine              # none, mean, affine

@@ -16,11 +16,11 @@ import torch
 import vitprune
 from vitprune import evaluation, paths
 from vitprune.context import Context
+from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
-from vitprune.paths import Gathered
 from vitprune.recipe import dump
 from vitprune.report import write_report
-from vitprune.stages.discover import discovery_file
+from vitprune.stages import discover
 from vitprune.stages.export import LATENCY_BATCH
 
 TOLERANCE = 1e-4
@@ -174,16 +174,20 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
 def _discovered(context: Context) -> dict[str, Any]:
     """Most frequent path and frequency curve per class, and the classes' similarity; for an image criterion only."""
     c = context.recipe.criterion
-    file = discovery_file(context, c.name, c.t, c.nodes, c.probe_per_class)
-    if not file.is_file():
-        return {}
-    scores = paths.to_scores(Gathered.from_file(str(file)), c.name)
+    discoveries = {"discoveries": discover.notes_of(context)}
+    ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
+    if (
+        ranked != "frequency"
+        or not discover.result_file(context, c.name, c.t, c.attribution(), c.probe_per_class).is_file()
+    ):
+        return discoveries
+    scores = discover.scores_of(context, c.name)
     targets = context.every_target()
     names = [context.class_name(i) for i in targets]
     best = [[int(block[i].argmax()) for block in scores.blocks] for i in targets]
     curves = [[block[i].sort(descending=True).values[:20].tolist() for block in scores.blocks] for i in targets]
     similarity = paths.class_similarity(scores)[targets][:, targets]
-    return {
+    return discoveries | {
         "paths": {
             "t": c.t,
             "images": scores.images,

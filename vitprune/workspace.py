@@ -19,6 +19,8 @@ from typing import IO, Any
 from vitprune.errors import UserError
 from vitprune.files import explain, read_json, write_json
 
+PARTS = "parts"
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
@@ -64,17 +66,21 @@ class Workspace:
             if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
 
-    def begin(self, stage: str, inputs: str) -> None:
-        """Forget the stage's record; what it made for other inputs goes away."""
+    def begin(self, stage: str) -> None:
+        """Forget the stage's record and what it made; parts, which say themselves what they are of, stay."""
         folder = self.stage_folder(stage)
         try:
             (folder / "stage.json").unlink(missing_ok=True)
-            for path in folder.glob("*") if folder.is_dir() else ():
-                if path.name != inputs[:16]:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self.clear(folder, {PARTS})
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain(error, folder) from error
+
+    def clear(self, folder: Path, keep: set[str]) -> None:
+        """Remove everything in a folder of this run but the names in `keep`."""
+        for path in folder.glob("*") if folder.is_dir() else ():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def finish(self, stage: str, inputs: str, files: list[Path], started: float) -> None:
         """Write the stage's record."""

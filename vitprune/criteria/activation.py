@@ -8,14 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from vitprune import hooks, models
-from vitprune.types import FfnSite
+from vitprune.types import Attribution, FfnSite
 
 
 @torch.no_grad()
 def activation(
-    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, *, ts: Sequence[int], nodes: int
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    ts: Sequence[int],
+    how: Attribution,
 ) -> dict[int, list[Tensor]]:
-    """The class token's hidden units per block, [B, N], the same for every t; `labels` and `nodes` play no part."""
+    """The class token's hidden units per block, [B, N], the same for every t; `labels` and `how` play no part."""
     models.require_class_token(model, "activation")
     seen: list[Tensor] = []
     with hooks.hidden_units(model, sites, lambda _, hidden_BTN: seen.append(hidden_BTN[:, 0])):

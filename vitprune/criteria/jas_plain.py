@@ -1,54 +1,144 @@
-"""TopK JAS by hooks and full passes: slow, family-independent, and the replica the fast engine is tested against.
+"""Joint attribution by hooks and full passes: slow, family-independent, and the replica the fast engine is tested against.
 
-The formula is in `jas.py`. For every block: one forward of all images × nodes with the path assigned, one backward.
+The formulas are in `jas.py`. For every block: one forward of all images × nodes with the path assigned, one backward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks
-from vitprune.types import FfnSite
+from vitprune import hooks, models, quadrature
+from vitprune.types import Attribution, FfnSite
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Which units join the path: those given [B, L, t], else the t best."""
+
+    along: Tensor | None
+
+    def units(self, block: int, scores_BN: Tensor, t: int) -> Tensor:
+        """[B, t], best first."""
+        return best(scores_BN, t) if self.along is None else self.along[:, block].to(scores_BN.device).long()
+
+
+def best(scores_BN: Tensor, count: int) -> Tensor:
+    """The largest `count` of each row, [B, count], largest first."""
+    return scores_BN.topk(count, 1).indices
+
+
+def objective(logits_RC: Tensor, labels_R: Tensor, how: Attribution) -> Tensor:
+    """What is attributed, per row [R]."""
+    if how.objective == "probability":
+        logits_RC = logits_RC.softmax(-1)
+    elif how.objective == "log-probability":
+        logits_RC = logits_RC.log_softmax(-1)
+    return logits_RC.gather(1, labels_R[:, None])[:, 0]
+
+
+def summed(grad_BSN: Tensor, clean_BSN: Tensor, how: Attribution) -> Tensor:
+    """Over the scored tokens: Σ ∂p/∂w (jas), Σ w̄·∂p/∂w (joint-ig); tokens without a gradient are at the end."""
+    return grad_BSN.sum(1) if how.formula == "jas" else (grad_BSN * clean_BSN[:, : grad_BSN.shape[1]]).sum(1)
+
+
+def only_shortlist(parallel_BN: Tensor, units_BK: Tensor, exact_BK: Tensor) -> Tensor:
+    """Exact scores on the shortlist; everything else keeps its parallel score but ranks below."""
+    if units_BK.shape[1] == parallel_BN.shape[1]:
+        return torch.empty_like(parallel_BN).scatter_(1, units_BK, exact_BK)
+    floor = exact_BK.min(1, keepdim=True).values
+    below = floor - torch.finfo(floor.dtype).eps * floor.abs().clamp_min(1e-30)
+    return torch.minimum(parallel_BN, below).scatter(1, units_BK, exact_BK)
 
 
 def jas_plain(
-    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, *, t: int, nodes: int
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    t: int,
+    how: Attribution,
+    along: Tensor | None = None,
 ) -> list[Tensor]:
     """Candidate scores along the greedy path, per block [B, N]; arguments as in `jas`."""
-    batch = len(images)
-    clean: list[Tensor] = []
-    with torch.no_grad(), hooks.hidden_units(model, sites, lambda _, hidden: clean.append(hidden[:, 0])):
-        model(images)
-    alpha_R1 = (torch.arange(1, nodes + 1).to(clean[0]) / nodes).repeat_interleave(batch)[:, None]
-    images_R, labels_R = images.repeat(nodes, 1, 1, 1), labels.repeat(nodes)
-    chosen: list[Tensor] = []
-    path_value_B = clean[0].new_zeros(batch)
+    clean = clean_units(model, sites, images, models.scored_tokens(model, how.tokens, "jas"))
+    taken: list[Tensor] = []
     scores: list[Tensor] = []
     for i in range(len(sites)):
-        everything = torch.ones_like(clean[i], dtype=torch.bool)
-        assigned_where = [*chosen, everything]
-        leaves = [(alpha_R1 * w.repeat(nodes, 1)).requires_grad_() for w in clean[: i + 1]]
-
-        def assign(
-            position: int,
-            hidden_RTN: Tensor,
-            leaves: list[Tensor] = leaves,
-            where: list[Tensor] = assigned_where,
-        ) -> Tensor | None:
-            if position >= len(leaves):
-                return None
-            first = torch.where(where[position].repeat(nodes, 1), leaves[position], hidden_RTN[:, 0])
-            return torch.cat([first[:, None], hidden_RTN[:, 1:]], 1)
-
-        with torch.enable_grad(), hooks.hidden_units(model, sites, assign):
-            p = model(images_R).softmax(-1).gather(1, labels_R[:, None])
-            grads = [g.view(nodes, batch, -1).mean(0) for g in torch.autograd.grad(p.sum(), leaves)]
-        path_grad_B = sum((g.sum(1) for g in grads[:-1]), torch.zeros_like(path_value_B))
-        scores.append((path_value_B[:, None] + clean[i]) * (path_grad_B[:, None] + grads[-1]))
-        best = scores[-1].topk(t, 1).indices
-        path_value_B = path_value_B + clean[i].gather(1, best).sum(1)
-        chosen.append(torch.zeros_like(everything).scatter_(1, best, True))
+        step = _Step(model, sites, images, labels, how, clean, taken, i)
+        everything = torch.ones_like(clean[i][:, 0], dtype=torch.bool)
+        scores.append(step.scores(everything))
+        if how.candidates == "each":
+            units = best(scores[-1], min(how.shortlist or everything.shape[1], everything.shape[1]))
+            alone = [step.scores(torch.zeros_like(everything).scatter_(1, u[:, None], True)) for u in units.T]
+            exact = torch.stack([s.gather(1, u[:, None])[:, 0] for s, u in zip(alone, units.T, strict=True)], 1)
+            scores[-1] = only_shortlist(scores[-1], units, exact)
+        taken.append(Follow(along).units(i, scores[-1], t))
     return scores
+
+
+@torch.no_grad()
+def clean_units(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, scored: slice) -> list[Tensor]:
+    """Every block's hidden units at the scored tokens, [B, S, N]."""
+    clean: list[Tensor] = []
+    with hooks.hidden_units(model, sites, lambda _, hidden: clean.append(hidden[:, scored])):
+        model(images)
+    return clean
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One block's turn: units `taken` [B, t] in the blocks before it, candidates in block i."""
+
+    model: nn.Module
+    sites: Sequence[FfnSite]
+    images: Tensor
+    labels: Tensor
+    how: Attribution
+    clean: list[Tensor]
+    taken: list[Tensor]
+    i: int
+
+    def scores(self, candidates_BN: Tensor) -> Tensor:
+        """[B, N] with these candidates assigned together."""
+        how, i, clean = self.how, self.i, self.clean
+        if i == 0 and how.quadrature == "gauss-legendre" and how.first_nodes:
+            at, of_node = quadrature.graded(how.first_nodes)
+        else:
+            at, of_node = quadrature.rule(how.quadrature, how.nodes)
+        nodes, weights = len(at), torch.from_numpy(of_node).to(clean[0])
+        alpha = torch.from_numpy(at).to(clean[0]).repeat_interleave(len(self.images))[:, None, None]
+        leaves = [(alpha * w.repeat(nodes, 1, 1)).requires_grad_() for w in clean[: i + 1]]
+        on = [torch.zeros_like(w[:, 0], dtype=torch.bool) for w in clean[: i + 1]]
+        counted = [o.clone() for o in on]
+        for o, c, units in zip(on, counted, self.taken, strict=False):
+            o.scatter_(1, units, True)
+            c.scatter_(1, units[:, -1:] if how.reference else units, True)
+        on[i] = candidates_BN
+        scored = models.scored_tokens(self.model, how.tokens, "jas")
+
+        def assign(position: int, hidden_RTN: Tensor) -> Tensor | None:
+            if position > i:
+                return None
+            clamped = how.reference and position < i
+            others = clean[position].repeat(nodes, 1, 1) if clamped else hidden_RTN[:, scored]
+            units = torch.where(on[position].repeat(nodes, 1)[:, None], leaves[position], others)
+            start, stop, _ = scored.indices(hidden_RTN.shape[1])
+            return torch.cat([hidden_RTN[:, :start], units, hidden_RTN[:, stop:]], 1)
+
+        with torch.enable_grad(), hooks.hidden_units(self.model, self.sites, assign):
+            p = objective(self.model(self.images.repeat(nodes, 1, 1, 1)), self.labels.repeat(nodes), how)
+            grads = torch.autograd.grad(p.sum(), leaves)
+        sums = [
+            summed(torch.tensordot(weights, g.view(nodes, -1, *g.shape[1:]), 1), w, how)
+            for g, w in zip(grads, clean, strict=False)
+        ]
+        pairs = zip(sums[:-1], clean, counted, strict=False)
+        both = [((g * c).sum(1), (w.sum(1) * c).sum(1)) for g, w, c in pairs]
+        gradient, value = (sum((b[k] for b in both), clean[0].new_zeros(len(clean[0])))[:, None] for k in (0, 1))
+        total = gradient + sums[-1]
+        return (value + clean[i].sum(1)) * total if how.formula == "jas" else total

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -196,6 +196,11 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
     per_epoch = len(x) // args.batch
     total = args.epochs * per_epoch
     third_from = min(args.second_until, args.epochs)
+    if args.start and not path.exists():
+        weights = load_file(str(args.start / "model.safetensors"))
+        model.load_state_dict(weights)
+        ema.load_state_dict(weights)
+        first = third_from
     for epoch in range(first, third_from + args.third):
         g = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         torch.manual_seed(args.seed * 100_003 + epoch)
@@ -302,6 +307,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--second-until", type=int, default=22, help="where the second part ends, --epochs at most")
     parser.add_argument("--third", type=int, default=3, help="epochs of the third part")
     parser.add_argument("--slack", type=float, default=0.6, help="dropout of hidden units in the third part")
+    parser.add_argument("--start", type=Path, help="a model folder; only the third part is run, from its weights")
     parser.add_argument("--decay", type=float, default=0.5, help="AdamW's weight decay in the second part")
     parser.add_argument("--plain-init", action="store_true", help="timm's own initialisation (a trial)")
     return parser.parse_args()

@@ -2,99 +2,196 @@
 
 from __future__ import annotations
 
-import math
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
 
-from vitprune import data, masks, paths
+from vitprune import data, masks, parallel, paths
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
+from vitprune.criteria.path_scores import path_scores
 from vitprune.criteria.random import random
-from vitprune.files import replacing
+from vitprune.errors import UserError
+from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
-from vitprune.types import Scores
+from vitprune.recipe import attribution
+from vitprune.shards import Manifest, job
+from vitprune.stages import CODE
+from vitprune.types import Attribution, Scores
+from vitprune.workspace import PARTS
 
-SHARD = 64
+GAP_IMAGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """One pass over probe images: every t of one criterion under the same settings."""
+
+    criterion: str
+    how: Attribution
+    per_class: int
+    ts: tuple[int, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a score depends on, without t: for a criterion that integrates nothing, no setting."""
+        how = asdict(self.how) if CRITERIA[self.criterion].integrates else {}
+        return {"criterion": self.criterion, "per_class": self.per_class, **how}
+
+    def name(self, t: int) -> str:
+        """File name of the result at t."""
+        return f"{self.criterion}-t{t}-{digest(self.settings)[:12]}"
 
 
 def discover(context: Context) -> list[Path]:
-    """One file per criterion and t; those that share nodes and images are found in one pass."""
-    files = []
-    for (criterion, nodes, per_class), ts in sorted(discoveries(context).items()):
-        files += _discover_together(context, criterion, sorted(ts), nodes, per_class)
+    """One file per criterion and t; those that share settings and images are found in one pass."""
+    files: list[Path] = []
+    needed = discoveries(context)
+    with parallel.team(context) as team:
+        for found in needed:
+            files += _discover(context, found, team)
+    _forget_others(context, needed)
     return files
 
 
-def discoveries(context: Context) -> dict[tuple[str, int, int], set[int]]:
-    """(criterion, nodes, probe images per class) → every t: the run's own, its baselines', the paper protocol's."""
+def discoveries(context: Context) -> list[Discovery]:
+    """Every t of the run's own criterion, of its baselines and of the paper's protocol."""
     recipe, c = context.recipe, context.recipe.criterion
-    needed: dict[tuple[str, int, int], set[int]] = {}
+    needed: dict[tuple[str, Attribution, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
-        needed.setdefault((name, c.nodes, c.probe_per_class), set()).add(c.t)
+        needed.setdefault(_key(name, c.attribution(), c.probe_per_class), set()).add(c.t)
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
-            needed.setdefault((name, p.nodes, p.probe_per_class), set()).update(p.t)
-    for ts in needed.values():
-        masks.check_t(max(ts), context.sites)
-    return needed
+            needed.setdefault(_key(name, attribution(c, p.quadrature, p.nodes), p.probe_per_class), set()).update(p.t)
+    masks.check_t(max((t for ts in needed.values() for t in ts), default=1), context.sites)
+    made = [Discovery(*key, tuple(sorted(ts))) for key, ts in needed.items()]
+    return sorted(made, key=lambda d: (d.criterion, digest(d.settings)))
 
 
-def discovery_file(context: Context, criterion: str, t: int, nodes: int, per_class: int) -> Path:
-    """Where one discovery's columns are."""
-    return context.folder.stage_folder("discover") / f"{criterion}-t{t}-m{nodes}-p{per_class}.safetensors"
+def _key(name: str, how: Attribution, per_class: int) -> tuple[str, Attribution, int]:
+    return (name, how if CRITERIA[name].integrates else Attribution(), per_class)
 
 
-def _discover_together(context: Context, criterion: str, ts: list[int], nodes: int, per_class: int) -> list[Path]:
-    """Every shard of one criterion, then the merged file of each t; shards of an interrupted run are taken as they are."""
-    files = [discovery_file(context, criterion, t, nodes, per_class) for t in ts]
-    shards = files[0].parent / context.stage_inputs[:16] / f"{criterion}-m{nodes}-p{per_class}"
-    probe, labels = context.split.probe, context.images.labels
-    probe = probe[np.isin(labels[probe], context.every_target())]
-    index = data.first_per_class(probe, context.source.class_of, per_class)
-    size = context.images_per_batch(nodes) if CRITERIA[criterion].path_dependent else context.batch
-    step = math.ceil(SHARD / size) * size
-    label = f"discover {criterion} t={','.join(map(str, ts))}"
-    parts: dict[int, list[Gathered]] = {t: [] for t in ts}
-    for start in context.reporter.track(range(0, len(index), step), label, len(index), step):
-        names = {t: shards / f"t{t}-{start:07d}-of-{len(index)}-by-{size}.safetensors" for t in ts}
-        for t, part in _shard(context, names, criterion, nodes, index[start : start + step], size).items():
-            parts[t].append(part)
-    for t, path in zip(ts, files, strict=True):
+def result_file(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Path:
+    """Where one discovery's class frequencies and sums are."""
+    name = Discovery(*_key(criterion, how, per_class), (t,)).name(t)
+    return context.folder.stage_folder("discover") / f"{name}.safetensors"
+
+
+def _index(context: Context, found: Discovery) -> np.ndarray:
+    """The probe images that take part, class by class."""
+    probe = context.split.probe
+    probe = probe[np.isin(context.images.labels[probe], context.every_target())]
+    return data.first_per_class(probe, context.source.class_of, found.per_class)
+
+
+def _plan(context: Context, found: Discovery) -> tuple[Path, np.ndarray, dict[str, Any]]:
+    """The folder of a discovery's shards, its images, and what its manifest says of the job."""
+    about = {"model": context.model_digest, "data": context.data_digest, "code": CODE, "device": context.device.type}
+    about |= found.settings
+    index = _index(context, found)
+    name = f"{found.criterion}-{job(index, about)[:16]}"
+    return context.folder.stage_folder("discover") / PARTS / name, index, about
+
+
+def planned(context: Context, found: Discovery, plan: list[Manifest]) -> bool:
+    """Whether the first process has written the manifest; then it is put in `plan`."""
+    folder, index, about = _plan(context, found)
+    manifest = Manifest.read(folder, index, found.ts, about)
+    plan += [manifest] if manifest else []
+    return manifest is not None
+
+
+def _discover(context: Context, found: Discovery, team: parallel.Team) -> list[Path]:
+    """Every shard of one discovery, then the sums of each t; shards of an interrupted run are taken as they are."""
+    row = CRITERIA[found.criterion]
+    folder, index, about = _plan(context, found)
+    nodes = found.how.nodes if row.integrates else 1
+    manifest = Manifest.open(folder, index, found.ts, about, lambda: context.images_per_batch(nodes))
+    label = f"discover {found.criterion}" + (
+        f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
+    )
+    started = time.monotonic()
+    for start in context.reporter.track(team.order(manifest), label, len(index), manifest.step):
+        team.wait(manifest, start)
+        manifest.ensure(start, scorer(context, found), keeps(found))
+    seconds = time.monotonic() - started
+    classes = np.array(context.every_target(), np.int64)
+    files = []
+    for t in found.ts:
+        path = context.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
         with replacing(path) as temporary:
-            temporary.write_bytes(paths.merge(parts[t]).to_bytes())
+            temporary.write_bytes(paths.total(manifest.shards(t), classes).to_bytes())
+        notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
+        notes |= {"batch": manifest.batch, "smallest_batch": min(int(s.notes["batch"]) for s in manifest.shards(t))}
+        notes |= {"shards": folder.relative_to(context.folder.root).as_posix(), "completeness": None}
+        if row.path_dependent:
+            notes["completeness"] = _completeness(context, found, manifest, t)
+        write_json(path.with_suffix(".json"), notes)
+        files += [path, path.with_suffix(".json")]
     return files
 
 
-def _shard(
-    context: Context, names: dict[int, Path], criterion: str, nodes: int, index: np.ndarray, size: int
-) -> dict[int, Gathered]:
-    """One shard for every t: read if it is whole, else made batch by batch."""
-    found = {t: _read(path, index) for t, path in names.items()}
-    if all(found.values()):
-        return {t: part for t, part in found.items() if part}
-    parts: dict[int, list[Gathered]] = {t: [] for t in names}
-    for start, (x, y) in zip(range(0, len(index), size), context.images.batches(index, size), strict=True):
+def scorer(context: Context, found: Discovery) -> Any:
+    """Positions in the source → scores of every t and the labels."""
+
+    def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
+        x, y = next(context.images.batches(index, len(index)))
         x, y = x.to(context.device), y.to(context.device)
-        scores = CRITERIA[criterion].score(context.loaded.model, context.sites, x, y, ts=list(names), nodes=nodes)
-        for t in names:
-            parts[t].append(Gathered.of(scores[t], y, index[start : start + size], t, context.loaded.outputs))
-    made = {t: paths.merge(parts[t]) for t in names}
-    for t, path in names.items():
-        with replacing(path) as temporary:
-            temporary.write_bytes(made[t].to_bytes())
-    return made
+        model, of = context.loaded.model, CRITERIA[found.criterion].score
+        scores = of(model, context.sites, x, y, ts=found.ts, how=found.how)
+        if not all(bool(block.isfinite().all()) for block in scores[found.ts[0]]):
+            where = context.recipe.model.name
+            raise UserError(f"model `{where}`: gives values that are not finite; check its weights and the images")
+        return scores, y
+
+    return score
 
 
-def _read(path: Path, index: np.ndarray) -> Gathered | None:
-    """A shard of exactly these images, or None when it is missing or damaged."""
-    try:
-        found = Gathered.from_file(str(path))
-    except (SafetensorError, KeyError, OSError, ValueError):
-        return None
-    return found if np.array_equal(found.paths.image, index) else None
+def keeps(found: Discovery) -> Any:
+    """How many units of an image make its path: t, or none where the mean score ranks."""
+    return lambda t: t if CRITERIA[found.criterion].ranks_by == "frequency" else 0
+
+
+def _completeness(context: Context, found: Discovery, manifest: Manifest, t: int) -> dict[str, Any]:
+    """|Σ w̄·∂p − (p(α = 1) − p(α = 0))| of the found paths of a few images: how far the quadrature is from exact."""
+    of = np.linspace(0, len(manifest.index) - 1, min(GAP_IMAGES, len(manifest.index))).astype(int)
+    gaps = []
+    for start in manifest.starts:
+        inside = of[(of >= start) & (of < start + manifest.step)] - start
+        if not len(inside):
+            continue
+        shard = manifest.read_shard(t, start)
+        assert shard is not None
+        for row in np.array_split(inside, range(manifest.batch, len(inside), manifest.batch)):
+            x, y = next(context.images.batches(shard.paths.image[row], len(row)))
+            units = torch.from_numpy(shard.paths.units[row])
+            x, y = x.to(context.device), y.to(context.device)
+            gaps += path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap.abs().tolist()
+    return {"mean_abs_gap": float(np.mean(gaps)), "max_abs_gap": float(np.max(gaps)), "images": len(gaps)}
+
+
+def _forget_others(context: Context, needed: list[Discovery]) -> None:
+    """Shards of discoveries that this recipe does not ask for any more."""
+    used = {_plan(context, found)[0].name for found in needed}
+    context.folder.clear(context.folder.stage_folder("discover") / PARTS, used)
+
+
+def load(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Scores:
+    """The scores of one discovery."""
+    gathered = Gathered.from_file(str(result_file(context, criterion, t, how, per_class)))
+    return paths.to_scores(gathered, criterion, context.loaded.outputs, CRITERIA[criterion].ranks_by)
+
+
+def notes_of(context: Context) -> list[dict[str, Any]]:
+    """What the finished discoveries say of themselves, for the report."""
+    folder = context.folder.stage_folder("discover")
+    return [dict(read_json(path)) for path in sorted(folder.glob("*-t*.json"))]
 
 
 def scores_of(context: Context, criterion: str, seed: int = 0) -> Scores:
@@ -102,5 +199,4 @@ def scores_of(context: Context, criterion: str, seed: int = 0) -> Scores:
     if criterion == "random":
         return random(context.sites, seed=seed)
     c = context.recipe.criterion
-    found = discovery_file(context, criterion, c.t, c.nodes, c.probe_per_class)
-    return paths.to_scores(Gathered.from_file(str(found)), criterion)
+    return load(context, criterion, c.t, c.attribution(), c.probe_per_class)

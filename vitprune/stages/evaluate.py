@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitprune import checkpoint, evaluation, masks, paths
+from vitprune import checkpoint, evaluation, masks
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json
-from vitprune.paths import Gathered
+from vitprune.recipe import attribution
 from vitprune.stages import moments
-from vitprune.stages.discover import discovery_file, scores_of
+from vitprune.stages.discover import load, scores_of
 from vitprune.stages.prune import mask_of, slimmed
 from vitprune.types import Metrics
 
@@ -123,8 +123,8 @@ def _oracle_rows(context: Context) -> list[dict[str, Any]]:
     index = evaluation.test_indices(context.images, context.split, only)
     for name in ("jas", "activation"):
         for t in p.t:
-            file = discovery_file(context, name, t, p.nodes, p.probe_per_class)
-            keep = masks.per_class(paths.to_scores(Gathered.from_file(str(file)), name), t)
+            how = attribution(context.recipe.criterion, p.quadrature, p.nodes)
+            keep = masks.per_class(load(context, name, t, how, p.probe_per_class), t)
             label = f"paper protocol {name} t={t}"
             logits, labels = evaluation.oracle_logits(
                 model,

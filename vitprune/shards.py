@@ -1,0 +1,148 @@
+"""A long per-image job cut into shards that survive interruption, in one folder per discovery.
+
+manifest.json   what is computed on which images in which order; batch and shard size, fixed by the first run
+t<t>/<start>.safetensors   one shard: whole batches, written to a temporary name and renamed, with its own checksum
+
+The same manifest and the same batch size give the same bits, whoever computes which shard and however often the work
+is interrupted: a valid shard is taken as it is, a missing or damaged one is computed again, and shards are merged in
+their order. A batch that does not fit in memory is halved; the shard says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from vitprune import paths
+from vitprune.errors import UserError
+from vitprune.files import digest, read_json, replacing, write_json
+from vitprune.paths import Gathered
+
+SHARD = 64
+Score = Callable[[np.ndarray], tuple[dict[int, list[torch.Tensor]], torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The plan: positions of the images in their source [N], images per batch and per shard (whole batches), every t."""
+
+    folder: Path
+    index: np.ndarray
+    batch: int
+    step: int
+    ts: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: Path, index: np.ndarray, ts: Sequence[int], about: Any, batch: Callable[[], int]) -> Manifest:
+        """The plan in `folder` when it is of the same job; else a new one, with the batch size chosen now."""
+        made = cls.read(folder, index, ts, about)
+        if made is None:
+            size = batch()
+            made = cls(folder, index, size, math.ceil(SHARD / size) * size, tuple(ts))
+            content = {"job": job(index, about), "batch": made.batch, "step": made.step, "about": about}
+            write_json(folder / "manifest.json", content)
+        return made
+
+    @classmethod
+    def read(cls, folder: Path, index: np.ndarray, ts: Sequence[int], about: Any) -> Manifest | None:
+        """The plan in `folder`, or None when there is none of this job."""
+        try:
+            found = read_json(folder / "manifest.json")
+            size, step = found["batch"], found["step"]
+            same = found["job"] == job(index, about)
+        except (UserError, OSError, KeyError, TypeError):
+            return None
+        sound = isinstance(size, int) and isinstance(step, int) and 0 < size <= step <= 1 << 20 and step % size == 0
+        return cls(folder, index, size, step, tuple(ts)) if same and sound else None
+
+    @property
+    def starts(self) -> range:
+        return range(0, len(self.index), self.step)
+
+    def path(self, t: int, start: int) -> Path:
+        return self.folder / f"t{t}" / f"{start:08d}.safetensors"
+
+    def read_shard(self, t: int, start: int) -> Gathered | None:
+        """A shard of exactly these images, or None when it is missing or damaged."""
+        try:
+            found = Gathered.from_file(str(self.path(t, start)))
+        except (SafetensorError, KeyError, OSError, ValueError, IndexError):
+            return None
+        return found if np.array_equal(found.paths.image, self.index[start : start + self.step]) else None
+
+    def is_there(self, start: int) -> bool:
+        """Whether every t of a shard has a file; whether it is whole shows when it is read."""
+        return all(self.path(t, start).is_file() for t in self.ts)
+
+    def compute(self, start: int, score: Score, keep: Callable[[int], int]) -> None:
+        """Make one shard, for every t; `keep(t)` units of each image are kept as its path."""
+        parts: dict[int, list[Gathered]] = {t: [] for t in self.ts}
+        smallest = self.batch
+        part = self.index[start : start + self.step]
+        for at in range(0, len(part), self.batch):
+            whole = part[at : at + self.batch]
+            for index, scores, labels in _halving(whole, score):
+                smallest = min(smallest, len(index)) if len(index) < len(whole) else smallest
+                for t in self.ts:
+                    parts[t].append(Gathered.of(scores[t], labels, index, keep(t)))
+        for t in self.ts:
+            made = paths.merge(parts[t])
+            made.notes = {"batch": str(smallest)}
+            with replacing(self.path(t, start)) as temporary:
+                temporary.write_bytes(made.to_bytes())
+
+    def ensure(self, start: int, score: Score, keep: Callable[[int], int]) -> None:
+        """Make the shard unless it is there whole."""
+        if not all(self.read_shard(t, start) for t in self.ts):
+            self.compute(start, score, keep)
+
+    def shards(self, t: int) -> Iterator[Gathered]:
+        """Every shard in order. Raises UserError when one has gone or is damaged."""
+        for start in self.starts:
+            found = self.read_shard(t, start)
+            if found is None:
+                raise UserError(f"{self.path(t, start)}: gone or damaged since it was written; run again")
+            yield found
+
+
+def job(index: np.ndarray, about: Any) -> str:
+    """Digest of what is computed on which images."""
+    return digest(about, index.tolist())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a failed pass would fit with fewer rows."""
+    texts = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
+
+
+def _halving(
+    index: np.ndarray, score: Score
+) -> Iterator[tuple[np.ndarray, dict[int, list[torch.Tensor]], torch.Tensor]]:
+    """Score the images together, or, where memory does not suffice, half by half."""
+    try:
+        scores, labels = score(index)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        if len(index) == 1:
+            raise UserError(
+                "discover: not enough memory for a single image; take fewer `nodes`, or a device with more"
+            ) from error
+    else:
+        yield index, scores, labels
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = math.ceil(len(index) / 2)
+    yield from _halving(index[:half], score)
+    yield from _halving(index[half:], score)
