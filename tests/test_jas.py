@@ -434,3 +434,15 @@ def test_the_shortlist_ranks_first(tiny_vit, make_images):
         listed = parallel[row].topk(4).indices
         torch.testing.assert_close(short[row, listed], every[row, listed])
         assert set(short[row].topk(4).indices.tolist()) == set(listed.tolist())
+
+
+def test_half_precision_stays_near(tiny_vit, make_images):
+    model, images, labels = tiny_vit(init_values=0.1).float(), make_images(3).float(), torch.tensor([3, 0, 4])
+    sites, how = models.ffn_sites(model), Attribution(nodes=3)
+    exact = jas(model, sites, images, labels, ts=[32], how=how)[32]  # every unit on the path: rounding cannot choose
+    for block, own in zip(
+        jas(model, sites, images, labels, ts=[32], how=replace(how, precision="bfloat16"))[32], exact, strict=True
+    ):
+        assert block.dtype == torch.float32
+        error = float((block - own).abs().max() / own.abs().max())
+        assert 0 < error < 0.1

@@ -54,6 +54,7 @@ def test_every_default() -> None:
             "tokens": "cls",
             "objective": "probability",
             "reference": False,
+            "precision": "float32",
             "low": 0.0,
             "form": "signed",
             "labels": "true",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,6 +101,7 @@ class Criterion(Part):
     reference: bool = Field(
         False, description="as the authors' code: clamped class token, lowest-ranked unit in the sums"
     )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the engine's matrix products")
     low: float = Field(0.0, ge=0, le=1, description="joint-gates: α runs from here to 1")
     form: Literal["signed", "absolute", "squared"] = Field("signed", description="joint-gates: taken per image")
     labels: Literal["true", "sampled"] = Field("true", description="joint-gates: or drawn from the model's prediction")
@@ -115,7 +117,10 @@ class Criterion(Part):
 
     def attribution(self) -> Attribution:
         """The settings with every default spelled out."""
-        return attribution(self, self.quadrature, self.nodes)
+        rule = self.quadrature or ("left" if self.reference else "gauss-legendre")
+        ruled = {"quadrature", "nodes", "first_nodes"}
+        settings = {f.name: getattr(self, f.name) for f in fields(Attribution) if f.name not in ruled}
+        return Attribution(quadrature=rule, nodes=self.nodes or (4 if rule == "gauss-legendre" else 20), **settings)
 
 
 class PaperProtocol(Part):
@@ -126,13 +131,9 @@ class PaperProtocol(Part):
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = 20
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = 40
 
-
-def attribution(criterion: Criterion, quadrature: str | None, nodes: int | None) -> Attribution:
-    """A criterion's settings under another rule; None takes the defaults of the rule."""
-    c, rule = criterion, quadrature or ("left" if criterion.reference else "gauss-legendre")
-    same = ("formula", "candidates", "shortlist", "tokens", "objective", "reference", "low", "form", "labels", "seed")
-    settings = {name: getattr(c, name) for name in same}
-    return Attribution(quadrature=rule, nodes=nodes or (4 if rule == "gauss-legendre" else 20), **settings)  # type: ignore[arg-type]
+    def attribution(self) -> Attribution:
+        """The paper's formula on the class token under this rule."""
+        return Attribution(quadrature=self.quadrature, nodes=self.nodes)
 
 
 class Export(Part):

@@ -158,9 +158,13 @@ class _Engine:
             block = self.block(i, x)
             return block.y_RTD, block.z_RSD, block.hidden_RSN
 
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
+        with self.precision(x_RTD), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
             pair = torch.func.jvp(forward, (x_RTD,), (dot_RTD,))
-        return _Block(*pair[0]), _Block(*pair[1])
+        return tuple(_Block(*(part.to(x_RTD) for part in half)) for half in pair)  # type: ignore[return-value]
+
+    def precision(self, like: Tensor) -> torch.autocast:
+        """Matrix products in bfloat16 where that is asked for."""
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.how.precision == "bfloat16")
 
     def seed(self, clean_BSN: Tensor) -> Tensor:
         """∂(assigned value)/∂(direction): 1 for the sum of gradients, w̄ for the gradient along α."""
@@ -256,10 +260,12 @@ class _Engine:
         """∂(objective)/∂(stream after block i), every unit behind it live."""
         x = x_RTD.detach().requires_grad_()
         with torch.enable_grad():
-            y = x
-            for later in range(i + 1, self.depth):
-                y = self.block(later, y).y_RTD
-            value = objective(self.parts.logits(y), labels_R, self.how)
+            with self.precision(x):
+                y = x
+                for later in range(i + 1, self.depth):
+                    y = self.block(later, y).y_RTD
+                logits = self.parts.logits(y)
+            value = objective(logits.to(x), labels_R, self.how)
             return torch.autograd.grad(value.sum(), x)[0]
 
     def mean(self, value_R: Tensor, weights_M: Tensor) -> Tensor:

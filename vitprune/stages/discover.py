@@ -18,7 +18,6 @@ from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
-from vitprune.recipe import attribution
 from vitprune.shards import Manifest, job
 from vitprune.stages import CODE
 from vitprune.types import Attribution, Scores
@@ -67,7 +66,7 @@ def discoveries(context: Context) -> list[Discovery]:
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
-            needed.setdefault(_key(name, attribution(c, p.quadrature, p.nodes), p.probe_per_class), set()).update(p.t)
+            needed.setdefault(_key(name, p.attribution(), p.probe_per_class), set()).update(p.t)
     masks.check_t(max((t for ts in needed.values() for t in ts), default=1), context.sites)
     made = [Discovery(*key, tuple(sorted(ts))) for key, ts in needed.items()]
     return sorted(made, key=lambda d: (d.criterion, digest(d.settings)))

@@ -13,7 +13,6 @@ from vitprune import checkpoint, evaluation, masks
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json
-from vitprune.recipe import attribution
 from vitprune.stages import moments
 from vitprune.stages.discover import load, scores_of
 from vitprune.stages.prune import mask_of, slimmed
@@ -123,8 +122,7 @@ def _oracle_rows(context: Context) -> list[dict[str, Any]]:
     index = evaluation.test_indices(context.images, context.split, only)
     for name in ("jas", "activation"):
         for t in p.t:
-            how = attribution(context.recipe.criterion, p.quadrature, p.nodes)
-            keep = masks.per_class(load(context, name, t, how, p.probe_per_class), t)
+            keep = masks.per_class(load(context, name, t, p.attribution(), p.probe_per_class), t)
             label = f"paper protocol {name} t={t}"
             logits, labels = evaluation.oracle_logits(
                 model,
