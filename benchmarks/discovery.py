@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -72,13 +70,13 @@ def matmul_rate() -> float:
     return max(len(a) * 192 * 768 * 20 / timed(lambda: [a @ b for _ in range(20)]) for _ in range(5))
 
 
-def floor_macs(depth: int, dim: int, tokens: int, nodes: float, first: float) -> float:
+def floor_macs(depth: int, dim: int, tokens: int, nodes: int) -> float:
     """Multiply-adds per image of the procedure itself: the passes it cannot do without."""
     block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
     last = 2 * tokens * dim**2 + 2 * 5 * dim**2  # one query, one FFN row, keys and values of all
     behind = [(depth - 2 - i) * block + last if i < depth - 1 else 0 for i in range(depth)]
     tangents = 2 * ((depth - 2) * block + last)
-    return 2 * first * behind[0] + nodes * (2 * sum(behind[1:]) + tangents)
+    return nodes * (2 * sum(behind) + tangents)
 
 
 def speed(quick: bool) -> dict[str, float]:
@@ -101,7 +99,7 @@ def speed(quick: bool) -> dict[str, float]:
         )
     pairs = [(p, q) for one, other in zip(same, theirs, strict=True) for p, q in zip(one, other, strict=True)]
     difference = max(float((p - q).abs().max() / q.abs().max()) for p, q in pairs)
-    macs = floor_macs(12, 192, 197, DEFAULTS.nodes, DEFAULTS.first_nodes or DEFAULTS.nodes)
+    macs = floor_macs(12, 192, 197, DEFAULTS.nodes)
     rate = macs * count / ours_s
     return {
         "speedup_same_settings": theirs_s / same_s,
@@ -203,17 +201,20 @@ def toy(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+LAUNCHER = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def peak_of(command: list[str]) -> int:
-    """Bytes of resident memory at the highest point of a command."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(said.decode())
-    assert usage.ru_maxrss >= 0 and before >= 0
-    return usage.ru_maxrss * 1024
+    """Bytes of resident memory at the highest point of a command, started from a small process: a child's counter
+    begins at its parent's size."""
+    done = subprocess.run([sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return int(done.stdout) * 1024
 
 
 def gpu(quick: bool) -> dict[str, float]:

@@ -256,7 +256,7 @@ def test_the_model_is_left_as_it_was(tiny_vit, make_images, engine: Engine):
 
 
 SETTINGS = [
-    Attribution(formula=f, candidates=c, quadrature="gauss-legendre", nodes=n, first_nodes=None, tokens=t, objective=o)
+    Attribution(formula=f, candidates=c, quadrature="gauss-legendre", nodes=n, tokens=t, objective=o)
     for f, c, n, t, o in [
         ("joint-ig", "parallel", 3, "cls", "probability"),
         ("jas", "parallel", 2, "all", "probability"),
@@ -295,7 +295,7 @@ def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Eng
         ("jas", "joint-ig"),
         ("parallel", "each"),
         ("cls", "patches", "all"),
-        ({}, {"quadrature": "left", "reference": True}, {"shortlist": 3}, {"first_nodes": 5, "objective": "logit"}),
+        ({}, {"quadrature": "left", "reference": True}, {"shortlist": 3}, {"nodes": 5, "objective": "logit"}),
     ),
 )
 def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, formula, candidates, tokens, rest):
@@ -332,7 +332,7 @@ def test_the_score_of_a_path_is_what_the_engine_gave_its_last_unit(tiny_vit, mak
     model, images, labels = tiny_vit(**changed), make_images(3), torch.tensor([4, 1, 2])
     sites = models.ffn_sites(model)
     for formula in ("jas", "joint-ig"):
-        how = Attribution(formula=formula, candidates="each", nodes=3, first_nodes=None, tokens=tokens)
+        how = Attribution(formula=formula, candidates="each", nodes=3, tokens=tokens)
         scores = jas(model, sites, images, labels, ts=[1], how=how)[1]
         units = torch.stack([block.topk(1, 1).indices for block in scores], 1)
         for depth in (1, 2, 3):
@@ -409,13 +409,6 @@ def test_a_quadrature_rule_is_a_mean(name):
     for power in range(exact + 1):
         np.testing.assert_allclose((weights * at**power).sum(), 1 / (power + 1), rtol=1e-12)
     assert abs((weights * at ** (exact + 1)).sum() - 1 / (exact + 2)) > 1e-6
-
-
-def test_graded_nodes_are_denser_near_zero():
-    at, weights = quadrature.graded(6)
-    np.testing.assert_allclose([weights.sum(), (weights * at**2).sum()], [1, 1 / 3], rtol=1e-12)
-    np.testing.assert_allclose((weights * np.sqrt(at)).sum(), 2 / 3, rtol=1e-12)  # what plain nodes cannot do
-    assert at[0] < quadrature.rule("gauss-legendre", 6)[0][0]
 
 
 @pytest.mark.parametrize("wrong", [("simpson", 3, 0.0), ("left", 0, 0.0), ("left", 2, 1.5), ("left", 2, -0.1)])

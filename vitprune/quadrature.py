@@ -32,9 +32,3 @@ def rule(name: Rule, count: int, low: float = 0.0) -> tuple[np.ndarray, np.ndarr
         shift = {"left": 0.0, "right": 1.0, "midpoint": 0.5}[name]
         at, weights = (np.arange(count) + shift) / count, np.full(count, 1 / count)
     return low + (1 - low) * at, weights
-
-
-def graded(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss–Legendre nodes under α = u², denser near 0, where a path that starts at zeroed units bends most."""
-    u, w = rule("gauss-legendre", count)
-    return u**2, 2 * u * w

@@ -94,7 +94,7 @@ class Criterion(Part):
         None, description="gauss-legendre, or left with `reference`; the paper's is right with 20 nodes"
     )
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
-        None, description="integration steps m: 4 under gauss-legendre, else 20"
+        None, description="integration steps m: 5 under gauss-legendre, else 20"
     )
     tokens: Literal["cls", "patches", "all"] = Field("cls", description="where a path's units are assigned")
     objective: Literal["probability", "logit", "log-probability"] = "probability"
@@ -118,9 +118,9 @@ class Criterion(Part):
     def attribution(self) -> Attribution:
         """The settings with every default spelled out."""
         rule = self.quadrature or ("left" if self.reference else "gauss-legendre")
-        ruled = {"quadrature", "nodes", "first_nodes"}
+        ruled = {"quadrature", "nodes"}
         settings = {f.name: getattr(self, f.name) for f in fields(Attribution) if f.name not in ruled}
-        return Attribution(quadrature=rule, nodes=self.nodes or (4 if rule == "gauss-legendre" else 20), **settings)
+        return Attribution(quadrature=rule, nodes=self.nodes or (5 if rule == "gauss-legendre" else 20), **settings)
 
 
 class PaperProtocol(Part):

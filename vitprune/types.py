@@ -38,17 +38,15 @@ class Attribution:
 
     `formula`: the paper's product of sums, or joint integrated gradients (Σ w̄·∂p). `candidates`: all units of a block
     scaled together, or `each` alone (Definition 1; with `shortlist`, only that many of the parallel pass). `nodes` of
-    the `quadrature` rule in every block but the first, which has `first_nodes` (None: the same) nearer to 0 under
-    Gauss–Legendre. `tokens`: where a unit's value is assigned. `reference`: as the authors' code does it. `precision` of
-    the matrix products; sums stay in the model's own type. `low`, `form`, `labels`: joint gates only.
+    the `quadrature` rule. `tokens`: where a unit's value is assigned. `reference`: as the authors' code does it. `precision`
+    of the matrix products; sums stay in the model's own type. `low`, `form`, `labels`: joint gates only.
     """
 
     formula: Literal["jas", "joint-ig"] = "jas"
     candidates: Literal["parallel", "each"] = "parallel"
     shortlist: int | None = None
     quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = "gauss-legendre"
-    nodes: int = 4
-    first_nodes: int | None = 8
+    nodes: int = 5
     tokens: Literal["cls", "patches", "all"] = "cls"
     objective: Literal["probability", "logit", "log-probability"] = "probability"
     reference: bool = False

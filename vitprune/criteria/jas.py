@@ -97,13 +97,9 @@ class _Engine:
     labels_B: Tensor
     scored: slice
 
-    def nodes(self, i: int) -> tuple[Tensor, Tensor]:
-        """α of every row [R, 1, 1] and the weights [M] of block i."""
-        h = self.how
-        if i == 0 and h.quadrature == "gauss-legendre" and h.first_nodes:
-            at, weights = quadrature.graded(h.first_nodes)
-        else:
-            at, weights = quadrature.rule(h.quadrature, h.nodes)
+    def nodes(self) -> tuple[Tensor, Tensor]:
+        """α of every row [R, 1, 1] and the weights [M]."""
+        at, weights = quadrature.rule(self.how.quadrature, self.how.nodes)
         like = next(self.parts.model.parameters())
         alpha = torch.from_numpy(at).to(like).repeat_interleave(len(self.labels_B))
         return alpha[:, None, None], torch.from_numpy(weights).to(like)
@@ -116,14 +112,14 @@ class _Engine:
             first, x = first or block, block.y_RTD
             clean.append(block.hidden_RSN)
         assert first is not None
-        alpha, weights = self.nodes(0)
+        alpha, weights = self.nodes()
         live = first.rows(len(weights))
         scores = self.scores(0, live, live.zeros(), clean, alpha, weights, clean[0].new_zeros(len(images)))
         return _First(first, clean, scores)
 
     def follow(self, start: _First, t: int, path: Follow) -> list[Tensor]:
         """The scores of every block along a path with t units per block."""
-        alpha, weights = self.nodes(1)
+        alpha, weights = self.nodes()
         scores, clean = [start.scores_BN], start.clean
         live = start.block.rows(len(weights))
         dot = live.zeros()

@@ -106,10 +106,7 @@ class _Step:
     def scores(self, candidates_BN: Tensor) -> Tensor:
         """[B, N] with these candidates assigned together."""
         how, i, clean = self.how, self.i, self.clean
-        if i == 0 and how.quadrature == "gauss-legendre" and how.first_nodes:
-            at, of_node = quadrature.graded(how.first_nodes)
-        else:
-            at, of_node = quadrature.rule(how.quadrature, how.nodes)
+        at, of_node = quadrature.rule(how.quadrature, how.nodes)
         nodes, weights = len(at), torch.from_numpy(of_node).to(clean[0])
         alpha = torch.from_numpy(at).to(clean[0]).repeat_interleave(len(self.images))[:, None, None]
         leaves = [(alpha * w.repeat(nodes, 1, 1)).requires_grad_() for w in clean[: i + 1]]

@@ -8,10 +8,10 @@ ViT on the same augmented view (DeiT; Beyer et al. 2022, "A good teacher is pati
 from the mimetic initialisation of Trockman & Kolter 2023. First part: half of the patches are dropped (PatchDropout),
 which nearly halves the cost, Muon for the matrices. Second part: all patches, AdamW with strong weight decay and a
 dropout of 0.1 on the hidden units, as in the ViT paper's own training from scratch. Third part, short: a dropout of
-0.6 on the hidden units, which gives this small FFN the slack that large pretrained ones have. A second call with --start
-goes on from there: no teacher, so that the probabilities are the labels' own, and 0.75 of the units dropped. Warm-up, a constant
-rate, a linear cool-down; an exponential average of the weights is what is saved. The script resumes from its own checkpoint in
---work; --epochs may be changed on resume as long as the cool-down has not begun.
+0.6 on the hidden units, which gives this small FFN the slack that large pretrained ones have. Warm-up, a constant
+rate, a linear cool-down; an exponential average of the weights is what is saved. A second call with --start goes on
+from there: no teacher, so that the probabilities are the labels' own, and 0.75 of the units dropped. The script
+resumes from its own checkpoint in --work; --epochs may be changed on resume as long as the cool-down has not begun.
 
 Legend: B images, C classes, all images are [B, 1, 28, 28] float32, normalised.
 """
