@@ -17,9 +17,10 @@ from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.types import Attribution
 
-every = pytest.mark.parametrize("name", sorted(CRITERIA))
+every = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.score))
+wholes = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.whole))
 TS = (1, 4)
-ANY_HEAD = {"joint-gates"}
+ANY_HEAD = {"joint-gates", "fisher", "mean-activation"}
 LABELS = torch.tensor([0, 3, 1, 3, 2])
 
 
@@ -89,6 +90,8 @@ def test_what_the_row_says_it_needs(tiny_vit, make_images, name):
 @every
 @pytest.mark.parametrize("where", ["head", "norm", "blocks.2.mlp.fc2", "blocks.1.attn", "blocks.2.norm2"])
 def test_nothing_is_left_behind_when_forward_raises(tiny_vit, make_images, name, where):
+    if name == "influence-pattern" and where in ("head", "norm"):
+        pytest.skip("it never goes that far")
     model = tiny_vit()
     sites = models.ffn_sites(model)
     sound = model.get_submodule(where)

@@ -63,6 +63,10 @@ def record() -> Record:
         "result": honest[1] | {"latency_ratio": 0.62, "latency_batch": 1},
         "per_class": [{"class": "shirt", "n": 990, "dense_top1": 0.8, "slim_top1": 0.79, "change_points": -1.0},
                       {"class": "boot", "n": 993, "dense_top1": 0.9, "slim_top1": 0.91, "change_points": 1.0}],
+        "discoveries": [{"settings": {"criterion": "jas", "formula": "joint-ig", "quadrature": "left", "nodes": 7,
+                                      "tokens": "all"}, "t": 50, "images": 400, "seconds": 80.0, "batch": 16,
+                         "smallest_batch": 4, "shards": "s",
+                         "completeness": {"mean_abs_gap": 0.00031, "max_abs_gap": 0.002, "images": 16}}],
         "paths": {"t": 50, "most_frequent": {"shirt": [3, 9]}, "frequency": {"shirt": [[0.9, 0.4], [0.8, 0.1]]}},
         "class_similarity": {"classes": ["shirt", "boot"], "matrix": [[1.0, 0.41], [0.41, 1.0]]},
         "checks": [{"name": "probe and test are disjoint", "passed": True, "value": 0, "limit": 0, "detail": "ok"}],
@@ -122,6 +126,21 @@ def numbers_in(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in numbers_in(item)]
     return [float(value)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
+
+
+def test_discoveries_say_how_they_integrated(record: Record, tmp_path: Path) -> None:
+    html, _, _ = written(record, tmp_path)
+    rows = Page(html).tables["Scores of the probe split"]
+    assert rows[1] == [
+        "jas (joint-ig)",
+        "50",
+        "left, 7 nodes",
+        "all",
+        "400",
+        "200\u202fms",
+        "16 (down to 4)",
+        "3.1e-04",
+    ]
 
 
 def test_complete_record_answers_every_question(record: Record, tmp_path: Path) -> None:

@@ -332,12 +332,12 @@ def test_the_columns_of_a_long_run_are_not_held_together(setting: dict[str, Any]
 
 
 def test_free_memory_decides_the_batch(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitprune import models
+    from vitprune import memory
 
     context = Context.join(recipe.Recipe.model_validate(setting), "cpu", pipeline.Reporter(quiet=True))
     sizes = []
     for free in (1 << 40, 4_000_000, 0):
-        monkeypatch.setattr(models, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(memory, "free", lambda _, free=free: free)
         sizes.append(context.images_per_batch(2))
     assert sizes[0] == 40 and 1 < sizes[1] < 40 and sizes[2] == 1
     alone = context.images_per_batch(1)

@@ -120,6 +120,32 @@ def export(
 
 
 @app.command()
+def compare(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+    workers: Workers = 1,
+) -> None:
+    """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
+    from vitprune import compare as comparison
+    from vitprune import recipe as recipe_file
+    from vitprune.progress import Reporter
+
+    loaded = recipe_file.load(recipe)
+    if out is not None:
+        loaded = loaded.model_copy(update={"out": out})
+    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
+    folder = loaded.out / loaded.name
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(comparison.markdown(record))
+        print(f"Written: {folder / 'compare.md'}, {folder / 'compare.json'}, {folder / 'compare.svg'}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of finished runs")],
     out: Annotated[Path, typer.Option("--out", help="where the comparison of several runs goes")] = Path("exported"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, data, masks, models
+from vitprune import checkpoint, data, masks, memory, models
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images, Source
 from vitprune.errors import UserError
@@ -139,7 +139,7 @@ class Context:
         row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type,misc]
         most = MAX_ROWS if self.device.type == "cpu" else 2048
         here = self.workers if self.device.type == "cpu" else 1
-        room = MEMORY_SHARE * models.free_memory(self.device) / here
+        room = MEMORY_SHARE * memory.free(self.device) / here
         return max(1, int(min(most, room // row)) // nodes)
 
     @property

@@ -5,7 +5,7 @@ Legend: N images [N, C, H, W] as the model takes them (already normalised), labe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch import bool as bool_
 
 from vitprune import evaluation, masks, models, paths, pipeline, recipe, surgery
-from vitprune.criteria import CRITERIA
+from vitprune.criteria import CRITERIA, WholeScore
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.paths import Gathered
 from vitprune.recovery import Recovery, moments, repair
-from vitprune.types import Attribution, Metrics, Scores
+from vitprune.types import Attribution, FfnSite, Metrics, Scores
 
 
 def discover(
@@ -53,6 +53,9 @@ def discover(
     how = _attribution(criterion, t, seed, settings)
     outputs = int(model.num_classes)  # type: ignore[arg-type]
     _check_labels("discover", images, labels, outputs)
+    if row.whole:
+        return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
+    assert row.score is not None
     device, parts, kept = models.device_of(model), [], t if row.ranks_by == "frequency" else 0
     with _Frozen(model):
         for start in range(0, len(images), batch):
@@ -60,6 +63,26 @@ def discover(
             scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
             parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
     return paths.to_scores(paths.merge(parts), criterion, outputs, row.ranks_by)
+
+
+def _whole(
+    score: WholeScore,
+    criterion: str,
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    images: Tensor,
+    labels: Tensor,
+    batch: int,
+    how: Attribution,
+) -> Scores:
+    device = models.device_of(model)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
+            yield x.to(device), y.to(device)
+
+    with _Frozen(model):
+        return Scores(criterion, [b.float().cpu() for b in score(model, sites, batches, how=how)], None, len(images))
 
 
 def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:

@@ -39,11 +39,17 @@ def check_t(t: int, sites: Sequence[FfnSite]) -> None:
 
 
 def build(
-    scores: Scores, keep: int | float, *, classes: Sequence[int] | None = None, round_to: int | None = None
+    scores: Scores,
+    keep: int | float,
+    *,
+    classes: Sequence[int] | None = None,
+    round_to: int | None = None,
+    allocation: str = "uniform",
 ) -> Mask:
-    """The mask that keeps each block's best units for `classes` (None: all rows), averaged over those classes.
+    """The mask that keeps the best units for `classes` (None: all rows), averaged over those classes.
 
-    Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
+    `uniform`: each block's best. `global`: the best of all blocks together, at least one of each; a count is a count per
+    block on average. Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
     """
     rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else sorted(set(classes))
     if not rows:
@@ -54,15 +60,32 @@ def build(
         raise UserError(
             f"scores of `{scores.criterion}`: some are not numbers; check the model's weights and the images"
         )
+    first = [block[rows].double().mean(0).numpy() for block in scores.blocks]
+    second = [tie[rows].double().mean(0).numpy() for tie in scores.ties or []] or [np.zeros_like(f) for f in first]
+    counts = [width(keep, len(block), round_to) for block in first]
+    if allocation == "global":
+        counts = _global_counts(first, second, sum(counts), round_to)
     masks = []
-    for i, block in enumerate(scores.blocks):
-        first = block[rows].double().mean(0).numpy()
-        second = scores.ties[i][rows].double().mean(0).numpy() if scores.ties else np.zeros_like(first)
-        order = np.lexsort((np.arange(len(first)), -second, -first))
-        mask = torch.zeros(len(first), dtype=torch.bool)
-        mask[torch.from_numpy(order[: width(keep, len(first), round_to)].copy())] = True
+    for block, ties, count in zip(first, second, counts, strict=True):
+        order = np.lexsort((np.arange(len(block)), -ties, -block))
+        mask = torch.zeros(len(block), dtype=torch.bool)
+        mask[torch.from_numpy(order[:count].copy())] = True
         masks.append(mask)
     return Mask(masks, tuple(rows) if classes is not None else ())
+
+
+def _global_counts(first: list[np.ndarray], second: list[np.ndarray], budget: int, round_to: int | None) -> list[int]:
+    """Units per block when all blocks share one threshold and each keeps at least one (or one multiple)."""
+    block = np.concatenate([np.full(len(f), i) for i, f in enumerate(first)])
+    order = np.lexsort((np.arange(len(block)), -np.concatenate(second), -np.concatenate(first)))
+    best = np.array([np.flatnonzero(block[order] == i)[0] for i in range(len(first))])  # each block's first unit
+    floor = np.zeros(len(order), bool)
+    floor[best] = True
+    rest = order[~floor][: max(0, budget - len(first))]
+    counts = 1 + np.bincount(block[rest], minlength=len(first))
+    if not round_to:
+        return [int(c) for c in counts]
+    return [min(len(f), max(int(c) // round_to, 1) * round_to) for c, f in zip(counts, first, strict=True)]
 
 
 def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
@@ -160,13 +159,6 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter."""
     return next(model.parameters()).device
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def resolve_device(name: str) -> torch.device:

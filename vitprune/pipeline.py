@@ -39,7 +39,8 @@ STAGES = (
     Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export, ("prune",)),
 )
-UP_TO = {"discover": ("split", "discover"), "prune": ("split", "discover", "moments", "prune")}
+UP_TO = {"discover": ("split", "discover"), "moments": ("split", "discover", "moments")}
+UP_TO |= {"prune": ("split", "discover", "moments", "prune")}
 UP_TO |= {"evaluate": (*UP_TO["prune"], "evaluate"), "export": (*UP_TO["prune"], "export")}
 UP_TO["run"] = tuple(stage.name for stage in STAGES)
 
@@ -69,19 +70,24 @@ def run(
         parallel.serve(Context.join(recipe, device, Reporter(quiet=True)), rank, size)
         return {}
     with Context.open(recipe, device, reporter, workers) as context:
-        context.preflight()
-        write_text(context.folder.root / "recipe.yaml", dump(recipe))
-        inputs: dict[str, str] = {}
-        done: list[dict[str, Any]] = []
-        for stage in STAGES:
-            if stage.name not in UP_TO[verb]:
-                continue
-            inputs[stage.name] = stage_digest(stage, context, inputs)
-            done.append(_do(stage, context, inputs[stage.name], force))
+        _, done = advance(context, verb, force)
         made = record.build(context, done, command)
         if verb == "run":
             record.write(made, context.folder.root)
         return made
+
+
+def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
+    context.preflight()
+    write_text(context.folder.root / "recipe.yaml", dump(context.recipe))
+    inputs: dict[str, str] = {}
+    done: list[dict[str, Any]] = []
+    for stage in STAGES:
+        if stage.name in UP_TO[verb]:
+            inputs[stage.name] = stage_digest(stage, context, inputs)
+            done.append(_do(stage, context, inputs[stage.name], force))
+    return inputs, done
 
 
 def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str:

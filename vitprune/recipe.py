@@ -34,6 +34,29 @@ TAKEN |= {"report.json", "report.md", "report.html", "report-data", "model.fp16.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+CriterionName = Literal[
+    "jas",
+    "activation",
+    "mean-activation",
+    "knowledge-attribution",
+    "influence-pattern",
+    "influence-gradient",
+    "joint-gates",
+    "fisher",
+    "magnitude-l1",
+    "magnitude-l2",
+    "taylor",
+    "hessian",
+    "variance",
+    "variance-weight",
+    "obs",
+    "class-alignment",
+    "class-alignment-normed",
+    "vit-slim",
+    "random",
+]
+
+
 class Part(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
@@ -78,7 +101,7 @@ class SplitSpec(Part):
 class Criterion(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
-    name: Literal["jas", "activation", "joint-gates", "random"] = "jas"
+    name: CriterionName = "jas"
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
     formula: Literal["jas", "joint-ig"] = Field(
@@ -105,7 +128,11 @@ class Criterion(Part):
     low: float = Field(0.0, ge=0, le=1, description="joint-gates: α runs from here to 1")
     form: Literal["signed", "absolute", "squared"] = Field("signed", description="joint-gates: taken per image")
     labels: Literal["true", "sampled"] = Field("true", description="joint-gates: or drawn from the model's prediction")
-    seed: Seed = Field(0, description="for `random`, and for sampled labels")
+    seed: Seed = Field(0, description="for `random`, for sampled labels and for training")
+    epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(10, description="vit-slim: passes over the images")
+    rate: float = Field(5e-4, gt=0, le=1, description="vit-slim: AdamW's learning rate")
+    pressure: float = Field(1e-4, ge=0, description="vit-slim: weight of the gates' L1 norm")
+    train_weights: bool = Field(False, description="vit-slim: the weights train along with the gates")
 
     @model_validator(mode="after")
     def settings_fit(self) -> Criterion:
@@ -136,6 +163,37 @@ class PaperProtocol(Part):
         return Attribution(quadrature=self.quadrature, nodes=self.nodes)
 
 
+class Compare(Part):
+    """What `vitprune compare` puts side by side: every criterion at every budget, with every repair, on every split."""
+
+    criteria: list[CriterionName] = Field(["jas", "activation", "taylor", "variance", "random"], min_length=2)
+    keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1)
+    recovery: list[Literal["none", "mean", "affine"]] = Field(["none", "affine"], min_length=1)
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
+
+    @field_validator("keep")
+    @classmethod
+    def keep_range(cls, keep: list[int | float]) -> list[int | float]:
+        return [check_keep(k) for k in keep]
+
+    @model_validator(mode="after")
+    def nothing_twice(self) -> Compare:
+        for name in ("criteria", "keep", "recovery", "seeds"):
+            values = getattr(self, name)
+            if len({(type(v), v) for v in values}) < len(values):
+                raise ValueError(f"`{name}` names one of its values twice")
+        return self
+
+
+def check_keep(keep: int | float) -> int | float:
+    """A budget in range. Raises ValueError."""
+    if isinstance(keep, int) and keep < 1:
+        raise ValueError("a count of hidden units per block is at least 1")
+    if isinstance(keep, float) and not 0 < keep <= 1:
+        raise ValueError("a ratio lies above 0 and at most at 1.0 (write an integer for a count per block)")
+    return keep
+
+
 class Export(Part):
     """What is written for deployment, beside the checkpoint."""
 
@@ -155,12 +213,15 @@ class Recipe(Part):
     groups: dict[str, list[str]] | None = Field(None, min_length=1, description="one slim model per named class set")
     criterion: Criterion = Field(default_factory=lambda: Criterion())
     keep: StrictInt | StrictFloat = 0.25
-    allocation: Literal["uniform"] = "uniform"
+    allocation: Literal["uniform", "global"] = Field(
+        "uniform", description="the same share of every block, or one threshold across blocks"
+    )
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
     recovery: Literal["none", "mean", "affine"] = "affine"
-    baselines: list[Literal["jas", "activation", "joint-gates", "random"]] = ["activation", "random"]
+    baselines: list[CriterionName] = ["activation", "random"]
     random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
     paper_protocol: PaperProtocol | None = None
+    compare: Compare | None = None
     export: Export = Field(default_factory=lambda: Export())
     out: Path = Path("exported")
 
@@ -186,11 +247,7 @@ class Recipe(Part):
     @field_validator("keep")
     @classmethod
     def keep_range(cls, keep: int | float) -> int | float:
-        if isinstance(keep, int) and keep < 1:
-            raise ValueError("a count of hidden units per block is at least 1")
-        if isinstance(keep, float) and not 0 < keep <= 1:
-            raise ValueError("a ratio lies above 0 and at most at 1.0 (write an integer for a count per block)")
-        return keep
+        return check_keep(keep)
 
     @model_validator(mode="after")
     def classes_or_groups(self) -> Recipe:

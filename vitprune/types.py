@@ -40,6 +40,7 @@ class Attribution:
     scaled together, or `each` alone (Definition 1; with `shortlist`, only that many of the parallel pass). `nodes` of
     the `quadrature` rule. `tokens`: where a unit's value is assigned. `reference`: as the authors' code does it. `precision`
     of the matrix products; sums stay in the model's own type. `low`, `form`, `labels`: joint gates only.
+    `epochs`, `rate` (AdamW's), `pressure` (weight of Σ|ζ|), `train_weights`: ViT-Slim only.
     """
 
     formula: Literal["jas", "joint-ig"] = "jas"
@@ -55,6 +56,10 @@ class Attribution:
     form: Literal["signed", "absolute", "squared"] = "signed"
     labels: Literal["true", "sampled"] = "true"
     seed: int = 0
+    epochs: int = 10
+    rate: float = 5e-4
+    pressure: float = 1e-4
+    train_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,27 @@
-"""The table of criteria. A new one is a file here and a row below; the contract tests pick it up by themselves."""
+"""The table of criteria. A new one is a file here and a row below; the contract tests pick it up by themselves.
+
+Two signatures. `ImageScore` scores every hidden unit for every image: it is computed in shards that survive
+interruption, and gathered per class. `WholeScore` looks at weights, or at a set of images as a whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from vitprune.criteria.activation import activation
+from vitprune.criteria.activation import activation, mean_activation
+from vitprune.criteria.fisher import fisher
+from vitprune.criteria.influence_pattern import influence_gradient, influence_pattern
 from vitprune.criteria.jas import jas
 from vitprune.criteria.joint_gates import joint_gates
+from vitprune.criteria.knowledge_attribution import knowledge_attribution
+from vitprune.criteria.statistics import obs, variance
+from vitprune.criteria.vit_slim import vit_slim
+from vitprune.criteria.weights import Batches, class_alignment, hessian, magnitude, taylor
 from vitprune.types import Attribution, FfnSite
 
 
@@ -29,37 +40,77 @@ class ImageScore(Protocol):
     ) -> dict[int, list[Tensor]]: ...
 
 
+class WholeScore(Protocol):
+    """Scores every hidden unit for every class, or for all of them: per block [C, N] or [1, N]."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+    ) -> list[Tensor]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
 
     `ranks_by`: a class's units are ranked by how often they are among an image's t best (`frequency`, the paper's way)
-    or by their mean score (`mean`, then t plays no part). `integrates`: the Attribution settings change it.
+    or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
     `path_dependent`: so does t, beyond the ranking.
     """
 
-    score: ImageScore
-    needs: tuple[str, ...]
     source: str
+    score: ImageScore | None = None
+    whole: WholeScore | None = None
+    needs: tuple[Literal["labels", "gradients", "training", "images"], ...] = ()
     ranks_by: Literal["frequency", "mean"] = "frequency"
-    integrates: bool = False
+    uses: tuple[str, ...] = ()
     path_dependent: bool = False
 
+    @property
+    def integrates(self) -> bool:
+        """Whether it needs several passes for every image."""
+        return "nodes" in self.uses
+
+
+_RULE = ("quadrature", "nodes", "objective")
+_ALONE = (*_RULE, "tokens", "shortlist")
+_PATH = (*_ALONE, "formula", "candidates", "reference", "precision")
+_SLIM = ("epochs", "rate", "pressure", "train_weights", "seed")
+_LEARN: tuple[Literal["labels", "gradients", "training", "images"], ...] = ("images", "labels", "gradients")
 
 CRITERIA: dict[str, Row] = {
-    "jas": Row(
-        jas,
-        ("labels", "gradients"),
-        "Wang et al., ICLR 2025, Eq. 3 and Alg. 3",
-        integrates=True,
-        path_dependent=True,
+    "jas": Row("Wang et al., ICLR 2025, Eq. 3 and Alg. 3", jas, needs=_LEARN, uses=_PATH, path_dependent=True),
+    "activation": Row("Wang et al., ICLR 2025, App. C.2: largest raw value, class token", activation, needs=("images",)),
+    "mean-activation": Row("mean |a| over all tokens", mean_activation, needs=("images",), ranks_by="mean"),
+    "knowledge-attribution": Row(
+        "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient", knowledge_attribution, needs=_LEARN,
+        uses=_ALONE,
     ),
-    "activation": Row(activation, (), "Wang et al., ICLR 2025, App. C.2"),
+    "influence-pattern": Row(
+        "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product", influence_pattern,
+        needs=("images", "gradients"), uses=("quadrature", "nodes"),
+    ),
+    "influence-gradient": Row(
+        "what the authors' code takes for the influence pattern: mean ∂p/∂w", influence_gradient, needs=_LEARN,
+        uses=_RULE,
+    ),
     "joint-gates": Row(
-        joint_gates,
-        ("labels", "gradients"),
-        "this tool: joint integrated gradients of whole hidden units",
-        ranks_by="mean",
-        integrates=True,
+        "this tool: joint integrated gradients of whole hidden units", joint_gates, needs=_LEARN, ranks_by="mean",
+        uses=(*_RULE, "low", "form", "labels", "seed"),
     ),
-}
+    "fisher": Row(
+        "gate Fisher information, labels from the prediction", fisher, needs=("images", "gradients"), ranks_by="mean",
+        uses=("seed",),
+    ),
+    "magnitude-l1": Row("torch-pruning, GroupMagnitudeImportance, p = 1", whole=partial(magnitude, p=1)),
+    "magnitude-l2": Row("torch-pruning, GroupMagnitudeImportance, p = 2", whole=partial(magnitude, p=2)),
+    "taylor": Row("Molchanov et al., 2019; torch-pruning, GroupTaylorImportance", whole=taylor, needs=_LEARN),
+    "hessian": Row("LeCun et al., 1989; torch-pruning, GroupHessianImportance", whole=hessian, needs=_LEARN),
+    "variance": Row("VBP, ICCV 2025", whole=partial(variance, weighted=False), needs=("images",)),
+    "variance-weight": Row("σ²‖W2‖²", whole=partial(variance, weighted=True), needs=("images",)),
+    "obs": Row("optimal brain surgeon on fc2's input, Schur updates", whole=obs, needs=("images",)),
+    "class-alignment": Row("value vectors projected to classes, raw", whole=partial(class_alignment, form="raw")),
+    "class-alignment-normed": Row("the same through the final norm", whole=partial(class_alignment, form="normed")),
+    "vit-slim": Row(
+        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM
+    ),
+}  # fmt: skip

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitprune import models, quadrature
-from vitprune.criteria.jas_plain import Follow, best, jas_plain, objective, only_shortlist, summed
+from vitprune.criteria.jas_plain import Follow, best, jas_plain, objective, only_shortlist, summed, without_path
 from vitprune.models import Halves
 from vitprune.types import Attribution, FfnSite
 
@@ -62,6 +62,17 @@ def jas(
     with torch.no_grad():
         first = engine.first(images)
         return {t: engine.follow(first, t, follow) for t in ts}
+
+
+def alone(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution) -> list[Tensor]:
+    """Candidate scores of every block with no path before it, per block [B, N]."""
+    scored = models.scored_tokens(model, how.tokens, "jas")
+    parts = models.halves(model)
+    if parts is None:
+        return without_path(model, sites, images, labels, how)
+    engine = _Engine(parts, len(sites), how, labels, scored)
+    with torch.no_grad():
+        return engine.alone(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class _Engine:
         assert first is not None
         alpha, weights = self.nodes()
         live = first.rows(len(weights))
-        scores = self.scores(0, live, live.zeros(), clean, alpha, weights, clean[0].new_zeros(len(images)))
+        scores = self.scores(0, live, live.zeros(), clean[0], alpha, weights, clean[0].new_zeros(len(images)))
         return _First(first, clean, scores)
 
     def follow(self, start: _First, t: int, path: Follow) -> list[Tensor]:
@@ -130,8 +141,23 @@ class _Engine:
             value_B = value_B + clean[i - 1].sum(1).gather(1, counted_Bt).sum(1)
             x, x_dot = self.take(i - 1, live, dot, clean[i - 1], alpha, (chosen_Bt, counted_Bt))
             live, dot = self.extend(i, x, x_dot)
-            scores.append(self.scores(i, live, dot, clean, alpha, weights, value_B))
+            scores.append(self.scores(i, live, dot, clean[i], alpha, weights, value_B))
         return scores
+
+    def alone(self, images: Tensor) -> list[Tensor]:
+        """The scores of every block along an empty path."""
+        x, found = self.parts.stream_into_blocks(images), []
+        alpha, weights = self.nodes()
+        for i in range(self.depth):
+            block = self.block(i, x, whole=True)
+            x = block.y_RTD
+            live = block.rows(len(weights))
+            if i + 1 == self.depth and self.narrow:  # no more than the head reads
+                read = int(self.scored.indices(2)[0] == 0)
+                live = _Block(live.y_RTD[:, :1], live.z_RSD[:, :read], live.hidden_RSN[:, :read])
+            none = block.hidden_RSN.new_zeros(len(images))
+            found.append(self.scores(i, live, live.zeros(), block.hidden_RSN, alpha, weights, none))
+        return found
 
     def block(self, i: int, x_RTD: Tensor, whole: bool = False) -> _Block:
         """Block i; the last one only where the head reads, unless `whole`."""
@@ -188,11 +214,11 @@ class _Engine:
         return torch.cat([y_RTD[:, :start], scored_RSD, y_RTD[:, stop:]], 1)
 
     def scores(
-        self, i: int, live: _Block, dot: _Block, clean: list[Tensor], alpha: Tensor, weights: Tensor, value_B: Tensor
+        self, i: int, live: _Block, dot: _Block, clean_BSN: Tensor, alpha: Tensor, weights: Tensor, value_B: Tensor
     ) -> Tensor:
         """Candidate scores [B, N] of block i."""
         read = live.hidden_RSN.shape[1]  # fewer than S in the last block, where the others change nothing
-        clean_BSN, nodes = clean[i], len(weights)
+        nodes = len(weights)
         assigned = alpha * clean_BSN[:, :read].repeat(nodes, 1, 1)
         x = self.put(live.y_RTD, self.parts.add_ffn(i, live.z_RSD, assigned))
         x_dot = self.put(dot.y_RTD, dot.z_RSD)
@@ -201,11 +227,8 @@ class _Engine:
         grad_BSN = self.mean(self.parts.back_through_ffn(i, grad_x[:, self.scored]), weights)
         own_BN = summed(grad_BSN, clean_BSN, self.how)
         scores = self.together(value_B[:, None], clean_BSN.sum(1), path_B[:, None], own_BN)
-        return self.each(i, live, dot, clean_BSN, assigned, weights, value_B, scores) if self.alone else scores
-
-    @property
-    def alone(self) -> bool:
-        return self.how.candidates == "each"
+        each = self.how.candidates == "each"
+        return self.each(i, live, dot, clean_BSN, assigned, weights, value_B, scores) if each else scores
 
     def together(self, value: Tensor, own_value: Tensor, gradient: Tensor, own_gradient: Tensor) -> Tensor:
         """The formula, from the sums over the path and the candidate's own."""

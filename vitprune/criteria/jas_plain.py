@@ -69,16 +69,18 @@ def jas_plain(
     taken: list[Tensor] = []
     scores: list[Tensor] = []
     for i in range(len(sites)):
-        step = _Step(model, sites, images, labels, how, clean, taken, i)
-        everything = torch.ones_like(clean[i][:, 0], dtype=torch.bool)
-        scores.append(step.scores(everything))
-        if how.candidates == "each":
-            units = best(scores[-1], min(how.shortlist or everything.shape[1], everything.shape[1]))
-            alone = [step.scores(torch.zeros_like(everything).scatter_(1, u[:, None], True)) for u in units.T]
-            exact = torch.stack([s.gather(1, u[:, None])[:, 0] for s, u in zip(alone, units.T, strict=True)], 1)
-            scores[-1] = only_shortlist(scores[-1], units, exact)
+        scores.append(_Step(model, sites, images, labels, how, clean, taken, i).all_scores())
         taken.append(Follow(along).units(i, scores[-1], t))
     return scores
+
+
+def without_path(
+    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution
+) -> list[Tensor]:
+    """Candidate scores of every block with no path before it, per block [B, N]."""
+    clean = clean_units(model, sites, images, models.scored_tokens(model, how.tokens, "jas"))
+    nobody = [torch.zeros(len(images), 0, dtype=torch.int64, device=images.device)] * len(sites)
+    return [_Step(model, sites, images, labels, how, clean, nobody[:i], i).all_scores() for i in range(len(sites))]
 
 
 @torch.no_grad()
@@ -102,6 +104,17 @@ class _Step:
     clean: list[Tensor]
     taken: list[Tensor]
     i: int
+
+    def all_scores(self) -> Tensor:
+        """[B, N], candidates together or each alone."""
+        everything = torch.ones_like(self.clean[self.i][:, 0], dtype=torch.bool)
+        scores = self.scores(everything)
+        if self.how.candidates == "parallel":
+            return scores
+        units = best(scores, min(self.how.shortlist or everything.shape[1], everything.shape[1]))
+        alone = [self.scores(torch.zeros_like(everything).scatter_(1, u[:, None], True)) for u in units.T]
+        exact = torch.stack([s.gather(1, u[:, None])[:, 0] for s, u in zip(alone, units.T, strict=True)], 1)
+        return only_shortlist(scores, units, exact)
 
     def scores(self, candidates_BN: Tensor) -> Tensor:
         """[B, N] with these candidates assigned together."""

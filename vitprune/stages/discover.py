@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
-from vitprune import data, masks, parallel, paths
+from vitprune import data, masks, memory, parallel, paths
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.path_scores import path_scores
@@ -38,8 +41,9 @@ class Discovery:
     @property
     def settings(self) -> dict[str, Any]:
         """What a score depends on, without t: for a criterion that integrates nothing, no setting."""
-        how = asdict(self.how) if CRITERIA[self.criterion].integrates else {}
-        return {"criterion": self.criterion, "per_class": self.per_class, **how}
+        how = asdict(self.how)
+        used = {name: how[name] for name in CRITERIA[self.criterion].uses}
+        return {"criterion": self.criterion, "per_class": self.per_class, **used}
 
     def name(self, t: int) -> str:
         """File name of the result at t."""
@@ -54,7 +58,51 @@ def discover(context: Context) -> list[Path]:
         for found in needed:
             files += _discover(context, found, team)
     _forget_others(context, needed)
+    for name in sorted({context.recipe.criterion.name, *context.recipe.baselines} - {"random"}):
+        if CRITERIA[name].whole:
+            for group, targets in context.class_sets().items():
+                path = _whole(context, name, group, targets)
+                files += [path, path.with_suffix(".json")]
     return files
+
+
+def _whole_file(context: Context, name: str, group: str | None) -> Path:
+    return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.safetensors"
+
+
+def _whole(context: Context, name: str, group: str | None, targets: list[int]) -> Path:
+    """A criterion that looks at weights, or at the probe images of a class set as a whole."""
+    c, row = context.recipe.criterion, CRITERIA[name]
+    assert row.whole is not None
+    images = context.images
+    probe = context.split.probe[np.isin(images.labels[context.split.probe], targets)]
+    index = data.first_per_class(probe, context.source.class_of, c.probe_per_class)
+    index = np.random.default_rng(c.seed).permutation(index)  # mixed classes, for the criteria that train
+    started = time.monotonic()
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in images.batches(index, min(context.batch, 64)):
+            yield x.to(context.device), y.to(context.device)
+
+    with memory.peak(context.device) as highest:
+        scores = row.whole(context.loaded.model, context.sites, batches, how=c.attribution())
+    if not all(bool(block.isfinite().all()) for block in scores):
+        raise UserError(
+            f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
+        )
+    path = _whole_file(context, name, group)
+    columns = {f"scores.{i}": block.float().cpu().contiguous() for i, block in enumerate(scores)}
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(columns))
+    seconds = round(time.monotonic() - started, 2)
+    context.reporter.say(f"discover {name}: {seconds:.1f} s")
+    settings = {used: asdict(c.attribution())[used] for used in row.uses}
+    images_read = len(index) if "images" in row.needs else 0
+    notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **settings}, "t": None}
+    notes |= {"images": images_read, "seconds": seconds, "batch": None, "smallest_batch": None}
+    notes |= {"peak_memory_mb": _rounded(highest[0])}
+    write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None, "group": group})
+    return path
 
 
 def discoveries(context: Context) -> list[Discovery]:
@@ -62,7 +110,8 @@ def discoveries(context: Context) -> list[Discovery]:
     recipe, c = context.recipe, context.recipe.criterion
     needed: dict[tuple[str, Attribution, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
-        needed.setdefault(_key(name, c.attribution(), c.probe_per_class), set()).add(c.t)
+        if CRITERIA[name].score:
+            needed.setdefault(_key(name, c.attribution(), c.probe_per_class), set()).add(c.t)
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
@@ -73,7 +122,8 @@ def discoveries(context: Context) -> list[Discovery]:
 
 
 def _key(name: str, how: Attribution, per_class: int) -> tuple[str, Attribution, int]:
-    return (name, how if CRITERIA[name].integrates else Attribution(), per_class)
+    given = asdict(how)
+    return (name, Attribution(**{used: given[used] for used in CRITERIA[name].uses}), per_class)
 
 
 def result_file(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Path:
@@ -116,9 +166,10 @@ def _discover(context: Context, found: Discovery, team: parallel.Team) -> list[P
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
     started = time.monotonic()
-    for start in context.reporter.track(team.order(manifest), label, len(index), manifest.step):
-        team.wait(manifest, start)
-        manifest.ensure(start, scorer(context, found), keeps(found))
+    with memory.peak(context.device) as highest:
+        for start in context.reporter.track(team.order(manifest), label, len(index), manifest.step):
+            team.wait(manifest, start)
+            manifest.ensure(start, scorer(context, found), keeps(found))
     seconds = time.monotonic() - started
     classes = np.array(context.every_target(), np.int64)
     files = []
@@ -128,12 +179,17 @@ def _discover(context: Context, found: Discovery, team: parallel.Team) -> list[P
             temporary.write_bytes(paths.total(manifest.shards(t), classes).to_bytes())
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
         notes |= {"batch": manifest.batch, "smallest_batch": min(int(s.notes["batch"]) for s in manifest.shards(t))}
+        notes |= {"peak_memory_mb": _rounded(highest[0]), "group": None}
         notes |= {"shards": folder.relative_to(context.folder.root).as_posix(), "completeness": None}
         if row.path_dependent:
             notes["completeness"] = _completeness(context, found, manifest, t)
         write_json(path.with_suffix(".json"), notes)
         files += [path, path.with_suffix(".json")]
     return files
+
+
+def _rounded(megabytes: float | None) -> float | None:
+    return None if megabytes is None else round(megabytes, 1)
 
 
 def scorer(context: Context, found: Discovery) -> Any:
@@ -143,6 +199,7 @@ def scorer(context: Context, found: Discovery) -> Any:
         x, y = next(context.images.batches(index, len(index)))
         x, y = x.to(context.device), y.to(context.device)
         model, of = context.loaded.model, CRITERIA[found.criterion].score
+        assert of is not None
         scores = of(model, context.sites, x, y, ts=found.ts, how=found.how)
         if not all(bool(block.isfinite().all()) for block in scores[found.ts[0]]):
             where = context.recipe.model.name
@@ -190,12 +247,16 @@ def load(context: Context, criterion: str, t: int, how: Attribution, per_class: 
 def notes_of(context: Context) -> list[dict[str, Any]]:
     """What the finished discoveries say of themselves, for the report."""
     folder = context.folder.stage_folder("discover")
-    return [dict(read_json(path)) for path in sorted(folder.glob("*-t*.json"))]
+    return [dict(read_json(path)) for path in sorted(folder.glob("*.json")) if path.name != "stage.json"]
 
 
-def scores_of(context: Context, criterion: str, seed: int = 0) -> Scores:
-    """A criterion's scores at the recipe's own settings, from the discover stage."""
+def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None = None) -> Scores:
+    """A criterion's scores for a class set at the recipe's own settings, from the discover stage."""
     if criterion == "random":
         return random(context.sites, seed=seed)
     c = context.recipe.criterion
+    if CRITERIA[criterion].whole:
+        columns = load_file(_whole_file(context, criterion, group))
+        blocks = [columns[f"scores.{i}"] for i in range(len(context.sites))]
+        return Scores(criterion, blocks, None, 0)
     return load(context, criterion, c.t, c.attribution(), c.probe_per_class)

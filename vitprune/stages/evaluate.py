@@ -46,7 +46,7 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
     seen: dict[str, Metrics] = {}
     for name, seed, how in context.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
         exported = (name, seed) == main and how == recipe.recovery
-        mask = None if name == "dense" else mask_of(context, scores_of(context, name, seed), targets)
+        mask = None if name == "dense" else mask_of(context, scores_of(context, name, seed, group), targets)
         if mask is None:
             model = context.loaded.model
         elif exported:

@@ -24,7 +24,7 @@ def prune(context: Context) -> list[Path]:
     files: list[Path] = []
     for group, targets in context.class_sets().items():
         recipe = context.recipe
-        scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed)
+        scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed, group)
         mask = mask_of(context, scores, targets)
         stats = moments.from_file(context, group)
         difference = masked_against_sliced(context, mask, targets)
@@ -52,7 +52,8 @@ def prune(context: Context) -> list[Path]:
 
 def mask_of(context: Context, scores: Scores, targets: list[int]) -> Mask:
     """The mask for a class set at the recipe's budget."""
-    return masks.build(scores, context.recipe.keep, classes=targets, round_to=context.recipe.round_to)
+    r = context.recipe
+    return masks.build(scores, r.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
 
 
 def slimmed(context: Context, mask: Mask, stats: list[Moments], how: recovery.Recovery) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from vitprune.report import numbers
-from vitprune.report.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, missing, table
+from vitprune.report.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, Text, missing, table
 from vitprune.report.values import clean, mapping, mappings, number
 
 
@@ -17,7 +17,8 @@ def reproduce_section(record: dict[str, Any]) -> Section:
     blocks += [_recipe(record)]
     for key, title in (("hashes", "Hashes"), ("versions", "Versions"), ("machine", "Machine")):
         blocks += _facts(title, mapping(record.get(key)))
-    return Section("reproduce", "How do I reproduce it?", (*blocks, *_stages(mappings(record.get("stages")))))
+    blocks += _stages(mappings(record.get("stages")))
+    return Section("reproduce", "How do I reproduce it?", (*blocks, *_discoveries(mappings(record.get("discoveries")))))
 
 
 def _recipe(record: dict[str, Any]) -> Block:
@@ -49,3 +50,40 @@ def _stage(row: dict[str, Any]) -> Row:
     skipped, took = row.get("skipped") is True, number(row.get("seconds"))
     state = "skipped: its inputs had not changed" if skipped else "done" if took is not None else "not finished"
     return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), Cell(state)))
+
+
+def _discoveries(found: list[dict[str, Any]]) -> list[Block]:
+    """What was attributed, how, and how far the integration is from complete."""
+    if not found:
+        return []
+    columns = ("Criterion", ">t", "Integration", "Tokens", ">Images", ">Per image", ">Batch", ">Completeness gap")
+    note = Text(
+        "Completeness gap: of a few found paths, the mean of |joint integrated gradients − (p(path at its clean values) − "
+        "p(path zeroed))|, the error of the quadrature; 0 would be exact.",
+        "note",
+    )
+    return [Heading("Discovery"), table("Scores of the probe split", columns, [_discovery(row) for row in found]), note]
+
+
+def _discovery(row: dict[str, Any]) -> Row:
+    how, gap = mapping(row.get("settings")), number(mapping(row.get("completeness")).get("mean_abs_gap"))
+    t, images, took, batch = (number(row.get(key)) for key in ("t", "images", "seconds", "batch"))
+    each = took / images if took is not None and images else None
+    smallest = number(row.get("smallest_batch"))
+    halved = f" (down to {smallest:.0f})" if batch and smallest is not None and smallest < batch else ""
+    nodes = number(how.get("nodes"))
+    rule = f"{clean(how.get('quadrature'))}, {nodes:.0f} nodes" if nodes else numbers.NONE
+    formula = clean(how.get("formula"))
+    name = clean(how.get("criterion")) + (f" ({formula})" if formula not in ("", "jas") else "")
+    return Row(
+        (
+            Cell(name),
+            Cell(numbers.count(t), t),
+            Cell(rule),
+            Cell(clean(how.get("tokens")) or numbers.NONE),
+            Cell(numbers.count(images), images),
+            Cell(numbers.milliseconds(None if each is None else each * 1000), each),
+            Cell(numbers.count(batch) + halved, batch),
+            Cell(numbers.NONE if gap is None else f"{gap:.1e}", gap),
+        )
+    )
