@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +11,10 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import masks, models
+from vitprune import hooks, masks, models
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.joint_gates import sampled_labels
+from vitprune.criteria.path_scores import path_scores
 from vitprune.criteria.statistics import removal_order
 from vitprune.errors import UserError
 from vitprune.types import Attribution, Scores
@@ -334,3 +335,80 @@ def test_a_class_token_criterion_refuses_a_head_that_reads_none(tiny_vit, make_i
     for name in ("influence-pattern", "influence-gradient", "knowledge-attribution"):
         with pytest.raises(UserError, match="class token"):
             scored(name, tiny_vit(global_pool="avg"), make_images(1), Attribution())
+
+
+# ---- captum and torch-pruning as oracles
+
+
+def gauss(f: Callable[[Tensor], Tensor], end: Tensor, nodes: int) -> Tensor:
+    """captum's integrated gradients from 0 to `end`."""
+    from captum.attr import IntegratedGradients
+
+    return IntegratedGradients(f).attribute(end, baselines=torch.zeros_like(end), n_steps=nodes, method="gausslegendre")
+
+
+def test_joint_gates_are_captums_integrated_gradients_of_the_gates(tiny_vit, make_images):
+    model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
+    sites = models.ffn_sites(model)
+    found = torch.cat(scored("joint-gates", model, images, Attribution(nodes=nodes)), 1)
+    for row, image in enumerate(images):
+
+        def f(gates: Tensor, image: Tensor = image, label: int = int(LABELS[row])) -> Tensor:
+            parts = gates.split(8, dim=1)
+            with hooks.hidden_units(model, sites, lambda i, hidden: hidden * parts[i][:, None]):
+                return torch.softmax(model(image.expand(len(gates), -1, -1, -1)), 1)[:, label]
+
+        oracle = gauss(f, torch.ones(1, 24, dtype=torch.float64), nodes)
+        torch.testing.assert_close(found[row], oracle[0], rtol=1e-6, atol=1e-9)
+
+
+def test_joint_ig_is_captums_integrated_gradient_of_a_path(tiny_vit, make_images):
+    """Candidates of the first block together, and then a whole given path through all blocks."""
+    model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
+    sites, how = models.ffn_sites(model), Attribution(formula="joint-ig", nodes=nodes)
+    first = scored("jas", model, images, how)[0]
+    units = torch.tensor([[1, 5], [0, 3], [2, 7]])
+    whole_path = path_scores(model, sites, images, LABELS[:2], units[None].expand(2, -1, -1), how)
+    for row, image in enumerate(images):
+        clean = [hidden_TN[0] for hidden_TN in reference.Vit(model).hidden(image)]
+        for chosen in ({0: list(range(8))}, dict(enumerate(units.tolist()))):
+            sizes = [len(u) for u in chosen.values()]
+
+            def f(values: Tensor, chosen=chosen, sizes=sizes, image=image, label=int(LABELS[row])) -> Tensor:
+                parts = dict(zip(chosen, values.split(sizes, dim=1), strict=True))
+
+                def assign(i: int, hidden: Tensor) -> Tensor:
+                    if i not in parts:
+                        return hidden
+                    index = torch.tensor(chosen[i]).expand(len(hidden), -1)
+                    return torch.cat([hidden[:, 0].scatter(1, index, parts[i])[:, None], hidden[:, 1:]], 1)
+
+                with hooks.hidden_units(model, sites, assign):
+                    return torch.softmax(model(image.expand(len(values), -1, -1, -1)), 1)[:, label]
+
+            end = torch.cat([clean[block][own] for block, own in chosen.items()])[None]
+            oracle = gauss(f, end, nodes)[0]
+            if len(chosen) == 1:
+                torch.testing.assert_close(first[row], oracle, rtol=1e-6, atol=1e-9)
+            else:
+                torch.testing.assert_close(whole_path.joint_ig[row], oracle.sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_wrapped_scores_are_torch_prunings_own(tiny_vit, make_images):
+    """Called as its documentation calls it: backward, then the importance of the group of every fc1."""
+    import torch_pruning as tp
+
+    model, images = tiny_vit(), make_images(5)
+    found = {name: whole(name, model, images, size=5) for name in ("magnitude-l2", "taylor")}
+    model.requires_grad_(True)
+    (torch.nn.functional.cross_entropy(model(images), LABELS)).backward()
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=images[:1])
+    for i, block in enumerate(model.blocks):
+        for name, importance in (
+            ("magnitude-l2", tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)),
+            ("taylor", tp.importance.GroupTaylorImportance(normalizer=None)),
+        ):
+            group = graph.get_pruning_group(block.mlp.fc1, tp.prune_linear_out_channels, idxs=list(range(32)))
+            torch.testing.assert_close(
+                found[name][i][0].double(), importance(group).detach().double(), rtol=1e-5, atol=1e-8
+            )

@@ -44,6 +44,7 @@ def test_every_default() -> None:
         "groups": None,
         "criterion": {
             "name": "jas",
+            "among": ["jas", "joint-gates", "fisher", "taylor", "variance", "mean-activation", "obs"],
             "t": 50,
             "probe_per_class": 40,
             "formula": "jas",
@@ -59,6 +60,10 @@ def test_every_default() -> None:
             "form": "signed",
             "labels": "true",
             "seed": 0,
+            "epochs": 10,
+            "rate": 5e-4,
+            "pressure": 1e-4,
+            "train_weights": False,
         },
         "keep": 0.25,
         "allocation": "uniform",
@@ -67,6 +72,7 @@ def test_every_default() -> None:
         "baselines": ["activation", "random"],
         "random_draws": 3,
         "paper_protocol": None,
+        "compare": None,
         "export": {"onnx": True, "latency_batches": [1, 8, 32]},
         "out": Path("exported"),
     }
@@ -291,7 +297,7 @@ def test_bundled_recipes_are_valid_and_named_as_their_file(name: str) -> None:
     assert made.name == name
     assert made == recipe.load(recipe.bundled_folder() / f"{name}.yaml")
     text = (recipe.bundled_folder() / f"{name}.yaml").read_text()
-    assert text.startswith("# vitprune run ") and "Cost" in text.replace("Expect", "Cost")
+    assert text.startswith(("# vitprune run ", "# vitprune compare ")) and "Cost" in text.replace("Expect", "Cost")
 
 
 @pytest.mark.parametrize("name", [n for n in BUNDLED if n.startswith("imagenet")])

@@ -168,6 +168,28 @@ def report(
         print(path)
 
 
+@app.command()
+def criteria(as_json: Json = False) -> None:
+    """Every criterion with what it needs and where it comes from."""
+    from vitprune.criteria import CRITERIA
+
+    rows = [
+        {
+            "name": name,
+            "needs": list(row.needs),
+            "ranks_by": row.ranks_by if row.score else "score",
+            "source": row.source,
+        }
+        for name, row in CRITERIA.items()
+    ]
+    rows.append({"name": "random", "needs": [], "ranks_by": "score", "source": "a seeded draw"})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:<24}{', '.join(row['needs']) or 'weights alone':<40}{row['source']}")
+
+
 @recipes.command("check")
 def recipe_check(recipe: RecipeArg, as_json: Json = False) -> None:
     """Validate a recipe and print it with every default spelled out."""

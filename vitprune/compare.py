@@ -10,42 +10,30 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from vitprune import evaluation, masks, pipeline, surgery
+from vitprune import choose, masks, pipeline
+from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, write_json, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Compare, Recipe, dump
-from vitprune.recovery import repair
-from vitprune.stages import CODE, discover, moments
+from vitprune.stages import CODE, discover
 
 SCHEMA = 1
+Found = dict[int, dict[Cell | None, dict[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One pruned model: what it is, apart from the seed."""
-
-    criterion: str
-    keep: int | float
-    recovery: str
-
-    def name(self, seed: int) -> str:
-        kind = "n" if isinstance(self.keep, int) else "r"
-        return f"{self.criterion}-{kind}{self.keep:g}-{self.recovery}-s{seed}.json"
-
-
-def cells(spec: Compare) -> list[Cell]:
-    """Every cell of the table, in the order of the recipe."""
-    return [Cell(c, k, r) for k in spec.keep for r in spec.recovery for c in spec.criteria]
+def all_cells(spec: Compare) -> list[Cell]:
+    """Every cell that is pruned, in the order of the recipe; `auto` is one of the others, chosen seed by seed."""
+    names = [c for c in spec.criteria if c != "auto"]
+    return [Cell(c, k, r) for k in spec.keep for r in spec.recovery for c in names]
 
 
 def compare(
@@ -59,15 +47,20 @@ def compare(
     if recipe.groups is not None:
         raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
     root = recipe.out / recipe.name / "compare"
-    found: dict[int, dict[Cell | None, dict[str, Any]]] = {}
+    names = [c for c in spec.criteria if c != "auto"]
+    if len(names) < 2:
+        raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+    found: Found = {}
     costs: list[dict[str, Any]] = []
+    choices: list[dict[str, Any]] = []
     for seed in spec.seeds:
         part = recipe.model_copy(
             update={
                 "name": f"seed-{seed}",
                 "out": root,
+                "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
                 "split": recipe.split.model_copy(update={"seed": seed}),
-                "baselines": list(spec.criteria),
+                "baselines": names,
                 "recovery": next((r for r in spec.recovery if r != "none"), "none"),
                 "paper_protocol": None,
                 "compare": None,
@@ -81,72 +74,96 @@ def compare(
             key = digest(CODE, SCHEMA, inputs, recipe.allocation, recipe.round_to)
             found[seed] = _of_seed(context, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in discover.notes_of(context)]
+            if "auto" in spec.criteria:
+                choices += _choices(context, spec, seed, key, found[seed], force)
     record = {
         "schema": SCHEMA,
         "name": recipe.name,
-        "model": recipe.model.name,
+        "model": recipe.model.name if recipe.model.name == "bundled" else Path(recipe.model.name).name,
         "classes": recipe.classes,
         "allocation": recipe.allocation,
         "seeds": list(spec.seeds),
         "dense": _summary([found[s][None] for s in spec.seeds]),
-        "rows": [_row(cell, spec, found) for cell in cells(spec)],
+        "table": [_line(Cell(c, k, r), spec, found) for k in spec.keep for r in spec.recovery for c in spec.criteria],
+        "choices": choices,
         "costs": _costs(costs),
+        "rows": [
+            row
+            for seed in spec.seeds
+            for cell in found[seed].values()
+            for row in _plain(cell, costs, found[seed][None])
+        ],
         "recipe_yaml": dump(recipe),
     }
     return _write(record, recipe.out / recipe.name)
 
 
+def _plain(row: dict[str, Any], costs: list[dict[str, Any]], dense: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of compare.json of one cell: those of report.json with what the discovery cost; a second one, with the
+    head's other outputs closed, where the classes are not all the model's."""
+    cost = next(
+        (
+            c
+            for c in costs
+            if (c["settings"]["criterion"], c["seed"]) == (row.get("chosen", row["criterion"]), row["seed"])
+        ),
+        {},
+    )
+    price = {"seconds": cost.get("seconds"), "peak_memory_mb": cost.get("peak_memory_mb")}
+    rows = []
+    for own, base in ((row, dense), (row.get("masked"), dense.get("masked"))):
+        if own is None or base is None:
+            continue
+        made = {name: value for name, value in own.items() if name not in ("hits", "key", "masked")} | price
+        made["criterion"] = row["criterion"]  # `auto` is examined under the name of what it took
+        if row["criterion"] != "dense":
+            made["top1_change_points"] = 100 * (own["top1"] - base["top1"])
+        rows.append(made)
+    return rows
+
+
+def _choices(
+    context: Context, spec: Compare, seed: int, key: str, found: dict[Cell | None, dict[str, Any]], force: bool
+) -> list[dict[str, Any]]:
+    """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
+    among = [c for c in spec.criteria if c not in ("auto", "random")]
+    inner, made = None, []
+    for keep in spec.keep:
+        for recovery in spec.recovery:
+            cell = Cell("auto", keep, recovery)
+            path = context.folder.root / "cells" / cell.name(seed)
+            why = None if force else _read(path, key, "chosen")
+            if why is None:
+                inner = inner or choose.prepare(context, among)
+                why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
+                write_json(path, why)
+            taken = found[Cell(why["chosen"], keep, recovery)]
+            found[cell] = taken | {"criterion": "auto", "chosen": why["chosen"]}
+            made.append({name: value for name, value in why.items() if name != "key"})
+    return made
+
+
 def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) -> dict[Cell | None, dict[str, Any]]:
     """Every cell of one seed: read where it is there of the same inputs, else pruned and examined. None: dense."""
     folder = context.folder.root / "cells"
-    jobs: list[Cell | None] = [None, *cells(spec)]
+    jobs: list[Cell | None] = [None, *all_cells(spec)]
     found: dict[Cell | None, dict[str, Any]] = {}
     for job in context.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
         path = folder / (job.name(seed) if job else f"dense-s{seed}.json")
-        known = None if force else _read(path, key)
+        known = None if force else _read(path, key, "hits")
         if known is None:
-            known = {"key": key, **_examine(context, job, seed)}
+            known = {"key": key, **examine(context, job, seed)}
             write_json(path, known)
         found[job] = known
     return found
 
 
-def _read(path: Path, key: str) -> dict[str, Any] | None:
+def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
     try:
         content = read_json(path)
     except (UserError, OSError):
         return None
-    return content if isinstance(content, dict) and content.get("key") == key and "hits" in content else None
-
-
-def _examine(context: Context, job: Cell | None, seed: int) -> dict[str, Any]:
-    targets = context.every_target()
-    model, kept = context.loaded.model, 1.0
-    if job:
-        scores = discover.scores_of(context, job.criterion, seed)
-        r = context.recipe
-        mask = masks.build(scores, job.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
-        model, kept = surgery.slim(context.loaded.model, mask), mask.kept
-        if job.recovery != "none":
-            repair(model, context.loaded.model, mask, moments.from_file(context, None), job.recovery)  # type: ignore[arg-type]
-    predict = evaluation.predictor(model)
-    logits, labels = evaluation.test_logits(predict, context.images, context.split, context.batch, np.array(targets))
-    result = evaluation.metrics(logits, labels)
-    hits = logits.argmax(1) == labels
-    return {
-        "top1": result.top1,
-        "mean_true_probability": result.mean_true_probability,
-        "kept": kept,
-        "params": evaluation.parameters(model),
-        "macs": evaluation.macs(model),
-        "n": result.n,
-        "hits": np.packbits(hits).tobytes().hex(),
-    }
-
-
-def hits_of(cell: dict[str, Any]) -> np.ndarray:
-    """Which test images the cell's model got right, bool [n]."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(cell["hits"]), np.uint8))[: cell["n"]].astype(bool)
+    return content if isinstance(content, dict) and content.get("key") == key and needed in content else None
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
@@ -156,11 +173,12 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _summary(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    top1 = [cell["top1"] for cell in of_seeds]
+    top1, closed = [cell["top1"] for cell in of_seeds], all("masked" in cell for cell in of_seeds)
     return {
         "top1": statistics.fmean(top1),
         "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_of_seeds": top1,
+        "top1_masked_head": statistics.fmean(cell["masked"]["top1"] for cell in of_seeds) if closed else None,
         "mean_true_probability": statistics.fmean(cell["mean_true_probability"] for cell in of_seeds),
         "kept": statistics.fmean(cell["kept"] for cell in of_seeds),
         "params": round(statistics.fmean(cell["params"] for cell in of_seeds)),
@@ -169,11 +187,11 @@ def _summary(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _row(cell: Cell, spec: Compare, found: dict[int, dict[Cell | None, dict[str, Any]]]) -> dict[str, Any]:
+def _line(cell: Cell, spec: Compare, found: Found) -> dict[str, Any]:
     mine = [found[s][cell] for s in spec.seeds]
     dense = [found[s][None] for s in spec.seeds]
     losses = [100 * (d["top1"] - m["top1"]) for m, d in zip(mine, dense, strict=True)]
-    others = [Cell(c, cell.keep, cell.recovery) for c in spec.criteria if c != cell.criterion]
+    others = [Cell(c, cell.keep, cell.recovery) for c in spec.criteria if c not in (cell.criterion, "auto")]
     best = max(others, key=lambda o: statistics.fmean(found[s][o]["top1"] for s in spec.seeds))
     p = [mcnemar(hits_of(found[s][cell]), hits_of(found[s][best])) for s in spec.seeds]
     return {
@@ -223,20 +241,21 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# {record['name']}: criteria compared",
         "",
-        f"Dense: {_percent(dense)} top-1. Test split of {len(seeds)} seed(s) of the split ({', '.join(map(str, seeds))}), "
-        f"mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar test on the same images against "
-        "the best other criterion of the same budget and repair, the largest over the seeds; not corrected for the number "
-        "of comparisons.",
+        f"Dense: {_percent(dense)} top-1{_masked(dense)}. Test split of {len(seeds)} seed(s) of the split "
+        f"({', '.join(map(str, seeds))}), mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar "
+        "test on the same images against the best other criterion of the same budget and repair, the largest over the "
+        "seeds; not corrected for the number of comparisons.",
         "",
         "| keep | recovery | criterion | top-1 % | loss, points | against the best other, points | p |",
         "|---:|---|---|---:|---:|---:|---:|",
     ]
-    for row in sorted(record["rows"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
+    for row in sorted(record["table"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
         sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
-        lines.append(
-            f"| {row['keep']:g} | {row['recovery']} | {row['criterion']} | {_percent(row)} | {row['loss_points']:.2f}{sd} "
-            f"| {row['ahead_points']:+.2f} ({row['best_other']}) | {row['mcnemar_p']:.2g} |"
-        )
+        shown = [f"{row['keep']:g}", row["recovery"], row["criterion"], _percent(row) + _masked(row)]
+        shown += [f"{row['loss_points']:.2f}{sd}", f"{row['ahead_points']:+.2f} ({row['best_other']})"]
+        lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
+    for why in record["choices"]:
+        lines += ["", f"Seed {why['seed']}: {choose.sentence(why)}"]
     lines += [
         "",
         "| criterion | needs | probe images | seconds | peak memory | source |",
@@ -251,6 +270,12 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _masked(row: dict[str, Any]) -> str:
+    """For a specialist: the same model with the head's other outputs closed."""
+    closed = row["top1_masked_head"]
+    return "" if closed is None else f" ({100 * closed:.2f} with the head masked)"
+
+
 def _percent(row: dict[str, Any]) -> str:
     sd = "" if row["top1_sd"] is None else f" ± {100 * row['top1_sd']:.2f}"
     return f"{100 * row['top1']:.2f}{sd}"
@@ -263,8 +288,8 @@ def plot(record: dict[str, Any]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    recoveries = list(dict.fromkeys(row["recovery"] for row in record["rows"]))
-    criteria = list(dict.fromkeys(row["criterion"] for row in record["rows"]))
+    recoveries = list(dict.fromkeys(row["recovery"] for row in record["table"]))
+    criteria = list(dict.fromkeys(row["criterion"] for row in record["table"]))
     with matplotlib.rc_context({"svg.hashsalt": "vitprune", "font.size": 9}):
         figure = Figure(figsize=(5.2 * len(recoveries), 4.2), layout="constrained")
         axes = figure.subplots(1, len(recoveries), sharey=True, squeeze=False)[0]
@@ -273,14 +298,14 @@ def plot(record: dict[str, Any]) -> str:
             axis.axhline(100 * record["dense"]["top1"], color="0.4", ls="--", lw=1, label="dense")
             for k, name in enumerate(criteria):
                 own = sorted(
-                    (r for r in record["rows"] if (r["recovery"], r["criterion"]) == (recovery, name)),
+                    (r for r in record["table"] if (r["recovery"], r["criterion"]) == (recovery, name)),
                     key=lambda r: r["kept"],
                 )
                 error = [100 * (r["top1_sd"] or 0.0) for r in own]
                 x, y = [100 * r["kept"] for r in own], [100 * r["top1"] for r in own]
                 axis.errorbar(x, y, error, label=name, color=colours[k % 20], marker="o", ms=3, lw=1, capsize=2)
             axis.set(title=f"recovery: {recovery}", xlabel="hidden units kept, % (log scale)", xscale="log")
-            ticks = sorted({100 * r["kept"] for r in record["rows"]})
+            ticks = sorted({100 * r["kept"] for r in record["table"]})
             axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axis.minorticks_off()
         axes[0].set_ylabel("top-1 on the test split, %")

@@ -28,13 +28,14 @@ MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
 
 @dataclass
 class Context:
-    """What the stages share; nothing here changes a result."""
+    """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is."""
 
     recipe: Recipe
     device: torch.device
     reporter: Reporter
     folder: Workspace
     workers: int = 1
+    choice: dict[str, Any] | None = None
 
     @classmethod
     @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,9 @@ def peak(device: torch.device) -> Iterator[list[float | None]]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     else:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # give back what earlier work left, or it would be used again unseen
         with contextlib.suppress(OSError):
             (_SELF / "clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
         before = psutil.Process().memory_info().rss

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import parallel, record
+from vitprune import choose, parallel, record
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest, write_text
@@ -84,6 +84,9 @@ def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str,
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
     for stage in STAGES:
+        if stage.name == "discover" and context.recipe.criterion.name == "auto":
+            context.recipe, context.choice = choose.choose(context, force)
+            context.reporter.say(choose.sentence(context.choice))
         if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, context, inputs)
             done.append(_do(stage, context, inputs[stage.name], force))

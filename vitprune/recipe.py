@@ -54,7 +54,9 @@ CriterionName = Literal[
     "class-alignment-normed",
     "vit-slim",
     "random",
+    "auto",
 ]
+AMONG: list[CriterionName] = ["jas", "joint-gates", "fisher", "taylor", "variance", "mean-activation", "obs"]
 
 
 class Part(BaseModel):
@@ -102,6 +104,7 @@ class Criterion(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
     name: CriterionName = "jas"
+    among: list[CriterionName] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
     formula: Literal["jas", "joint-ig"] = Field(
@@ -136,8 +139,11 @@ class Criterion(Part):
 
     @model_validator(mode="after")
     def settings_fit(self) -> Criterion:
-        if self.shortlist is not None and self.candidates != "each":
-            raise ValueError("`shortlist` goes with `candidates: each`")
+        if {"auto", "random"} & set(self.among):
+            raise ValueError("`among` names criteria that a choice can fall on, not `auto` or `random`")
+        alone = self.candidates == "each" or self.name != "jas"
+        if self.shortlist is not None and not alone:
+            raise ValueError("`shortlist` goes with `candidates: each` or with knowledge-attribution")
         if self.reference and (self.candidates, self.formula) != ("parallel", "jas"):
             raise ValueError("`reference` is the authors' code: `formula: jas` and `candidates: parallel`")
         return self
@@ -248,6 +254,13 @@ class Recipe(Part):
     @classmethod
     def keep_range(cls, keep: int | float) -> int | float:
         return check_keep(keep)
+
+    @field_validator("baselines")
+    @classmethod
+    def no_auto(cls, baselines: list[CriterionName]) -> list[CriterionName]:
+        if "auto" in baselines:
+            raise ValueError("`auto` is a choice, not a baseline")
+        return baselines
 
     @model_validator(mode="after")
     def classes_or_groups(self) -> Recipe:

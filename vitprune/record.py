@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import evaluation, paths
+from vitprune import choose, evaluation, paths
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
@@ -61,6 +61,8 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "data": context.data_digest,
         "split": digest(context.split_record["probe"], context.split_record["test"]),
     }
+    if context.choice:
+        record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
     record["checks"] = _checks(context, ran)
     record["files"] = _files(context, ran)
     record |= _discovered(context)
@@ -103,9 +105,10 @@ def machine(context: Context) -> dict[str, Any]:
 
 def _notes(context: Context) -> list[str]:
     m = context.recipe.model
+    notes = [choose.sentence(context.choice)] if context.choice else []
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
-        return []
-    return ["The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
+        return notes
+    return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
 
 
 def _usage(context: Context) -> str:

@@ -54,9 +54,10 @@ def removal_order(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = recov
     for k in range(n):
         cost = weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
         j = int(cost.masked_fill(gone, torch.inf).argmin())
-        row, pivot = inverse[j].clone(), inverse[j, j].clone()
-        weight -= torch.outer(weight[:, j].clone(), row / pivot)
-        inverse -= torch.outer(row, row / pivot)
+        row, column = inverse[j].clone(), weight[:, j].clone()
+        scale = -1 / float(row[j])
+        weight.addr_(column, row, alpha=scale)
+        inverse.addr_(row, row, alpha=scale)
         gone[j], turn[j] = True, k
     return turn
 

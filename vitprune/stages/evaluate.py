@@ -58,8 +58,9 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
         )
         for head in ("all", "masked") if len(targets) < context.loaded.outputs else ("all",):
             m = _finite_metrics(logits, labels, targets if head == "masked" else None, name)
-            row = _row(context, name, how, m, model, targets, mask.kept if mask else 1.0)
-            rows.append(row | {"seed": seed, "group": group, "head": head, "exported": exported and head == "all"})
+            share, asked = (mask.kept, recipe.keep) if mask else (1.0, 1.0)
+            made = row(context, name, how, m, model, targets, share, asked)
+            rows.append(made | {"seed": seed, "group": group, "head": head, "exported": exported and head == "all"})
             if head == "all" and (name == "dense" or exported):
                 seen["dense" if name == "dense" else "slim"] = m
     return rows, _per_class(context, targets, seen, labels)
@@ -72,12 +73,20 @@ def _finite_metrics(logits: np.ndarray, labels: np.ndarray, head: list[int] | No
         raise UserError(f"evaluate, {name}: {error}; check the model's weights and the images") from error
 
 
-def _row(
-    context: Context, name: str, how: str, m: Metrics, model: nn.Module, targets: list[int], kept: float
+def row(
+    context: Context,
+    name: str,
+    how: str,
+    m: Metrics,
+    model: nn.Module,
+    targets: list[int],
+    kept: float,
+    keep: int | float,
 ) -> dict[str, Any]:
+    """One row of report.json: an honest one of the run's seed, until a caller says otherwise."""
     return {
         "criterion": name,
-        "keep": 1.0 if name == "dense" else context.recipe.keep,
+        "keep": keep,
         "kept": kept,
         "allocation": context.recipe.allocation,
         "recovery": how,
@@ -135,6 +144,6 @@ def _oracle_rows(context: Context) -> list[dict[str, Any]]:
             )
             m = _finite_metrics(logits, labels, None, name)
             kept = t * len(context.sites) / sum(site.width for site in context.sites)
-            row = _row(context, name, "none", m, model, targets, kept)
-            rows.append(row | {"keep": t, "protocol": "oracle", "t": t, "exported": False})
+            made = row(context, name, "none", m, model, targets, kept, t)
+            rows.append(made | {"protocol": "oracle", "t": t, "exported": False})
     return rows

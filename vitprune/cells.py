@@ -1,0 +1,55 @@
+"""One pruned model of a table: pruned, repaired and examined on its context's test split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitprune import evaluation, masks, surgery
+from vitprune.context import Context
+from vitprune.recovery import repair
+from vitprune.stages import discover, moments
+from vitprune.stages.evaluate import row
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What the model is, apart from the seed."""
+
+    criterion: str
+    keep: int | float
+    recovery: str
+
+    def name(self, seed: int) -> str:
+        """File name of the cell's result."""
+        kind = "n" if isinstance(self.keep, int) else "r"
+        return f"{self.criterion}-{kind}{self.keep:g}-{self.recovery}-s{seed}.json"
+
+
+def examine(context: Context, cell: Cell | None, seed: int) -> dict[str, Any]:
+    """The row of one cell (None: the dense model), as in report.json, with the images it got right as hexadecimal bits."""
+    targets = context.every_target()
+    model, kept = context.loaded.model, 1.0
+    if cell:
+        scores = discover.scores_of(context, cell.criterion, seed)
+        r = context.recipe
+        mask = masks.build(scores, cell.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
+        model, kept = surgery.slim(context.loaded.model, mask), mask.kept
+        if cell.recovery != "none":
+            repair(model, context.loaded.model, mask, moments.from_file(context, None), cell.recovery)  # type: ignore[arg-type]
+    predict = evaluation.predictor(model)
+    logits, labels = evaluation.test_logits(predict, context.images, context.split, context.batch, np.array(targets))
+    name, how, keep = (cell.criterion, cell.recovery, cell.keep) if cell else ("dense", "none", 1.0)
+    made = row(context, name, how, evaluation.metrics(logits, labels), model, targets, kept, keep) | {"seed": seed}
+    made["hits"] = np.packbits(logits.argmax(1) == labels).tobytes().hex()
+    if len(targets) < context.loaded.outputs:  # a specialist: the head's other outputs closed, for the dense model too
+        closed = row(context, name, how, evaluation.metrics(logits, labels, targets), model, targets, kept, keep)
+        made["masked"] = closed | {"seed": seed, "head": "masked"}
+    return made
+
+
+def hits_of(cell: dict[str, Any]) -> np.ndarray:
+    """Which test images the cell's model got right, bool [n]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(cell["hits"]), np.uint8))[: cell["n"]].astype(bool)

@@ -1,0 +1,110 @@
+"""`criterion: auto`: every candidate is tried on a fold inside the probe split, and the best one is taken.
+
+A quarter of each class's probe images is held out; the candidates are discovered and repaired on the other three
+quarters and examined on the held-out one, at the recipe's own budget and repair. The test split plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitprune import cells, data
+from vitprune.context import Context
+from vitprune.errors import UserError
+from vitprune.files import digest, read_json, write_json
+from vitprune.recipe import Recipe
+from vitprune.stages import CODE, discover, moments
+from vitprune.workspace import Workspace
+
+SHARE = 0.75  # of the probe split, to discover and repair with
+
+
+def fold(context: Context, among: Sequence[str]) -> Context:
+    """A context whose probe and test split both lie inside this one's probe split, ready for the candidates.
+
+    Raises UserError when a class has a single probe image.
+    """
+    made = context.recipe.model_copy(
+        update={
+            "criterion": context.recipe.criterion.model_copy(update={"name": among[0]}),
+            "baselines": list(among),
+            "paper_protocol": None,
+            "compare": None,
+        }
+    )
+    inner = replace(context, recipe=made, folder=Workspace(context.folder.stage_folder("choose")))
+    outside = np.setdiff1d(np.arange(len(context.source.names)), context.split.probe)
+    try:
+        split = data.split_per_class(
+            context.source.class_of, context.source.classes, seed=context.split.seed, probe=SHARE, leave_out=outside
+        )
+    except UserError as error:
+        raise UserError(f"criterion `auto`: needs a fold inside the probe split; {error}") from error
+    record = {"seed": split.seed, "probe_share": SHARE, "probe": split.probe.tolist(), "test": split.test.tolist()}
+    write_json(inner.folder.stage_folder("split") / "split.json", record)
+    return inner
+
+
+def prepare(context: Context, among: Sequence[str]) -> Context:
+    """The fold with every candidate's scores and the statistics of the repair; what is there is taken as it is."""
+    inner = fold(context, among)
+    key = _key(inner)
+    for name, work in (("discover", discover.discover), ("moments", moments.moments)):
+        if not inner.folder.is_current(name, key):
+            inner.folder.begin(name)
+            inner.folder.finish(name, key, work(inner), 0.0)
+    return inner
+
+
+def _key(inner: Context) -> str:
+    """What a choice depends on."""
+    return digest(CODE, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
+
+
+def best(inner: Context, among: Sequence[str], keep: int | float, recovery: str) -> dict[str, Any]:
+    """The candidate with the highest top-1 on the fold's held-out images; ties to the first."""
+    found = {}
+    jobs = inner.reporter.track(among, f"choose at keep {keep:g}, {recovery}", len(among))
+    for name in jobs:
+        found[name] = cells.examine(inner, cells.Cell(name, keep, recovery), inner.split.seed)["top1"]
+    chosen = max(among, key=lambda name: found[name])
+    return {"chosen": chosen, "keep": keep, "recovery": recovery, "top1": found, "n": len(inner.split.test)}
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    try:
+        found = read_json(path)
+    except (UserError, OSError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == key and "chosen" in found else None
+
+
+def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with the chosen criterion in the place of `auto`, and why it was chosen."""
+    recipe = context.recipe
+    if recipe.groups is not None:
+        raise UserError("criterion `auto`: one class set at a time; use `classes`, or one recipe per group")
+    among, path = recipe.criterion.among, context.folder.stage_folder("choose") / "choice.json"
+    key = _key(fold(context, among))
+    why = _read(path, key)
+    if force or why is None:
+        why = {"key": key, **best(prepare(context, among), among, recipe.keep, recipe.recovery)}
+        write_json(path, why)
+    made = recipe.criterion.model_copy(update={"name": why["chosen"]})
+    baselines = [name for name in recipe.baselines if name != "auto"]
+    return recipe.model_copy(update={"criterion": made, "baselines": baselines}), why
+
+
+def sentence(why: dict[str, Any]) -> str:
+    """Why, in one sentence for the report."""
+    order = sorted(why["top1"].items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in order)
+    return (
+        f"Criterion `auto` took `{why['chosen']}`: highest top-1 on {why['n']} probe images held out for the choice, "
+        f"at keep {why['keep']:g} with recovery {why['recovery']} ({shown}). The test split played no part."
+    )
