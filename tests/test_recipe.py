@@ -73,6 +73,7 @@ def test_every_default() -> None:
         "random_draws": 3,
         "paper_protocol": None,
         "compare": None,
+        "paper": None,
         "export": {"onnx": True, "latency_batches": [1, 8, 32]},
         "out": Path("exported"),
     }

@@ -169,6 +169,24 @@ def report(
 
 
 @app.command()
+def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: Json = False) -> None:
+    """The paper's Table 1 and Figure 3 on the recipe's model: paths removed and enhanced, image by image."""
+    from vitprune import interventions
+    from vitprune import recipe as recipe_file
+    from vitprune.progress import Reporter
+
+    loaded = recipe_file.load(recipe)
+    if out is not None:
+        loaded = loaded.model_copy(update={"out": out})
+    record = interventions.run(loaded, device=device, reporter=Reporter())
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(interventions.markdown(record))
+        print(f"Written: {loaded.out / loaded.name / 'paper-table-1.json'} and .md")
+
+
+@app.command()
 def criteria(as_json: Json = False) -> None:
     """Every criterion with what it needs and where it comes from."""
     from vitprune.criteria import CRITERIA

@@ -39,7 +39,8 @@ STAGES = (
     Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export, ("prune",)),
 )
-UP_TO = {"discover": ("split", "discover"), "moments": ("split", "discover", "moments")}
+UP_TO: dict[str, tuple[str, ...]] = {"split": ("split",)}
+UP_TO |= {"discover": ("split", "discover"), "moments": ("split", "discover", "moments")}
 UP_TO |= {"prune": ("split", "discover", "moments", "prune")}
 UP_TO |= {"evaluate": (*UP_TO["prune"], "evaluate"), "export": (*UP_TO["prune"], "export")}
 UP_TO["run"] = tuple(stage.name for stage in STAGES)

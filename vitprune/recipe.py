@@ -191,6 +191,15 @@ class Compare(Part):
         return self
 
 
+class Paper(Part):
+    """The paper's Table 1 and Figure 3 on the test split: each image's own path, removed and enhanced."""
+
+    criteria: list[CriterionName] = Field(
+        ["activation", "influence-pattern", "influence-gradient", "jas"], min_length=1
+    )
+    images_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="test images; without it all")
+
+
 def check_keep(keep: int | float) -> int | float:
     """A budget in range. Raises ValueError."""
     if isinstance(keep, int) and keep < 1:
@@ -228,6 +237,7 @@ class Recipe(Part):
     random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
     paper_protocol: PaperProtocol | None = None
     compare: Compare | None = None
+    paper: Paper | None = None
     export: Export = Field(default_factory=lambda: Export())
     out: Path = Path("exported")
 

@@ -1,0 +1,102 @@
+"""Table 1: paths, their scores and interventions against the model written out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from small import image_folder, model_folder, recipe_dict
+from torch import Tensor
+from typer.testing import CliRunner
+
+from vitprune import cli, interventions, models, recipe
+from vitprune.errors import UserError
+from vitprune.types import Attribution
+
+LABELS = torch.tensor([3, 1, 4])
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_an_intervention_multiplies_the_paths_units_of_the_class_token(tiny_vit, make_images, factor):
+    model, images = tiny_vit(reg_tokens=1, init_values=0.2), make_images(3)
+    units = torch.tensor([[[1], [4], [9]], [[0], [0], [31]], [[7], [8], [3]]])
+    found = interventions.intervened(model, models.ffn_sites(model), images, units, factor)
+    vit = reference.Vit(model)
+    for row, image in enumerate(images):
+
+        def edit(i: int, hidden_TN: Tensor, row: int = row) -> Tensor:
+            out = hidden_TN.clone()
+            out[0, units[row, i, 0]] *= factor
+            return out
+
+        torch.testing.assert_close(found[row], vit(image, edit))
+    if factor == 1:
+        torch.testing.assert_close(found, model(images))
+
+
+def test_paths_are_the_best_unit_of_every_block(tiny_vit, make_images):
+    model, images, how = tiny_vit(), make_images(3), Attribution(quadrature="right", nodes=3)
+    sites = models.ffn_sites(model)
+    own = interventions.paths_of("jas", model, sites, images, LABELS, how)
+    _, routes = reference.jas(model, images, LABELS.tolist(), 1, 3)
+    assert own.tolist() == routes
+    active = interventions.paths_of("activation", model, sites, images, LABELS, how)
+    for row, image in enumerate(images):
+        assert active[row, :, 0].tolist() == [int(h[0].argmax()) for h in reference.Vit(model).hidden(image)]
+    with pytest.raises(UserError, match="no path"):
+        interventions.paths_of("magnitude-l1", model, sites, images, LABELS, how)
+
+
+def test_the_row_of_a_method() -> None:
+    p, hit = np.array([0.5, 0.2, 0.8, 0.1]), np.array([True, False, True, False])
+    found = {
+        "jas": np.array([1.0, 2.0, 3.0, 4.0]),
+        "removal p": np.array([0.25, 0.1, 0.4, 0.1]),
+        "removal hit": np.array([False, False, True, False]),
+        "enhancement p": np.array([1.0, 0.3, 0.8, 0.2]),
+        "enhancement hit": np.array([True, True, True, False]),
+    }
+    row = interventions._row("x", found, hit, p)
+    assert row["jas"] == 2.5
+    assert row["removal"]["accuracy_deviation_points"] == pytest.approx(-25)
+    assert row["removal"]["probability_deviation_mean"] == pytest.approx((-0.5 - 0.5 - 0.5 + 0) / 4)
+    assert row["removal"]["probability_deviation_median"] == pytest.approx(-0.5)
+    assert row["removal"]["mean_probability_deviation_points"] == pytest.approx(100 * (0.85 - 1.6) / 4)
+    assert row["enhancement"]["accuracy_deviation_points"] == pytest.approx(25)
+    assert row["enhancement"]["probability_deviation_mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    made = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 10), tmp_path / "out")
+    return made | {"paper": {"criteria": ["activation", "influence-gradient", "jas"]}}
+
+
+def test_a_whole_table_by_hand(content: dict[str, Any], tmp_path: Path) -> None:
+    made = interventions.run(recipe.Recipe.model_validate(content), device="cpu")
+    assert made["n"] == 6 and [row["criterion"] for row in made["rows"]] == content["paper"]["criteria"]
+    assert json.loads((tmp_path / "out/tiny/paper-table-1.json").read_text()) == made
+    assert "| jas |" in (tmp_path / "out/tiny/paper-table-1.md").read_text()
+    few = content | {"paper": {"criteria": ["activation"], "images_per_class": 1}}
+    assert interventions.run(recipe.Recipe.model_validate(few), device="cpu")["n"] == 3
+
+
+def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(content))
+    done = CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu", "--json"])
+    assert done.exit_code == 0 and len(json.loads(done.stdout)["rows"]) == 3
+    assert "removal" in CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu"]).stdout
+    for changed in ({"paper": None}, {"paper": {"criteria": ["random"]}}, {"paper": {"criteria": ["variance"]}}):
+        with pytest.raises(UserError, match="paper"):
+            interventions.run(recipe.Recipe.model_validate(content | changed), device="cpu")
+
+
+def test_the_bundled_table_recipe() -> None:
+    made = recipe.load(recipe.bundled_folder() / "paper" / "table1.yaml")
+    assert made.paper is not None and made.criterion.attribution().quadrature == "right"
