@@ -383,16 +383,43 @@ def test_parallel_equals_each_in_a_block_that_adds_up(make_images):
     torch.testing.assert_close(torch.cat(one, 1), torch.cat(other, 1), rtol=1e-9, atol=1e-18)
 
 
-def test_greedy_fails_where_two_units_must_be_taken_together(make_images):
-    """F = w1·w2: brute force over all paths finds the pair that greedy, blind to what comes, can miss."""
-    model, images, label = toy(2.0, 3.0, product=True), make_images(1), torch.tensor([0])
-    sites, how = models.ffn_sites(model), Attribution(nodes=4)
+def pair_toy() -> nn.Module:
+    """Units a = 3.5, b = 0.1 (block 1) and d = 3, e = 0 (block 2); logit 0 is tiny · (a + 10·b·d)."""
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=28, patch_size=14, in_chans=1, embed_dim=6, depth=3, num_heads=1,
+        num_classes=2, mlp_ratio=1 / 3, norm_layer=nn.Identity, act_layer=nn.Identity,
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model.cls_token[..., 0] = 1  # stream: 0 constant, 1 holds a, 2 holds b, 3 holds d, 4 the product
+        first, second, third = (block.mlp for block in model.blocks)
+        first.fc1.weight[:, 0] = torch.tensor([3.5, 0.1])
+        first.fc2.weight[1, 0] = first.fc2.weight[2, 1] = 1
+        second.fc1.weight[0, 0], second.fc2.weight[3, 0] = 3, 1
+        third.act = Square()
+        third.fc1.weight[0, 2:4] = torch.tensor([1.0, 1.0])
+        third.fc1.weight[1, 2:4] = torch.tensor([1.0, -1.0])
+        third.fc2.weight[4] = torch.tensor([0.25, -0.25])
+        model.head.weight[0, 1], model.head.weight[0, 4] = TINY, 10 * TINY
+    return model.eval().requires_grad_(False)
+
+
+def test_greedy_misses_a_pair_that_only_counts_together(make_images):
+    """Brute force over all paths of two blocks finds (b, d); greedy takes a first and cannot go back."""
+    model, image, label = pair_toy(), make_images(1), torch.tensor([0])
+    sites, how = models.ffn_sites(model), Attribution(nodes=3)
     every = {
-        (a, b): float(path_scores(model, sites, images, label, torch.tensor([[[a], [b]]]), how).jas)
-        for a, b in product(range(2), range(2))
+        pair: float(path_scores(model, sites, image, label, torch.tensor([[[pair[0]], [pair[1]]]]), how).jas)
+        / (TINY / 4)
+        for pair in product(range(2), range(2))
     }
-    assert max(every, key=lambda pair: every[pair]) == (0, 0)
-    np.testing.assert_allclose(every[0, 0] / (TINY / 4), 25 / 2, rtol=1e-9)
+    np.testing.assert_allclose(every[1, 0], 10 * 3.1**2 / 2, rtol=1e-8)  # (b + d) · ∫ 10·α(b + d)
+    np.testing.assert_allclose(every[0, 0], (3.5 + 3) * (1 + 10 * 0.1), rtol=1e-8)  # b stays live at 0.1
+    assert max(every, key=lambda pair: every[pair]) == (1, 0)
+    first, second, _ = jas(model, sites, image, label, ts=[1], how=how)[1]
+    greedy = (int(first.argmax()), int(second.argmax()))
+    assert greedy == (0, 0) and every[greedy] < 0.3 * every[1, 0]
 
 
 @pytest.mark.parametrize("name", ["left", "right", "midpoint", "gauss-legendre"])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,34 @@ def test_torchrun_shares_the_work(setting: dict[str, Any], tmp_path: Path) -> No
     assert said[1] == ("", "")
     run(setting | {"out": str(tmp_path / "alone")})
     assert results(tmp_path / "out") == results(tmp_path / "alone")
+
+
+def test_one_that_never_comes_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "PATIENCE", 0.3)
+    manifest = Manifest(tmp_path, np.arange(40), 2, 4, (1,))
+    team = parallel.Team(0, 2, alive=lambda: True)
+    started = time.monotonic()
+    for start in team.order(manifest):
+        team.wait(manifest, start)
+    assert 0.2 < time.monotonic() - started < 2
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_auto_with_workers_and_under_torchrun(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is one process's work, the discovery after it everybody's."""
+    auto = setting | {"criterion": setting["criterion"] | {"name": "auto", "among": ["jas", "variance"]}}
+    alone = run(auto | {"out": str(tmp_path / "alone")})
+    assert run(auto, workers=2)["choice"] == alone["choice"]
+    assert results(tmp_path / "out") == results(tmp_path / "alone")
+    helper = Context.join(recipe.Recipe.model_validate(auto), "cpu", pipeline.Reporter(quiet=True))
+    parallel.serve(helper, 1, 2)
+    assert helper.recipe.criterion.name == alone["choice"]["chosen"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun"):
+        parallel.one_process("compare")
 
 
 @pytest.mark.parametrize("workers", [0, -1])

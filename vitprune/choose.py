@@ -37,7 +37,7 @@ def fold(context: Context, among: Sequence[str]) -> Context:
             "compare": None,
         }
     )
-    inner = replace(context, recipe=made, folder=Workspace(context.folder.stage_folder("choose")))
+    inner = replace(context, recipe=made, folder=Workspace(context.folder.stage_folder("choose")), shared=False)
     outside = np.setdiff1d(np.arange(len(context.source.names)), context.split.probe)
     try:
         split = data.split_per_class(
@@ -84,6 +84,18 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("key") == key and "chosen" in found else None
 
 
+def settled(context: Context) -> Recipe | None:
+    """The recipe with what another process chose, or None while it has not."""
+    among, path = context.recipe.criterion.among, context.folder.stage_folder("choose") / "choice.json"
+    why = _read(path, _key(fold(context, among)))
+    return _resolved(context.recipe, why["chosen"]) if why else None
+
+
+def _resolved(recipe: Recipe, name: str) -> Recipe:
+    made = recipe.criterion.model_copy(update={"name": name})
+    return recipe.model_copy(update={"criterion": made})
+
+
 def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the chosen criterion in the place of `auto`, and why it was chosen."""
     recipe = context.recipe
@@ -95,9 +107,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     if force or why is None:
         why = {"key": key, **best(prepare(context, among), among, recipe.keep, recipe.recovery)}
         write_json(path, why)
-    made = recipe.criterion.model_copy(update={"name": why["chosen"]})
-    baselines = [name for name in recipe.baselines if name != "auto"]
-    return recipe.model_copy(update={"criterion": made, "baselines": baselines}), why
+    return _resolved(recipe, why["chosen"]), why
 
 
 def sentence(why: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from vitprune import choose, masks, pipeline
+from vitprune import choose, masks, parallel, pipeline
 from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
@@ -43,6 +43,7 @@ def compare(
 
     Raises UserError for everything the user can mend.
     """
+    parallel.one_process("compare")
     spec, reporter = recipe.compare or Compare(), reporter or Reporter(quiet=True)
     if recipe.groups is not None:
         raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")

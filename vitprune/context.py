@@ -28,7 +28,10 @@ MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
 
 @dataclass
 class Context:
-    """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is."""
+    """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
+
+    `shared`: other processes may take part in this context's discovery.
+    """
 
     recipe: Recipe
     device: torch.device
@@ -36,6 +39,7 @@ class Context:
     folder: Workspace
     workers: int = 1
     choice: dict[str, Any] | None = None
+    shared: bool = True
 
     @classmethod
     @contextmanager

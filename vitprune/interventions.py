@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import data, evaluation, hooks, models, pipeline
+from vitprune import data, evaluation, hooks, models, parallel, pipeline
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.path_scores import path_scores
@@ -109,6 +109,7 @@ def _row(name: str, found: dict[str, np.ndarray], hit: np.ndarray, p: np.ndarray
 
 def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None) -> dict[str, Any]:
     """Run a recipe's `paper` section; writes paper-table-1.{json,md} and returns the first."""
+    parallel.one_process("paper")
     if recipe.paper is None:
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
     part = recipe.model_copy(update={"baselines": [], "paper_protocol": None, "compare": None})

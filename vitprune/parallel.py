@@ -33,6 +33,7 @@ class Team:
     size: int = 1
     alive: Callable[[], bool] = lambda: False
     last_seen: float = field(default_factory=time.monotonic)
+    given_up: bool = False
 
     def order(self, manifest: Manifest) -> list[int]:
         """This process's shards, then everybody else's."""
@@ -43,9 +44,8 @@ class Team:
         """Until somebody has made the shard, or nobody will."""
         if (start // manifest.step) % self.size == self.rank:
             return
-        while not manifest.is_there(start) and self.alive():
-            if time.monotonic() - self.last_seen > PATIENCE:
-                return
+        while not manifest.is_there(start) and not self.given_up and self.alive():
+            self.given_up = time.monotonic() - self.last_seen > PATIENCE
             time.sleep(POLL)
         self.last_seen = time.monotonic()
 
@@ -56,6 +56,12 @@ def from_torchrun() -> tuple[int, int]:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
         return 0, 1
+
+
+def one_process(verb: str) -> None:
+    """Raises UserError under torchrun: only `run` and its stages share their work that way."""
+    if from_torchrun()[1] > 1:
+        raise UserError(f"{verb}: start it as one process, without torchrun; --workers shares its discovery")
 
 
 def device_of_rank(device: str, rank: int) -> str:
@@ -69,7 +75,9 @@ def device_of_rank(device: str, rank: int) -> str:
 def team(context: Context) -> Iterator[Team]:
     """The processes that share this run's discovery; those of `--workers` are started and stopped here."""
     rank, size = from_torchrun()
-    if size > 1:
+    if not context.shared:
+        yield Team()
+    elif size > 1:
         yield Team(rank, size, lambda: True)
     elif context.workers > 1:
         with _started(context) as others:
@@ -110,12 +118,17 @@ def serve(context: Context, rank: int, size: int, gone: Callable[[], bool] = lam
 
     Returns early when `gone()` says that nobody waits for them any more.
     """
+    from vitprune import choose
     from vitprune.pipeline import STAGES, stage_digest
     from vitprune.stages import discover
 
     split = stage_digest(STAGES[0], context, {})
     if not _until(lambda: context.folder.is_current("split", split), gone):
         return
+    if context.recipe.criterion.name == "auto":
+        if not _until(lambda: choose.settled(context) is not None, gone):
+            return
+        context.recipe = choose.settled(context) or context.recipe
     me = Team(rank, size)
     for found in discover.discoveries(context):
         plan: list[Manifest] = []

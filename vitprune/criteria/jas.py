@@ -34,7 +34,7 @@ from vitprune.criteria.jas_plain import Follow, best, jas_plain, objective, only
 from vitprune.models import Halves
 from vitprune.types import Attribution, FfnSite
 
-EACH_ROWS = 512
+EACH_ROWS = 80  # rows of one pass; never fewer than the images' own
 
 
 def jas(
