@@ -14,7 +14,7 @@ from small import image_folder, model_folder, recipe_dict
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vitprune import cli, interventions, models, recipe
+from vitprune import cli, grid, interventions, models, pipeline, recipe
 from vitprune.errors import UserError
 from vitprune.types import Attribution
 
@@ -97,6 +97,59 @@ def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> N
             interventions.run(recipe.Recipe.model_validate(content | changed), device="cpu")
 
 
-def test_the_bundled_table_recipe() -> None:
-    made = recipe.load(recipe.bundled_folder() / "paper" / "table1.yaml")
-    assert made.paper is not None and made.criterion.attribution().quadrature == "right"
+@pytest.mark.parametrize("name", ["table1", "figure6", "table3"])
+def test_the_bundled_table_recipes(name: str) -> None:
+    made = recipe.load(recipe.bundled_folder() / "paper" / f"{name}.yaml")
+    rule = made.paper_protocol.quadrature if made.paper_protocol else made.criterion.attribution().quadrature
+    assert made.paper is not None and made.name == f"paper-{name}" and rule == "right"
+
+
+# ---- Figure 6 and Table 3
+
+
+def test_an_exact_share_of_the_others_is_zeroed() -> None:
+    keep = torch.zeros(3, 23, dtype=torch.bool)
+    keep[0, :3] = keep[1, 4:6] = keep[2, 22] = True
+    for share in (0.0, 0.1, 0.5, 1.0):
+        made = grid.zeroed_share(keep, share, torch.Generator().manual_seed(0))
+        assert (made | ~keep).all(), "a unit of the mask was zeroed"
+        for row in range(3):
+            others = 23 - int(keep[row].sum())
+            assert int((~made[row]).sum()) == round(share * others)
+    first, again = (grid.zeroed_share(keep, 0.5, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0, 3:], first[1, 3:])
+
+
+def test_the_grid_is_the_papers_protocol(content: dict[str, Any], tmp_path: Path) -> None:
+    """p = 1 over all blocks is the oracle row of a run; p = 0 and dense are the same; depth counts blocks."""
+    spec = {"table": "figure-6", "p": [0.0, 0.5, 1.0], "depth": [1, 2]}
+    protocol = {"t": [1, 3], "nodes": 3, "probe_per_class": 4}
+    whole = content | {"paper": spec, "paper_protocol": protocol}
+    made = interventions.run(recipe.Recipe.model_validate(whole), device="cpu")
+    rows = {(r["criterion"], r["t"], r["p"], r["depth"]): r for r in made["rows"]}
+    assert len(rows) == len(made["rows"]) == 2 * 2 * 3 * 2 and {r["protocol"] for r in made["rows"]} == {"oracle"}
+    for key, row in rows.items():
+        if key[2] == 0:
+            assert row["top1"] == made["top1"]
+            assert row["mean_true_probability"] == pytest.approx(made["mean_true_probability"], rel=1e-6)
+    report = pipeline.run(
+        recipe.Recipe.model_validate(whole | {"name": "run", "paper": None}), "evaluate", device="cpu"
+    )
+    for row in report["rows"]:
+        if row["protocol"] == "oracle":
+            own = rows[row["criterion"], row["t"], 1.0, 2]
+            assert own["top1"] == row["top1"]
+            assert own["mean_true_probability"] == pytest.approx(row["mean_true_probability"], rel=1e-6)
+    probabilities = {rows["jas", 1, 1.0, d]["mean_true_probability"] for d in (1, 2)}
+    assert len(probabilities) == 2
+    text = (tmp_path / "out/tiny/paper-figure-6.md").read_text()
+    assert "ORACLE-ROUTED" in text and text.count("| jas |") == 12
+
+
+def test_a_grid_that_cannot_be_is_refused(content: dict[str, Any]) -> None:
+    for changed in (
+        {"paper": {"table": "figure-6"}},
+        {"paper": {"table": "figure-6", "depth": [9]}, "paper_protocol": {"t": [1], "nodes": 2, "probe_per_class": 2}},
+    ):
+        with pytest.raises(UserError, match="paper"):
+            interventions.run(recipe.Recipe.model_validate(content | changed), device="cpu")

@@ -170,7 +170,7 @@ def report(
 
 @app.command()
 def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: Json = False) -> None:
-    """The paper's Table 1 and Figure 3 on the recipe's model: paths removed and enhanced, image by image."""
+    """The paper's tables on the recipe's model: Table 1 and Figure 3 (paths removed and enhanced), or Figure 6 and Table 3."""
     from vitprune import interventions
     from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
@@ -182,8 +182,8 @@ def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: 
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        print(interventions.markdown(record))
-        print(f"Written: {loaded.out / loaded.name / 'paper-table-1.json'} and .md")
+        print(interventions.show(record))
+        print(f"Written: {loaded.out / loaded.name / ('paper-' + record['table'] + '.json')} and .md")
 
 
 @app.command()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import data, evaluation, hooks, models, parallel, pipeline
+from vitprune import data, evaluation, grid, hooks, models, parallel, pipeline
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.path_scores import path_scores
@@ -108,21 +108,28 @@ def _row(name: str, found: dict[str, np.ndarray], hit: np.ndarray, p: np.ndarray
 
 
 def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None) -> dict[str, Any]:
-    """Run a recipe's `paper` section; writes paper-table-1.{json,md} and returns the first."""
+    """Run a recipe's `paper` section; writes paper-<table>.{json,md} and returns the first."""
     parallel.one_process("paper")
     if recipe.paper is None:
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
-    part = recipe.model_copy(update={"baselines": [], "paper_protocol": None, "compare": None})
+    which = recipe.paper.table
+    part = recipe.model_copy(update={"baselines": [], "compare": None})
     with Context.open(part, device, reporter or Reporter(quiet=True)) as context:
-        pipeline.advance(context, "split")
+        pipeline.advance(context, "discover" if which == "figure-6" else "split")
         started = time.monotonic()
-        record = {"table": "table-1", "name": recipe.name, "model": _model_name(recipe), "seed": recipe.split.seed}
-        record |= table(context, recipe.paper) | {"seconds": round(time.monotonic() - started, 1)}
+        record = {"table": which, "name": recipe.name, "model": _model_name(recipe), "seed": recipe.split.seed}
+        record |= grid.grid(context, recipe.paper) if which == "figure-6" else table(context, recipe.paper)
+        record |= {"seconds": round(time.monotonic() - started, 1)}
         record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(recipe)}
         root = context.folder.root
-        write_json(root / "paper-table-1.json", record)
-        write_text(root / "paper-table-1.md", markdown(record))
+        write_json(root / f"paper-{which}.json", record)
+        write_text(root / f"paper-{which}.md", show(record))
     return record
+
+
+def show(record: dict[str, Any]) -> str:
+    """The table in plain text."""
+    return grid.markdown(record) if record["table"] == "figure-6" else markdown(record)
 
 
 def _model_name(recipe: Recipe) -> str:

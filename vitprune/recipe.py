@@ -192,8 +192,14 @@ class Compare(Part):
 
 
 class Paper(Part):
-    """The paper's Table 1 and Figure 3 on the test split: each image's own path, removed and enhanced."""
+    """The paper's tables. `table-1`, with Figure 3: each test image's own path, removed and enhanced. `figure-6`, with
+    Table 3: the paper's protocol over its t, the share p of the other units that is zeroed, and the first blocks."""
 
+    table: Literal["table-1", "figure-6"] = "table-1"
+    p: list[Annotated[StrictFloat, Field(ge=0, le=1)]] = Field([1.0], min_length=1, description="figure-6")
+    depth: list[Annotated[StrictInt, Field(ge=1)]] | None = Field(
+        None, min_length=1, description="figure-6: prune this many first blocks only; without it all"
+    )
     criteria: list[CriterionName] = Field(
         ["activation", "influence-pattern", "influence-gradient", "jas"], min_length=1
     )
