@@ -191,28 +191,43 @@ def test_masks_by_hook(tiny_vit, make_images):
 
 
 def test_hooks_go_when_the_body_or_the_entry_raises(tiny_vit, make_images):
-    model, store = tiny_vit(), []
+    model = tiny_vit()
     sites = models.ffn_sites(model)
     keep = [torch.ones(32, dtype=torch.bool)] * 3
     contexts = [
         lambda: hooks.hidden_units(model, sites, lambda i, hidden: None),
         lambda: hooks.masked(model, sites, keep),
         lambda: hooks.masked_class_token(model, sites, [row[None] for row in keep]),
-        lambda: hooks.inputs_of(model.head, store),
     ]
     counted: list[int] = []
     for context in contexts:
         with pytest.raises(ZeroDivisionError), context():
             counted.append(reference.hook_count(model)) or 1 / 0
         assert reference.hook_count(model) == 0
-    assert len(counted) == 4 and min(counted) > 0
+    assert len(counted) == 3 and min(counted) > 0
     missing = type(sites[0])(block=9, fc1="blocks.9.mlp.fc1", act="blocks.9.mlp.act", fc2="blocks.9.mlp.fc2", width=3)
     with pytest.raises(AttributeError), hooks.hidden_units(model, [*sites, missing], lambda i, hidden: None):
         pass
     assert reference.hook_count(model) == 0
-    with hooks.inputs_of(model.head, store):
-        model(make_images(2))
-    assert [tuple(seen.shape) for seen in store] == [(2, 16)]
+
+
+def after_first_block(model: nn.Module, image: Tensor) -> Tensor:
+    vit = reference.Vit(model)
+    x = vit.embed(image)
+    x = x + vit.attention(0, vit.norm("blocks.0.norm1", x))
+    hidden = vit.act(0, vit.linear("blocks.0.mlp.fc1", vit.norm("blocks.0.norm2", x)))
+    return x + vit.linear("blocks.0.mlp.fc2", hidden)
+
+
+def test_the_input_of_a_module_ends_the_pass_there(tiny_vit, make_images):
+    model, images = tiny_vit(), make_images(2)
+    model.blocks[1] = Broken()  # never reached
+    stream = hooks.input_of(model.blocks[1], lambda: model(images))
+    torch.testing.assert_close(stream[0], after_first_block(tiny_vit(), images[0]))
+    model.blocks[0] = Broken()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        hooks.input_of(model.blocks[1], lambda: model(images))
+    assert reference.hook_count(model) == 0
 
 
 GATES = Attribution(quadrature="midpoint", nodes=2)

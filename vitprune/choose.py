@@ -50,11 +50,13 @@ def fold(context: Context, among: Sequence[str]) -> Context:
     return inner
 
 
-def prepare(context: Context, among: Sequence[str]) -> Context:
-    """The fold with every candidate's scores and the statistics of the repair; what is there is taken as it is."""
+def prepare(context: Context, among: Sequence[str], force: bool = False) -> Context:
+    """The fold with every candidate's scores and the statistics of the repair; what is there is taken unless `force`."""
     inner = fold(context, among)
     key = _key(inner)
     for name, work in (("discover", discover.discover), ("moments", moments.moments)):
+        if force:
+            inner.folder.clear(inner.folder.stage_folder(name), set())
         if not inner.folder.is_current(name, key):
             inner.folder.begin(name)
             inner.folder.finish(name, key, work(inner), 0.0)
@@ -105,7 +107,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     key = _key(fold(context, among))
     why = _read(path, key)
     if force or why is None:
-        why = {"key": key, **best(prepare(context, among), among, recipe.keep, recipe.recovery)}
+        why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, recipe.recovery)}
         write_json(path, why)
     return _resolved(recipe, why["chosen"]), why
 

@@ -135,7 +135,7 @@ def _choices(
             path = context.folder.root / "cells" / cell.name(seed)
             why = None if force else _read(path, key, "chosen")
             if why is None:
-                inner = inner or choose.prepare(context, among)
+                inner = inner or choose.prepare(context, among, force)
                 why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
                 write_json(path, why)
             taken = found[Cell(why["chosen"], keep, recovery)]

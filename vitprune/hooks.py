@@ -61,16 +61,6 @@ def masked_class_token(model: nn.Module, sites: Sequence[FfnSite], keep_BN: Sequ
         yield
 
 
-@contextmanager
-def inputs_of(module: nn.Module, store: list[Tensor]) -> Iterator[None]:
-    """Append the first positional input of every call of `module` to `store`."""
-    handle = module.register_forward_pre_hook(lambda _, inputs: store.append(inputs[0]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class _Reached(Exception):  # noqa: N818 (a signal)
     """The pass has come far enough."""
 
