@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from vitprune import hooks, masks, models
 from vitprune.criteria import CRITERIA
+from vitprune.criteria.fisher_obs import root
+from vitprune.criteria.fisher_obs import statistics as fisher_statistics
 from vitprune.criteria.joint_gates import sampled_labels
 from vitprune.criteria.path_scores import path_scores
-from vitprune.criteria.statistics import removal_order
+from vitprune.criteria.statistics import curve, eliminate
 from vitprune.errors import UserError
 from vitprune.types import Attribution, Scores
 
@@ -239,14 +242,96 @@ def test_obs_removes_what_the_others_make_up_for(tiny_vit, make_images):
         worst = min(left, key=error)
         expected.append(worst)
         left.remove(worst)
-    turn = removal_order(weight, covariance)
-    assert turn.argsort().tolist() == expected
+    order, costs = eliminate(weight, covariance)
+    assert order.tolist() == expected
+    assert float(costs.sum()) == pytest.approx(float(torch.trace(weight @ ridged @ weight.T)), rel=1e-9)
     model, images = tiny_vit(), make_images(5)
     for i, score in enumerate(whole("obs", model, images)):
-        assert sorted(score[0].tolist()) == list(range(32))
         stacked = torch.from_numpy(reference.stacked(model, images)[i])
-        own = removal_order(ffn(model, i)[1], torch.cov(stacked.T, correction=0))
-        assert (score[0].long() == own).float().mean() > 0.9  # near ties may fall either way in another summation
+        order, costs = eliminate(ffn(model, i)[1], torch.cov(stacked.T, correction=0))
+        assert (score[0].argsort() == order).float().mean() > 0.9  # near ties may fall either way in another summation
+        torch.testing.assert_close(score[0].sort().values, costs.cummax(0).values.float(), rtol=1e-4, atol=1e-12)
+
+
+def test_the_removal_order_does_not_hang_on_when_the_matrices_are_compacted(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(90, 30, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    plain, plain_costs = eliminate(weight, rows.T @ rows / 90)
+    monkeypatch.setattr("vitprune.criteria.statistics.COMPACT", 4)
+    order, costs = eliminate(weight, rows.T @ rows / 90)
+    assert order.tolist() == plain.tolist()
+    torch.testing.assert_close(costs, plain_costs)
+
+
+def test_a_cost_curve_rises_strictly_in_the_order_of_removal():
+    order = torch.tensor([2, 0, 3, 1, 4])
+    scores = curve(order, torch.tensor([0.5, 0.2, 0.2, 3.0, 0.0], dtype=torch.float64))
+    assert scores.argsort().tolist() == order.tolist()
+    torch.testing.assert_close(scores[order], torch.tensor([0.5, 0.5, 0.5, 3.0, 3.0]))
+    assert bool((scores[order].diff() > 0).all())
+    zero = curve(order, torch.zeros(5, dtype=torch.float64))
+    assert zero.argsort().tolist() == order.tolist() and float(zero.max()) < 1e-30
+
+
+@pytest.mark.parametrize("changed", [{}, {"init_values": 0.2, "reg_tokens": 1, "global_pool": "avg"}], ids=str)
+def test_fisher_obs_statistics_by_finite_differences_and_its_curve(tiny_vit, make_images, changed):
+    """G from the change of log p(drawn label) when fc2's output is nudged, token by token; then OBS on G^½·W2."""
+    model, images = tiny_vit(depth=2, **changed), make_images(3)
+    labels = LABELS[:3].tolist()  # the classes that are met, among which the prediction is taken
+    among = sorted(set(labels))
+    p = model(images)[:, among].double().softmax(-1)
+    drawn = [int((np.cumsum(p[i].numpy()) <= u).sum()) for i, u in enumerate(draws(images))]
+    sites = models.ffn_sites(model)
+
+    def batches():
+        yield from zip(images.split(2), LABELS[:3].split(2), strict=True)
+
+    covariances, fishers, tokens = fisher_statistics(model, sites, batches, 0)
+    stacked = reference.stacked(model, images)
+    step, width = 1e-5, 16
+    for block, site in enumerate(sites):
+        T = tokens[block]
+        assert 17 + changed.get("reg_tokens", 0) == T
+        np.testing.assert_allclose(
+            covariances[block].numpy(), np.cov(stacked[block].T, bias=True), rtol=1e-8, atol=1e-10
+        )
+        G = np.zeros((width, width))
+        for i, image in enumerate(images):
+            for token in range(T):
+                g = np.zeros(width)
+                for d in range(width):
+
+                    def nudged(
+                        by: float, token: int = token, d: int = d, site: str = site.fc2, image=image, i=i
+                    ) -> float:
+                        def hook(_, __, out):
+                            out = out.clone()
+                            out[0, token, d] += by
+                            return out
+
+                        handle = model.get_submodule(site).register_forward_hook(hook)
+                        try:
+                            return float(model(image[None])[0, among].log_softmax(-1)[drawn[i]])
+                        finally:
+                            handle.remove()
+
+                    g[d] = (nudged(step) - nudged(-step)) / (2 * step)
+                G += np.outer(g, g)
+        np.testing.assert_allclose(fishers[block].numpy(), G / (3 * T), rtol=1e-4, atol=1e-9)
+        half = root(fishers[block])
+        torch.testing.assert_close(half @ half, fishers[block], rtol=1e-7, atol=1e-12)
+    found = whole("fisher-obs", model, images)
+    for block, score in enumerate(found):
+        order, costs = eliminate(root(fishers[block]) @ ffn(model, block)[1], covariances[block])
+        torch.testing.assert_close(
+            score[0].sort().values, (0.5 * tokens[block] * costs.cummax(0).values).float(), rtol=1e-3, atol=1e-10
+        )
+        assert (score[0].argsort() == order).float().mean() > 0.8
+
+
+def draws(images: Tensor, seed: int = 0) -> list[float]:
+    return [zlib.crc32(image.contiguous().numpy().tobytes(), seed) / 2**32 for image in images]
 
 
 def test_class_alignment_raw_and_normed(tiny_vit, make_images):

@@ -150,7 +150,7 @@ def test_the_default_ridge(tiny_vit, make_images):
     found = []
     for ridge in ({}, {"ridge": recovery.RIDGE}, {"ridge": 0.2}):
         slim = surgery.slim(dense, mask)
-        recovery.repair(slim, dense, mask, stats, "affine", **ridge)
+        recovery.repair(slim, dense, mask, "affine", stats=stats, **ridge)
         found.append(slim.blocks[1].mlp.fc2.weight)
     assert recovery.RIDGE == 1e-3
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -169,7 +169,7 @@ def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_
     slim = surgery.slim(dense, mask)
     before = reference.snapshot(dense)
     other = {name: value.clone() for name, value in slim.state_dict().items() if "fc2" not in name}
-    recovery.repair(slim, dense, mask, moments(dense, [images]), how)
+    recovery.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
     for i, hidden in enumerate(reference.stacked(dense, images)):
         fc2, original = slim.blocks[i].mlp.fc2, dense.blocks[i].mlp.fc2
         weight, bias = original.weight.double(), original.bias.double()
@@ -193,7 +193,7 @@ def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
     errors: dict[str, list[float]] = {}
     for how in RECOVERIES:
         slim = surgery.slim(dense, mask)
-        recovery.repair(slim, dense, mask, stats, how)
+        recovery.repair(slim, dense, mask, how, stats=stats)
         errors[how] = []
         for i, hidden in enumerate(reference.stacked(dense, images)):
             units, full, short = torch.tensor(hidden), dense.blocks[i].mlp.fc2, slim.blocks[i].mlp.fc2
@@ -212,7 +212,7 @@ def test_keep_all_changes_nothing(tiny_vit, make_images, how):
         dense, images = tiny_vit(dtype=dtype), make_images(3, dtype=dtype)
         everything = Mask([torch.ones(N, dtype=torch.bool)] * 3)
         slim = surgery.slim(dense, everything)
-        recovery.repair(slim, dense, everything, moments(dense, [images]), how)
+        recovery.repair(slim, dense, everything, how, stats=moments(dense, [images]))
         assert all(map(torch.equal, slim.state_dict().values(), dense.state_dict().values()))
 
 
@@ -221,7 +221,7 @@ def test_blocks_that_were_not_pruned_stay_bit_for_bit(tiny_vit, make_images, how
     dense, images = tiny_vit(dtype=torch.float32), make_images(3, dtype=torch.float32)
     mask = Mask([torch.ones(N, dtype=torch.bool), keep_of(1), torch.ones(N, dtype=torch.bool)])
     slim = surgery.slim(dense, mask)
-    recovery.repair(slim, dense, mask, moments(dense, [images]), how)
+    recovery.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
     for i in (0, 2):
         assert all(map(torch.equal, slim.blocks[i].state_dict().values(), dense.blocks[i].state_dict().values()))
     assert torch.equal(slim.blocks[1].mlp.fc2.bias, dense.blocks[1].mlp.fc2.bias) == (how == "none")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vitprune import evaluation, masks, surgery
+from vitprune import evaluation
 from vitprune.context import Context
-from vitprune.recovery import repair
-from vitprune.stages import discover, moments
+from vitprune.stages import discover
 from vitprune.stages.evaluate import row
+from vitprune.stages.prune import mask_of, slimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,8 @@ def examine(context: Context, cell: Cell | None, seed: int) -> dict[str, Any]:
     targets = context.every_target()
     model, kept = context.loaded.model, 1.0
     if cell:
-        scores = discover.scores_of(context, cell.criterion, seed)
-        r = context.recipe
-        mask = masks.build(scores, cell.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
-        model, kept = surgery.slim(context.loaded.model, mask), mask.kept
-        if cell.recovery != "none":
-            repair(model, context.loaded.model, mask, moments.from_file(context, None), cell.recovery)  # type: ignore[arg-type]
+        mask = mask_of(context, discover.scores_of(context, cell.criterion, seed), targets, cell.keep)
+        model, kept = slimmed(context, mask, cell.recovery, None, targets), mask.kept  # type: ignore[arg-type]
     predict = evaluation.predictor(model)
     logits, labels = evaluation.test_logits(predict, context.images, context.split, context.batch, np.array(targets))
     name, how, keep = (cell.criterion, cell.recovery, cell.keep) if cell else ("dense", "none", 1.0)

@@ -24,6 +24,7 @@ from vitprune.errors import UserError
 from vitprune.files import digest, read_json, write_json, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Compare, Recipe, dump
+from vitprune.recovery import needs_moments
 from vitprune.stages import CODE, discover
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ def compare(
                 "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
                 "split": recipe.split.model_copy(update={"seed": seed}),
                 "baselines": names,
-                "recovery": next((r for r in spec.recovery if r != "none"), "none"),
+                "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
                 "paper_protocol": None,
                 "compare": None,
             }
@@ -72,7 +73,7 @@ def compare(
                 for site in context.sites:
                     masks.width(budget, site.width, recipe.round_to)
             inputs, _ = pipeline.advance(context, "moments", force)
-            key = digest(CODE, SCHEMA, inputs, recipe.allocation, recipe.round_to)
+            key = digest(CODE, SCHEMA, inputs, recipe.pruning())
             found[seed] = _of_seed(context, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in discover.notes_of(context)]
             if "auto" in spec.criteria:
@@ -199,6 +200,7 @@ def _line(cell: Cell, spec: Compare, found: Found) -> dict[str, Any]:
         "criterion": cell.criterion,
         "keep": cell.keep,
         "recovery": cell.recovery,
+        "allocation": list(dict.fromkeys(row["allocation"] for row in mine)),
         **_summary(mine),
         "loss_points": statistics.fmean(losses),
         "loss_points_sd": statistics.stdev(losses) if len(losses) > 1 else None,

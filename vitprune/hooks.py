@@ -39,6 +39,20 @@ def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iter
 
 
 @contextmanager
+def ffn_outputs(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iterator[None]:
+    """Call `edit(position in sites, out_BTD)` with fc2's output on every forward; a returned tensor takes its place."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for position, site in enumerate(sites):
+            hook = lambda _, __, out, position=position: edit(position, out)  # noqa: E731
+            handles.append(model.get_submodule(site.fc2).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -> Iterator[None]:
     """Zero the hidden units that `keep` (per block bool [n]) drops, at every token."""
 

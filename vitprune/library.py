@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import bool as bool_
 
-from vitprune import evaluation, masks, models, paths, pipeline, recipe, surgery
+from vitprune import allocate, evaluation, masks, models, paths, pipeline, recipe, surgery
 from vitprune.criteria import CRITERIA, WholeScore
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.paths import Gathered
-from vitprune.recovery import Recovery, moments, repair
-from vitprune.types import Attribution, FfnSite, Metrics, Scores
+from vitprune.recovery import moments, needs_moments, repair
+from vitprune.types import Attribution, FfnSite, Metrics, Recovery, Scores
 
 
 def discover(
@@ -118,23 +118,33 @@ def prune(
     images: Tensor | Iterable[Tensor] | None = None,
     classes: Sequence[int] | None = None,
     round_to: int | None = None,
+    allocation: Literal["uniform", "global", "budgeted"] = "uniform",
+    budget: allocate.Price = "flops",
+    floor: int = 1,
+    ridge: float | None = None,
     batch: int = 64,
 ) -> nn.Module:
-    """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, fc2 is repaired.
+    """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, what is left is repaired.
 
-    `keep` is a count per block (int) or a ratio (float). `images` are what the repair looks at, no labels; needed
-    unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
+    `keep` is a count per block (int) or a ratio (float), of every block, of all together, or of their price, as
+    `allocation` says. `images` are what the repair looks at, no labels; needed unless recovery is `none`. The model
+    itself is not changed. Raises UserError for a budget out of range.
     """
     if recovery not in get_args(Recovery):
         raise UserError(f"recovery `{recovery}`: not known; there are {', '.join(get_args(Recovery))}")
-    mask = masks.build(scores, keep, classes=classes, round_to=round_to)
+    sites = models.ffn_sites(model)
+    mask = masks.build(
+        scores, keep, classes=classes, round_to=round_to, allocation=allocation, floor=floor,
+        prices=lambda block, widths: allocate.price(model, sites[block], widths, budget),
+    )  # fmt: skip
     with _Frozen(model):
         slim = surgery.slim(model, mask)
         if recovery != "none":
             if images is None or (isinstance(images, Tensor) and not len(images)):
                 raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
-            batches = images.split(batch) if isinstance(images, Tensor) else images
-            repair(slim, model, mask, moments(model, models.ffn_sites(model), batches), recovery)
+            given = images.split(batch) if isinstance(images, Tensor) else list(images)
+            stats = moments(model, sites, given) if needs_moments(recovery) else ()
+            repair(slim, model, mask, recovery, stats=stats, batches=lambda: given, ridge=ridge)
     return slim
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from vitprune import allocate
 from vitprune.errors import UserError
 from vitprune.types import FfnSite, Mask, Scores
+
+Prices = Callable[[int, np.ndarray], np.ndarray]  # block, its admissible widths → what each costs
 
 
 def width(keep: int | float, n: int, round_to: int | None = None) -> int:
@@ -45,11 +48,14 @@ def build(
     classes: Sequence[int] | None = None,
     round_to: int | None = None,
     allocation: str = "uniform",
+    floor: int = 1,
+    prices: Prices | None = None,
 ) -> Mask:
     """The mask that keeps the best units for `classes` (None: all rows), averaged over those classes.
 
-    `uniform`: each block's best. `global`: the best of all blocks together, at least one of each; a count is a count per
-    block on average. Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
+    `uniform`: each block's best. `global`: the best of all blocks together, at least `floor` of each; a count is a count
+    per block on average. `budgeted`: the widths of least summed score among the removed whose `prices` fit `keep` of the
+    dense ones. Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
     """
     rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else sorted(set(classes))
     if not rows:
@@ -64,7 +70,9 @@ def build(
     second = [tie[rows].double().mean(0).numpy() for tie in scores.ties or []] or [np.zeros_like(f) for f in first]
     counts = [width(keep, len(block), round_to) for block in first]
     if allocation == "global":
-        counts = _global_counts(first, second, sum(counts), round_to)
+        counts = _global_counts(first, second, sum(counts), round_to, floor)
+    elif allocation == "budgeted":
+        counts = _budgeted(first, keep, round_to, floor, prices or (lambda block, widths: widths.astype(float)))
     masks = []
     for block, ties, count in zip(first, second, counts, strict=True):
         order = np.lexsort((np.arange(len(block)), -ties, -block))
@@ -74,18 +82,32 @@ def build(
     return Mask(masks, tuple(rows) if classes is not None else ())
 
 
-def _global_counts(first: list[np.ndarray], second: list[np.ndarray], budget: int, round_to: int | None) -> list[int]:
-    """Units per block when all blocks share one threshold and each keeps at least one (or one multiple)."""
+def _global_counts(
+    first: list[np.ndarray], second: list[np.ndarray], budget: int, round_to: int | None, floor: int
+) -> list[int]:
+    """Units per block when all blocks share one threshold and each keeps its `floor` best (or one multiple)."""
     block = np.concatenate([np.full(len(f), i) for i, f in enumerate(first)])
     order = np.lexsort((np.arange(len(block)), -np.concatenate(second), -np.concatenate(first)))
-    best = np.array([np.flatnonzero(block[order] == i)[0] for i in range(len(first))])  # each block's first unit
-    floor = np.zeros(len(order), bool)
-    floor[best] = True
-    rest = order[~floor][: max(0, budget - len(first))]
-    counts = 1 + np.bincount(block[rest], minlength=len(first))
+    least = min(floor, budget // len(first))
+    held = np.zeros(len(order), bool)
+    for i in range(len(first)):
+        held[np.flatnonzero(block[order] == i)[:least]] = True  # each block's first units
+    rest = order[~held][: max(0, budget - int(held.sum()))]
+    counts = np.bincount(block[order[held]], minlength=len(first)) + np.bincount(block[rest], minlength=len(first))
     if not round_to:
         return [int(c) for c in counts]
     return [min(len(f), max(int(c) // round_to, 1) * round_to) for c, f in zip(counts, first, strict=True)]
+
+
+def _budgeted(
+    first: list[np.ndarray], keep: int | float, round_to: int | None, floor: int, prices: Prices
+) -> list[int]:
+    choices = [allocate.options(len(f), round_to, floor) for f in first]
+    priced = [np.asarray(prices(i, choice), float) for i, choice in enumerate(choices)]
+    whole = [float(p[-1]) for p in priced]
+    share = [keep / len(f) if isinstance(keep, int) else keep for f in first]
+    budget = sum(w * s for w, s in zip(whole, share, strict=True))
+    return allocate.widths(first, priced, choices, budget)
 
 
 def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:

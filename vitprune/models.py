@@ -7,12 +7,13 @@ The only file that knows model families. Supported: timm's VisionTransformer mad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 from vitprune import hooks
@@ -136,6 +137,11 @@ class Halves:
         """What each hidden unit of block i writes to the stream, [N, D]."""
         block = self.model.blocks[i]
         return block.ls2(block.mlp.fc2.weight.T)
+
+    def scale(self, i: int, part: Literal["attention", "ffn"]) -> Tensor | None:
+        """The LayerScale γ [D] of block i's half, or None."""
+        layer = self.model.blocks[i].ls1 if part == "attention" else self.model.blocks[i].ls2
+        return layer.gamma.detach() if isinstance(layer, LayerScale) else None
 
     def logits(self, x_RTD: Tensor) -> Tensor:
         """The head on the stream after the last block; only the rows that the pooling reads need be there."""

@@ -35,7 +35,7 @@ STAGES = (
     Stage("split", split.split, lambda r: (r.model, r.data, r.split, r.classes, r.groups), ()),
     Stage("discover", discover.discover, lambda r: (r.criterion, r.baselines, r.paper_protocol), ("split",)),
     Stage("moments", moments.moments, lambda r: r.recovery, ("split",)),
-    Stage("prune", prune.prune, lambda r: (r.keep, r.round_to, r.allocation, r.recovery), ("discover", "moments")),
+    Stage("prune", prune.prune, lambda r: (r.keep, r.recovery, r.pruning()), ("discover", "moments")),
     Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export, ("prune",)),
 )

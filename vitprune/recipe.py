@@ -25,7 +25,7 @@ from pydantic import (
 
 from vitprune.errors import UserError
 from vitprune.files import digest
-from vitprune.types import Attribution
+from vitprune.types import Attribution, Recovery
 
 MAX_BYTES = 1_000_000
 Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
@@ -50,13 +50,16 @@ CriterionName = Literal[
     "variance",
     "variance-weight",
     "obs",
+    "fisher-obs",
     "class-alignment",
     "class-alignment-normed",
     "vit-slim",
     "random",
     "auto",
 ]
-AMONG: list[CriterionName] = ["jas", "joint-gates", "fisher", "taylor", "variance", "mean-activation", "obs"]
+AMONG: list[CriterionName] = [
+    "fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas",
+]  # fmt: skip
 
 
 class Part(BaseModel):
@@ -174,7 +177,7 @@ class Compare(Part):
 
     criteria: list[CriterionName] = Field(["jas", "activation", "taylor", "variance", "random"], min_length=2)
     keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1)
-    recovery: list[Literal["none", "mean", "affine"]] = Field(["none", "affine"], min_length=1)
+    recovery: list[Recovery] = Field(["none", "affine"], min_length=1)
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
 
     @field_validator("keep")
@@ -234,11 +237,26 @@ class Recipe(Part):
     groups: dict[str, list[str]] | None = Field(None, min_length=1, description="one slim model per named class set")
     criterion: Criterion = Field(default_factory=lambda: Criterion())
     keep: StrictInt | StrictFloat = 0.25
-    allocation: Literal["uniform", "global"] = Field(
-        "uniform", description="the same share of every block, or one threshold across blocks"
+    allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
+        "uniform",
+        description="every block the same share, one threshold for all, the best widths, or as the criterion likes",
     )
+    budget: Literal["parameters", "flops", "latency"] = Field(
+        "flops", description="allocation budgeted: what `keep` is a share of, counted or measured on the FFNs"
+    )
+    floor: Annotated[StrictInt, Field(ge=1)] = Field(1, description="units each block keeps at least, if not uniform")
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
-    recovery: Literal["none", "mean", "affine"] = "affine"
+    recovery: Recovery = Field(
+        "affine",
+        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too); + distill",
+    )
+    ridge: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="strength of the repair's ridge; without it 1e-3, or chosen per layer on probe images"
+    )
+    refit_images: Annotated[StrictInt, Field(ge=1)] = Field(
+        8000, description="probe images at most for sequential, layerwise and distill"
+    )
+    distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
     baselines: list[CriterionName] = ["activation", "random"]
     random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
     paper_protocol: PaperProtocol | None = None
@@ -295,10 +313,20 @@ class Recipe(Part):
             "criterion",
             "keep",
             "allocation",
+            "budget",
+            "floor",
             "round_to",
             "recovery",
+            "ridge",
+            "refit_images",
+            "distill_epochs",
         }
         return digest(self.model_dump(mode="json", include=chosen))
+
+    def pruning(self) -> dict[str, Any]:
+        """What masks and repair depend on beside scores, budget and kind of repair."""
+        names = {"round_to", "allocation", "budget", "floor", "ridge", "refit_images", "distill_epochs"}
+        return self.model_dump(mode="json", include=names)
 
     def class_sets(self) -> dict[str | None, list[str] | None]:
         """Group name → class names; `{None: …}` for a run without groups, `None` classes meaning all."""

@@ -1,9 +1,10 @@
-"""Repair of fc2 after units are gone, from the hidden units of the dense model on the probe split; labels play no part.
+"""Repair of a model whose units are gone, from images of the probe split; labels play no part.
 
-Per block, with S the kept and P the pruned units, μ and C the mean and centred covariance of the dense model's hidden
-units over all tokens of all probe images (in the last block over the tokens that the head reads: what its FFN does to
-the others is never seen; on a fold of the probe split leaving them out was worth 0 to 0.9 points),
-W2 = fc2.weight and b2 = fc2.bias:
+`sequential` and `layerwise` go block by block (vitprune/sequential.py); `+distill` adds a short training by the dense
+model (vitprune/distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
+pruned units, μ and C the mean and centred covariance of a block's hidden units over all tokens of all probe images (in
+the last block over the tokens that the head reads: what its FFN does to the others is never seen; on a fold of the probe
+split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and b2 = fc2.bias:
 
     mean     b2 += W2_P μ_P
     affine   B = C_PS (C_SS + λI)⁻¹;   W2_S += W2_P B;   b2 += W2_P (μ_P − B μ_S)      λ = ridge · mean diag C_SS
@@ -13,18 +14,35 @@ Affine is the ridge regression of the pruned units on the kept ones; the centrin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, models
-from vitprune.types import FfnSite, Mask
+from vitprune import distill, hooks, models, sequential
+from vitprune.errors import UserError
+from vitprune.types import FfnSite, Mask, Recovery
 
-Recovery = Literal["none", "mean", "affine"]
+RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
 RIDGE = 1e-3
+DISTILL_EPOCHS = 3
+
+
+def closed_form(recovery: str) -> str:
+    """The part that is solved: none, mean, affine, sequential or layerwise."""
+    return "none" if recovery == "distill" else recovery.removesuffix("+distill")
+
+
+def needs_moments(recovery: str) -> bool:
+    """Whether it is computed from the dense model's moments."""
+    return closed_form(recovery) in ("mean", "affine")
+
+
+def needs_images(recovery: str) -> bool:
+    """Whether it runs images through the pruned model."""
+    return recovery != "none" and (recovery.endswith("distill") or not needs_moments(recovery))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +54,7 @@ class Moments:
     tokens: int
 
 
-class _Stream:
+class Stream:
     """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts."""
 
     def __init__(self) -> None:
@@ -68,7 +86,7 @@ class _Stream:
 @torch.no_grad()
 def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor]) -> list[Moments]:
     """Hidden-unit moments of every block over batches of images [B, C, H, W]; memory does not grow with their number."""
-    streams = [_Stream() for _ in sites]
+    streams = [Stream() for _ in sites]
     read, last = models.tokens_read(model), models.ffn_sites(model)[-1].block
 
     def collect(position: int, hidden_BTN: Tensor) -> None:
@@ -83,11 +101,38 @@ def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor
 
 @torch.no_grad()
 def repair(
-    slim: nn.Module, dense: nn.Module, mask: Mask, stats: Sequence[Moments], recovery: Recovery, ridge: float = RIDGE
+    slim: nn.Module,
+    dense: nn.Module,
+    mask: Mask,
+    recovery: Recovery,
+    *,
+    stats: Sequence[Moments] = (),
+    batches: Callable[[], Iterable[Tensor]] | None = None,
+    ridge: float | None = None,
+    epochs: int = DISTILL_EPOCHS,
+    track: sequential.Track = iter,
 ) -> None:
-    """Rewrite fc2 of every pruned block of `slim` in place; `stats` are the dense model's."""
-    if recovery == "none":
-        return
+    """Repair `slim` in place. `stats` are the dense model's moments (mean, affine), `batches` gives images [B, C, H, W]
+    (the others). `ridge` None: 1e-3 for affine, chosen per layer on a fifth of the images by those that go block by block.
+
+    Raises UserError where the recovery needs images and there are none.
+    """
+    if needs_images(recovery) and batches is None:
+        raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
+    solved = closed_form(recovery)
+    if solved in ("mean", "affine"):
+        _refit_all(slim, dense, mask, stats, solved, RIDGE if ridge is None else ridge)
+    elif solved != "none":
+        assert batches is not None
+        sequential.repair(slim, dense, batches(), attention=solved == "layerwise", ridge=ridge, track=track)
+    if recovery.endswith("distill"):
+        assert batches is not None
+        distill.distill(slim, dense, batches, epochs=epochs)
+
+
+def _refit_all(
+    slim: nn.Module, dense: nn.Module, mask: Mask, stats: Sequence[Moments], recovery: str, ridge: float
+) -> None:
     for site, keep, stat in zip(models.ffn_sites(dense), mask.blocks, stats, strict=True):
         if bool(keep.all()):
             continue
@@ -99,7 +144,7 @@ def repair(
 
 
 def refit(
-    weight: Tensor, bias: Tensor, keep: Tensor, stat: Moments, recovery: Recovery, ridge: float
+    weight: Tensor, bias: Tensor, keep: Tensor, stat: Moments, recovery: str, ridge: float
 ) -> tuple[Tensor, Tensor]:
     """New fc2 weight [D, kept] and bias [D], float64, from the dense ones [D, n] and [D]."""
     kept, gone = keep.nonzero().flatten(), (~keep).nonzero().flatten()

@@ -11,6 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+Recovery = Literal[
+    "none", "mean", "affine", "sequential", "layerwise",
+    "distill", "mean+distill", "affine+distill", "sequential+distill", "layerwise+distill",
+]  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class FfnSite:

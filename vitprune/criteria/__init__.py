@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitprune.criteria.activation import activation, mean_activation
 from vitprune.criteria.fisher import fisher
+from vitprune.criteria.fisher_obs import fisher_obs
 from vitprune.criteria.influence_pattern import influence_gradient, influence_pattern
 from vitprune.criteria.jas import jas
 from vitprune.criteria.joint_gates import joint_gates
@@ -54,7 +55,8 @@ class Row:
 
     `ranks_by`: a class's units are ranked by how often they are among an image's t best (`frequency`, the paper's way)
     or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
-    `path_dependent`: so does t, beyond the ranking.
+    `path_dependent`: so does t, beyond the ranking. `across_blocks`: the scores of all blocks are in one unit of account,
+    so `allocation: auto` cuts them by one threshold.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Row:
     ranks_by: Literal["frequency", "mean"] = "frequency"
     uses: tuple[str, ...] = ()
     path_dependent: bool = False
+    across_blocks: bool = False
 
     @property
     def integrates(self) -> bool:
@@ -108,9 +111,21 @@ CRITERIA: dict[str, Row] = {
     "variance": Row("VBP, ICCV 2025", whole=partial(variance, weighted=False), needs=("images",)),
     "variance-weight": Row("σ²‖W2‖²", whole=partial(variance, weighted=True), needs=("images",)),
     "obs": Row("optimal brain surgeon on fc2's input, Schur updates", whole=obs, needs=("images",)),
+    "fisher-obs": Row(
+        "this tool: OBS costs in the Fisher metric, in nats per image", whole=fisher_obs, needs=("images", "gradients"),
+        uses=("seed",), across_blocks=True,
+    ),
     "class-alignment": Row("value vectors projected to classes, raw", whole=partial(class_alignment, form="raw")),
     "class-alignment-normed": Row("the same through the final norm", whole=partial(class_alignment, form="normed")),
     "vit-slim": Row(
-        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM
+        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM,
+        across_blocks=True,
     ),
 }  # fmt: skip
+
+
+def allocation_of(criterion: str, asked: str) -> str:
+    """What `allocation: auto` means for a criterion: one threshold where its scores compare across blocks."""
+    if asked != "auto":
+        return asked
+    return "global" if criterion in CRITERIA and CRITERIA[criterion].across_blocks else "uniform"

@@ -6,7 +6,8 @@
                       W2 ← W2 − W2_j h_jᵀ / h_jj,  C⁻¹ ← C⁻¹ − h_j h_jᵀ / h_jj   (h_j = row j of C⁻¹),  and again
 
 obs is optimal brain surgeon with Schur updates: its cost is the error that is left after the best linear repair of each
-removal, so redundancy is seen. The score is the removal's turn. C gets a ridge of 1e-3 · mean diag C.
+removal, so redundancy is seen. Its scores are the costs in the order of removal as a running maximum: a curve per block
+that `allocation: global` and `budgeted` can merge. C gets a ridge of 1e-3 · mean diag C.
 In the last block only the tokens that the head reads are counted, as in the repair. Legend: N hidden units, D width.
 """
 
@@ -14,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitprune import recovery
 from vitprune.criteria.weights import Batches
 from vitprune.types import Attribution, FfnSite
+
+COMPACT = 64  # removals between two compactions of the matrices
 
 
 def variance(
@@ -30,39 +34,58 @@ def variance(
     for site, stat in zip(sites, recovery.moments(model, sites, (x for x, _ in batches())), strict=True):
         score = stat.covariance.diagonal()
         if weighted:
-            score = score * _columns(model, site).square().sum(0)
+            score = score * columns(model, site).square().sum(0)
         scores.append(score.float()[None])
     return scores
 
 
 def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
-    """Per block [1, N]: the turn at which the unit is removed, 0 first."""
+    """Per block [1, N]: the cost at which the unit is removed, in squared stream units per token."""
     stats = recovery.moments(model, sites, (x for x, _ in batches()))
     pairs = zip(sites, stats, strict=True)
-    return [removal_order(_columns(model, site), stat.covariance)[None].float() for site, stat in pairs]
+    return [curve(*eliminate(columns(model, site), stat.covariance))[None] for site, stat in pairs]
 
 
-def removal_order(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = recovery.RIDGE) -> Tensor:
-    """[N] int64: the turn of every unit in the greedy order."""
+def eliminate(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = recovery.RIDGE) -> tuple[Tensor, Tensor]:
+    """The greedy order: units [N] int64, first removed first, and what each removal costs [N] float64, in that order."""
     n = len(covariance_NN)
-    eye = torch.eye(n, dtype=torch.float64)
     strength = ridge * covariance_NN.diagonal().mean().clamp_min(1e-30)
-    inverse = torch.linalg.inv(covariance_NN.double() + strength * eye)
-    weight = weight_DN.double().clone()
-    gone = torch.zeros(n, dtype=torch.bool)
-    turn = torch.empty(n, dtype=torch.int64)
+    inverse = torch.linalg.inv(covariance_NN.double() + strength * torch.eye(n, dtype=torch.float64)).numpy()
+    weight = weight_DN.double().numpy().copy()
+    alive, order, costs = np.arange(n), np.empty(n, np.int64), np.empty(n)
     for k in range(n):
-        cost = weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
-        j = int(cost.masked_fill(gone, torch.inf).argmin())
-        row, column = inverse[j].clone(), weight[:, j].clone()
-        scale = -1 / float(row[j])
-        weight.addr_(column, row, alpha=scale)
-        inverse.addr_(row, row, alpha=scale)
-        gone[j], turn[j] = True, k
-    return turn
+        if k and k % COMPACT == 0:  # what is gone is only carried along
+            left = ~np.isin(alive, order[k - COMPACT : k])
+            alive, weight = alive[left], np.ascontiguousarray(weight[:, left])
+            inverse = np.ascontiguousarray(inverse[left][:, left])
+            gone = np.zeros(len(alive), bool)
+        elif not k:
+            gone = np.zeros(n, bool)
+        cost = np.einsum("dn,dn->n", weight, weight) / np.maximum(np.diagonal(inverse), 1e-300)
+        cost[gone] = np.inf
+        j = int(cost.argmin())
+        order[k], costs[k], gone[j] = alive[j], cost[j], True
+        row, column = inverse[j].copy(), weight[:, j].copy()
+        row_scaled = row / row[j]
+        weight -= np.outer(column, row_scaled)
+        inverse -= np.outer(row, row_scaled)
+    return torch.from_numpy(order), torch.from_numpy(costs)
 
 
-def _columns(model: nn.Module, site: FfnSite) -> Tensor:
+def curve(order_N: Tensor, costs_N: Tensor) -> Tensor:
+    """The score of every unit [N] float32: the running maximum of the costs up to its removal, made strictly increasing
+    by the least steps that float32 has, so that no order is lost where the maximum stands still."""
+    rising = np.maximum.accumulate(costs_N.numpy()).astype(np.float32).clip(np.finfo(np.float32).tiny)
+    steps = np.arange(len(rising))
+    bits = rising.view(np.int32).astype(np.int64)  # of positive floats: in the order of the floats
+    rising = (np.maximum.accumulate(bits - steps) + steps).astype(np.int32).view(np.float32)
+    scores = torch.empty(len(rising))
+    scores[order_N] = torch.from_numpy(rising)
+    return scores
+
+
+def columns(model: nn.Module, site: FfnSite) -> Tensor:
+    """fc2's weight [D, N], float64, on the CPU."""
     fc2 = model.get_submodule(site.fc2)
     assert isinstance(fc2, nn.Linear)
     return fc2.weight.detach().double().cpu()

@@ -11,9 +11,9 @@ from torch import nn
 
 from vitprune import checkpoint, evaluation, masks
 from vitprune.context import Context
+from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
 from vitprune.files import write_json
-from vitprune.stages import moments
 from vitprune.stages.discover import load, scores_of
 from vitprune.stages.prune import mask_of, slimmed
 from vitprune.types import Metrics
@@ -35,7 +35,7 @@ def evaluate(context: Context) -> list[Path]:
 
 
 def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tuple[list[dict[str, Any]], list[Any]]:
-    recipe, stats = context.recipe, moments.from_file(context, group)
+    recipe = context.recipe
     main = (recipe.criterion.name, recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed)
     contenders = [main] + [(name, recipe.split.seed) for name in recipe.baselines if name not in (main[0], "random")]
     if "random" in recipe.baselines:
@@ -52,7 +52,7 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
         elif exported:
             model = checkpoint.load(context.folder.root / (group or ""), context.device)
         else:
-            model = slimmed(context, mask, stats, how)  # type: ignore[arg-type]
+            model = slimmed(context, mask, how, group, targets)  # type: ignore[arg-type]
         logits, labels = evaluation.test_logits(
             evaluation.predictor(model), context.images, context.split, context.batch, np.array(targets)
         )
@@ -88,7 +88,7 @@ def row(
         "criterion": name,
         "keep": keep,
         "kept": kept,
-        "allocation": context.recipe.allocation,
+        "allocation": allocation_of(name, context.recipe.allocation),
         "recovery": how,
         "protocol": "honest",
         "t": None,

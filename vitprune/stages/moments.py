@@ -18,7 +18,7 @@ from vitprune.recovery import Moments
 
 def moments(context: Context) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
-    if context.recipe.recovery == "none":
+    if not recovery.needs_moments(context.recipe.recovery):
         return []
     return [_moments_of(context, group, targets) for group, targets in context.class_sets().items()]
 
@@ -45,8 +45,6 @@ def _moments_of(context: Context, group: str | None, targets: list[int]) -> Path
 
 
 def from_file(context: Context, group: str | None) -> list[Moments]:
-    """What `moments` wrote for a class set; empty when the recipe asks for no recovery."""
-    if context.recipe.recovery == "none":
-        return []
+    """What `moments` wrote for a class set."""
     c = load_file(_moments_file(context, group))
     return [Moments(c[f"mean.{i}"], c[f"covariance.{i}"], int(c[f"tokens.{i}"])) for i in range(len(context.sites))]

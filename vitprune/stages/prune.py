@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
-from vitprune import checkpoint, masks, recovery, surgery
+from vitprune import allocate, checkpoint, data, masks, recovery, surgery
 from vitprune.context import Context
+from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
 from vitprune.files import replacing, write_json
-from vitprune.recovery import Moments
 from vitprune.stages import moments
 from vitprune.stages.discover import scores_of
-from vitprune.types import Mask, Scores
+from vitprune.types import Mask, Recovery, Scores
+
+REFIT_BATCH = 64
 
 
 def prune(context: Context) -> list[Path]:
@@ -26,11 +29,10 @@ def prune(context: Context) -> list[Path]:
         recipe = context.recipe
         scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed, group)
         mask = mask_of(context, scores, targets)
-        stats = moments.from_file(context, group)
         difference = masked_against_sliced(context, mask, targets)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, mask, stats, recipe.recovery)
+        slim = slimmed(context, mask, recipe.recovery, group, targets)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -50,18 +52,39 @@ def prune(context: Context) -> list[Path]:
     return files
 
 
-def mask_of(context: Context, scores: Scores, targets: list[int]) -> Mask:
-    """The mask for a class set at the recipe's budget."""
-    r = context.recipe
-    return masks.build(scores, r.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
+def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Mask:
+    """The mask for a class set at the recipe's budget, or at another one."""
+    r, model = context.recipe, context.loaded.model
+
+    def prices(block: int, widths: np.ndarray) -> np.ndarray:
+        return allocate.price(model, context.sites[block], widths, r.budget)
+
+    return masks.build(
+        scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
+        allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
+    )  # fmt: skip
 
 
-def slimmed(context: Context, mask: Mask, stats: list[Moments], how: recovery.Recovery) -> nn.Module:
-    """The dense model without the units the mask drops, repaired."""
-    dense = context.loaded.model
+def slimmed(context: Context, mask: Mask, how: Recovery, group: str | None, targets: list[int]) -> nn.Module:
+    """The dense model without the units the mask drops, repaired from the class set's probe images."""
+    dense, r = context.loaded.model, context.recipe
     slim = surgery.slim(dense, mask)
-    recovery.repair(slim, dense, mask, stats, how)
+    index = refit_index(context, targets)
+    stats = moments.from_file(context, group) if recovery.needs_moments(how) else ()
+
+    def batches() -> Iterator[Tensor]:
+        return (x for x, _ in context.images.batches(index, min(context.batch, REFIT_BATCH)))
+
+    recovery.repair(slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs)
     return slim
+
+
+def refit_index(context: Context, targets: list[int]) -> np.ndarray:
+    """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
+    probe, most = context.split.probe, context.recipe.refit_images
+    probe = probe[np.isin(context.images.labels[probe], targets)]
+    index = data.first_per_class(probe, context.source.class_of, -(-most // max(1, len(targets))))
+    return np.random.default_rng(context.split.seed).permutation(index)[:most]
 
 
 def masked_against_sliced(context: Context, mask: Mask, targets: list[int]) -> float:

@@ -1,0 +1,157 @@
+"""Repair block by block: every layer learns to lead the pruned model's stream back to the dense model's.
+
+In the order of the forward pass, with x the pruned and x* the dense model's stream into the block, z and z* those after
+attention, y* the dense one after the whole block, a what attention hands to its projection, h the kept hidden units, and
+γ the LayerScales:
+
+    fc2      z + γ₂⊙(W2 h + b2)  ≈ y*        (`sequential`: this alone)
+    qkv      Wqkv norm1(x) + b   ≈ Wqkv* norm1(x*) + b*
+    proj     x + γ₁⊙(Wp a + bp)  ≈ z*        (`layerwise`: these two as well)
+
+each a ridge regression towards the layer's old weights over all tokens of all images (in the last block, what is written
+to the stream counts only at the tokens that the head reads), so each corrects the whole drift so far. No labels, no
+gradient. The streams of all images are carried from block to block, in memory or, beyond `IN_MEMORY` bytes, in files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitprune import hooks, models
+from vitprune.errors import UserError
+from vitprune.least_squares import SecondMoments, fit
+from vitprune.models import Halves
+
+IN_MEMORY = 2 << 30
+HELD_OUT = 5  # every fifth image chooses the ridge
+Track = Callable[[Iterable[int]], Iterable[int]]
+
+
+class Streams:
+    """Tensors by name and batch. Those that do not fit into `IN_MEMORY` bytes together lie in files of a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.room = folder, IN_MEMORY
+        self.kept: dict[tuple[str, int], Tensor] = {}
+
+    def put(self, name: str, batch: int, value: Tensor) -> None:
+        """Keep `value`, in the place of what had the name."""
+        old = self.kept.pop((name, batch), None)
+        self.room += 0 if old is None else old.nbytes
+        if value.nbytes <= self.room:
+            self.room -= value.nbytes
+            self.kept[name, batch] = value
+        else:
+            np.save(self._file(name, batch), value.cpu().numpy())
+
+    def get(self, name: str, batch: int, device: torch.device) -> Tensor:
+        """What `put` was given last."""
+        if (name, batch) in self.kept:
+            return self.kept[name, batch]
+        return torch.from_numpy(np.load(self._file(name, batch), allow_pickle=False)).to(device)
+
+    def _file(self, name: str, batch: int) -> Path:
+        return self.folder / f"{name}-{batch}.npy"
+
+
+@torch.no_grad()
+def repair(
+    slim: nn.Module,
+    dense: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    attention: bool,
+    ridge: float | None = None,
+    track: Track = iter,
+) -> None:
+    """Rewrite `slim` in place from batches of images [B, C, H, W]; with `attention` qkv and proj too, not fc2 alone.
+
+    `ridge` None: chosen per layer on a fifth of the images. Raises UserError for blocks that do not come in halves.
+    """
+    new, old = models.halves(slim), models.halves(dense)
+    if new is None or old is None:
+        raise UserError("recovery: block by block needs timm's plain blocks; use recovery: affine")
+    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
+        work = _Work(new, old, Streams(Path(folder)), models.device_of(dense), ridge)
+        work.start(batches)
+        if not work.count:
+            raise UserError("recovery: no images were given")
+        blocks = len(old.model.blocks)
+        for i in track(range(blocks)):
+            read = models.tokens_read(dense) if i == blocks - 1 else slice(None)
+            work.block(i, read, attention)
+
+
+class _Work:
+    """The streams of both models and the regression of one layer after the other."""
+
+    def __init__(self, new: Halves, old: Halves, streams: Streams, device: torch.device, ridge: float | None) -> None:
+        self.new, self.old, self.streams, self.device, self.ridge = new, old, streams, device, ridge
+        self.count = 0
+
+    def start(self, batches: Iterable[Tensor]) -> None:
+        for images in batches:
+            x = self.old.stream_into_blocks(images.to(self.device))
+            self.streams.put("x", self.count, x)
+            self.streams.put("dense", self.count, x)
+            self.count += 1
+
+    def get(self, *names: str) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        for n in range(self.count):
+            yield n, tuple(self.streams.get(name, n, self.device) for name in names)
+
+    def block(self, i: int, read: slice, attention: bool) -> None:
+        """Refit block i's layers and carry both streams through it; afterwards `x` and `dense` are those after it."""
+        new, old, streams = self.new, self.old, self.streams
+        mine, theirs = new.model.blocks[i], old.model.blocks[i]
+        if attention and _refittable(mine.attn, "qkv"):
+            rows = ((mine.norm1(x), theirs.attn.qkv(theirs.norm1(d))) for _, (x, d) in self.get("x", "dense"))
+            self.refit(mine.attn.qkv, rows)
+        for n, (d,) in self.get("dense"):
+            streams.put("dense", n, old.attend(i, d))
+        if attention and _refittable(mine.attn, "proj"):
+            self.refit(mine.attn.proj, self.mixed(i, read), new.scale(i, "attention"))
+        for n, (x,) in self.get("x"):
+            streams.put("x", n, new.attend(i, x))
+        for n, (d,) in self.get("dense"):
+            streams.put("dense", n, old.add_ffn(i, d, old.hidden(i, d)))
+        rows = ((new.hidden(i, z[:, read]), (d - z)[:, read]) for _, (z, d) in self.get("x", "dense"))
+        self.refit(mine.mlp.fc2, rows, new.scale(i, "ffn"))
+        for n, (z,) in self.get("x"):
+            streams.put("x", n, new.add_ffn(i, z, new.hidden(i, z)))
+
+    def mixed(self, i: int, read: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """What attention hands to its projection, and what the projection should write to the stream."""
+        block = self.new.model.blocks[i]
+        for _, (x, d) in self.get("x", "dense"):
+            a = hooks.input_of(block.attn.proj, lambda x=x: block.attn(block.norm1(x)))  # type: ignore[misc]
+            yield a[:, read], (d - x)[:, read]
+
+    def refit(self, layer: nn.Linear, rows: Iterable[tuple[Tensor, Tensor]], scale: Tensor | None = None) -> None:
+        """`layer` by ridge regression; its output times `scale` [D] is what the targets are of."""
+        train, held_out, first = SecondMoments(), SecondMoments(), 0
+        for inputs, targets in rows:
+            held = torch.arange(first, first + len(inputs), device=inputs.device) % HELD_OUT == HELD_OUT - 1
+            first += len(inputs)
+            train.add(inputs[~held], targets[~held])
+            if bool(held.any()):
+                held_out.add(inputs[held], targets[held], train.origin)
+        gamma = torch.ones(layer.out_features, dtype=torch.float64) if scale is None else scale.double()
+        gamma = gamma.to(self.device)
+        weight, bias = fit(train, held_out, gamma[:, None] * layer.weight.double(), self.ridge)
+        live = gamma != 0  # what LayerScale closes is left as it was
+        layer.weight[live] = (weight[live] / gamma[live, None]).to(layer.weight)
+        if layer.bias is not None:
+            layer.bias[live] = (bias[live] / gamma[live]).to(layer.bias)
+
+
+def _refittable(attention: nn.Module, name: str) -> bool:
+    """A linear layer with a bias; a layer without one could not take over a shift of the mean, so it stays as it is."""
+    layer = getattr(attention, name, None)
+    return isinstance(layer, nn.Linear) and layer.bias is not None
