@@ -23,10 +23,10 @@ from vitprune import models, recipe
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
 from vitprune.models import ffn_sites
+from vitprune.preprocess import Preprocessing
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
@@ -225,32 +225,13 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: di
     except Exception as error:
         raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
     data_config["input_size"] = (channels, height, width)
-    _check_preprocessing(data_config, architecture)
+    try:
+        Preprocessing.of(data_config)
+    except ValueError as error:
+        raise UserError(f"model `{architecture}`: preprocessing {error} cannot be used") from error
     labels = _labels(own, int(getattr(model, "num_classes", 0)))
     widths = [site.width for site in ffn_sites(model)]
     return Loaded(model, architecture, args, data_config, labels, widths)
-
-
-def _check_preprocessing(data_config: dict[str, Any], architecture: str) -> None:
-    """Raises UserError for a normalisation or crop that cannot be meant."""
-
-    def numbers(key: str, low: float, high: float) -> bool:
-        value = data_config.get(key)
-        fits = isinstance(value, list | tuple) and len(value) == data_config["input_size"][0]
-        return fits and all(type(v) in (int, float) and low <= v <= high for v in value)  # type: ignore[union-attr]
-
-    sound = {
-        "mean": numbers("mean", -1e3, 1e3),
-        "std": numbers("std", 1e-6, 1e3),
-        "crop_pct": type(data_config.get("crop_pct")) in (int, float) and 0.1 <= data_config["crop_pct"] <= 2,
-        "interpolation": data_config.get("interpolation") in INTERPOLATIONS,
-        "crop_mode": data_config.get("crop_mode") in ("center", "squash", "border"),
-    }
-    for key, fits in sound.items():
-        if not fits:
-            raise UserError(
-                f"model `{architecture}`: preprocessing `{key}: {str(data_config.get(key))[:60]}` cannot be used"
-            )
 
 
 def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
