@@ -178,5 +178,5 @@ def test_what_is_no_image(tmp_path: Path) -> None:
 
 
 def test_advice_ends_the_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="; try another$"):
+    with pytest.raises(UserError, match=r"; try another$"):
         read(tmp_path / "none.png", "try another")

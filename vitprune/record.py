@@ -28,6 +28,7 @@ MADE_BY = {
     "model.safetensors": "prune",
     "config.json": "prune",
     "masks.safetensors": "prune",
+    "split.json": "prune",
     "model.onnx": "export",
     "recipe.yaml": "",
 }
@@ -160,6 +161,7 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
         "model.safetensors": "slim model's weights",
         "config.json": "timm-style configuration with the width of every block",
         "masks.safetensors": "which hidden units were kept",
+        "split.json": "names of the probe and test images",
         "model.onnx": "ONNX, fp32, dynamic batch",
         "recipe.yaml": "the recipe as resolved",
     }

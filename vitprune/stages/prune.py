@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save as to_bytes
@@ -12,7 +13,8 @@ from torch import nn
 from vitprune import checkpoint, masks, recovery, surgery
 from vitprune.context import Context
 from vitprune.errors import UserError
-from vitprune.files import replacing, write_json
+from vitprune.files import replacing, write_json, write_text
+from vitprune.recipe import dump
 from vitprune.recovery import Moments
 from vitprune.stages import moments
 from vitprune.stages.discover import scores_of
@@ -44,10 +46,27 @@ def prune(context: Context) -> list[Path]:
         kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
+        write_json(folder / "split.json", _split_by_name(context))
+        made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
+        if group:  # the run's own is at its root, and written by every run
+            write_text(folder / "recipe.yaml", dump(recipe))
+            made.append("recipe.yaml")
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
-        files += [folder / name for name in ("model.safetensors", "config.json", "masks.safetensors")] + [check]
+        files += [folder / name for name in made] + [check]
     return files
+
+
+def _split_by_name(context: Context) -> dict[str, Any]:
+    """The split for whoever gets the checkpoint: images by their names in the source."""
+    split, names = context.split, context.source.names
+    return {
+        "seed": split.seed,
+        "probe_share": split.probe_share,
+        "data": context.data_digest,
+        "probe": [names[i] for i in split.probe],
+        "test": [names[i] for i in split.test],
+    }
 
 
 def mask_of(context: Context, scores: Scores, targets: list[int]) -> Mask:
