@@ -20,6 +20,8 @@ from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
 from vitprune.recipe import dump
 from vitprune.report import write_report
+from vitprune.report.card import write_cards
+from vitprune.report.values import plain
 from vitprune.stages import discover
 from vitprune.stages.export import LATENCY_BATCH
 
@@ -76,8 +78,8 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
 
 
 def write(record: dict[str, Any], folder: Path) -> list[Path]:
-    """report.json, report.md and report.html."""
-    return write_report(record, folder)
+    """report.json, report.md and report.html, and the model card of every checkpoint."""
+    return write_report(record, folder) + write_cards(plain(record), folder)
 
 
 def versions() -> dict[str, str]:
@@ -244,7 +246,8 @@ def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[s
     exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
     ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
     ratio = ratios[0] if ratios and math.isfinite(ratios[0]) else None
-    return row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
 
 
 def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

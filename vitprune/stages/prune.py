@@ -42,6 +42,7 @@ def prune(context: Context) -> list[Path]:
             "criterion": recipe.criterion.name,
             "recovery": recipe.recovery,
         }
+        (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
         checkpoint.save(folder, context.loaded, slim, about)
         kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
         with replacing(folder / "masks.safetensors") as temporary:
@@ -59,7 +60,8 @@ def prune(context: Context) -> list[Path]:
 
 def _split_by_name(context: Context) -> dict[str, Any]:
     """The split for whoever gets the checkpoint: images by their names in the source."""
-    split, names = context.split, context.source.names
+    split = context.split
+    names = [name.encode(errors="backslashreplace").decode() for name in context.source.names]
     return {
         "seed": split.seed,
         "probe_share": split.probe_share,
