@@ -81,12 +81,13 @@ def test_a_specialist_a_base_model_and_a_folder_of_images(tmp_path: Path) -> Non
     about = {"threshold": 0.53125, "true_positive_rate": 0.95, "images": 320}
     made = record(
         result=ROW | {"open_set": about},
-        recipe={"model": {"name": "vit", "pretrained": True}, "data": {"path": "/data/shoes"}},
+        recipe={"model": {"name": "local-dir:/home/me/vit", "pretrained": True}, "data": {"path": "/data/shoes"}},
         checks=[{"name": "parity", "passed": False}],
         notes=["The model's weights are RANDOM"],
         files=[],
     )
     front, text = written(tmp_path, made, configuration(8, 8, license=None))
+    assert "a local folder, vit" in text and "/home/me" not in text
     assert "0.5312" in text and "95 % of 320 probe images" in text
     assert front.data.base_model == "timm/vit_tiny_patch16_224.augreg" and front.data.license == "unknown"
     assert (front.data.eval_results[0].dataset_name, front.data.eval_results[0].dataset_type) == (

@@ -156,10 +156,12 @@ def _origin(record: dict[str, Any], config: dict[str, Any]) -> str:
     block, versions = mapping(config.get("vitprune")), mapping(record.get("versions"))
     made = ", ".join(f"{name} {clean(versions[name])}" for name in ("vitprune", "torch", "timm") if name in versions)
     model = clean(mapping(mapping(record.get("recipe")).get("model")).get("name"))
+    if model.startswith("local-dir:"):
+        model = f"a local folder, {Path(model).name}"  # where it was is nobody's business
     return "\n".join(
         [
             f"- Model before: {escape(model)}",
-            f"- Recipe: `recipe.yaml`, sha256 `{clean(block.get('recipe_hash'))}`",
+            f"- Recipe: `recipe.yaml`, fingerprint `{clean(block.get('recipe_hash'))}`",
             f"- Weights: `model.safetensors`, sha256 `{clean(block.get('sha256'))}`",
             "- Which units were kept: `masks.safetensors`; which images chose and which judged: `split.json`",
             f"- Made with {made}",
