@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import vitprune
 from vitprune import checkpoint, recipe, surgery
 from vitprune.errors import UserError
+from vitprune.preprocess import Preprocessing
 from vitprune.types import Mask
 
 
@@ -89,10 +91,11 @@ def test_a_pruned_model_comes_back_to_equal_outputs(folder: Path, tmp_path: Path
     back = vitprune.load(tmp_path / "slim")
     assert torch.equal(back(images()), slim(images()))
     assert [block.mlp.fc1.out_features for block in back.blocks] == list(kept)
-    assert json.loads((tmp_path / "slim" / "config.json").read_text())["vitprune"] == {
-        "widths": list(kept),
-        "classes": ["circle"],
-    }
+    block = json.loads((tmp_path / "slim" / "config.json").read_text())["vitprune"]
+    assert block.keys() == {"widths", "classes", "sha256", "config_sha256"}
+    assert (block["widths"], block["classes"]) == (list(kept), ["circle"])
+    weights = (tmp_path / "slim" / "model.safetensors").read_bytes()
+    assert block["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 33, 63, 64])
@@ -141,6 +144,102 @@ def test_saving_the_same_twice_gives_the_same_bytes(folder: Path, tmp_path: Path
     saved(folder, tmp_path / "b", 9, 9)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def again(folder: Path, target: Path) -> None:
+    loaded = opened(folder)
+    checkpoint.save(target, loaded, loaded.model, loaded.about)
+
+
+@pytest.mark.parametrize("kept", [(16, 16), (16, 5)])
+def test_save_load_save_gives_the_same_bytes(folder: Path, tmp_path: Path, kept: tuple[int, int]) -> None:
+    saved(folder, tmp_path / "a", *kept)
+    again(tmp_path / "a", tmp_path / "b")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("vit_tiny_patch16_224", {"num_classes": 3, "global_pool": "avg"}),
+        ("vit_tiny_patch16_224", {"num_classes": 1000}),
+        ("vit_small_patch14_dinov2", {"num_classes": 3}),
+    ],
+)
+def test_save_load_save_of_a_timm_name(tmp_path: Path, architecture: str, args: dict[str, Any]) -> None:
+    """What timm's own configuration leaves open, or says with null, does not wander from one save to the next."""
+    loaded = checkpoint.open_model(recipe.Model(name=architecture, args=tiny_args(3) | args))
+    widths = [int(block.mlp.fc1.out_features) for block in loaded.model.blocks]
+    slim = surgery.slim(loaded.model, mask(*(w // 3 for w in widths), width=widths[0]))
+    checkpoint.save(tmp_path / "a", loaded, slim, {"classes": None})
+    again(tmp_path / "a", tmp_path / "b")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
+    assert torch.equal(theirs(images(3)), slim(images(3)))
+    kept = [Preprocessing.of(made.data_config) for made in (loaded, opened(tmp_path / "a"), opened(tmp_path / "b"))]
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_plain_timm_says_what_ragged_widths_need(folder: Path, tmp_path: Path) -> None:
+    slim = saved(folder, tmp_path / "slim", 16, 5)
+    with pytest.raises(TypeError, match="ragged_widths_need_vitprune_load"):
+        timm.create_model(f"local-dir:{tmp_path / 'slim'}", pretrained=True)
+    assert torch.equal(vitprune.load(tmp_path / "slim")(images()), slim(images()))
+    assert checkpoint.RAGGED not in opened(tmp_path / "slim").model_args
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(folder: Path, tmp_path: Path) -> None:
+    saved(folder, tmp_path / "slim", 16, 16)
+    path = tmp_path / "slim" / "model.safetensors"
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for place in (0, 8, len(whole) - 1, *generator.integers(0, len(whole), 40)):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(generator.integers(0, 8))
+        path.write_bytes(broken)
+        assert "model.safetensors: damaged or changed" in refusal(lambda: vitprune.load(tmp_path / "slim"))
+
+
+def test_a_flipped_bit_in_the_config_is_noticed_or_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    slim = saved(folder, tmp_path / "slim", 16, 5)
+    path = tmp_path / "slim" / "config.json"
+    whole, before = path.read_bytes(), opened(tmp_path / "slim")
+    generator = np.random.default_rng(0)
+    lines = []
+    for place in generator.integers(0, len(whole), 150):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(generator.integers(0, 8))
+        path.write_bytes(broken)
+        try:
+            after = opened(tmp_path / "slim")
+        except UserError as error:
+            lines.append(str(error))
+            continue
+        assert torch.equal(after.model(images()), slim(images()))
+        assert (after.labels, after.data_config) == (before.labels, before.data_config)
+    assert len(lines) > 90 and all(len(x.splitlines()) == 1 and "config.json" in x for x in lines)
+
+
+def test_a_change_on_purpose_is_possible(folder: Path, tmp_path: Path) -> None:
+    saved(folder, tmp_path / "slim", 16, 16)
+    path = tmp_path / "slim" / "config.json"
+    change_json(path, lambda c: c["pretrained_cfg"].update(label_names=["a", "b", "c"]))
+    assert "vitprune.config_sha256" in refusal(lambda: vitprune.load(tmp_path / "slim"))
+    change_json(path, lambda c: c["vitprune"].pop("config_sha256"))
+    assert opened(tmp_path / "slim").labels == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cut", [0, 8, -1])
+def test_a_saved_folder_cut_short(folder: Path, tmp_path: Path, cut: int) -> None:
+    saved(folder, tmp_path / "slim", 16, 16)
+    for name in ("model.safetensors", "config.json"):
+        whole = (tmp_path / "slim" / name).read_bytes()
+        (tmp_path / "slim" / name).write_bytes(whole[: cut - (name == "config.json" and cut < 0)])
+        assert name in refusal(lambda: vitprune.load(tmp_path / "slim"))
+        (tmp_path / "slim" / name).write_bytes(whole)
+    assert vitprune.load(tmp_path / "slim")
 
 
 def test_every_ratio_gives_its_width() -> None:

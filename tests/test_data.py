@@ -13,7 +13,8 @@ from small import FOLDERS, LABELS, image_folder, model_folder, picture, tiny_mod
 from timm.data import create_transform, resolve_model_data_config
 
 from vitprune import checkpoint, data, recipe
-from vitprune.data import Folder, Images, as_mode, first_per_class, output_indices, split_per_class
+from vitprune.data import Folder, Images, first_per_class, output_indices, split_per_class
+from vitprune.decode import as_mode
 from vitprune.errors import UserError
 
 
@@ -68,33 +69,6 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
 
 
 # ---- decoding
-
-
-def test_a_grey_image_for_a_grey_model_keeps_its_pixels() -> None:
-    image = picture(1, 1, "L")
-    assert as_mode(image, "L") is not None
-    assert np.array_equal(np.asarray(as_mode(image, "L")), np.asarray(image))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
-@pytest.mark.parametrize("wanted", ["L", "RGB"])
-def test_every_mode_becomes_the_models(mode: str, wanted: str) -> None:
-    image = picture(1, 1, "L").convert("I").convert("I;16") if mode == "I;16" else picture(1, 1, "RGB").convert(mode)
-    made = as_mode(image, wanted)
-    assert made.mode == wanted and made.size == (28, 28)
-    assert np.asarray(made).shape == ((28, 28) if wanted == "L" else (28, 28, 3))
-
-
-def test_rgb_becomes_luma_and_grey_becomes_three_equal_channels() -> None:
-    red = Image.new("RGB", (4, 4), (200, 0, 0))
-    assert np.asarray(as_mode(red, "L")).max() == round(200 * 0.299)
-    grey = np.asarray(as_mode(picture(0, 3, "L"), "RGB"))
-    assert np.array_equal(grey[..., 0], grey[..., 1]) and np.array_equal(grey[..., 0], grey[..., 2])
-
-
-def test_a_palette_is_looked_up() -> None:
-    colours = picture(1, 4, "RGB").quantize(16)
-    assert np.array_equal(np.asarray(as_mode(colours, "RGB")), np.asarray(colours.convert("RGB")))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

@@ -155,7 +155,9 @@ def test_the_files_of_the_contract(finished: Bench) -> None:
         assert (finished.root / name).stat().st_size > 0, name
     assert leftovers(finished.out) == []
     assert sorted(p.name for p in finished.out.iterdir()) == ["tiny"]
-    assert {p.name for p in finished.root.iterdir()} == {*CONTRACT, "masks.safetensors", "stages", ".lock"}
+    assert {p.name for p in finished.root.iterdir()} == {
+        *CONTRACT, "masks.safetensors", "split.json", "README.md", "stages", ".lock",
+    }  # fmt: skip
 
 
 def test_the_resolved_recipe_is_written_and_runs_again(finished: Bench) -> None:
@@ -254,7 +256,8 @@ def test_the_checks_of_the_report_pass_and_its_files_are_those_on_disk(finished:
     assert made["complete"] and made["missing"] == []
     assert len(made["checks"]) >= 6 and all(check["passed"] for check in made["checks"])
     listed = {f["path"]: f for f in made["files"]}
-    assert set(listed) == {"model.safetensors", "config.json", "masks.safetensors", "model.onnx", "recipe.yaml"}
+    written = {"model.safetensors", "config.json", "masks.safetensors", "model.onnx", "recipe.yaml", "split.json"}
+    assert set(listed) == written
     for name, entry in listed.items():
         whole = (finished.root / name).read_bytes()
         assert entry["bytes"] == len(whole) and entry["sha256"] == hashlib.sha256(whole).hexdigest()
@@ -285,6 +288,10 @@ def test_the_split_is_recorded(finished: Bench) -> None:
     assert sorted(found["probe"] + found["test"]) == list(range(30))
     made = report(finished)["split"]
     assert (made["probe"], made["test"], made["skipped"]) == (24, 6, [])
+    shared = json.loads((finished.root / "split.json").read_text())
+    files = sorted(Path(finished.content["data"]["path"]).rglob("*.png"))
+    for part in ("probe", "test"):
+        assert shared[part] == ["/".join(files[i].parts[-2:]) for i in found[part]]
 
 
 # ---- what is skipped and what is not
@@ -530,8 +537,10 @@ GROUPS = {"round": ["circle", "cross"], "angular": ["square"]}
 def test_groups_have_a_folder_each(bench: Bench) -> None:
     made = bench.run(groups=GROUPS)
     for group, classes in GROUPS.items():
-        for name in ("model.safetensors", "config.json", "masks.safetensors"):
+        for name in ("model.safetensors", "config.json", "masks.safetensors", "split.json", "README.md", "recipe.yaml"):
             assert (bench.root / group / name).is_file()
+        assert (bench.root / group / "recipe.yaml").read_bytes() == (bench.root / "recipe.yaml").read_bytes()
+        for name in ("model.safetensors", "config.json", "masks.safetensors", "split.json", "README.md"):
             assert not (bench.root / name).exists()
         about = json.loads((bench.root / group / "config.json").read_text())["vitprune"]
         assert sorted(about["classes"]) == classes
@@ -761,9 +770,9 @@ def test_each_verb_stops_where_it_should(bench: Bench, verb: str, done: list[str
     assert {p.name for p in (bench.root / "stages").iterdir()} == set(done)
     files = {p.name for p in bench.root.iterdir() if p.is_file()}
     expected = {"recipe.yaml", ".lock"}
-    expected |= {"model.safetensors", "config.json", "masks.safetensors"} if "prune" in done else set()
+    expected |= {"model.safetensors", "config.json", "masks.safetensors", "split.json"} if "prune" in done else set()
     expected |= {"model.onnx"} if "export" in done else set()
-    expected |= {"report.json", "report.md", "report.html"} if verb == "run" else set()
+    expected |= {"report.json", "report.md", "report.html", "README.md"} if verb == "run" else set()
     assert files == expected
     assert made["complete"] == (verb == "run")
     assert ("rows" in made) == ("evaluate" in done)
@@ -856,6 +865,7 @@ def test_the_recipe_hash_is_the_same_in_every_file(finished: Bench, tmp_path: Pa
 
 def test_a_group_that_is_gone_from_the_recipe_is_gone_from_the_folder(bench: Bench) -> None:
     bench.run("prune", groups={"a": ["circle"], "b": ["cross"]})
+    (bench.root / "b" / "README.md").write_text("its card")
     bench.run("prune", groups={"a": ["circle"]})
     assert (bench.root / "a" / "model.safetensors").is_file()
-    assert not (bench.root / "b" / "model.safetensors").exists()
+    assert not (bench.root / "b").exists()

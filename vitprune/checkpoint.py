@@ -1,11 +1,12 @@
 """Models in and out: timm names, local checkpoints and folders in; a timm-style folder out, loaded again by `load`.
 
 A folder is config.json + model.safetensors. Nothing in it is trusted: no pickle, sizes are checked against the
-architecture on the meta device before anything is allocated.
+architecture on the meta device before anything is allocated, and what `save` wrote is held against its checksums.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +20,15 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import models, recipe
+from vitprune import checksums, models, recipe
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
 from vitprune.models import ffn_sites
+from vitprune.preprocess import Preprocessing
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random")
+RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm model takes: plain timm's error quotes it
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
@@ -38,7 +40,10 @@ KEPT_CFG = (
 
 @dataclass(slots=True)
 class Loaded:
-    """A model in eval mode with frozen weights, and what is needed to build it again and to feed it."""
+    """A model in eval mode with frozen weights, and what is needed to build it again and to feed it.
+
+    `about` is the `vitprune` block of the folder it came from, less what `save` works out itself.
+    """
 
     model: nn.Module
     architecture: str
@@ -46,6 +51,7 @@ class Loaded:
     data_config: dict[str, Any]
     labels: list[str] | None
     widths: list[int] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -131,12 +137,16 @@ def _open_folder(folder: Path) -> Loaded:
         raise UserError(f"{config}: larger than a configuration can be")
     record = read_json(config)
     architecture, args, widths = _checked(record, config)
+    checksums.verify(record, config, weights)
     model = _build(architecture, args, widths, config, weights)
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights}: does not fit {config.name} ({_line(error)})") from error
-    return _describe(model, architecture, args, record.get("pretrained_cfg"))
+    loaded = _describe(model, architecture, args, record.get("pretrained_cfg"))
+    about = record.get("vitprune") or {}
+    loaded.about = {key: value for key, value in about.items() if key not in ("widths", *checksums.KEYS)}
+    return loaded
 
 
 def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | None]:
@@ -148,7 +158,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
         raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
     if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
         raise UserError(f"{path}: model_args may only describe the architecture")
-    args = dict(args)
+    args = {key: value for key, value in args.items() if key != RAGGED}
     for key in ("num_classes", "global_pool"):
         if key in record:
             args.setdefault(key, record[key])
@@ -157,7 +167,9 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
             if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
                 raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
     block = record.get("vitprune") or {}
-    widths = block.get("widths") if isinstance(block, dict) else None
+    if not isinstance(block, dict):
+        raise UserError(f"{path}: vitprune is not a block of keys")
+    widths = block.get("widths")
     if widths is not None and not (
         isinstance(widths, list) and all(type(w) is int and 1 <= w <= 1 << 20 for w in widths) and len(widths) <= 512
     ):
@@ -225,32 +237,13 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: di
     except Exception as error:
         raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
     data_config["input_size"] = (channels, height, width)
-    _check_preprocessing(data_config, architecture)
+    try:
+        Preprocessing.of(data_config)
+    except ValueError as error:
+        raise UserError(f"model `{architecture}`: preprocessing {error} cannot be used") from error
     labels = _labels(own, int(getattr(model, "num_classes", 0)))
     widths = [site.width for site in ffn_sites(model)]
     return Loaded(model, architecture, args, data_config, labels, widths)
-
-
-def _check_preprocessing(data_config: dict[str, Any], architecture: str) -> None:
-    """Raises UserError for a normalisation or crop that cannot be meant."""
-
-    def numbers(key: str, low: float, high: float) -> bool:
-        value = data_config.get(key)
-        fits = isinstance(value, list | tuple) and len(value) == data_config["input_size"][0]
-        return fits and all(type(v) in (int, float) and low <= v <= high for v in value)  # type: ignore[union-attr]
-
-    sound = {
-        "mean": numbers("mean", -1e3, 1e3),
-        "std": numbers("std", 1e-6, 1e3),
-        "crop_pct": type(data_config.get("crop_pct")) in (int, float) and 0.1 <= data_config["crop_pct"] <= 2,
-        "interpolation": data_config.get("interpolation") in INTERPOLATIONS,
-        "crop_mode": data_config.get("crop_mode") in ("center", "squash", "border"),
-    }
-    for key, fits in sound.items():
-        if not fits:
-            raise UserError(
-                f"model `{architecture}`: preprocessing `{key}: {str(data_config.get(key))[:60]}` cannot be used"
-            )
 
 
 def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
@@ -271,33 +264,42 @@ def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
 def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
     """Write `model` (pruned from `loaded`) as config.json + model.safetensors; `about` joins the `vitprune` block.
 
-    A result of one width for all blocks also loads with plain timm: mlp_ratio says it.
+    A result of one width for all blocks also loads with plain timm: mlp_ratio says it. One of several widths does not,
+    and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
     """
     widths = [site.width for site in ffn_sites(model)]
-    args = dict(loaded.model_args)
+    args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
+    args["global_pool"] = model.global_pool
     if len(set(widths)) == 1:
         args["mlp_ratio"] = ratio_for(int(model.embed_dim), widths[0])  # type: ignore[arg-type]
-    own = dict(getattr(loaded.model, "pretrained_cfg", None) or {})
-    cfg = {k: own[k] for k in KEPT_CFG if own.get(k) is not None}
-    cfg |= {k: list(v) if isinstance(v, tuple) else v for k, v in loaded.data_config.items() if k in KEPT_CFG}
-    cfg |= {"custom_load": False, "num_classes": loaded.outputs}
-    if loaded.labels:
-        cfg["label_names"] = [label.split("\t")[0] for label in loaded.labels]
-        if any("\t" in label for label in loaded.labels):
-            cfg["label_descriptions"] = [label.split("\t")[-1] for label in loaded.labels]
+    else:
+        args[RAGGED] = True
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
     record = {
         "architecture": loaded.architecture,
         "num_classes": loaded.outputs,
         "num_features": int(model.num_features),  # type: ignore[arg-type]
         "global_pool": model.global_pool,
         "model_args": args,
-        "pretrained_cfg": cfg,
+        "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {"widths": widths, **about},
     }
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
+    record = json.loads(json.dumps(record))  # as it will be read: lists, not tuples
+    checksums.add(record, folder / "model.safetensors")
     write_json(folder / "config.json", record)
+
+
+def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
+    """timm's pretrained_cfg with the preprocessing as resolved and the labels, its keys in one order."""
+    cfg = dict(getattr(loaded.model, "pretrained_cfg", None) or {}) | loaded.data_config
+    cfg["num_classes"] = loaded.outputs
+    if loaded.labels:
+        cfg["label_names"] = [label.split("\t")[0] for label in loaded.labels]
+        if any("\t" in label for label in loaded.labels):
+            cfg["label_descriptions"] = [label.split("\t")[-1] for label in loaded.labels]
+    return {"custom_load": False} | {k: cfg[k] for k in KEPT_CFG if k in cfg}
 
 
 def ratio_for(dim: int, width: int) -> float:

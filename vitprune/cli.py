@@ -146,6 +146,29 @@ def compare(
 
 
 @app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported .onnx file, or the folder it is in")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="files, folders, or globs in quotes")],
+    top: Annotated[int, typer.Option("--top", min=1, help="how many classes to name")] = 3,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="images at a time")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Names and probabilities for images, from an exported ONNX file alone."""
+    from vitprune import predict as prediction
+
+    classifier = prediction.open_model(model)
+    answers = prediction.predict(classifier, prediction.find_images(images), top, batch)
+    if as_json:
+        own = None if classifier.outputs is None else [classifier.labels[i] for i in classifier.outputs]
+        threshold = None if own is None else classifier.threshold
+        found = {"model": str(model), "classes": own, "threshold": threshold, "images": list(answers)}
+        print(json.dumps(found, indent=1))
+        return
+    for answer in answers:
+        print(prediction.line(answer))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of finished runs")],
     out: Annotated[Path, typer.Option("--out", help="where the comparison of several runs goes")] = Path("exported"),
@@ -269,6 +292,7 @@ def main() -> None:
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; the decoder has its own
     try:
         app()
     except SystemExit as end:

@@ -16,14 +16,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from vitprune.decode import EXTENSIONS, as_mode, read
 from vitprune.demo.idx import read_idx
 from vitprune.errors import UserError
 from vitprune.types import Split
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
 CLASSES = ("tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CACHE_BYTES = 1 << 30
 
@@ -81,16 +81,8 @@ class Folder:
         self.names = [p.relative_to(root).as_posix() for p in self.files]
 
     def image(self, i: int) -> Image.Image:
-        """Image i as stored. Raises UserError naming a file that cannot be decoded."""
-        try:
-            with Image.open(self.files[i]) as image:
-                image.load()
-                return image
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{self.files[i]}: not a readable image ({str(error)[:80] or type(error).__name__}); "
-                "mend or remove it, or set data.on_corrupt: skip"
-            ) from error
+        """Image i, upright, `L` or `RGB`. Raises UserError naming a file that cannot be decoded."""
+        return read(self.files[i], "mend or remove it, or set data.on_corrupt: skip")
 
     def fingerprint(self) -> str:
         """Digest of names, sizes and modification times; the pixels themselves are not read."""
@@ -233,11 +225,3 @@ class Images:
     @cached_property
     def _filled(self) -> np.ndarray:
         return np.zeros(len(self.source.names), bool)
-
-
-def as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Upright, in `L` or `RGB`; 16-bit greys are scaled to 8 bits rather than cut off."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    return image if image.mode == mode else image.convert(mode)

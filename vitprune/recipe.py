@@ -30,6 +30,7 @@ from vitprune.types import Attribution, Recovery
 MAX_BYTES = 1_000_000
 Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
 TAKEN = {"stages", "config.json", "recipe.yaml", "masks.safetensors", "model.safetensors", "model.onnx"}
+TAKEN |= {"split.json", "README.md"}
 TAKEN |= {"report.json", "report.md", "report.html", "report-data", "model.fp16.onnx", "model.int8.onnx"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -20,6 +20,8 @@ from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
 from vitprune.recipe import dump
 from vitprune.report import write_report
+from vitprune.report.card import write_cards
+from vitprune.report.values import plain
 from vitprune.stages import discover
 from vitprune.stages.export import LATENCY_BATCH
 
@@ -28,6 +30,7 @@ MADE_BY = {
     "model.safetensors": "prune",
     "config.json": "prune",
     "masks.safetensors": "prune",
+    "split.json": "prune",
     "model.onnx": "export",
     "recipe.yaml": "",
 }
@@ -75,8 +78,8 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
 
 
 def write(record: dict[str, Any], folder: Path) -> list[Path]:
-    """report.json, report.md and report.html."""
-    return write_report(record, folder)
+    """report.json, report.md and report.html, and the model card of every checkpoint."""
+    return write_report(record, folder) + write_cards(plain(record), folder)
 
 
 def versions() -> dict[str, str]:
@@ -160,6 +163,7 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
         "model.safetensors": "slim model's weights",
         "config.json": "timm-style configuration with the width of every block",
         "masks.safetensors": "which hidden units were kept",
+        "split.json": "names of the probe and test images",
         "model.onnx": "ONNX, fp32, dynamic batch",
         "recipe.yaml": "the recipe as resolved",
     }
@@ -242,7 +246,8 @@ def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[s
     exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
     ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
     ratio = ratios[0] if ratios and math.isfinite(ratios[0]) else None
-    return row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
 
 
 def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

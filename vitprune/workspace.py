@@ -63,6 +63,8 @@ class Workspace:
         """Remove what an earlier run of a stage made and this one did not, and folders that are left empty."""
         for path in files:
             path.unlink(missing_ok=True)
+            if path.name == "config.json":  # a checkpoint's card goes with it
+                (path.parent / "README.md").unlink(missing_ok=True)
             if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
 

@@ -13,6 +13,7 @@ import vitprune
 from vitprune import checkpoint, evaluation, models, onnx_export, runtime
 from vitprune.context import Context
 from vitprune.files import sha256, write_json
+from vitprune.predict import calibrate
 
 LATENCY_BATCH = 32
 
@@ -29,7 +30,8 @@ def export(context: Context) -> list[Path]:
         folder = context.folder.root / (group or "")
         slim, path = checkpoint.load(folder, context.device), folder / "model.onnx"
         context.reporter.say(f"export: {path}")
-        onnx_export.export(slim, path, metadata(context, targets))
+        about, open_set = metadata(context, targets), _open_set(context, slim, targets)
+        onnx_export.export(slim, path, about | ({"open_set": open_set} if open_set else {}))
         probe = context.split.probe
         most = max(onnx_export.PARITY_BATCHES)
         real, _ = next(context.images.batches(np.resize(probe, most), most))
@@ -38,6 +40,7 @@ def export(context: Context) -> list[Path]:
             "parity": {str(b): d for b, d in onnx_export.parity(slim, path, real).items()},
             "agreement": _agreement(context, slim, path),
             "latency": _latency(context, dense, path),
+            "open_set": open_set,
             "sha256": sha256(path),
         }
         write_json(stage / f"{group or 'all'}.json", result)
@@ -55,6 +58,16 @@ def metadata(context: Context, targets: list[int]) -> dict[str, Any]:
         "recipe_hash": context.recipe.fingerprint(),
         "versions": {"vitprune": vitprune.__version__, "torch": torch.__version__},
     }
+
+
+def _open_set(context: Context, slim: nn.Module, targets: list[int]) -> dict[str, Any] | None:
+    """A specialist's threshold for "not one of my classes", from the probe images of its classes; None for a generalist."""
+    if context.recipe.classes is None and context.recipe.groups is None:
+        return None
+    probe = context.split.probe
+    index = probe[np.isin(context.images.labels[probe], targets)]
+    ask = evaluation.predictor(slim)
+    return calibrate(np.concatenate([ask(x).numpy() for x, _ in context.images.batches(index, context.batch)]), targets)
 
 
 def _agreement(context: Context, slim: nn.Module, path: Path) -> dict[str, Any]:

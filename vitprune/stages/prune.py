@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save as to_bytes
@@ -14,7 +15,8 @@ from vitprune import allocate, checkpoint, data, masks, recovery, surgery
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
-from vitprune.files import replacing, write_json
+from vitprune.files import replacing, write_json, write_text
+from vitprune.recipe import dump
 from vitprune.stages import moments
 from vitprune.stages.discover import scores_of
 from vitprune.types import Mask, Recovery, Scores
@@ -42,13 +44,19 @@ def prune(context: Context) -> list[Path]:
             "criterion": recipe.criterion.name,
             "recovery": recipe.recovery,
         }
+        (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
         checkpoint.save(folder, context.loaded, slim, about)
         kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
+        write_json(folder / "split.json", _split_by_name(context))
+        made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
+        if group:  # the run's own is at its root, and written by every run
+            write_text(folder / "recipe.yaml", dump(recipe))
+            made.append("recipe.yaml")
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
-        files += [folder / name for name in ("model.safetensors", "config.json", "masks.safetensors")] + [check]
+        files += [folder / name for name in made] + [check]
     return files
 
 
@@ -63,6 +71,19 @@ def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | fl
         scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
         allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
     )  # fmt: skip
+
+
+def _split_by_name(context: Context) -> dict[str, Any]:
+    """The split for whoever gets the checkpoint: images by their names in the source."""
+    split = context.split
+    names = [name.encode(errors="backslashreplace").decode() for name in context.source.names]
+    return {
+        "seed": split.seed,
+        "probe_share": split.probe_share,
+        "data": context.data_digest,
+        "probe": [names[i] for i in split.probe],
+        "test": [names[i] for i in split.test],
+    }
 
 
 def slimmed(context: Context, mask: Mask, how: Recovery, group: str | None, targets: list[int]) -> nn.Module:

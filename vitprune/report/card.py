@@ -1,0 +1,169 @@
+"""A checkpoint folder's README.md: a model card with the Hub's front matter, its metrics from the report's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitprune.files import read_json, write_text
+from vitprune.report.markdown import escape
+from vitprune.report.rows import dense_for, of_protocol
+from vitprune.report.values import clean, mapping, mappings, number, sequence
+
+
+def write_cards(record: dict[str, Any], root: Path) -> list[Path]:
+    """README.md beside every config.json of a run; `record` holds pure JSON types. Returns the paths."""
+    results = mapping(record.get("results")) or {"": mapping(record.get("result"))}
+    found = [(root / group, mapping(result)) for group, result in results.items()]
+    made = [(folder, result) for folder, result in found if result and (folder / "config.json").is_file()]
+    for folder, result in made:
+        write_text(folder / "README.md", card(record, result, read_json(folder / "config.json")))
+    return [folder / "README.md" for folder, _ in made]
+
+
+def card(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> str:
+    """The card of one exported model: `result` is its row of the report, `config` its config.json."""
+    front = yaml.safe_dump(_front(record, result, config), sort_keys=False, allow_unicode=True)
+    title = f"# {escape(_name(record, result))}"
+    parts = [title, _what(record, result, config), *_warnings(record), "## Accuracy", _table(record, result)]
+    parts += [
+        _latency(result),
+        "## Use",
+        *_use(record, result, config),
+        "## Where it comes from",
+        _origin(record, config),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    model, data = (mapping(mapping(record.get("recipe")).get(part)) for part in ("model", "data"))
+    cfg = mapping(config.get("pretrained_cfg"))
+    tags = ["image-classification", "timm", "vitprune", "pruning", *(["onnx"] if _has_onnx(record) else [])]
+    front: dict[str, Any] = {
+        "library_name": "vitprune" if _ragged(config) else "timm",
+        "pipeline_tag": "image-classification",
+        "license": clean(cfg.get("license")) or "unknown",
+        "tags": tags,
+        "metrics": ["accuracy"],
+    }
+    if model.get("pretrained") and cfg.get("tag"):
+        front["base_model"] = f"timm/{clean(config.get('architecture'))}.{clean(cfg['tag'])}"
+    path = clean(data.get("path"))
+    dataset = {"name": Path(path).name or path, "type": "imagefolder"} if path else _BUNDLED
+    metric = {"type": "accuracy", "name": "top-1", "value": number(result.get("top1"))}
+    entry = {
+        "task": {"type": "image-classification", "name": "Image Classification"},
+        "dataset": dataset | {"split": "test"},
+        "metrics": [metric],
+    }
+    return front | {"model-index": [{"name": _name(record, result), "results": [entry]}]}
+
+
+_BUNDLED = {"name": "Fashion-MNIST (test images, vitprune's held-out fifth)", "type": "fashion_mnist"}
+
+
+def _name(record: dict[str, Any], result: dict[str, Any]) -> str:
+    group = clean(result.get("group"))
+    return clean(record.get("name")) + (f"-{group}" if group else "")
+
+
+def _widths(config: dict[str, Any]) -> list[Any]:
+    return sequence(mapping(config.get("vitprune")).get("widths"))
+
+
+def _ragged(config: dict[str, Any]) -> bool:
+    return len(set(_widths(config))) > 1
+
+
+def _has_onnx(record: dict[str, Any]) -> bool:
+    return any(clean(file.get("path")).endswith("model.onnx") for file in mappings(record.get("files")))
+
+
+def _what(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> str:
+    kept, widths = number(result.get("kept")), _widths(config)
+    share = f"{100 * kept:.1f} % of" if kept is not None else "some of"
+    shape = f"{len(widths)} blocks of {widths[0]}" if len(set(widths)) == 1 else f"widths {', '.join(map(str, widths))}"
+    classes, known = sequence(result.get("classes")), sequence(record.get("classes"))
+    serves = (
+        f"It serves {len(classes)} of the images' {len(known)} classes: {escape(', '.join(map(clean, classes)))}."
+        if len(classes) < len(known)
+        else f"It serves all {len(known)} classes of the images."
+    )
+    return (
+        f"A `{clean(config.get('architecture'))}` made smaller by vitprune: {share} its FFN hidden units are kept ({shape}), "
+        f"chosen by `{clean(result.get('criterion'))}`; repair: `{clean(result.get('recovery'))}`. {serves}"
+    )
+
+
+def _warnings(record: dict[str, Any]) -> list[str]:
+    failed = [clean(check.get("name")) for check in mappings(record.get("checks")) if check.get("passed") is not True]
+    notes = [f"> {escape(clean(note))}" for note in sequence(record.get("notes"))]
+    return [*notes, *([f"> **Failed checks:** {escape('; '.join(failed))}"] if failed else [])]
+
+
+def _table(record: dict[str, Any], result: dict[str, Any]) -> str:
+    rows = of_protocol(record, "honest")
+    dense = dense_for(rows, result | {"protocol": "honest"})
+    lines = ["| model | top-1 | 95 % interval | parameters | multiply-adds |", "|---|---:|---:|---:|---:|"]
+    lines += [_row("dense", dense)] if dense else []
+    lines.append(_row("**this one**", result))
+    n = number(result.get("n"))
+    return "\n".join(lines) + (f"\n\nOn {n:,.0f} test images, which took no part in any choice." if n else "")
+
+
+def _row(name: str, row: dict[str, Any]) -> str:
+    top1, interval = number(row.get("top1")), sequence(row.get("top1_ci95"))
+    ends = [number(x) for x in interval]
+    spread = f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}" if len(ends) == 2 and None not in ends else ""  # type: ignore[operator]
+    counts = [f"{value:,.0f}" if (value := number(row.get(key))) is not None else "" for key in ("params", "macs")]
+    return f"| {name} | {f'{100 * top1:.2f} %' if top1 is not None else ''} | {spread} | {' | '.join(counts)} |"
+
+
+def _latency(result: dict[str, Any]) -> str:
+    ratio = number(result.get("latency_ratio"))
+    batch = clean(result.get("latency_batch"))
+    return f"ONNX Runtime, batch {batch}: {ratio:.3f} of the dense model's time." if ratio else ""
+
+
+def _use(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    mine = 'import vitprune\n\nmodel = vitprune.load("FOLDER")  # a timm model in eval mode'
+    theirs = 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
+    if _ragged(config):
+        why = (
+            "The blocks have different widths, which plain timm cannot build: `timm.create_model` ends with "
+            "`unexpected keyword argument 'ragged_widths_need_vitprune_load'`. `vitprune.load` can."
+        )
+        parts = [why, f"```python\n{mine}\n```"]
+    else:
+        parts = [f"```python\n{theirs}\n```", f"or\n\n```python\n{mine}\n```"]
+    if _has_onnx(record):
+        parts.append("Without torch, from `model.onnx` alone:\n\n```sh\nvitprune predict FOLDER photo.jpg\n```")
+    open_set = mapping(result.get("open_set"))
+    if (threshold := number(open_set.get("threshold"))) is not None:
+        rate, images = number(open_set.get("true_positive_rate")), clean(open_set.get("images"))
+        parts.append(
+            f"Below a softmax probability of {threshold:.4f} for the best of its classes it answers “not one of my "
+            f"classes”; {100 * (rate or 0):.0f} % of {images} probe images of its classes lie above. The repair has seen the "
+            "probe images too."
+        )
+    return parts
+
+
+def _origin(record: dict[str, Any], config: dict[str, Any]) -> str:
+    block, versions = mapping(config.get("vitprune")), mapping(record.get("versions"))
+    made = ", ".join(f"{name} {clean(versions[name])}" for name in ("vitprune", "torch", "timm") if name in versions)
+    model = clean(mapping(mapping(record.get("recipe")).get("model")).get("name"))
+    if model.startswith("local-dir:"):
+        model = f"a local folder, {Path(model).name}"  # where it was is nobody's business
+    return "\n".join(
+        [
+            f"- Model before: {escape(model)}",
+            f"- Recipe: `recipe.yaml`, fingerprint `{clean(block.get('recipe_hash'))}`",
+            f"- Weights: `model.safetensors`, sha256 `{clean(block.get('sha256'))}`",
+            "- Which units were kept: `masks.safetensors`; which images chose and which judged: `split.json`",
+            f"- Made with {made}",
+        ]
+    )
