@@ -25,6 +25,8 @@ model: $(VENV)/.installed
 	$(BIN)/python -m vitprune.demo.train --data $(DATA)
 	$(BIN)/python -m vitprune.demo.train --data $(DATA) --work runs/demo-model-2 --start vitprune/demo/model \
 		--no-teacher --third 8 --slack 0.75
+	$(BIN)/python -m vitprune.demo.train --data $(DATA) --work runs/demo-model-3 --start vitprune/demo/model \
+		--no-teacher --third 6 --slack 0.75 --seed 2
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -42,6 +42,7 @@ def test_every_default() -> None:
         "split": {"seed": 0, "probe": 0.8},
         "classes": None,
         "groups": None,
+        "clusters": None,
         "criterion": {
             "name": "jas",
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],

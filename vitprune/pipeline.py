@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, parallel, record
+from vitprune import choose, cluster, parallel, record
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest, write_text
@@ -32,9 +32,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("split", split.split, lambda r: (r.model, r.data, r.split, r.classes, r.groups), ()),
-    Stage("discover", discover.discover, lambda r: (r.criterion, r.baselines, r.paper_protocol), ("split",)),
-    Stage("moments", moments.moments, lambda r: r.recovery, ("split",)),
+    Stage("split", split.split, lambda r: (r.model, r.data, r.split), ()),
+    Stage("discover", discover.discover, lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol), ("split",)),
+    Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),
     Stage("prune", prune.prune, lambda r: (r.keep, r.recovery, r.pruning()), ("discover", "moments")),
     Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export, ("prune",)),
@@ -65,6 +65,8 @@ def run(
     reporter = reporter or Reporter(quiet=True)
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one process is needed")
+    if recipe.clusters:
+        parallel.one_process("groups: auto")
     rank, size = parallel.from_torchrun()
     device = parallel.device_of_rank(device, rank) if size > 1 else device
     if rank:
@@ -85,6 +87,8 @@ def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str,
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
     for stage in STAGES:
+        if stage.name == "discover" and context.recipe.clusters:
+            context.recipe = cluster.resolve(context, force)
         if stage.name == "discover" and context.recipe.criterion.name == "auto":
             context.recipe, context.choice = choose.choose(context, force)
             context.reporter.say(choose.sentence(context.choice))

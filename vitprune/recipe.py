@@ -235,7 +235,10 @@ class Recipe(Part):
     data: Data = Field(default_factory=lambda: Data(source="bundled"))
     split: SplitSpec = Field(default_factory=lambda: SplitSpec())
     classes: list[str] | None = Field(None, min_length=1, description="prune for these classes only")
-    groups: dict[str, list[str]] | None = Field(None, min_length=1, description="one slim model per named class set")
+    groups: dict[str, list[str]] | None = Field(
+        None, min_length=1, description="one slim model per named class set; `auto: k` finds k sets by class similarity"
+    )
+    clusters: Annotated[StrictInt, Field(ge=2, le=1000)] | None = Field(None, description="k of `groups: {auto: k}`")
     criterion: Criterion = Field(default_factory=lambda: Criterion())
     keep: StrictInt | StrictFloat = 0.25
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
@@ -265,6 +268,15 @@ class Recipe(Part):
     paper: Paper | None = None
     export: Export = Field(default_factory=lambda: Export())
     out: Path = Path("exported")
+
+    @model_validator(mode="before")
+    @classmethod
+    def auto_groups(cls, given: Any) -> Any:
+        """`groups: {auto: k}` is `clusters: k`."""
+        groups = given.get("groups") if isinstance(given, dict) else None
+        if isinstance(groups, dict) and list(groups) == ["auto"] and not isinstance(groups["auto"], list):
+            return {**given, "groups": None, "clusters": groups["auto"]}
+        return given
 
     @field_validator("name")
     @classmethod
@@ -299,7 +311,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def classes_or_groups(self) -> Recipe:
-        if self.classes is not None and self.groups is not None:
+        if self.groups is not None and (self.classes is not None or self.clusters is not None):
             raise ValueError("give `classes` or `groups`, not both")
         return self
 
@@ -311,6 +323,7 @@ class Recipe(Part):
             "split",
             "classes",
             "groups",
+            "clusters",
             "criterion",
             "keep",
             "allocation",

@@ -1,0 +1,62 @@
+"""`groups: {auto: k}`: classes that use the same hidden units become one specialist's.
+
+The classes' utilisation matrices (how often each unit is on the neuron paths of a class's probe images) are compared by
+their cosine, as in Figure 5 of the paper, and cut into k clusters by average linkage. Labels of probe images only; the
+test split plays no part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from vitprune import paths
+from vitprune.context import Context
+from vitprune.errors import UserError
+from vitprune.files import digest, read_json, write_json
+from vitprune.recipe import Recipe
+from vitprune.stages import CODE, discover
+from vitprune.workspace import Workspace
+
+
+def groups(similarity_CC: np.ndarray, k: int) -> list[list[int]]:
+    """Positions of the classes in each of at most k clusters, the clusters in the order of their first class."""
+    apart = np.clip(1 - (similarity_CC + similarity_CC.T) / 2, 0, None)
+    np.fill_diagonal(apart, 0)
+    of_class = fcluster(linkage(squareform(apart, checks=False), "average"), k, "maxclust")
+    found = [np.flatnonzero(of_class == c).tolist() for c in np.unique(of_class)]
+    return sorted(found, key=lambda members: members[0])
+
+
+def resolve(context: Context, force: bool = False) -> Recipe:
+    """The recipe with named groups in the place of `auto: k`; found by TopK JAS on the probe split, once.
+
+    Raises UserError for more groups than classes.
+    """
+    recipe, k = context.recipe, context.recipe.clusters
+    assert k is not None
+    name = recipe.criterion.model_copy(update={"name": "jas"})
+    plain = recipe.model_copy(update={"clusters": None, "criterion": name, "baselines": [], "paper_protocol": None})
+    inner = replace(context, recipe=plain, folder=Workspace(context.folder.stage_folder("cluster")), shared=False)
+    record = context.split_record
+    write_json(inner.folder.stage_folder("split") / "split.json", record)
+    targets = inner.every_target()
+    if k > len(targets):
+        raise UserError(f"groups.auto: {k} groups of {len(targets)} classes; ask for {len(targets)} at most")
+    parts = [CODE, record, context.model_digest, context.data_digest, name.model_dump(mode="json"), k]
+    key, path = digest(*parts), inner.folder.root / "groups.json"
+    known = read_json(path) if path.is_file() and not force else None
+    if not isinstance(known, dict) or known.get("key") != key:
+        discover.discover(inner)
+        scores = discover.scores_of(inner, "jas")
+        similarity = paths.class_similarity(scores)[targets][:, targets].double().numpy()
+        found = groups(similarity, k)
+        names = [[context.class_name(targets[i]) for i in members] for members in found]
+        known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}
+        write_json(path, known)
+        shown = "; ".join(f"{group}: {', '.join(members)}" for group, members in known["groups"].items())
+        context.reporter.say(f"groups by class similarity: {shown}")
+    return recipe.model_copy(update={"groups": known["groups"], "clusters": None})
