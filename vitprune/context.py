@@ -118,6 +118,10 @@ class Context:
         """Group name (None without groups) → output indices."""
         return {group: self.targets(names) for group, names in self.recipe.class_sets().items()}
 
+    def sets_and_their_union(self) -> dict[str | None, list[int]]:
+        """The class sets, and under groups also all of their classes together (None): what a generic model is made for."""
+        return {**self.class_sets(), None: self.every_target()}
+
     def every_target(self) -> list[int]:
         """Union of the class sets."""
         return sorted(set().union(*self.class_sets().values()))

@@ -33,7 +33,12 @@ class Stage:
 
 STAGES = (
     Stage("split", split.split, lambda r: (r.model, r.data, r.split), ()),
-    Stage("discover", discover.discover, lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol), ("split",)),
+    Stage(
+        "discover",
+        discover.discover,
+        lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol),
+        ("split",),
+    ),
     Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),
     Stage("prune", prune.prune, lambda r: (r.keep, r.recovery, r.pruning()), ("discover", "moments")),
     Stage("evaluate", evaluate.evaluate, lambda r: r.random_draws, ("prune",)),

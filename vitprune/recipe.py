@@ -311,7 +311,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def classes_or_groups(self) -> Recipe:
-        if self.groups is not None and (self.classes is not None or self.clusters is not None):
+        if sum(given is not None for given in (self.classes, self.groups, self.clusters)) > 1:
             raise ValueError("give `classes` or `groups`, not both")
         return self
 

@@ -224,6 +224,7 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
     found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
     if context.recipe.groups:
         found["results"] = results
+        found["specialists"] = evaluated["specialists"]
         found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
     dense_widths = [site.width for site in context.sites]
     pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}

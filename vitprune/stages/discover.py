@@ -60,7 +60,7 @@ def discover(context: Context) -> list[Path]:
     _forget_others(context, needed)
     for name in sorted({context.recipe.criterion.name, *context.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
-            for group, targets in context.class_sets().items():
+            for group, targets in context.sets_and_their_union().items():
                 path = _whole(context, name, group, targets)
                 files += [path, path.with_suffix(".json")]
     return files

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitprune import checkpoint, evaluation, masks
+from vitprune import checkpoint, evaluation, masks, specialists
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
@@ -30,7 +30,7 @@ def evaluate(context: Context) -> list[Path]:
     if context.recipe.paper_protocol:
         rows += _oracle_rows(context)
     path = context.folder.stage_folder("evaluate") / "rows.json"
-    write_json(path, {"rows": rows, "per_class": per_class})
+    write_json(path, {"rows": rows, "per_class": per_class, "specialists": specialists.table(context)})
     return [path]
 
 

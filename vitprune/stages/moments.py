@@ -20,7 +20,7 @@ def moments(context: Context) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
     if not recovery.needs_moments(context.recipe.recovery):
         return []
-    return [_moments_of(context, group, targets) for group, targets in context.class_sets().items()]
+    return [_moments_of(context, group, targets) for group, targets in context.sets_and_their_union().items()]
 
 
 def _moments_file(context: Context, group: str | None) -> Path:

@@ -1,0 +1,135 @@
+"""Class sets: found by similarity, pruned one by one, and told beside the dense model with the same head closed."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import FOLDERS, image_folder, model_folder, quicken, recipe_dict
+
+import vitprune
+from vitprune import cluster, pipeline, specialists
+from vitprune.errors import UserError
+from vitprune.recipe import Recipe
+
+
+@pytest.fixture(scope="module", name="content")
+def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("groups")
+    return recipe_dict(model_folder(folder / "model"), image_folder(folder / "images"), folder / "out")
+
+
+def run(content: dict[str, Any], out: Path, verb: str = "run", **changed: Any) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        return pipeline.run(Recipe.model_validate({**content, "out": str(out), **changed}), verb)
+
+
+# --- clusters
+
+
+def test_clusters_are_those_of_average_linkage_by_hand():
+    draw = np.random.default_rng(0)
+    centres = draw.normal(size=(3, 8))
+    of = [0, 1, 2, 1, 0, 2, 2]
+    points = np.stack([centres[c] + 0.05 * draw.normal(size=8) for c in of])
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    clusters = [[i] for i in range(7)]
+    while len(clusters) > 3:  # the two with the least mean distance become one
+        pairs = itertools.combinations(range(len(clusters)), 2)
+        a, b = min(pairs, key=lambda p: np.mean([1 - similarity[i, j] for i in clusters[p[0]] for j in clusters[p[1]]]))
+        clusters[a] += clusters.pop(b)
+    expected = sorted((sorted(c) for c in clusters), key=lambda c: c[0])
+    assert cluster.groups(similarity, 3) == expected == [[0, 4], [1, 3], [2, 5, 6]]
+
+
+def test_auto_groups_are_found_once_named_and_pruned(content, tmp_path):
+    made = run(content, tmp_path, "prune", groups={"auto": 2})
+    named = made["recipe"]["groups"]
+    assert sorted(itertools.chain(*named.values())) == sorted(FOLDERS)
+    assert list(named) == ["group-1", "group-2"]
+    for group, members in named.items():
+        assert vitprune.load(tmp_path / "tiny" / group)(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
+        assert members
+    again = run(content, tmp_path, "prune", groups={"auto": 2})
+    assert again["recipe"]["groups"] == named
+    assert [s["name"] for s in again["stages"] if not s["skipped"]] == []
+
+
+def test_groups_that_cannot_be_are_refused_before_any_work(content, tmp_path):
+    with pytest.raises(UserError, match="3 at most"):
+        run(content, tmp_path, "prune", groups={"auto": 4})
+    for wrong in ({"auto": 1}, {"auto": "two"}, {"auto": 2, "b": ["cross"]}):
+        with pytest.raises(ValueError, match=r"groups|clusters"):
+            Recipe.model_validate({**content, "groups": wrong})
+    with pytest.raises(ValueError, match="not both"):
+        Recipe.model_validate({**content, "groups": {"auto": 2}, "classes": ["cross"]})
+
+
+# --- the table
+
+
+@pytest.mark.parametrize("how", ["affine", "layerwise"])
+@pytest.mark.parametrize("name", ["jas", "fisher-obs"])
+def test_the_table_stands_beside_the_dense_model_with_its_head_closed(content, tmp_path, name, how):
+    groups = {"two": ["circle", "cross"], "one": ["square", "cross"]}
+    made = run(content, tmp_path, "evaluate", groups=groups, recovery=how, allocation="auto",
+               criterion={"name": name, "t": 3, "nodes": 2, "probe_per_class": 4})  # fmt: skip
+    rows = made["specialists"]
+    assert [(r["group"], r["model"], r["head"]) for r in rows] == list(
+        itertools.product(groups, ("dense", "generic", "specialist"), ("all", "masked"))
+    )
+    dense = {r["group"]: r for r in made["rows"] if r["criterion"] == "dense" and r["head"] == "masked"}
+    for row in rows:
+        assert row["n"] == 4 and row["n_other"] == 2
+        assert row["top1_all_classes"] <= 1
+        if (row["model"], row["head"]) == ("dense", "masked"):
+            assert row["top1"] == dense[row["group"]]["top1"]
+        if row["model"] == "specialist":
+            twin = next(
+                r for r in made["rows"] if (r["group"], r["head"], r["criterion"], r["recovery"])
+                == (row["group"], row["head"], name, how)
+            )  # fmt: skip
+            assert row["top1"] == twin["top1"]
+    assert {r["allocation"] for r in made["rows"] if r["criterion"] == name} == {
+        "global" if name == "fisher-obs" else "uniform"
+    }
+
+
+def test_without_groups_there_is_no_table(content, tmp_path):
+    assert "specialists" not in run(content, tmp_path, "evaluate")
+
+
+def test_figures_by_hand():
+    draw = np.random.default_rng(2)
+    logits, labels, targets = draw.normal(size=(40, 5)), draw.integers(0, 5, 40), [1, 3]
+    for masked in (False, True):
+        found = specialists.figures(logits, labels, targets, masked=masked)
+        hits, scores = [], {"max_softmax": [], "energy": []}
+        for row in logits:
+            allowed = targets if masked else range(5)
+            hits.append(max(allowed, key=lambda c, row=row: row[c]))
+            total = sum(np.exp(row[c]) for c in allowed)
+            scores["max_softmax"].append(max(np.exp(row[c]) / total for c in targets))
+            scores["energy"].append(np.log(sum(np.exp(row[c]) for c in targets)))
+        inside = np.isin(labels, targets)
+        right = np.array(hits) == labels
+        assert found["top1"] == pytest.approx(right[inside].mean())
+        assert found["top1_all_classes"] == pytest.approx(right.mean())
+        for name, values in scores.items():
+            own, other = np.array(values)[inside], np.array(values)[~inside]
+            above = np.mean([(a > b) + 0.5 * (a == b) for a in own for b in other])
+            assert found[f"auroc_{name}"] == pytest.approx(above)
+            let_in = sorted(own, reverse=True)[: int(np.ceil(0.95 * len(own)))][-1]
+            assert found[f"fpr95_{name}"] == pytest.approx((other >= let_in).mean())
+
+
+def test_open_set_of_one_kind_only_says_nothing():
+    assert specialists.open_set(np.ones(3), np.ones(0)) == (None, None)
+    assert specialists.open_set(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == (1.0, 0.0)
+    assert specialists.open_set(np.ones(4), np.ones(4)) == (0.5, 1.0)
