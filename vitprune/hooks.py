@@ -75,6 +75,17 @@ def masked_class_token(model: nn.Module, sites: Sequence[FfnSite], keep_BN: Sequ
         yield
 
 
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds, in their order, what the calls of `module` inside return."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 class _Reached(Exception):  # noqa: N818 (a signal)
     """The pass has come far enough."""
 

@@ -110,15 +110,19 @@ class _Work:
         """Refit block i's layers and carry both streams through it; afterwards `x` and `dense` are those after it."""
         new, old, streams = self.new, self.old, self.streams
         mine, theirs = new.model.blocks[i], old.model.blocks[i]
-        if attention and _refittable(mine.attn, "qkv"):
-            rows = ((mine.norm1(x), theirs.attn.qkv(theirs.norm1(d))) for _, (x, d) in self.get("x", "dense"))
-            self.refit(mine.attn.qkv, rows)
-        for n, (d,) in self.get("dense"):
-            streams.put("dense", n, old.attend(i, d))
-        if attention and _refittable(mine.attn, "proj"):
+        qkv, proj = (attention and _refittable(mine.attn, name) for name in ("qkv", "proj"))
+        targets = self.dense_attention(i, theirs.attn.qkv if qkv else None)
+        if qkv:
+            self.refit(mine.attn.qkv, targets)
+        else:
+            for _ in targets:
+                pass
+        if proj:
             self.refit(mine.attn.proj, self.mixed(i, read), new.scale(i, "attention"))
         for n, (x,) in self.get("x"):
-            streams.put("x", n, new.attend(i, x))
+            a = streams.get("mixed", n, self.device) if proj else None
+            z = new.attend(i, x) if a is None else x + mine.ls1(mine.attn.proj(a))
+            streams.put("x", n, z)
         for n, (d,) in self.get("dense"):
             streams.put("dense", n, old.add_ffn(i, d, old.hidden(i, d)))
         rows = ((new.hidden(i, z[:, read]), (d - z)[:, read]) for _, (z, d) in self.get("x", "dense"))
@@ -126,11 +130,23 @@ class _Work:
         for n, (z,) in self.get("x"):
             streams.put("x", n, new.add_ffn(i, z, new.hidden(i, z)))
 
+    def dense_attention(self, i: int, qkv: nn.Module | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Carry the dense stream through block i's attention; what the pruned model's qkv sees, and what it should give."""
+        norm = self.new.model.blocks[i].norm1
+        for n, (x, d) in self.get("x", "dense"):
+            if qkv is None:
+                self.streams.put("dense", n, self.old.attend(i, d))
+                continue
+            with hooks.outputs_of(qkv) as seen:
+                self.streams.put("dense", n, self.old.attend(i, d))
+            yield norm(x), seen[0]
+
     def mixed(self, i: int, read: slice) -> Iterator[tuple[Tensor, Tensor]]:
-        """What attention hands to its projection, and what the projection should write to the stream."""
+        """What attention hands to its projection, kept as `mixed`, and what the projection should write to the stream."""
         block = self.new.model.blocks[i]
-        for _, (x, d) in self.get("x", "dense"):
+        for n, (x, d) in self.get("x", "dense"):
             a = hooks.input_of(block.attn.proj, lambda x=x: block.attn(block.norm1(x)))  # type: ignore[misc]
+            self.streams.put("mixed", n, a)
             yield a[:, read], (d - x)[:, read]
 
     def refit(self, layer: nn.Linear, rows: Iterable[tuple[Tensor, Tensor]], scale: Tensor | None = None) -> None:
