@@ -15,6 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from vitprune.report import compare_reports, write_report
+from vitprune.report.beside import Beside
 from vitprune.report.document import document
 from vitprune.report.markdown import markdown
 
@@ -67,7 +68,8 @@ def record() -> Record:
                                       "tokens": "all"}, "t": 50, "images": 400, "seconds": 80.0, "batch": 16,
                          "smallest_batch": 4, "shards": "s",
                          "completeness": {"mean_abs_gap": 0.00031, "max_abs_gap": 0.002, "images": 16}}],
-        "paths": {"t": 50, "most_frequent": {"shirt": [3, 9]}, "frequency": {"shirt": [[0.9, 0.4], [0.8, 0.1]]}},
+        "paths": {"t": 50, "images": 80, "most_frequent": {"shirt": [3, 9], "boot": [1, 2]},
+                  "shown": ["shirt", "boot"], "file": "report-data/paths.safetensors"},
         "class_similarity": {"classes": ["shirt", "boot"], "matrix": [[1.0, 0.41], [0.41, 1.0]]},
         "checks": [{"name": "probe and test are disjoint", "passed": True, "value": 0, "limit": 0, "detail": "ok"}],
         "latency": [{"batch": 1, "dense_ms": 1.21, "slim_ms": 0.75, "ratio": 0.62, "runtime": "CPUExecutionProvider"}],
@@ -246,13 +248,13 @@ def test_every_value_may_be_wrong(record: Record, monkeypatch: pytest.MonkeyPatc
     for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths", "frequencies", "similarity"):
         monkeypatch.setattr(f"vitprune.report.plots.{plot}", lambda *_: "<svg></svg>")
     for key, value in record.items():
-        assert markdown(document({**record, key: junk}))
+        assert markdown(document({**record, key: junk}, beside))
         for inner in value if isinstance(value, dict) else ():
-            assert markdown(document({**record, key: {**value, inner: junk}}))
+            assert markdown(document({**record, key: {**value, inner: junk}}, beside))
         if value and isinstance(value, list) and isinstance(value[0], dict):
             for inner in value[0]:
                 broken = [item | {inner: junk} for item in value]
-                assert markdown(document({**record, key: broken}))
+                assert markdown(document({**record, key: broken}, beside))
 
 
 def test_not_a_number_is_null_and_never_drawn(record: Record, tmp_path: Path) -> None:
