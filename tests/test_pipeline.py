@@ -155,7 +155,13 @@ def test_the_files_of_the_contract(finished: Bench) -> None:
         assert (finished.root / name).stat().st_size > 0, name
     assert leftovers(finished.out) == []
     assert sorted(p.name for p in finished.out.iterdir()) == ["tiny"]
-    assert {p.name for p in finished.root.iterdir()} == {*CONTRACT, "masks.safetensors", "report-data", "stages", ".lock"}
+    assert {p.name for p in finished.root.iterdir()} == {
+        *CONTRACT,
+        "masks.safetensors",
+        "report-data",
+        "stages",
+        ".lock",
+    }
 
 
 def test_the_resolved_recipe_is_written_and_runs_again(finished: Bench) -> None:

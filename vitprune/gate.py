@@ -8,7 +8,6 @@ from typing import Any
 
 from vitprune.errors import UserError
 from vitprune.files import read_json
-from vitprune.report import numbers
 from vitprune.report.values import mapping, number, ratio, sequence
 
 
@@ -52,7 +51,7 @@ def line(row: dict[str, Any]) -> str:
     group = f" [{row['group']}]" if row["group"] else ""
     side = "at least" if row["at_least"] else "at most"
     outcome = "ok" if row["passed"] else "MISSED"
-    return f"{outcome:<8}{row['name']}{group} {numbers.general(row['value'])}, {side} {numbers.general(row['limit'])}"
+    return f"{outcome:<8}{row['name']}{group} {row['value']:.9g}, {side} {row['limit']:.9g}"
 
 
 def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any], bar: Bar) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def heat_map(key: str, names: Sequence[str], matrix: np.ndarray, found: Clusteri
         return ""
     order, size = found.order, len(names)
     sorted_matrix = matrix[np.ix_(order, order)]
-    off = sorted_matrix[~np.eye(size, dtype=bool)] if size > 1 else sorted_matrix.ravel()
-    finite = off[np.isfinite(off)] if np.isfinite(off).any() else sorted_matrix[np.isfinite(sorted_matrix)]
-    low, high = float(finite.min()), float(finite.max())
+    low, high = _range(sorted_matrix)
     strength = 0.04 + 0.46 * np.clip(
         (sorted_matrix - low) / (high - low) if high > low else sorted_matrix * 0 + 1, 0, 1
     )
@@ -104,7 +102,14 @@ def heat_map(key: str, names: Sequence[str], matrix: np.ndarray, found: Clusteri
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         text = f"Cosine similarity of {numbers.count(size)} classes, from {low:.2f} (palest) to {high:.2f} (strongest)"
-        return render(figure, key, title, f"{text} between different classes; similar ones stand together.")
+        return render(figure, key, title, f"{text}; similar ones stand together.")
+
+
+def _range(matrix: np.ndarray) -> tuple[float, float]:
+    """Least and greatest similarity of two different classes; of all where that says nothing."""
+    off = matrix[~np.eye(len(matrix), dtype=bool) & np.isfinite(matrix)]
+    values = off if off.size and off.min() < off.max() else matrix[np.isfinite(matrix)]
+    return float(values.min()), float(values.max())
 
 
 def _dendrogram(axes: Axes, found: Clustering) -> None:
@@ -112,7 +117,6 @@ def _dendrogram(axes: Axes, found: Clustering) -> None:
     for left, right, low, other, high in found.joins:
         axes.plot([left, left, right, right], [low, high, high, other], color=MUTED, linewidth=0.9)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("1 − cosine", fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.tick_params(axis="y", labelsize=7.5)

@@ -110,7 +110,7 @@ def _similarity(similarity: dict[str, Any], beside: Beside) -> list[Block]:
             return [heading, missing(f"the class similarity: {clean(name)} is not there or does not fit the classes")]
         return [heading, Text("The record's class similarity is not one row and column per class.", "missing")]
     found = cluster(matrix)
-    caption = "Cosine similarity of the classes' unit use, similar classes side by side (average linkage)"
+    caption = "Cosine similarity of the classes' unit use; the tree above joins similar ones (average linkage)"
     blocks = [heading, *figure(unit_plots.heat_map("similarity", names, matrix, found, caption), caption)]
     if len(names) > unit_plots.MAX_NAMES:
         text = ", ".join(names[leaf] for leaf in found.order)
