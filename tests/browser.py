@@ -69,7 +69,7 @@ class Browser:
         """Load a file at a window width in CSS pixels; seconds until its load event."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", media="screen", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.events.clear()
         started = time.monotonic()
         self.call("Page.navigate", url=path.resolve().as_uri())

@@ -111,10 +111,15 @@ def test_it_prints(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> 
     browser.open(pages["full"], 1400, dark=True)
     browser.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    browser.open(pages["full"], 718)  # what A4 leaves between its margins
     browser.call("Emulation.setEmulatedMedia", media="print")
     browser.run("dispatchEvent(new Event('beforeprint'))")
     assert browser.run("[...document.querySelectorAll('details')].every(fold => fold.open)")
+    widest = (
+        "Math.max(...[...document.querySelectorAll('table, figure, pre')].map(n => n.getBoundingClientRect().right))"
+    )
     assert browser.run("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
+    assert browser.run(widest) <= 718
     assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
