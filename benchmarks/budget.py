@@ -23,8 +23,8 @@ import numpy as np
 
 from vitprune import evaluation, pipeline
 from vitprune.cells import Cell, examine, hits_of
-from vitprune.compare import mcnemar
 from vitprune.context import Context
+from vitprune.evaluation import mcnemar
 from vitprune.files import digest, read_json, write_json
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe, parse

@@ -64,7 +64,8 @@ def test_rows_are_those_of_a_report_and_more(content: dict[str, Any], monkeypatc
     row = next(
         r for r in made["rows"] if (r["criterion"], r["recovery"], r["keep"], r["seed"]) == ("jas", "affine", 0.5, 3)
     )
-    assert set(own) <= set(row) and {"seconds", "peak_memory_mb", "seed"} <= set(row)
+    assert set(own) - {"mcnemar_p"} <= set(row)  # that one is against the exported model of a run
+    assert {"seconds", "peak_memory_mb", "seed"} <= set(row)
     for key in (
         "top1",
         "top1_ci95",

@@ -156,7 +156,7 @@ def test_the_files_of_the_contract(finished: Bench) -> None:
     assert leftovers(finished.out) == []
     assert sorted(p.name for p in finished.out.iterdir()) == ["tiny"]
     assert {p.name for p in finished.root.iterdir()} == {
-        *CONTRACT, "masks.safetensors", "split.json", "README.md", "stages", ".lock",
+        *CONTRACT, "masks.safetensors", "split.json", "README.md", "report-data", "stages", ".lock",
     }  # fmt: skip
 
 

@@ -7,18 +7,18 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+from records import Page, Record, files_beside, made_record, row
 
 from vitprune.report import compare_reports, write_report
+from vitprune.report.beside import Beside
 from vitprune.report.document import document
 from vitprune.report.markdown import markdown
 
-Record = dict[str, Any]
 HOSTILE = [
     "<script>alert(1)</script>",
     "a|b",
@@ -29,90 +29,17 @@ HOSTILE = [
 HOSTILE += ["line\nbreak --> <!--", "\u202eevil\x00\udc80", "</svg></style></title><img src=x onerror=y>"]
 
 
-def row(criterion: str, top1: float, **changed: Any) -> Record:
-    """One honest measurement on two classes."""
-    made: Record = {
-        "criterion": criterion, "keep": 0.25, "kept": 0.2512, "allocation": "uniform", "recovery": "none",
-        "protocol": "honest", "t": None, "group": None, "classes": ["shirt", "boot"], "head": "all", "seed": 0,
-        "top1": top1, "top1_ci95": [round(top1 - 0.0123, 4), round(top1 + 0.0117, 4)],
-        "mean_true_probability": round(top1 - 0.0567, 4), "params": 302346, "macs": 14123000, "n": 1983,
-        "top1_change_points": round(100 * (top1 - 0.8735), 4),
-    }  # fmt: skip
-    return made | changed
-
-
-@pytest.fixture
-def record() -> Record:
-    """A complete record with every optional part."""
-    dense = row("dense", 0.8735, keep=1.0, kept=1.0, params=677386, macs=35480000)
-    honest = [row("jas", 0.8312), row("jas", 0.8649, recovery="affine"), row("taylor", 0.8477, keep=96)]
-    random = [row("random", top1, seed=seed) for seed, top1 in enumerate((0.50, 0.52, 0.57))]
-    oracle = [row("jas", 0.91 + t / 1e4, protocol="oracle", t=t) for t in (1, 5, 50)]
-    return {
-        "schema": 1, "name": "demo", "created": "2026-11-21T08:00:00Z", "complete": True, "missing": [],
-        "command": "vitprune run recipes/demo.yaml", "recipe": {"seed": 0}, "recipe_yaml": "seed: 0\n",
-        "hashes": {"data": "da7a", "split": "5911", "model": "30de"}, "versions": {"vitprune": "0.1.0"},
-        "machine": {"cpu": "some", "cores": 2, "device": "cpu"},
-        "classes": ["shirt", "boot", "bag"], "target_classes": ["shirt", "boot"],
-        "split": {"seed": 7, "probe_share": 0.8, "probe": 8000, "test": 1983,
-                  "skipped": [{"path": "a.jpg", "reason": "truncated"}],
-                  "per_class": [{"class": "shirt", "probe": 4000, "test": 990}]},
-        "model": {"name": "bundled", "architecture": "vit_tiny", "params_dense": 677386, "params_slim": 302346,
-                  "macs_dense": 35480000, "macs_slim": 14123000, "widths_dense": [384, 384], "widths_slim": [96, 97]},
-        "rows": [dense, *honest, *random, *oracle],
-        "result": honest[1] | {"latency_ratio": 0.62, "latency_batch": 1},
-        "per_class": [{"class": "shirt", "n": 990, "dense_top1": 0.8, "slim_top1": 0.79, "change_points": -1.0},
-                      {"class": "boot", "n": 993, "dense_top1": 0.9, "slim_top1": 0.91, "change_points": 1.0}],
-        "discoveries": [{"settings": {"criterion": "jas", "formula": "joint-ig", "quadrature": "left", "nodes": 7,
-                                      "tokens": "all"}, "t": 50, "images": 400, "seconds": 80.0, "batch": 16,
-                         "smallest_batch": 4, "shards": "s",
-                         "completeness": {"mean_abs_gap": 0.00031, "max_abs_gap": 0.002, "images": 16}}],
-        "paths": {"t": 50, "most_frequent": {"shirt": [3, 9]}, "frequency": {"shirt": [[0.9, 0.4], [0.8, 0.1]]}},
-        "class_similarity": {"classes": ["shirt", "boot"], "matrix": [[1.0, 0.41], [0.41, 1.0]]},
-        "checks": [{"name": "probe and test are disjoint", "passed": True, "value": 0, "limit": 0, "detail": "ok"}],
-        "latency": [{"batch": 1, "dense_ms": 1.21, "slim_ms": 0.75, "ratio": 0.62, "runtime": "CPUExecutionProvider"}],
-        "files": [{"path": "model.onnx", "bytes": 1243112, "sha256": "ab" * 32, "what": "ONNX, fp32"}],
-        "stages": [{"name": "discover", "seconds": 71.2, "skipped": False}],
-        "notes": ["A note."],
-    }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Tags, ids, text and tables of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self._rows: list[list[str]] = []
-        self._cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self._rows = self.tables.setdefault(dict(attrs)["aria-label"] or "", [])
-        if tag == "tr":
-            self._rows.append([])
-        if tag in ("td", "th"):
-            self._rows[-1].append("")
-            self._cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._cell = self._cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        if self._cell:
-            self._rows[-1][-1] += data
+@pytest.fixture(name="record")
+def record_fixture() -> Record:
+    return made_record()
 
 
 def written(record: Record, folder: Path) -> tuple[str, str, Any]:
     """HTML, Markdown and parsed JSON of a report, read back."""
+    files_beside(folder)
     paths = write_report(record, folder)
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report-data", "report.html", "report.json", "report.md"]
     return paths[2].read_text("utf-8"), paths[1].read_text("utf-8"), json.loads(paths[0].read_text("utf-8"))
 
 
@@ -160,6 +87,7 @@ def test_complete_record_answers_every_question(record: Record, tmp_path: Path) 
     assert "not a deployable accuracy" in html
     assert "not a deployable accuracy" in text
     assert html.count("<svg") == 6
+    assert html.count("<img") == 2
 
 
 def test_oracle_rows_stay_out_of_the_honest_table(record: Record, tmp_path: Path) -> None:
@@ -242,17 +170,21 @@ def test_every_key_may_be_absent(record: Record, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "junk", [None, "x", -3, 1e300, 10**400, [], {}, [{}], [None], {"a": [1]}, True], ids=lambda junk: repr(junk)[:12]
 )
-def test_every_value_may_be_wrong(record: Record, monkeypatch: pytest.MonkeyPatch, junk: Any) -> None:
-    for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths", "frequencies", "similarity"):
+def test_every_value_may_be_wrong(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: Any) -> None:
+    for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths"):
         monkeypatch.setattr(f"vitprune.report.plots.{plot}", lambda *_: "<svg></svg>")
+    for plot in ("violins", "heat_map"):
+        monkeypatch.setattr(f"vitprune.report.unit_plots.{plot}", lambda *_: "<svg></svg>")
+    files_beside(tmp_path)
+    beside = Beside(tmp_path)
     for key, value in record.items():
-        assert markdown(document({**record, key: junk}))
+        assert markdown(document({**record, key: junk}, beside))
         for inner in value if isinstance(value, dict) else ():
-            assert markdown(document({**record, key: {**value, inner: junk}}))
+            assert markdown(document({**record, key: {**value, inner: junk}}, beside))
         if value and isinstance(value, list) and isinstance(value[0], dict):
             for inner in value[0]:
                 broken = [item | {inner: junk} for item in value]
-                assert markdown(document({**record, key: broken}))
+                assert markdown(document({**record, key: broken}, beside))
 
 
 def test_not_a_number_is_null_and_never_drawn(record: Record, tmp_path: Path) -> None:
@@ -271,7 +203,9 @@ def test_hostile_names_stay_text(record: Record, tmp_path: Path) -> None:
     record |= {"name": name, "command": name, "recipe_yaml": name, "notes": HOSTILE, "missing": HOSTILE}
     record["classes"] = record["target_classes"] = HOSTILE
     record["per_class"] = [{**record["per_class"][0], "class": text} for text in HOSTILE]
-    record["paths"]["frequency"] = {text: [[0.5, 0.2]] for text in HOSTILE}
+    record["paths"] |= {"shown": HOSTILE[:2], "most_frequent": {text: [1, 2] for text in HOSTILE}}
+    record["worst"][""][0] |= {"class": name, "image": name, "slim_class": name}
+    record["confusions"][""] = [{"class": text, "taken_for": text, "dense": 1, "slim": 2} for text in HOSTILE]
     size = range(len(HOSTILE))
     record["class_similarity"] = {"classes": HOSTILE, "matrix": [[0.5 for _ in size] for _ in size]}
     record["rows"] += [row(text, 0.7, group=text, recovery=text) for text in HOSTILE]
@@ -280,7 +214,7 @@ def test_hostile_names_stay_text(record: Record, tmp_path: Path) -> None:
     html, text, _ = written(record, tmp_path)
     page = Page(html)
     assert [tag for tag, _ in page.tags].count("script") == 1
-    assert "img" not in {tag for tag, _ in page.tags}
+    assert all(a["src"].startswith("data:image/png;base64,") for tag, a in page.tags if tag == "img")
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "\u202e" not in html + text
     assert "\x00" not in html + text
@@ -309,7 +243,8 @@ def test_page_is_self_contained_and_accessible(record: Record, tmp_path: Path) -
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
     page = Page(html)
     for tag, attributes in page.tags:
-        assert "src" not in attributes
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
+        assert tag != "img" or attributes["alt"]
         assert tag not in ("link", "iframe", "object")
         assert (attributes.get("href") or "#").startswith("#")
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]

@@ -192,6 +192,29 @@ def report(
 
 
 @app.command()
+def check(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="a run's report.json, or its folder")],
+    min_top1: Annotated[float | None, typer.Option("--min-top1", help="top-1 of the exported model, as 0.87")] = None,
+    max_latency_ratio: Annotated[float | None, typer.Option("--max-latency-ratio", help="slim / dense time")] = None,
+    max_params_ratio: Annotated[
+        float | None, typer.Option("--max-params-ratio", help="slim / dense parameters")
+    ] = None,
+    max_macs_ratio: Annotated[float | None, typer.Option("--max-macs-ratio", help="slim / dense multiply-adds")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a finished run against bars: one line per bar; exit code 1 where one is missed, 2 where none can be judged."""
+    from vitprune import gate
+
+    asked = [("top1", min_top1, True), ("latency_ratio", max_latency_ratio, False)]
+    asked += [("params_ratio", max_params_ratio, False), ("macs_ratio", max_macs_ratio, False)]
+    bars = [gate.Bar(name, limit, at_least) for name, limit, at_least in asked if limit is not None]
+    rows = gate.check(report, bars)
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(map(gate.line, rows)))
+    if not all(row["passed"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
 def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: Json = False) -> None:
     """The paper's tables on the recipe's model: Table 1 and Figure 3 (paths removed and enhanced), or Figure 6 and Table 3."""
     from vitprune import interventions

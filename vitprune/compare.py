@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import binomtest
-
 from vitprune import choose, masks, parallel, pipeline
 from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
+from vitprune.evaluation import mcnemar
 from vitprune.files import digest, read_json, write_json, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Compare, Recipe, dump
@@ -166,12 +164,6 @@ def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
     except (UserError, OSError):
         return None
     return content if isinstance(content, dict) and content.get("key") == key and needed in content else None
-
-
-def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
-    """Exact two-sided McNemar test: the p-value of as lopsided a split of the images that only one of the two got right."""
-    only, not_only = int((one & ~other).sum()), int((other & ~one).sum())
-    return 1.0 if only + not_only == 0 else float(binomtest(only, only + not_only).pvalue)
 
 
 def _summary(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,11 +55,7 @@ def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None =
         raise ValueError("no test images of these classes")
     if not np.isfinite(logits).all():
         raise ValueError("the model gave logits that are not finite")
-    logits = logits.astype(np.float64)
-    if head is not None:
-        closed = np.ones(logits.shape[1], bool)
-        closed[list(head)] = False
-        logits = np.where(closed, -np.inf, logits)
+    logits = _closed(logits.astype(np.float64), head)
     hit = logits.argmax(1) == labels
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     true_probability = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
@@ -69,6 +66,26 @@ def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None =
             float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])
         ]
     return Metrics(float(hit.mean()), (float(low), float(high)), float(true_probability.mean()), of_class, len(hit))
+
+
+def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None) -> np.ndarray:
+    """Which images the logits [N, C] get right, bool [N]; `head` as in `metrics`."""
+    return _closed(logits, head).argmax(1) == labels
+
+
+def _closed(logits: np.ndarray, head: Sequence[int] | None) -> np.ndarray:
+    """The logits with the outputs outside `head` at minus infinity."""
+    if head is None:
+        return logits
+    closed = np.ones(logits.shape[1], bool)
+    closed[list(head)] = False
+    return np.where(closed, -np.inf, logits)
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """Exact two-sided McNemar test: the p-value of as lopsided a split of the images that only one of the two got right."""
+    only, not_only = int((one & ~other).sum()), int((other & ~one).sum())
+    return 1.0 if only + not_only == 0 else float(binomtest(only, only + not_only).pvalue)
 
 
 def oracle_logits(

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 _SELF = Path("/proc/self")
+_around: list[float] = []  # per `peak` that is open: the highest use seen before one inside it began the count again
 
 
 def free(device: torch.device) -> int:
@@ -26,9 +27,11 @@ def free(device: torch.device) -> int:
 def peak(device: torch.device) -> Iterator[list[float | None]]:
     """Yields a list that holds, afterwards, the megabytes the work needed beyond what was in use before it.
 
-    None where the system does not say (no CUDA device and no Linux).
+    One may stand inside another. None where the system does not say (no CUDA device and no Linux).
     """
     result: list[float | None] = [None]
+    now = _highest(device) or 0.0
+    _around[:] = [max(seen, now) for seen in _around]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -39,10 +42,21 @@ def peak(device: torch.device) -> Iterator[list[float | None]]:
         with contextlib.suppress(OSError):
             (_SELF / "clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
         before = psutil.Process().memory_info().rss
-    yield result
+    _around.append(0.0)
+    try:
+        yield result
+    finally:
+        seen = _around.pop()
+    highest = _highest(device)
+    if highest is not None:
+        result[0] = max(0.0, (max(seen, highest) - before) / 1e6)
+
+
+def _highest(device: torch.device) -> float | None:
+    """The high-water mark in bytes since it was last begun again."""
     if device.type == "cuda":
-        result[0] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
-        return
-    with contextlib.suppress(OSError, ValueError, IndexError):
+        return float(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
         line = next(x for x in (_SELF / "status").read_text().splitlines() if x.startswith("VmHWM"))
-        result[0] = max(0.0, (int(line.split()[1]) * 1024 - before) / 1e6)
+        return int(line.split()[1]) * 1024.0
+    return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, cluster, parallel, record
+from vitprune import choose, cluster, memory, parallel, record, report_data
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest, write_text
@@ -81,7 +81,7 @@ def run(
         _, done = advance(context, verb, force)
         made = record.build(context, done, command)
         if verb == "run":
-            record.write(made, context.folder.root)
+            record.write(made | report_data.write(context, made), context.folder.root)
         return made
 
 
@@ -119,15 +119,19 @@ def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, A
     folder = context.folder
     if not force and folder.is_current(stage.name, inputs):
         context.reporter.say(f"{stage.name}: unchanged, skipped")
-        return {"name": stage.name, "seconds": (folder.record(stage.name) or {}).get("seconds"), "skipped": True}
+        known = folder.record(stage.name) or {}
+        cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
+        return {"name": stage.name, **cost, "skipped": True}
     if force:
         folder.clear(folder.stage_folder(stage.name) / PARTS, set())
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()
-    made = stage.work(context)
+    with memory.peak(context.device) as highest:
+        made = stage.work(context)
     folder.remove(before - set(made))
-    folder.finish(stage.name, inputs, made, started)
+    peak = None if highest[0] is None else round(highest[0], 1)
+    folder.finish(stage.name, inputs, made, started, peak)
     seconds = round(time.monotonic() - started, 2)
     context.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
-    return {"name": stage.name, "seconds": seconds, "skipped": False}
+    return {"name": stage.name, "seconds": seconds, "peak_memory_mb": peak, "skipped": False}

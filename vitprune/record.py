@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import choose, evaluation, paths
+from vitprune import choose, evaluation, paths, report_data
 from vitprune.context import Context
-from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
 from vitprune.recipe import dump
 from vitprune.report import write_report
@@ -25,6 +24,7 @@ from vitprune.report.values import plain
 from vitprune.stages import discover
 from vitprune.stages.export import LATENCY_BATCH
 
+PRECISION = {"model.safetensors": "fp32", "model.onnx": "fp32"}
 TOLERANCE = 1e-4
 MADE_BY = {
     "model.safetensors": "prune",
@@ -174,35 +174,32 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
             relative = path.relative_to(root).as_posix()
             made_now = MADE_BY[name] in ran | {""}
             if made_now and path.is_file() and relative not in {f["path"] for f in found}:
-                found.append({"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text})
+                made = {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text}
+                found.append(made | ({"precision": PRECISION[name]} if name in PRECISION else {}))
     return found
 
 
 def _discovered(context: Context) -> dict[str, Any]:
-    """Most frequent path and frequency curve per class, and the classes' similarity; for an image criterion only."""
-    c = context.recipe.criterion
+    """Most frequent path per class and the classes' similarity; for a criterion that finds paths only."""
     discoveries = {"discoveries": discover.notes_of(context)}
-    ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
-    if (
-        ranked != "frequency"
-        or not discover.result_file(context, c.name, c.t, c.attribution(), c.probe_per_class).is_file()
-    ):
+    scores = report_data.scores(context)
+    if scores is None:
         return discoveries
-    scores = discover.scores_of(context, c.name)
     targets = context.every_target()
     names = [context.class_name(i) for i in targets]
     best = [[int(block[i].argmax()) for block in scores.blocks] for i in targets]
-    curves = [[block[i].sort(descending=True).values[:20].tolist() for block in scores.blocks] for i in targets]
-    similarity = paths.class_similarity(scores)[targets][:, targets]
-    return discoveries | {
+    found: dict[str, Any] = {
         "paths": {
-            "t": c.t,
+            "t": context.recipe.criterion.t,
             "images": scores.images,
             "most_frequent": dict(zip(names, best, strict=True)),
-            "frequency": {n: [[round(v, 4) for v in b] for b in x] for n, x in zip(names, curves, strict=True)},
-        },
-        "class_similarity": {"classes": names, "matrix": [[round(v, 4) for v in row] for row in similarity.tolist()]},
+        }
     }
+    if len(targets) <= report_data.INLINE:
+        similarity = paths.class_similarity(scores)[targets][:, targets].tolist()
+        matrix = [[round(v, 4) for v in row] for row in similarity]
+        found["class_similarity"] = {"classes": names, "matrix": matrix}
+    return discoveries | found
 
 
 def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
@@ -222,6 +219,7 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
     first = next(iter(results.values()))
     group = next(iter(results))
     found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
+    found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions")}
     if context.recipe.groups:
         found["results"] = results
         found["specialists"] = evaluated["specialists"]

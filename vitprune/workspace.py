@@ -84,11 +84,14 @@ class Workspace:
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
-    def finish(self, stage: str, inputs: str, files: list[Path], started: float) -> None:
+    def finish(
+        self, stage: str, inputs: str, files: list[Path], started: float, peak_memory_mb: float | None = None
+    ) -> None:
         """Write the stage's record."""
         sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files}
         seconds = round(time.monotonic() - started, 2)
-        write_json(self.stage_folder(stage) / "stage.json", {"inputs": inputs, "seconds": seconds, "files": sizes})
+        cost = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
+        write_json(self.stage_folder(stage) / "stage.json", {"inputs": inputs, **cost, "files": sizes})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.files import write_text
+from vitprune.report.beside import Beside
 from vitprune.report.compare import comparison
 from vitprune.report.document import document
 from vitprune.report.html import html
@@ -18,15 +19,20 @@ from vitprune.report.values import plain
 
 __all__ = ["compare_reports", "write_report"]
 
+COMPARE = "compare.json"
+
 
 def write_report(record: dict[str, Any], folder: Path) -> list[Path]:
     """Write `report.json`, `report.md` and `report.html` into `folder`, each in one step; answer their paths.
 
-    Non-finite floats become null. Raises TypeError for values JSON cannot hold and UserError
-    where the folder cannot be written.
+    A comparison that lies there (`compare.json`) is named in the record and shown. Non-finite floats become null.
+    Raises TypeError for values JSON cannot hold and UserError where the folder cannot be written.
     """
     safe = plain(record)
-    page = document(safe)
+    safe.pop("compare", None)
+    if (folder / COMPARE).is_file():
+        safe["compare"] = COMPARE
+    page = document(safe, Beside(folder))
     text = json.dumps(safe, indent=2, allow_nan=False) + "\n"
     return _write(folder, {"report.json": text, "report.md": markdown(page), "report.html": html(page)})
 

@@ -115,7 +115,35 @@ class Fold:
     blocks: tuple[Block, ...]
 
 
-Block: TypeAlias = "Table | Text | Heading | Figure | Code | Facts | Numbers | Fold"
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Two columns of blocks where the page is wide, one below the other where it is not."""
+
+    kind: ClassVar[str] = "columns"
+    left: tuple[Block, ...]
+    right: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small picture as a `data:` address (empty: it is gone), its title, its name, and label and value pairs."""
+
+    source: str
+    title: str
+    name: str
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures in a grid."""
+
+    kind: ClassVar[str] = "gallery"
+    caption: str
+    pictures: tuple[Picture, ...]
+
+
+Block: TypeAlias = "Table | Text | Heading | Figure | Code | Facts | Numbers | Fold | Columns | Gallery"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitprune.report.beside import Beside
 from vitprune.report.blocks import Document, Text
 from vitprune.report.sections.classes import classes_section
 from vitprune.report.sections.comparison import comparison_section
@@ -15,22 +16,21 @@ from vitprune.report.sections.trust import failed_checks, trust_section
 from vitprune.report.values import clean, mapping, sequence
 
 SCHEMA = 1
-SOURCE = "Every number on this page comes from the run's record, report.json beside it."
-SECTIONS = (
-    result_section,
-    trust_section,
-    comparison_section,
-    classes_section,
-    kept_section,
-    deploy_section,
-    reproduce_section,
-)
+SOURCE = "Every number on this page comes from report.json beside it and the files that report.json names."
 
 
-def document(record: dict[str, Any]) -> Document:
-    """The page of one run; `record` holds pure JSON types (see `values.plain`)."""
+def document(record: dict[str, Any], beside: Beside) -> Document:
+    """The page of one run; `record` holds pure JSON types (see `values.plain`), `beside` reads the files it names."""
     name = clean(record.get("name")) or "unnamed run"
-    sections = tuple(section(record) for section in SECTIONS)
+    sections = (
+        result_section(record, beside),
+        trust_section(record),
+        comparison_section(record, beside),
+        classes_section(record, beside),
+        kept_section(record, beside),
+        deploy_section(record),
+        reproduce_section(record),
+    )
     return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
 
 

@@ -5,7 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from vitprune.report.blocks import Block, Cell, Code, Document, Facts, Figure, Fold, Heading, Numbers, Row, Table, Text
+from vitprune.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Columns,
+    Document,
+    Facts,
+    Figure,
+    Fold,
+    Gallery,
+    Heading,
+    Numbers,
+    Row,
+    Table,
+    Text,
+)
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 MAX_ROWS = 100  # a pull request comment holds 65,536 characters
@@ -48,6 +63,10 @@ def _block(block: Block) -> str:
             return _table(block)
         case Fold():
             return _fold(block.summary, block.blocks)
+        case Columns():
+            return "\n\n".join(part for part in map(_block, block.left + block.right) if part)
+        case Gallery():
+            return _gallery(block)
         case Figure():
             return ""
 
@@ -68,6 +87,14 @@ def _table(table: Table) -> str:
     lines = [f"**{escape(table.caption)}**", "", head, rule, *map(_row, table.rows[:MAX_ROWS])]
     left = len(table.rows) - MAX_ROWS
     return "\n".join([*lines, *(["", f"_{left:,} more rows are on the HTML page._"] if left > 0 else [])])
+
+
+def _gallery(gallery: Gallery) -> str:
+    """The pictures' names and lines as a table."""
+    labels = [label for label, _ in gallery.pictures[0].lines]
+    cells = [(p.title, p.name, *(value for _, value in p.lines)) for p in gallery.pictures]
+    rows = tuple(Row(tuple(map(Cell, line))) for line in cells)
+    return _table(Table(gallery.caption, ("Class", "Image", *labels), rows))
 
 
 def _row(row: Row) -> str:

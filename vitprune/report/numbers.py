@@ -35,8 +35,8 @@ def compact(value: float | None) -> str:
         return NONE
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
-            return f"{_three(value / limit)}{_THIN}{suffix}"
-    return count(value) if float(value).is_integer() else _three(value)
+            return f"{three(value / limit)}{_THIN}{suffix}"
+    return count(value) if float(value).is_integer() else three(value)
 
 
 def size(value: float | None) -> str:
@@ -45,13 +45,13 @@ def size(value: float | None) -> str:
         return NONE
     for limit, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
-            return f"{_three(value / limit)}{_THIN}{suffix}"
+            return f"{three(value / limit)}{_THIN}{suffix}"
     return f"{value:.0f}{_THIN}B"
 
 
 def milliseconds(value: float | None) -> str:
     """Milliseconds to three significant digits."""
-    return NONE if value is None else f"{_three(value)}{_THIN}ms"
+    return NONE if value is None else f"{three(value)}{_THIN}ms"
 
 
 def seconds(value: float | None) -> str:
@@ -68,6 +68,13 @@ def times(value: float | None) -> str:
     return NONE if value is None else f"{_signed(value, 2)}×"
 
 
+def probability(value: float | None) -> str:
+    """A p-value to two significant digits, without an exponent: 0.87, 0.0091, below 0.0001."""
+    if value is None:
+        return NONE
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}" if value >= 0.01 else f"{value:.4f}"
+
+
 def general(value: float | None) -> str:
     """A number of unknown kind, short and lossless enough to compare with a limit."""
     return NONE if value is None else f"{value:.6g}".replace("-", "−")
@@ -78,7 +85,7 @@ def plural(amount: int, one: str, many: str = "") -> str:
     return f"{amount:,} {one if amount == 1 else many or one + 's'}"
 
 
-def _three(value: float) -> str:
+def three(value: float) -> str:
     """Three significant digits without an exponent."""
     size_of = abs(value)
     return _signed(value, 0 if size_of >= 100 else 1 if size_of >= 10 else 2)

@@ -1,6 +1,6 @@
 """The report's plots as inline SVG. Each answers "" where there is nothing finite to draw.
 
-Legend: C classes, L blocks, K ranks. Accuracies are fractions in, percentages on the axis. `key` names the figure on
+Accuracies are fractions in, percentages on the axis. `key` names the figure on
 its page and must be unique there.
 """
 
@@ -19,8 +19,6 @@ from vitprune.report.svg import GAIN, INK, LOSS, MUTED, SERIES, drawing, render
 
 WIDTH = 4.5  # inches: readable both on a phone and in the page's column
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-MAX_CELLS = 30
-MAX_PANELS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +39,14 @@ def accuracy_dots(key: str, points: Sequence[Point], dense: float | None, title:
         return ""
     names, series = _unique(point.line for point in points), _unique(point.series for point in points)
     with drawing():
-        figure = _figure(0.8 + 0.2 * len(names) + 0.12 * len(names) * len(series))
+        figure = new_figure(0.8 + 0.2 * len(names) + 0.12 * len(names) * len(series))
         axes = figure.subplots()
         for point in points:
             index = series.index(point.series)
             offset = (index - (len(series) - 1) / 2) * min(0.24, 0.72 / len(series))
             _dot(axes, point, names.index(point.line) + offset, index)
         _dense_line(axes, dense, vertical=True)
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_yticks(range(len(names)), [short(name) for name in names])
         axes.set_ylim(len(names) - 0.45, -0.55)
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -66,14 +64,14 @@ def accuracy_curves(key: str, points: Sequence[Point], dense: float | None, titl
         return ""
     panels, series = _unique(point.line for point in drawable), _unique(point.series for point in drawable)
     with drawing():
-        figure = _figure(0.7 + 1.9 * len(panels))
+        figure = new_figure(0.7 + 1.9 * len(panels))
         grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)
         for axes, panel in zip(grid[:, 0], panels, strict=True):
             for index, name in enumerate(series):
                 _curve(axes, [p for p in drawable if p.line == panel and p.series == name], index)
             _dense_line(axes, dense, vertical=False)
             _x_ticks(axes, sorted({point.x for point in drawable if point.x is not None}))
-            axes.set_title(_short(panel) if len(panels) > 1 else "")
+            axes.set_title(short(panel) if len(panels) > 1 else "")
             axes.set_ylabel("top-1, %")
         grid[-1, 0].set_xlabel(xlabel)
         _legend(figure, grid[0, 0], len(series) + (dense is not None))
@@ -86,12 +84,12 @@ def class_changes(key: str, changes: Sequence[tuple[str, float]], title: str) ->
     if not changes:
         return ""
     with drawing():
-        figure = _figure(0.6 + 0.23 * len(changes))
+        figure = new_figure(0.6 + 0.23 * len(changes))
         axes = figure.subplots()
         values = [value for _, value in changes]
         axes.barh(range(len(values)), values, height=0.62, color=[LOSS if value < 0 else GAIN for value in values])
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.set_yticks(range(len(values)), [_short(name) for name, _ in changes])
+        axes.set_yticks(range(len(values)), [short(name) for name, _ in changes])
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -106,7 +104,7 @@ def widths(key: str, dense: Sequence[float], slim: Sequence[float], title: str) 
     if not slim:
         return ""
     with drawing():
-        figure = _figure(2.0)
+        figure = new_figure(2.0)
         axes = figure.subplots()
         if len(dense) == len(slim):
             axes.bar(range(len(dense)), dense, 0.7, facecolor="none", edgecolor=MUTED, linewidth=0.9, label="dense")
@@ -121,56 +119,13 @@ def widths(key: str, dense: Sequence[float], slim: Sequence[float], title: str) 
         return render(figure, key, title, f"Hidden units kept from the first block to the last: {kept}.")
 
 
-def frequencies(key: str, classes: Sequence[tuple[str, Sequence[Sequence[float]]]], title: str) -> str:
-    """Per class [L, K]: how often the most frequent units of each block lie on the class's paths."""
-    shown = [(name, blocks) for name, blocks in classes if any(blocks)][:MAX_PANELS]
-    if not shown:
-        return ""
-    across = min(3, len(shown))
-    down = math.ceil(len(shown) / across)
-    with drawing():
-        figure = _figure(0.6 + 1.15 * down)
-        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        for axes, (name, blocks) in zip(grid.flat, shown, strict=False):
-            _frequency_panel(axes, name, blocks)
-        for axes in list(grid.flat)[len(shown) :]:
-            axes.set_visible(False)
-        figure.supxlabel("rank of the unit in its block", fontsize=9)
-        figure.supylabel("frequency", fontsize=9)
-        text = f"{numbers.plural(len(shown), 'class', 'classes')}; one line per block, stronger towards the last block."
-        return render(figure, key, title, text)
-
-
-def similarity(key: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]], title: str) -> str:
-    """Heat map of a [C, C] matrix, the stronger the more alike; at most MAX_CELLS classes."""
-    names, matrix = names[:MAX_CELLS], [row[:MAX_CELLS] for row in matrix[:MAX_CELLS]]
-    finite = [value for row in matrix for value in row if value is not None]
-    if not finite:
-        return ""
-    low, high = min(finite), max(finite)
-    with drawing():
-        figure = Figure(figsize=(WIDTH, 1.2 + min(0.36, 4.6 / len(names)) * len(names)), layout="constrained")
-        axes = figure.subplots()
-        for row, values in enumerate(matrix):
-            for column, value in enumerate(values):
-                _heat_cell(axes, row, column, value, (low, high), written=len(names) <= 10)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xticks(range(len(names)), [_short(name, 14) for name in names], rotation=90)
-        axes.set_yticks(range(len(names)), [_short(name, 14) for name in names])
-        axes.grid(False)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        text = f"Cosine similarity of {len(names)} classes, from {low:.2f} (palest) to {high:.2f} (strongest)."
-        return render(figure, key, title, text)
-
-
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """A figure of the page's width, `height` inches."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _dot(axes: Axes, point: Point, y: float, index: int) -> None:
-    color, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+    color, marker = SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
     if point.low is not None and point.high is not None:
         axes.plot([100 * point.low, 100 * point.high], [y, y], color=color, linewidth=1.1)
     label = "" if point.series in axes.get_legend_handles_labels()[1] else point.series
@@ -180,7 +135,7 @@ def _dot(axes: Axes, point: Point, y: float, index: int) -> None:
 def _curve(axes: Axes, points: Sequence[Point], index: int) -> None:
     if not points:
         return
-    color, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+    color, marker = SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
     ordered = sorted(points, key=lambda point: point.x or 0.0)
     x = [point.x or 0.0 for point in ordered]
     axes.plot(x, [100 * point.top1 for point in ordered], marker=marker, color=color, label=ordered[0].series)
@@ -207,30 +162,7 @@ def _dense_line(axes: Axes, dense: float | None, vertical: bool) -> None:
 
 def _legend(figure: Figure, axes: Axes, entries: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, [_short(label) for label in labels], loc="outside upper left", ncols=min(4, max(1, entries)))
-
-
-def _frequency_panel(axes: Axes, name: str, blocks: Sequence[Sequence[float]]) -> None:
-    for index, values in enumerate(blocks):
-        strength = 0.25 + 0.75 * (index + 1) / len(blocks)
-        axes.plot(range(1, len(values) + 1), values, color=SERIES[0], alpha=strength, linewidth=1.0)
-    axes.set_title(_short(name, 16), fontsize=8, fontweight="normal", pad=3)
-    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    axes.set_ylim(bottom=0)
-    axes.tick_params(labelsize=7.5)
-
-
-def _heat_cell(
-    axes: Axes, row: int, column: int, value: float | None, bounds: tuple[float, float], written: bool
-) -> None:
-    """One square; never so strong that the number on it loses contrast, on light or dark."""
-    if value is None:
-        return
-    low, high = bounds
-    strength = 0.04 + 0.46 * ((value - low) / (high - low) if high > low else 1.0)
-    axes.bar([column], [0.96], width=0.96, bottom=row - 0.48, color=SERIES[0], alpha=strength, linewidth=0)
-    if written:
-        axes.text(column, row, f"{value:.2f}".lstrip("0") or "0", ha="center", va="center", fontsize=7.5)
+    figure.legend(handles, [short(label) for label in labels], loc="outside upper left", ncols=min(4, max(1, entries)))
 
 
 def _dense_words(dense: float | None) -> str:
@@ -241,7 +173,7 @@ def _unique(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _short(name: str, limit: int = 24) -> str:
+def short(name: str, limit: int = 24) -> str:
     """The name within `limit` characters, its middle left out: names often differ at their end."""
     tail = limit // 3
     return name if len(name) <= limit else f"{name[: limit - tail - 1]}…{name[-tail:]}"

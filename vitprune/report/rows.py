@@ -18,7 +18,8 @@ MEASURED = ("kept", "top1", "mean_true_probability", "params", "macs", "n", "top
 class Line:
     """One table line: a row, or the mean of several draws that differ only in their seed.
 
-    `values` holds MEASURED; `low`/`high` bound top-1: the 95 % interval, or mean ± sd of the draws.
+    `values` holds MEASURED; `low`/`high` bound top-1: the 95 % interval, or mean ± sd of the draws. `p`: of the test
+    against the exported model on the same images, the largest of the draws.
     """
 
     row: dict[str, Any]
@@ -27,6 +28,7 @@ class Line:
     high: float | None
     draws: int = 1
     sd: float | None = None
+    p: float | None = None
 
     def text(self, key: str) -> str:
         """A setting as display text, empty where absent."""
@@ -76,7 +78,7 @@ def dense_for(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any
 def _single(row: dict[str, Any]) -> Line:
     pair = interval(row.get("top1_ci95"))
     low, high = pair if pair else (None, None)
-    return Line(row, {key: number(row.get(key)) for key in MEASURED}, low, high)
+    return Line(row, {key: number(row.get(key)) for key in MEASURED}, low, high, p=number(row.get("mcnemar_p")))
 
 
 def _merge(same: list[dict[str, Any]]) -> Line:
@@ -85,7 +87,8 @@ def _merge(same: list[dict[str, Any]]) -> Line:
     sd = statistics.stdev(top1) if len(top1) > 1 else None
     mean = values["top1"]
     low, high = (mean - sd, mean + sd) if mean is not None and sd is not None else (None, None)
-    return Line(same[0], values, low, high, draws=len(top1), sd=sd)
+    p = [value for row in same if (value := number(row.get("mcnemar_p"))) is not None]
+    return Line(same[0], values, low, high, draws=len(top1), sd=sd, p=max(p, default=None))
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -14,6 +14,7 @@ from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
 from vitprune.files import write_json
+from vitprune.stages import examples
 from vitprune.stages.discover import load, scores_of
 from vitprune.stages.prune import mask_of, slimmed
 from vitprune.types import Metrics
@@ -22,19 +23,32 @@ from vitprune.types import Metrics
 def evaluate(context: Context) -> list[Path]:
     """Every row of the report on the test split; all choices have been made by the stages before."""
     rows: list[dict[str, Any]] = []
-    per_class: dict[str, Any] = {}
+    files: list[Path] = []
+    of_groups: dict[str, dict[str, Any]] = {"per_class": {}, "confusions": {}, "worst": {}, "predictions": {}}
     for group, targets in context.class_sets().items():
-        made, classes = _evaluate_set(context, group, targets)
+        made, found, per_class = _evaluate_set(context, group, targets)
         rows += made
-        per_class[group or ""] = classes
+        written = examples.write(context, group, found)
+        of_group = {
+            "per_class": per_class,
+            "confusions": examples.confusions(context, found),
+            "worst": examples.worst(context, written, found),
+            "predictions": written[0].relative_to(context.folder.root).as_posix(),
+        }
+        for key, value in of_group.items():
+            of_groups[key][group or ""] = value
+        files += written
     if context.recipe.paper_protocol:
         rows += _oracle_rows(context)
     path = context.folder.stage_folder("evaluate") / "rows.json"
-    write_json(path, {"rows": rows, "per_class": per_class, "specialists": specialists.table(context)})
-    return [path]
+    write_json(path, {"rows": rows, **of_groups, "specialists": specialists.table(context)})
+    return [path, *files]
 
 
-def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tuple[list[dict[str, Any]], list[Any]]:
+def _evaluate_set(
+    context: Context, group: str | None, targets: list[int]
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[Any]]:
+    """The rows of one class set, the predictions of the dense and the exported model, and their accuracy per class."""
     recipe = context.recipe
     main = (recipe.criterion.name, recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed)
     contenders = [main] + [(name, recipe.split.seed) for name in recipe.baselines if name not in (main[0], "random")]
@@ -43,7 +57,10 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
     jobs = [("dense", recipe.split.seed, "none")]
     jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", recipe.recovery))]
     rows: list[dict[str, Any]] = []
+    hits: list[np.ndarray] = []
     seen: dict[str, Metrics] = {}
+    whole: dict[str, np.ndarray] = {}
+    compared: dict[str, np.ndarray] = {}
     for name, seed, how in context.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
         exported = (name, seed) == main and how == recipe.recovery
         mask = None if name == "dense" else mask_of(context, scores_of(context, name, seed, group), targets)
@@ -61,9 +78,17 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
             share, asked = (mask.kept, recipe.keep) if mask else (1.0, 1.0)
             made = row(context, name, how, m, model, targets, share, asked)
             rows.append(made | {"seed": seed, "group": group, "head": head, "exported": exported and head == "all"})
+            hits.append(evaluation.hits(logits, labels, targets if head == "masked" else None))
+            if exported:
+                compared[head] = hits[-1]
             if head == "all" and (name == "dense" or exported):
                 seen["dense" if name == "dense" else "slim"] = m
-    return rows, _per_class(context, targets, seen, labels)
+                whole["dense" if name == "dense" else "slim"] = logits
+    for made, hit in zip(rows, hits, strict=True):
+        ours = compared[made["head"]]
+        made["mcnemar_p"] = None if hit is ours else evaluation.mcnemar(hit, ours)
+    index = evaluation.test_indices(context.images, context.split, np.array(targets))
+    return rows, examples.predictions(index, labels, **whole), _per_class(context, targets, seen, labels)
 
 
 def _finite_metrics(logits: np.ndarray, labels: np.ndarray, head: list[int] | None, name: str) -> Metrics:

@@ -97,6 +97,7 @@ def _latency(context: Context, dense: Path, slim: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "batch": batch,
+                "precision": "fp32",
                 "dense_ms": d["median_ms"],
                 "slim_ms": s["median_ms"],
                 "ratio": s["median_ms"] / d["median_ms"],

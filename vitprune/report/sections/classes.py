@@ -1,22 +1,56 @@
-"""Where did it hurt? The change per class, the worst first."""
+"""Where did it hurt? The change per class, the confusions that changed, and the worst images; per group."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from vitprune.report import numbers, plots
-from vitprune.report.blocks import Block, Cell, Fold, Row, Section, Text, figure, missing, table
-from vitprune.report.values import clean, mappings, number
+from vitprune.report.beside import Beside
+from vitprune.report.blocks import (
+    Block,
+    Cell,
+    Columns,
+    Fold,
+    Gallery,
+    Heading,
+    Picture,
+    Row,
+    Section,
+    Text,
+    figure,
+    missing,
+    table,
+)
+from vitprune.report.values import clean, mapping, mappings, number
 
 SHOWN = 30
+MAX_GROUPS = 12
 COLUMNS = ("Class", ">Images", ">Dense top-1", ">Slim top-1", ">Change, points")
 
 
-def classes_section(record: dict[str, Any]) -> Section:
+def classes_section(record: dict[str, Any], beside: Beside) -> Section:
+    """For every group, or once without groups: classes sorted by change, confusions, pictures."""
+    groups = mapping(record.get("per_class_of_group")) or {"": record.get("per_class")}
+    blocks: list[Block] = []
+    for index, (group, rows) in enumerate(list(groups.items())[:MAX_GROUPS]):
+        inside = [
+            *_classes(f"classes-{index}", mappings(rows)),
+            *_confusions(mapping(record.get("confusions")).get(group)),
+            *_worst(mapping(record.get("worst")).get(group), beside),
+        ]
+        name = f"Group {clean(group)}"
+        blocks += inside if not group else [Heading(name), *inside] if index == 0 else [Fold(name, tuple(inside))]
+    if len(groups) > MAX_GROUPS:
+        text = f"The first {MAX_GROUPS} of {numbers.count(len(groups))} groups; report.json has all of them."
+        blocks.append(Text(text, "note"))
+    return Section("classes", "Where did it hurt?", tuple(blocks))
+
+
+def _classes(key: str, rows: list[dict[str, Any]]) -> list[Block]:
     """A plot and a table sorted by change; long lists are folded."""
-    rows = sorted(mappings(record.get("per_class")), key=_order)
+    rows = sorted(rows, key=_order)
     if not rows:
-        return Section("classes", "Where did it hurt?", (missing("accuracies per class"),))
+        return [missing("accuracies per class")]
     changes = [
         (clean(row.get("class")), value) for row in rows if (value := number(row.get("change_points"))) is not None
     ]
@@ -25,17 +59,16 @@ def classes_section(record: dict[str, Any]) -> Section:
     unknown = len(rows) - len(changes)
     summary = f"{lower} of {numbers.plural(len(rows), 'class', 'classes')} lost accuracy, {higher} gained"
     summary += f", {unknown} could not be compared" if unknown else ""
-    blocks: list[Block] = [Text(f"{summary}.{_grain(rows)}")]
     shown = changes if len(changes) <= SHOWN else changes[:20] + changes[-10:]
     caption = "Change in top-1 per class" + ("" if len(shown) == len(changes) else ": the 20 worst and the 10 best")
-    blocks += figure(plots.class_changes("classes", shown, caption), caption)
+    plot = figure(plots.class_changes(key, shown, caption), caption)
     caption = "Top-1 per class, sorted by change"
-    if len(rows) <= SHOWN:
-        blocks.append(table(caption, COLUMNS, map(_row, rows)))
-    else:
-        blocks.append(table(f"{caption}: the {SHOWN} worst", COLUMNS, map(_row, rows[:SHOWN])))
+    title = caption if len(rows) <= SHOWN else f"{caption}: the {SHOWN} worst"
+    blocks: list[Block] = [Text(f"{summary}.{_grain(rows)}")]
+    blocks.append(Columns(plot, (table(title, COLUMNS, map(_row, rows[:SHOWN])),)))
+    if len(rows) > SHOWN:
         blocks.append(Fold(f"All {len(rows):,} classes", (table(caption, COLUMNS, map(_row, rows)),)))
-    return Section("classes", "Where did it hurt?", tuple(blocks))
+    return blocks
 
 
 def _grain(rows: list[dict[str, Any]]) -> str:
@@ -64,3 +97,51 @@ def _row(row: dict[str, Any]) -> Row:
             Cell(numbers.points(change), change),
         )
     )
+
+
+def _confusions(found: Any) -> list[Block]:
+    heading = Heading("Confusions that changed")
+    if not isinstance(found, list):
+        return [heading, missing("the confusions of the dense and the slim model")]
+    rows = [_confusion(row) for row in mappings(found)]
+    if not rows:
+        return [heading, Text("Both models confuse the same classes equally often.")]
+    columns = ("Class", "Taken for", ">Dense, images", ">Slim, images", ">Change, images")
+    return [heading, table("Test images of a class taken for another, the largest changes first", columns, rows)]
+
+
+def _confusion(row: dict[str, Any]) -> Row:
+    dense, slim, change = (number(row.get(key)) for key in ("dense", "slim", "change"))
+    sign = "+" if change is not None and change > 0 else ""
+    return Row(
+        (
+            Cell(clean(row.get("class"))),
+            Cell(clean(row.get("taken_for"))),
+            Cell(numbers.count(dense), dense),
+            Cell(numbers.count(slim), slim),
+            Cell(sign + numbers.count(change), change),
+        )
+    )
+
+
+def _worst(found: Any, beside: Beside) -> list[Block]:
+    heading = Heading("The worst test images")
+    if not isinstance(found, list):
+        return [heading, missing("the worst test images")]
+    pictures = tuple(_picture(row, beside) for row in mappings(found))
+    if not pictures:
+        return [heading, Text("On no test image did the true class lose probability.")]
+    caption = "The test images whose true class lost the most probability, the worst first; p is the probability of it"
+    lost = sum(not picture.source for picture in pictures)
+    absent = missing(f"{numbers.plural(lost, 'thumbnail')}, gone from report-data")
+    return [heading, Gallery(caption, pictures), *([absent] if lost else [])]
+
+
+def _picture(row: dict[str, Any], beside: Beside) -> Picture:
+    true = clean(row.get("class"))
+    lines = []
+    for name in ("dense", "slim"):
+        probability = number(row.get(f"{name}_true_probability"))
+        shown = numbers.NONE if probability is None else f"{probability:.3f}"
+        lines.append((name, f"{clean(row.get(f'{name}_class'))}, p {shown}"))
+    return Picture(beside.picture(row.get("thumbnail")), true, clean(row.get("image")), tuple(lines))

@@ -6,20 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitprune.report import numbers
+from vitprune.report.beside import Beside
 from vitprune.report.blocks import Block, Cell, Heading, Row, Section, Text, figure, missing, table
 from vitprune.report.rows import Line, lines, of_protocol, setting, without_protocol
 from vitprune.report.sections.comparison_plots import captioned, facets_of, honest_plot, kept_text, oracle_plot
+from vitprune.report.sections.splits import splits_blocks
 from vitprune.report.values import mapping, number
 
 ORACLE = "oracle-routed: the mask is chosen by the image's true label, so this is not a deployable accuracy"
 HONEST_CAPTION = "Honest rows: mask chosen on the probe split, measured on the test split"
 HONEST_FIGURE = "Top-1 of the honest rows with 95 % intervals (± one standard deviation where seeds were merged)"
+SIGNIFICANCE = (
+    "p: exact McNemar test against the exported model on the same test images (of several seeds the largest), not "
+    "corrected for the number of rows. A large p means that these images cannot tell the two apart."
+)
 MAX_FACETS = 6
 
 
-def comparison_section(record: dict[str, Any]) -> Section:
-    """Both tables, both plots, and rows that fit neither."""
-    blocks = [*_honest(record), *_oracle(record), *_unknown(record)]
+def comparison_section(record: dict[str, Any], beside: Beside) -> Section:
+    """Both tables, both plots, the comparison over several splits where there is one, and rows that fit neither."""
+    blocks = [*_honest(record), *splits_blocks(record, beside), *_oracle(record), *_unknown(record)]
     return Section("comparison", "How does it compare?", tuple(blocks))
 
 
@@ -32,6 +38,8 @@ def _honest(record: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [_table(HONEST_CAPTION, ordered, exported)]
     if any(line.draws > 1 for line in ordered):
         blocks.append(Text("A value with ± is the mean and standard deviation over seeds; report.json has every draw."))
+    if any(line.p is not None for line in ordered):
+        blocks.append(Text(SIGNIFICANCE, "note"))
     if not any(line.dense for line in ordered):
         blocks.append(missing("the dense model's accuracy, so the plot has no dense line"))
     facets = facets_of(rows)
@@ -65,17 +73,19 @@ def _unknown(record: dict[str, Any]) -> list[Block]:
 def _table(caption: str, found: Sequence[Line], exported: Sequence[str], tone: Any = "") -> Block:
     optional = [key for key in ("group", "head", "allocation", "t") if _varies(found, key)]
     columns = ["Criterion", "Recovery", *(">t" if key == "t" else key.capitalize() for key in optional)]
-    columns += [">Top-1", ">95 % interval", ">Change, points", ">Kept", ">True-class probability"]
+    tested = any(line.p is not None for line in found)
+    columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * tested), ">Kept", ">True-class probability"]
     columns += [">Parameters", ">MACs", ">Images"]
-    return table(caption, columns, (_row(line, optional, exported) for line in found), tone)
+    return table(caption, columns, (_row(line, optional, exported, tested) for line in found), tone)
 
 
-def _row(line: Line, optional: Sequence[str], exported: Sequence[str]) -> Row:
+def _row(line: Line, optional: Sequence[str], exported: Sequence[str], tested: bool) -> Row:
     value = line.values
     cells = [Cell(line.text("criterion") or "unnamed"), Cell("—" if line.dense else line.text("recovery") or "—")]
     cells += [Cell(line.text(key) or "—", number(line.row.get(key)) if key == "t" else None) for key in optional]
     cells += [_top1(line), _interval(line)]
     cells.append(Cell("—" if line.dense else numbers.points(value["top1_change_points"]), value["top1_change_points"]))
+    cells += [Cell(numbers.probability(line.p), line.p)] * tested
     cells.append(Cell(kept_text(line), value["kept"]))
     probability = value["mean_true_probability"]
     cells.append(Cell("—" if probability is None else f"{probability:.3f}", probability))

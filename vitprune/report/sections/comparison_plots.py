@@ -28,7 +28,8 @@ def kept_text(line: Line) -> str:
     """The budget as asked: a share, or a number of units with the share it came to."""
     keep, kept = line.row.get("keep"), line.values["kept"]
     if isinstance(keep, int) and not isinstance(keep, bool) and not line.dense:
-        return f"{keep} units ({numbers.share(kept)})" if kept is not None else f"{keep} units"
+        units = numbers.plural(keep, "unit")
+        return f"{units} ({numbers.share(kept)})" if kept is not None else units
     return numbers.share(kept)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitprune.report import numbers
 from vitprune.report.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
-from vitprune.report.values import clean, mappings, number
+from vitprune.report.values import clean, interval, mappings, number
 
 
 def deploy_section(record: dict[str, Any]) -> Section:
@@ -20,7 +20,7 @@ def _files(record: dict[str, Any]) -> list[Block]:
     files = mappings(record.get("files"))
     if not files:
         return [missing("any exported file")]
-    return [table("Files", ("File", ">Size", "What it is", "SHA-256"), map(_file, files))]
+    return [table("Files", ("File", ">Size", "Precision", "What it is", "SHA-256"), map(_file, files))]
 
 
 def _file(row: dict[str, Any]) -> Row:
@@ -29,6 +29,7 @@ def _file(row: dict[str, Any]) -> Row:
         (
             Cell(clean(row.get("path"))),
             Cell(numbers.size(size), size),
+            Cell(clean(row.get("precision")) or numbers.NONE),
             Cell(clean(row.get("what"))),
             Cell(f"{digest[:12]}…" if len(digest) > 12 else digest or numbers.NONE),
         )
@@ -38,8 +39,9 @@ def _file(row: dict[str, Any]) -> Row:
 def _latency(rows: list[dict[str, Any]]) -> list[Block]:
     if not rows:
         return [missing("latency measurements")]
-    columns = (">Batch", ">Dense", ">Slim", ">Slim / dense", "Runtime")
-    return [table("Latency per batch", columns, map(_latency_row, rows))]
+    columns = (">Batch", "Precision", ">Dense", ">Slim", ">Slim / dense", "Runtime")
+    caption = "Latency per batch: median, and the quartiles in brackets"
+    return [table(caption, columns, map(_latency_row, rows))]
 
 
 def _latency_row(row: dict[str, Any]) -> Row:
@@ -48,12 +50,19 @@ def _latency_row(row: dict[str, Any]) -> Row:
     return Row(
         (
             Cell(clean(row.get("batch")) or numbers.NONE, number(row.get("batch"))),
-            Cell(numbers.milliseconds(dense), dense),
-            Cell(numbers.milliseconds(slim), slim),
+            Cell(clean(row.get("precision")) or numbers.NONE),
+            Cell(timed(row, "dense"), dense),
+            Cell(timed(row, "slim"), slim),
             Cell(numbers.times(part), part, "warning" if slower else ""),
             Cell(clean(row.get("runtime"))),
         )
     )
+
+
+def timed(row: dict[str, Any], name: str) -> str:
+    """A median with its quartiles: 26.2 ms (26.0 to 26.5)."""
+    text, pair = numbers.milliseconds(number(row.get(f"{name}_ms"))), interval(row.get(f"{name}_quartiles_ms"))
+    return text if pair is None else f"{text} ({numbers.three(pair[0])} to {numbers.three(pair[1])})"
 
 
 def _usage(record: dict[str, Any]) -> list[Block]:

@@ -5,15 +5,23 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Any
 
-from vitprune.report import numbers, plots
+import numpy as np
+
+from vitprune.report import numbers, plots, unit_plots
+from vitprune.report.beside import Beside
 from vitprune.report.blocks import Block, Cell, Fold, Heading, Row, Section, Text, figure, missing, table
+from vitprune.report.similarity import cluster, matrix_of
 from vitprune.report.values import clean, mapping, number, ratio, sequence
 
+MAX_PANELS = 12
 
-def kept_section(record: dict[str, Any]) -> Section:
+
+def kept_section(record: dict[str, Any], beside: Beside) -> Section:
     """Widths always; paths and similarity where the record has them."""
-    blocks = [*_widths(mapping(record.get("model"))), *_paths(mapping(record.get("paths")))]
-    return Section("kept", "What was kept?", (*blocks, *_similarity(mapping(record.get("class_similarity")))))
+    blocks = _widths(mapping(record.get("model")))
+    blocks += _paths(mapping(record.get("paths")), beside)
+    blocks += _similarity(mapping(record.get("class_similarity")), beside)
+    return Section("kept", "What was kept?", tuple(blocks))
 
 
 def _widths(model: dict[str, Any]) -> list[Block]:
@@ -39,25 +47,41 @@ def _width(index: int, dense: Any, slim: Any) -> Row:
     )
 
 
-def _paths(paths: dict[str, Any]) -> list[Block]:
+def _paths(paths: dict[str, Any], beside: Beside) -> list[Block]:
     if not paths:
         return []
-    frequency = mapping(paths.get("frequency"))
-    classes = [(clean(name), [_finite(block) for block in sequence(blocks)]) for name, blocks in frequency.items()]
-    t = number(paths.get("t"))
-    caption = "How often the most frequent units of each block lie on the paths of a class's images"
-    caption += f" (t = {numbers.general(t)})" if t is not None else ""
-    svg = plots.frequencies("frequency", classes, caption)
-    tail = f"; the first {plots.MAX_PANELS} of {len(classes)} classes" if len(classes) > plots.MAX_PANELS else ""
-    blocks: list[Block] = [Heading("Neuron paths")]
-    blocks += figure(svg, f"{caption}; a faint line is an early block, a strong one a late block{tail}")
+    units = mapping(paths.get("most_frequent"))
+    t, images = number(paths.get("t")), number(paths.get("images"))
+    asked = f"t = {numbers.general(t)}, " if t is not None else ""
+    text = f"A path holds the units that carry one image to its class ({asked}{numbers.count(images)} probe images)."
+    blocks: list[Block] = [Heading("Neuron paths"), *([Text(text)] if images is not None else [])]
+    classes = _frequencies(paths, units, beside)
+    tail = f"; {len(classes)} of {numbers.count(len(units))} classes, those that lost the most" * (
+        len(classes) < len(units)
+    )
+    caption = "How often the units of each block are on the paths of a class's images"
+    svg = unit_plots.violins("frequency", classes, caption)
+    blocks += figure(svg, f"{caption}: width is frequency, the dotted line joins the most frequent units{tail}")
     if not svg:
-        blocks.append(missing("unit frequencies"))
-    return blocks + _most_frequent(mapping(paths.get("most_frequent")))
+        blocks.append(missing("the frequencies of units per class"))
+    return blocks + _most_frequent(units)
 
 
-def _finite(values: Any) -> list[float]:
-    return [value for item in sequence(values) if (value := number(item)) is not None]
+def _frequencies(
+    paths: dict[str, Any], units: dict[str, Any], beside: Beside
+) -> list[tuple[str, list[np.ndarray], list[int]]]:
+    """Name, frequency per block [n] and most frequent units [L] of the classes that the record's file holds."""
+    arrays = beside.arrays(paths.get("file"))
+    blocks = [arrays[name] for name in (f"frequency.{i}" for i in range(len(arrays))) if name in arrays]
+    names = sequence(paths.get("shown"))
+    if not blocks or any(b.ndim != 2 or len(b) != len(names) or not b.shape[1] or b.dtype.kind != "f" for b in blocks):
+        return []
+    found = []
+    for index, name in list(enumerate(names))[:MAX_PANELS]:
+        best = [int(unit) for unit in sequence(units.get(str(name))) if number(unit) is not None]
+        rows = [np.nan_to_num(block[index], posinf=0.0, neginf=0.0).clip(0, 1) for block in blocks]
+        found.append((clean(name), rows, best if len(best) == len(blocks) else []))
+    return found
 
 
 def _most_frequent(units: dict[str, Any]) -> list[Block]:
@@ -75,15 +99,20 @@ def _units_row(name: str, units: list[Any], depth: int) -> Row:
     return Row((Cell(clean(name)), *cells, *[Cell(numbers.NONE)] * (depth - len(cells))))
 
 
-def _similarity(similarity: dict[str, Any]) -> list[Block]:
+def _similarity(similarity: dict[str, Any], beside: Beside) -> list[Block]:
     if not similarity:
         return []
-    names = [clean(name) for name in sequence(similarity.get("classes"))]
-    matrix = [[number(value) for value in sequence(row)] for row in sequence(similarity.get("matrix"))]
     heading = Heading("Which classes share units")
-    if not names or len(matrix) != len(names) or any(len(row) != len(names) for row in matrix):
+    names = [clean(name) for name in sequence(similarity.get("classes"))]
+    matrix = matrix_of(similarity, beside)
+    if matrix is None:
+        if isinstance(name := similarity.get("file"), str):
+            return [heading, missing(f"the class similarity: {clean(name)} is not there or does not fit the classes")]
         return [heading, Text("The record's class similarity is not one row and column per class.", "missing")]
-    caption = "Cosine similarity of the classes' unit use"
-    if len(names) > plots.MAX_CELLS:
-        caption += f": the first {plots.MAX_CELLS} of {len(names)} classes"
-    return [heading, *figure(plots.similarity("similarity", names, matrix, caption), caption)]
+    found = cluster(matrix)
+    caption = "Cosine similarity of the classes' unit use; the tree above joins similar ones (average linkage)"
+    blocks = [heading, *figure(unit_plots.heat_map("similarity", names, matrix, found, caption), caption)]
+    if len(names) > unit_plots.MAX_NAMES:
+        text = ", ".join(names[leaf] for leaf in found.order)
+        blocks.append(Fold(f"The {numbers.count(len(names))} classes in the order of the picture", (Text(text),)))
+    return blocks

@@ -42,14 +42,18 @@ def _stages(stages: list[dict[str, Any]]) -> list[Block]:
     spent = [
         value for row in stages if row.get("skipped") is not True and (value := number(row.get("seconds"))) is not None
     ]
-    total = Row((Cell("this run"), Cell(numbers.seconds(sum(spent)), sum(spent)), Cell("")))
-    return [Heading("Time"), table("Time per stage", ("Stage", ">Time", "State"), [*rows, total])]
+    total = Row((Cell("this run"), Cell(numbers.seconds(sum(spent)), sum(spent)), Cell(""), Cell("")))
+    columns = ("Stage", ">Time", ">Peak memory", "State")
+    note = Text("Peak memory: the most that the stage's process held beyond what it held when the stage began.", "note")
+    return [Heading("Time and memory"), table("Time and memory per stage", columns, [*rows, total]), note]
 
 
 def _stage(row: dict[str, Any]) -> Row:
     skipped, took = row.get("skipped") is True, number(row.get("seconds"))
     state = "skipped: its inputs had not changed" if skipped else "done" if took is not None else "not finished"
-    return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), Cell(state)))
+    peak = number(row.get("peak_memory_mb"))
+    memory = Cell(numbers.size(None if peak is None else 1e6 * peak), peak)
+    return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), memory, Cell(state)))
 
 
 def _discoveries(found: list[dict[str, Any]]) -> list[Block]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from vitprune.report import numbers
+from vitprune.report.beside import Beside
 from vitprune.report.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
 from vitprune.report.rows import dense_for
+from vitprune.report.sections.deploy import timed
+from vitprune.report.sections.splits import over_splits
 from vitprune.report.values import clean, interval, mapping, mappings, number, ratio
 
 
-def result_section(record: dict[str, Any]) -> Section:
+def result_section(record: dict[str, Any], beside: Beside) -> Section:
     """The headline: sentence, numbers, and one line per group where several models were exported."""
     blocks: list[Block] = []
     result = mapping(record.get("result"))
     groups = mapping(record.get("results"))
     if result:
-        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), Numbers(_numbers(record, result))]
+        three = _size(mapping(record.get("model")), result), _latency(record, result), _accuracy(record, result, beside)
+        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), Numbers(three)]
     elif not groups:
         blocks.append(missing("an exported model (`result`), so there is no headline figure"))
     if groups:
@@ -42,7 +46,7 @@ def _sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
     text += f" classifies {numbers.share(top1)} of {numbers.count(images)} test images correctly"
     if images is None:
         text = text.replace(f" of {numbers.NONE} test images", " of the test images")
-    return f"{text}{_against_dense(number(result.get('top1_change_points')))}."
+    return f"{text}{_against_dense(number(result.get('top1_change_points')))}{_smaller_faster(record, result)}."
 
 
 def _against_dense(change: float | None) -> str:
@@ -54,6 +58,15 @@ def _against_dense(change: float | None) -> str:
     return f", {size} points {'below' if change < 0 else 'above'} the dense model"
 
 
+def _smaller_faster(record: dict[str, Any], result: dict[str, Any]) -> str:
+    """Parameters and latency beside the dense model's, as far as they are known."""
+    model = mapping(record.get("model"))
+    share, latency = ratio(model.get("params_slim"), model.get("params_dense")), number(result.get("latency_ratio"))
+    parts = [f"{numbers.share(share, 0)} of its parameters"] if share is not None else []
+    parts += [f"{numbers.share(latency, 0)} of its latency"] if latency is not None else []
+    return f", with {' and '.join(parts)}" if parts and number(result.get("top1_change_points")) is not None else ""
+
+
 def _oracle_warning(result: dict[str, Any]) -> list[Block]:
     if result.get("protocol") == "honest":
         return []
@@ -62,15 +75,13 @@ def _oracle_warning(result: dict[str, Any]) -> list[Block]:
     return [Text("The record does not say under which protocol this headline was measured.", "warning")]
 
 
-def _numbers(record: dict[str, Any], result: dict[str, Any]) -> tuple[Number, ...]:
-    return (_accuracy(record, result), _size(mapping(record.get("model")), result), _latency(record, result))
-
-
-def _accuracy(record: dict[str, Any], result: dict[str, Any]) -> Number:
+def _accuracy(record: dict[str, Any], result: dict[str, Any], beside: Beside) -> Number:
     pair = interval(result.get("top1_ci95"))
     change = number(result.get("top1_change_points"))
     parts = [f"95 % interval {numbers.span(pair)}" if pair else "no 95 % interval in the record"]
     parts.append(f"{numbers.points(change)} points against dense" if change is not None else "no dense reference")
+    if splits := over_splits(record, beside):
+        parts.append(splits)
     if result.get("head") == "masked":
         parts.append("masked head: only the target classes compete")
     dense = number(mapping(dense_for(mappings(record.get("rows")), result)).get("top1"))
@@ -107,9 +118,7 @@ def _latency(record: dict[str, Any], result: dict[str, Any]) -> Number:
     row = latency_row(record)
     detail = "the batch size is not in the record"
     if row:
-        pair = (
-            f"{numbers.milliseconds(number(row.get('dense_ms')))} → {numbers.milliseconds(number(row.get('slim_ms')))}"
-        )
+        pair = f"{timed(row, 'dense')} → {timed(row, 'slim')}"
         detail = f"batch {clean(row.get('batch')) or '?'}: {pair}, {clean(row.get('runtime')) or 'unknown runtime'}"
     if value > 1:
         return Number(numbers.times(value), "of the dense latency: slower", detail, "warning")

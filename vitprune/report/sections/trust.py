@@ -7,7 +7,7 @@ from typing import Any
 from vitprune.report import numbers
 from vitprune.report.blocks import Block, Cell, Fold, Heading, Row, Section, Text, missing, table
 from vitprune.report.rows import of_protocol, without_protocol
-from vitprune.report.values import clean, mapping, mappings, number, sequence
+from vitprune.report.values import clean, interval, mapping, mappings, number, sequence
 
 MAX_SKIPPED = 50
 _NO_ORACLE = "No figure on this page is oracle-routed."
@@ -16,6 +16,7 @@ _NO_ORACLE = "No figure on this page is oracle-routed."
 def trust_section(record: dict[str, Any]) -> Section:
     """Split, seeds, protocol statement, checks and notes."""
     blocks: list[Block] = [*_split(mapping(record.get("split"))), Text(_seeds(record)), Text(_protocols(record))]
+    blocks += _references(record)
     blocks += [Heading("Checks"), *_checks(mappings(record.get("checks")))]
     notes = [clean(note) for note in sequence(record.get("notes")) if clean(note)]
     if notes:
@@ -100,6 +101,44 @@ def _protocols(record: dict[str, Any]) -> str:
 def _oracle_headline(record: dict[str, Any]) -> bool:
     exported = [record.get("result"), *mapping(record.get("results")).values()]
     return any(mapping(row).get("protocol") == "oracle" for row in exported)
+
+
+def _references(record: dict[str, Any]) -> list[Block]:
+    """What the headline stands beside: dense, both with the head masked, and the best oracle-routed figure."""
+    rows = mappings(record.get("rows"))
+    exported = mapping(record.get("results")) or {"": record.get("result")}
+    found: list[Row] = []
+    for group, result in exported.items():
+        slim = mapping(result)
+        alike = {key: slim.get(key) for key in ("criterion", "keep", "recovery", "seed")} | {"protocol": "honest"}
+        for what, wanted in (("dense", {"criterion": "dense"}), ("exported", alike)):
+            for head, name in (("all", "all outputs"), ("masked", "only the target classes")):
+                keys = wanted | {"head": head, "group": slim.get("group"), "protocol": "honest"}
+                row = next((row for row in rows if all(row.get(key) == value for key, value in keys.items())), None)
+                found += [_reference(f"{what} {clean(group)}".strip(), name, "one model for all", row)] if row else []
+    oracle = [row for row in of_protocol(record, "oracle") if number(row.get("top1")) is not None]
+    if oracle:
+        best = max(oracle, key=lambda row: number(row.get("top1")) or 0.0)
+        name = f"best oracle-routed: {clean(best.get('criterion'))}, t = {clean(best.get('t'))}"
+        found.append(_reference(name, "all outputs", "by the true label: not deployable", best))
+    if not found:
+        return []
+    columns = ("Model", "Head", "Mask", ">Top-1", ">95 % interval", ">Images")
+    return [table("The headline beside what it should be read with", columns, found)]
+
+
+def _reference(name: str, head: str, mask: str, row: dict[str, Any]) -> Row:
+    top1, pair, images = number(row.get("top1")), interval(row.get("top1_ci95")), number(row.get("n"))
+    return Row(
+        (
+            Cell(name),
+            Cell(head),
+            Cell(mask),
+            Cell(numbers.share(top1, 2), top1),
+            Cell(numbers.span(pair), pair[0] if pair else None),
+            Cell(numbers.count(images), images),
+        )
+    )
 
 
 def _checks(checks: list[dict[str, Any]]) -> list[Block]:

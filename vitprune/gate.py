@@ -1,0 +1,72 @@
+"""Bars for a run's report, for CI: is the exported model accurate, fast and small enough?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitprune.errors import UserError
+from vitprune.files import read_json
+from vitprune.report.values import mapping, number, ratio, sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A limit on one figure of `result`: `at_least` or at most `limit`."""
+
+    name: str
+    limit: float
+    at_least: bool = False
+
+    def passed(self, value: float) -> bool:
+        """Whether the figure clears the bar; a figure equal to it does."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
+    """One row per bar, and per group where the run has groups: name, group, value, limit, passed.
+
+    `path` is a report.json or its folder. Raises UserError where a bar cannot be judged: no such file, no bar, a run
+    that did not finish, an oracle-routed figure, or a figure that was not measured.
+    """
+    path = path / "report.json" if path.is_dir() else path
+    record = mapping(read_json(path))
+    if not bars:
+        raise UserError("check: give at least one bar, as --min-top1 0.87")
+    for bar in bars:
+        if not 0 <= bar.limit < float("inf"):
+            raise UserError(f"check: {bar.name} {bar.limit:g} is no bar; accuracies and ratios are fractions, as 0.87")
+    exported = mapping(record.get("results")) or {"": record.get("result")}
+    if record.get("complete") is not True or not all(mapping(result) for result in exported.values()):
+        lacks = ", ".join(map(str, sequence(record.get("missing"))))
+        raise UserError(
+            f"{path}: not the report of a finished run{f' (missing: {lacks})' if lacks else ''}; use `vitprune run`"
+        )
+    return [_judge(path, record, group, mapping(result), bar) for group, result in exported.items() for bar in bars]
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people: `ok      top1 0.8865, at least 0.87`."""
+    group = f" [{row['group']}]" if row["group"] else ""
+    side = "at least" if row["at_least"] else "at most"
+    outcome = "ok" if row["passed"] else "MISSED"
+    return f"{outcome:<8}{row['name']}{group} {row['value']:.9g}, {side} {row['limit']:.9g}"
+
+
+def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any], bar: Bar) -> dict[str, Any]:
+    if result.get("protocol") != "honest":
+        raise UserError(f"{path}: its result is not an honest measurement, so no bar can be held against it")
+    value = _figure(record, result, bar.name)
+    if value is None:
+        where = f" of group {group}" if group else ""
+        raise UserError(f"{path}: holds no {bar.name}{where}; was it measured (export.onnx for the latency)?")
+    judged = {"value": value, "limit": bar.limit, "at_least": bar.at_least, "passed": bar.passed(value)}
+    return {"name": bar.name, "group": group or None, **judged}
+
+
+def _figure(record: dict[str, Any], result: dict[str, Any], name: str) -> float | None:
+    if name in ("params_ratio", "macs_ratio"):
+        key = name.removesuffix("_ratio")
+        return ratio(result.get(key), mapping(record.get("model")).get(f"{key}_dense"))
+    return number(result.get(name))
