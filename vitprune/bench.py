@@ -133,7 +133,7 @@ def reason(row: dict[str, Any], best: dict[str, Any], facts: Facts) -> str | Non
     return "norms, activations and copies are not multiply-adds, and do not shrink in proportion"
 
 
-def torch_runners(folder: Path) -> dict[str, tuple[Callable[[np.ndarray], object], Facts]]:
+def torch_runners(folder: Path, threads: int | None = None) -> dict[str, tuple[Callable[[np.ndarray], object], Facts]]:
     """Dense and slim torch models of a run, eager and compiled, on the processor."""
     import torch
 
@@ -141,6 +141,8 @@ def torch_runners(folder: Path) -> dict[str, tuple[Callable[[np.ndarray], object
 
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: has no recipe.yaml; --torch needs the folder of a run")
+    if threads:
+        torch.set_num_threads(threads)
     dense = checkpoint.open_model(recipe.load(folder / "recipe.yaml").model).model
     found: dict[str, tuple[Callable[[np.ndarray], object], Facts]] = {}
     for name, model in (("dense", dense), ("slim", checkpoint.load(folder))):

@@ -199,7 +199,7 @@ def bench(
     """Time dense against slim against each precision: MAC ratio, latency ratio, efficiency, and why it is poor."""
     from vitprune import bench as benchmark
 
-    others = benchmark.torch_runners(paths[0]) if torch else None
+    others = benchmark.torch_runners(paths[0], threads) if torch else None
     files = benchmark.find(paths)
     rows = benchmark.bench(files, batch or benchmark.BATCHES, provider, threads, seconds, others)
     if as_json:

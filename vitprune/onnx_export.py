@@ -70,7 +70,8 @@ def size(model: nn.Module) -> dict[str, Any]:
     """What `vitprune bench` needs to know of a model: multiply-adds of an image, those of the FFNs, and their widths."""
     sites = models.ffn_sites(model)
     tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
-    ffn = sum(2 * tokens * int(model.embed_dim) * site.width for site in sites)  # type: ignore[arg-type]
+    dim = int(model.embed_dim)  # type: ignore[arg-type]
+    ffn = sum(2 * tokens * dim * site.width for site in sites)
     return {"macs": {"total": evaluation.macs(model), "ffn": ffn}, "widths": [site.width for site in sites]}
 
 

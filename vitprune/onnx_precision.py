@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from vitprune import onnx_export, runtime
 from vitprune.files import replacing
@@ -37,9 +38,23 @@ def to_fp16(source: Path, path: Path) -> None:
         if node.op_type == "Attention" and node.domain == "":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
     kept = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax"]
+    _own_constants(proto.graph, "LayerNormalization")
     made = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept))
     made.topological_sort()
     _save(made.model, path, source, "fp16")
+
+
+def _own_constants(graph: GraphProto, operator: str) -> None:
+    """Copies of the constants that such a node shares with others: equal ones are stored once, in one precision."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if node.op_type == operator and name in constants and users[name] > 1:
+                copy = graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[position] = f"{node.name}_{name}"
+                users[name] -= 1
 
 
 @dataclass(frozen=True, slots=True)
