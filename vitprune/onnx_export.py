@@ -20,7 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vitprune import evaluation, models, onnx_attention, runtime
+from vitprune import evaluation, models, onnx_rewrites, runtime
 from vitprune.files import replacing
 
 OPSET = 23  # the first with an Attention operator
@@ -45,7 +45,9 @@ def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         program.save(str(temporary), external_data=False)
         proto = onnx.load(str(temporary))
-        onnx_attention.fuse(proto)
+        onnx_rewrites.fuse(proto)
+        onnx_rewrites.add_bias_in_gemm(proto)
+        onnx_rewrites.drop_unused(proto.graph)
         write(proto, temporary, metadata)
 
 
@@ -63,7 +65,7 @@ def facts(path: Path) -> dict[str, Any]:
     """Opset and node counts of a file, as it says them itself."""
     proto = onnx.load(str(path), load_external_data=False)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return {"opset": opset, "nodes": onnx_attention.node_counts(proto)}
+    return {"opset": opset, "nodes": onnx_rewrites.node_counts(proto)}
 
 
 def size(model: nn.Module) -> dict[str, Any]:
