@@ -80,7 +80,12 @@ def test_every_default() -> None:
         "paper_protocol": None,
         "compare": None,
         "paper": None,
-        "export": {"onnx": True, "latency_batches": [1, 8, 32]},
+        "export": {
+            "onnx": True,
+            "precisions": ["fp32"],
+            "int8_floor_points": 0.5,
+            "latency_batches": [1, 8, 32],
+        },
         "out": Path("exported"),
     }
 

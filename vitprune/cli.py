@@ -233,6 +233,28 @@ def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: 
 
 
 @app.command()
+def bench(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="exported run folders or ONNX files")],
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="batch sizes; repeatable")] = None,
+    provider: Annotated[list[str] | None, typer.Option("--provider", help="cpu, cuda, tensorrt; repeatable")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="threads of onnxruntime")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="per batch size")] = 3.0,
+    torch: Annotated[bool, typer.Option("--torch", help="also torch, eager and compiled (of a run folder)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time dense against slim against each precision: MAC ratio, latency ratio, efficiency, and why it is poor."""
+    from vitprune import bench as benchmark
+
+    others = benchmark.torch_runners(paths[0], threads) if torch else None
+    files = benchmark.find(paths)
+    rows = benchmark.bench(files, batch or benchmark.BATCHES, provider, threads, seconds, others)
+    if as_json:
+        print(json.dumps({"reference": rows[0]["model"], "rows": rows}, indent=1))
+    else:
+        benchmark.show(rows)
+
+
+@app.command()
 def criteria(as_json: Json = False) -> None:
     """Every criterion with what it needs and where it comes from."""
     from vitprune.criteria import CRITERIA

@@ -1,6 +1,7 @@
 """Torch model → one ONNX file with a dynamic batch, checked, with preprocessing and labels inside.
 
-The only file that imports onnx.
+Only the onnx_* files import onnx. The graph uses ONNX's own operators, no contrib ones, so it is not tied to
+onnxruntime; what onnxruntime fuses beyond that, it fuses when it opens the file.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vitprune import models, runtime
+from vitprune import evaluation, models, onnx_rewrites, runtime
 from vitprune.files import replacing
 
-OPSET = 20
+OPSET = 23  # the first with an Attention operator
 PARITY_BATCHES = (1, 2, 7)
 
 
@@ -44,11 +45,36 @@ def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         program.save(str(temporary), external_data=False)
         proto = onnx.load(str(temporary))
-        for key, value in metadata.items():
-            entry = proto.metadata_props.add()
-            entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-        onnx.save(proto, str(temporary))
-        onnx.checker.check_model(str(temporary), full_check=True)
+        onnx_rewrites.fuse(proto)
+        onnx_rewrites.add_bias_in_gemm(proto)
+        onnx_rewrites.drop_unused(proto.graph)
+        write(proto, temporary, metadata)
+
+
+def write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+    """Save a graph with exactly this metadata and check the file."""
+    del proto.metadata_props[:]
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Opset and node counts of a file, as it says them itself."""
+    proto = onnx.load(str(path), load_external_data=False)
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return {"opset": opset, "nodes": onnx_rewrites.node_counts(proto)}
+
+
+def size(model: nn.Module) -> dict[str, Any]:
+    """What `vitprune bench` needs to know of a model: multiply-adds of an image, those of the FFNs, and their widths."""
+    sites = models.ffn_sites(model)
+    tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
+    dim = int(model.embed_dim)  # type: ignore[arg-type]
+    ffn = sum(2 * tokens * dim * site.width for site in sites)
+    return {"macs": {"total": evaluation.macs(model), "ffn": ffn}, "widths": [site.width for site in sites]}
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -22,16 +22,16 @@ from vitprune.report import write_report
 from vitprune.report.card import write_cards
 from vitprune.report.values import plain
 from vitprune.stages import discover
-from vitprune.stages.export import LATENCY_BATCH
+from vitprune.stages.export import FILES, LATENCY_BATCH
 
-PRECISION = {"model.safetensors": "fp32", "model.onnx": "fp32"}
+PRECISION = {"model.safetensors": "fp32", **{name: precision for precision, name in FILES.items()}}
 TOLERANCE = 1e-4
 MADE_BY = {
     "model.safetensors": "prune",
     "config.json": "prune",
     "masks.safetensors": "prune",
     "split.json": "prune",
-    "model.onnx": "export",
+    **dict.fromkeys(FILES.values(), "export"),
     "recipe.yaml": "",
 }
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -68,6 +68,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
     record["checks"] = _checks(context, ran)
     record["files"] = _files(context, ran)
+    record["export"] = {"files": _exported(context, ran)}
     record |= _discovered(context)
     if evaluated:
         record |= _evaluated(context, evaluated, "export" in ran)
@@ -164,7 +165,7 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
         "config.json": "timm-style configuration with the width of every block",
         "masks.safetensors": "which hidden units were kept",
         "split.json": "names of the probe and test images",
-        "model.onnx": "ONNX, fp32, dynamic batch",
+        **{name: f"ONNX, {precision}, dynamic batch" for precision, name in FILES.items()},
         "recipe.yaml": "the recipe as resolved",
     }
     found: list[dict[str, Any]] = []
@@ -177,6 +178,12 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
                 made = {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text}
                 found.append(made | ({"precision": PRECISION[name]} if name in PRECISION else {}))
     return found
+
+
+def _exported(context: Context, ran: set[str]) -> list[dict[str, Any]]:
+    """Every ONNX file with its exam, the way it was made, and the promise int8 was made with."""
+    results = [_stage_json(context, "export", f"{group}.json") for group in _groups(context) if "export" in ran]
+    return [row for result in results if result for row in result["files"]]
 
 
 def _discovered(context: Context) -> dict[str, Any]:

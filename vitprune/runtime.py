@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,23 +26,38 @@ def onnxruntime() -> ModuleType:
     return ort
 
 
-def session(path: Path, provider: str = "cpu", threads: int | None = None) -> Any:
-    """An inference session on exactly the provider asked for. Raises UserError when it is not active."""
+def available() -> list[str]:
+    """Which of cpu, cuda and tensorrt this onnxruntime has."""
+    have = onnxruntime().get_available_providers()
+    return [short for short, name in PROVIDERS.items() if name in have]
+
+
+def session(model: Path | bytes, provider: str = "cpu", threads: int | None = None, in_turn: bool = False) -> Any:
+    """An inference session on exactly the provider asked for. Raises UserError when it is not active.
+
+    `in_turn`: its threads stop waiting actively as soon as a run ends, for sessions that are timed one after the other.
+    """
     ort = onnxruntime()
     name = PROVIDERS.get(provider, provider)
-    if name not in ort.get_available_providers():
-        have = ", ".join(p.removesuffix("ExecutionProvider") for p in ort.get_available_providers())
+    have = ort.get_available_providers()
+    if name not in have:
+        shown = ", ".join(p.removesuffix("ExecutionProvider") for p in have)
         raise UserError(
-            f"provider `{provider}`: not available in this onnxruntime (it has {have}); see `vitprune doctor`"
+            f"provider `{provider}`: not available in this onnxruntime (it has {shown}); see `vitprune doctor`"
         )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
+    if in_turn:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    # What TensorRT does not take goes to CUDA; what CUDA does not take, to the processor, by onnxruntime's own rule.
+    chain = [name] + [PROVIDERS["cuda"]] * (name == PROVIDERS["tensorrt"] and PROVIDERS["cuda"] in have)
     try:
-        made = ort.InferenceSession(str(path), options, providers=[name])
+        made = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=chain)
     except Exception as error:
-        raise UserError(f"{path}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
+        where = str(model) if isinstance(model, Path) else "model"
+        raise UserError(f"{where}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
     if made.get_providers()[0] != name:
         raise UserError(
             f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`"
@@ -54,22 +70,27 @@ def predict(made: Any, images: np.ndarray) -> np.ndarray:
     return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
 
 
-def interleaved(sessions: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, float]]:
-    """Milliseconds per call of each session on the same batch, taken in turn so that drift cancels.
+def interleaved(runners: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, float]]:
+    """Milliseconds per call of each runner (a session, or a function of the images) on the same batch, taken in turn.
 
-    Returns per session the median and quartiles over at least 5 rounds.
+    Returns per runner median and quartiles over at least 5 rounds, and `relative`: the median over the rounds of its
+    time divided by the first runner's in the same round, so that a drift of the machine cancels.
     """
-    for made in sessions.values():
+    calls = {name: made if callable(made) else partial(predict, made) for name, made in runners.items()}
+    for call in calls.values():
         for _ in range(2):
-            predict(made, images)
-    times: dict[str, list[float]] = {name: [] for name in sessions}
+            call(images)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, made in sessions.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            predict(made, images)
+            call(images)
             times[name].append((time.perf_counter() - start) * 1e3)
-    return {
-        name: dict(zip(("q25_ms", "median_ms", "q75_ms"), map(float, np.percentile(t, [25, 50, 75])), strict=True))
-        for name, t in times.items()
-    }
+    first = np.array(next(iter(times.values())))
+    found = {}
+    for name, measured in times.items():
+        low, median, high = map(float, np.percentile(measured, [25, 50, 75]))
+        relative = float(np.median(np.array(measured) / first))
+        found[name] = {"q25_ms": low, "median_ms": median, "q75_ms": high, "relative": relative, "rounds": len(first)}
+    return found

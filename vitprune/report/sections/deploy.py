@@ -7,12 +7,12 @@ from typing import Any
 
 from vitprune.report import numbers
 from vitprune.report.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
-from vitprune.report.values import clean, interval, mappings, number
+from vitprune.report.values import clean, interval, mapping, mappings, number
 
 
 def deploy_section(record: dict[str, Any]) -> Section:
     """Files with sizes, latency per batch size, code."""
-    blocks = [*_files(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
+    blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
     return Section("deploy", "How do I deploy it?", tuple(blocks))
 
 
@@ -32,6 +32,32 @@ def _file(row: dict[str, Any]) -> Row:
             Cell(clean(row.get("precision")) or numbers.NONE),
             Cell(clean(row.get("what"))),
             Cell(f"{digest[:12]}…" if len(digest) > 12 else digest or numbers.NONE),
+        )
+    )
+
+
+def _precisions(record: dict[str, Any]) -> list[Block]:
+    """What every ONNX file gets right on the test split, and what int8 left in fp32."""
+    rows = mappings(mapping(record.get("export")).get("files"))
+    if not rows:
+        return []
+    columns = ("ONNX file", "Precision", ">Top-1", ">Change, points", ">Largest logit difference", ">Opset")
+    found: list[Block] = [table("ONNX files on the whole test split", columns, map(_precision, rows))]
+    why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]
+    return found + [Text(f"{path}: {text}.", "note") for path, text in why if text]
+
+
+def _precision(row: dict[str, Any]) -> Row:
+    top1, change = number(row.get("top1")), number(row.get("top1_change_points"))
+    gap = number(mapping(row.get("agreement")).get("max_abs_diff"))
+    return Row(
+        (
+            Cell(clean(row.get("path"))),
+            Cell(clean(row.get("precision"))),
+            Cell(numbers.share(top1, 2), top1),
+            Cell(numbers.points(change), change),
+            Cell(numbers.NONE if gap is None else f"{gap:.1e}", gap),
+            Cell(clean(row.get("opset"))),
         )
     )
 

@@ -1,0 +1,226 @@
+"""The fp32 file again in fp16 and in int8, with inputs, outputs and metadata as they were.
+
+fp16: weights and products in half precision; LayerNorm, and softmax inside the Attention operator, stay in fp32.
+int8: static QDQ of the products with weights, per channel, activations calibrated on images; where the accuracy floor
+does not hold, the most sensitive products go back to fp32, one list of exclusions that says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, helper
+
+from vitprune import onnx_export, runtime
+from vitprune.files import replacing
+
+QUANTIZED = ("Conv", "Gemm", "MatMul")  # those of them that have weights
+Batches = Sequence[np.ndarray]
+
+
+def to_fp16(source: Path, path: Path) -> None:
+    """Write `source` in mixed half precision."""
+    runtime.onnxruntime()
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    proto = onnx.load(str(source))
+    for node in proto.graph.node:
+        if node.op_type == "Attention" and node.domain == "":
+            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+    kept = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax"]
+    _own_constants(proto.graph, "LayerNormalization")
+    made = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept))
+    made.topological_sort()
+    _save(made.model, path, source, "fp16")
+
+
+def _own_constants(graph: GraphProto, operator: str) -> None:
+    """Copies of the constants that such a node shares with others: equal ones are stored once, in one precision."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users = Counter(name for node in graph.node for name in node.input)
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if node.op_type == operator and name in constants and users[name] > 1:
+                copy = graph.initializer.add()
+                copy.CopyFrom(constants[name])
+                copy.name = node.input[position] = f"{node.name}_{name}"
+                users[name] -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How the int8 file came to be. Top-1 are fractions of the probe images that were looked at.
+
+    `effects`: mean squared logit error with one product alone in int8, most harmful first; empty when all of them in
+    int8 held the floor at once. `tried`: (products left in fp32, top-1).
+    """
+
+    floor_points: float
+    top1_fp32: float
+    top1: float
+    images: int
+    calibration_images: int
+    quantized: int
+    excluded: list[str]
+    effects: dict[str, float]
+    tried: list[tuple[int, float]]
+
+    @property
+    def why(self) -> str:
+        """One sentence for a report."""
+        drop = (self.top1_fp32 - self.tried[0][1]) * 100
+        if not self.excluded:
+            return f"every product in int8 changes the probe top-1 by {-drop:+.2f} points, within {self.floor_points:g}"
+        return (
+            f"with every product in int8 the probe top-1 fell by {drop:.2f} points, more than {self.floor_points:g}; "
+            f"the {len(self.excluded)} with the largest logit error of their own stay in fp32"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"why": self.why}
+
+
+def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labels: np.ndarray, floor: float) -> Sweep:
+    """Write `source` in int8 so that top-1 on the probe images falls by at most `floor` points.
+
+    `calibration` and `probe` are batches [B, C, H, W] float32; `labels` belong to `probe`. All products in int8 are
+    tried first; if they break the floor, each is tried alone, and the worst are left out: one, two, four, … until the
+    floor holds, then as few as still hold it between the last two.
+    """
+    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder, _quiet():
+        quantizer = _Quantizer(source, Path(folder), calibration)
+        expected = _logits(source, probe)
+        top1_fp32 = _top1(expected, labels)
+        names = quantizer.names
+        tried: list[tuple[int, float]] = []
+        made: dict[int, ModelProto] = {}
+
+        def holds(ranked: list[str], count: int) -> bool:
+            """Is the floor kept with the first `count` of `ranked` in fp32?"""
+            made[count] = quantizer.make(set(ranked[:count]))
+            top1 = _top1(_logits(made[count].SerializeToString(), probe), labels)
+            tried.append((count, top1))
+            return (top1_fp32 - top1) * 100 <= floor + 1e-9
+
+        effects: dict[str, float] = {}
+        excluded: list[str] = []
+        if not holds(names, 0):
+            effects = _effects(quantizer, probe[:1], expected[: len(probe[0])])
+            ranked = list(effects)
+            low, high = 0, 1
+            while high < len(ranked) and not holds(ranked, high):
+                low, high = high, min(2 * high, len(ranked))
+            if high == len(ranked):
+                made[high] = quantizer.make(set(ranked))
+                tried.append((high, top1_fp32))
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if holds(ranked, middle) else (middle, high)
+            excluded = ranked[:high]
+        _save(made[len(excluded)], path, source, "int8")
+    return Sweep(
+        floor, top1_fp32, dict(tried)[len(excluded)], len(labels), sum(map(len, calibration)),
+        len(names) - len(excluded), excluded, effects, tried,
+    )  # fmt: skip
+
+
+def _effects(quantizer: _Quantizer, probe: Batches, expected: np.ndarray) -> dict[str, float]:
+    """Mean squared logit error of each product alone in int8, the largest first."""
+    found = {}
+    for name in quantizer.names:
+        alone = quantizer.make(set(quantizer.names) - {name})
+        found[name] = float(np.square(_logits(alone.SerializeToString(), probe) - expected).mean())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+class _Quantizer:
+    """One calibration, many choices of what stays in fp32.
+
+    Weights take 7 bits: on x86 without VNNI the sum of two products of 8 bits with 8 bits saturates, and the same file
+    would be less accurate there than where it was examined.
+    """
+
+    def __init__(self, source: Path, folder: Path, calibration: Batches) -> None:
+        from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self.left: Iterator[np.ndarray] = iter(calibration)
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                images = next(self.left, None)
+                return None if images is None else {"images": images}
+
+        prepared = folder / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        self.proto = onnx.load(str(prepared))
+        weights = {tensor.name for tensor in self.proto.graph.initializer}
+        self.names = [n.name for n in self.proto.graph.node if n.op_type in QUANTIZED and set(n.input[1:2]) <= weights]
+        assert len(set(self.names)) == len(self.names) and all(self.names)
+        calibrator = create_calibrator(str(prepared), list(QUANTIZED), str(folder / "augmented.onnx"))
+        calibrator.collect_data(Reader())
+        self.ranges = calibrator.compute_data()
+
+    def make(self, excluded: set[str]) -> ModelProto:
+        """The graph with every product but those in int8."""
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import QuantType
+
+        chosen = [name for name in self.names if name not in excluded]
+        proto = ModelProto()
+        proto.CopyFrom(self.proto)
+        if not chosen:
+            return proto
+        quantizer = QDQQuantizer(
+            proto,
+            per_channel=True,
+            reduce_range=True,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=self.ranges,
+            nodes_to_quantize=chosen,
+            nodes_to_exclude=[],
+            op_types_to_quantize=list(QUANTIZED),
+            extra_options={},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        return quantizer.model.model
+
+
+def _logits(model: Path | bytes, batches: Iterable[np.ndarray]) -> np.ndarray:
+    made = runtime.session(model)
+    return np.concatenate([runtime.predict(made, images) for images in batches])
+
+
+def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float((logits.argmax(1) == labels).mean())
+
+
+def _save(proto: ModelProto, path: Path, source: Path, precision: str) -> None:
+    metadata: dict[str, Any] = onnx_export.metadata(source) | {"precision": precision}
+    proto.ir_version = max(proto.ir_version, onnx.load(str(source), load_external_data=False).ir_version)
+    with replacing(path) as temporary:
+        onnx_export.write(proto, temporary, metadata)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's quantizer logs hints to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
