@@ -36,7 +36,7 @@ def examine(context: Context, cell: Cell | None, seed: int) -> dict[str, Any]:
         scores = discover.scores_of(context, cell.criterion, seed)
         r = context.recipe
         mask = masks.build(scores, cell.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
-        model, kept = surgery.slim(context.loaded.model, mask), mask.kept
+        model, kept = surgery.slim(discover.model_of(context, cell.criterion), mask), mask.kept
         if cell.recovery != "none":
             repair(model, context.loaded.model, mask, moments.from_file(context, None), cell.recovery)  # type: ignore[arg-type]
     predict = evaluation.predictor(model)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import choose, evaluation, paths
+from vitprune import choose, evaluation, utilisation
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.files import digest, read_json, sha256
@@ -189,7 +189,8 @@ def _discovered(context: Context) -> dict[str, Any]:
     names = [context.class_name(i) for i in targets]
     best = [[int(block[i].argmax()) for block in scores.blocks] for i in targets]
     curves = [[block[i].sort(descending=True).values[:20].tolist() for block in scores.blocks] for i in targets]
-    similarity = paths.class_similarity(scores)[targets][:, targets]
+    used = utilisation.utilisation([block[targets].numpy() for block in scores.blocks])
+    similarity = utilisation.similarity(used)
     return discoveries | {
         "paths": {
             "t": c.t,

@@ -20,7 +20,7 @@ from vitprune.criteria.jas import jas
 from vitprune.criteria.joint_gates import joint_gates
 from vitprune.criteria.knowledge_attribution import knowledge_attribution
 from vitprune.criteria.statistics import obs, variance
-from vitprune.criteria.vit_slim import vit_slim
+from vitprune.criteria.vit_slim import train, vit_slim
 from vitprune.criteria.weights import Batches, class_alignment, hessian, magnitude, taylor
 from vitprune.types import Attribution, FfnSite
 
@@ -48,13 +48,21 @@ class WholeScore(Protocol):
     ) -> list[Tensor]: ...
 
 
+class Trained(Protocol):
+    """The same, and the trained copy of the model, which is what is then pruned."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+    ) -> tuple[list[Tensor], nn.Module]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
 
     `ranks_by`: a class's units are ranked by how often they are among an image's t best (`frequency`, the paper's way)
     or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
-    `path_dependent`: so does t, beyond the ranking.
+    `path_dependent`: so does t, beyond the ranking. `trains`: `whole` where `train_weights` asks for weights as well.
     """
 
     source: str
@@ -64,6 +72,7 @@ class Row:
     ranks_by: Literal["frequency", "mean"] = "frequency"
     uses: tuple[str, ...] = ()
     path_dependent: bool = False
+    trains: Trained | None = None
 
     @property
     def integrates(self) -> bool:
@@ -111,6 +120,7 @@ CRITERIA: dict[str, Row] = {
     "class-alignment": Row("value vectors projected to classes, raw", whole=partial(class_alignment, form="raw")),
     "class-alignment-normed": Row("the same through the final norm", whole=partial(class_alignment, form="normed")),
     "vit-slim": Row(
-        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM
+        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM,
+        trains=train,
     ),
 }  # fmt: skip

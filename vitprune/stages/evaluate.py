@@ -14,7 +14,7 @@ from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json
 from vitprune.stages import moments
-from vitprune.stages.discover import load, scores_of
+from vitprune.stages.discover import load, model_of, scores_of
 from vitprune.stages.prune import mask_of, slimmed
 from vitprune.types import Metrics
 
@@ -52,7 +52,7 @@ def _evaluate_set(context: Context, group: str | None, targets: list[int]) -> tu
         elif exported:
             model = checkpoint.load(context.folder.root / (group or ""), context.device)
         else:
-            model = slimmed(context, mask, stats, how)  # type: ignore[arg-type]
+            model = slimmed(context, mask, stats, how, model_of(context, name, group))  # type: ignore[arg-type]
         logits, labels = evaluation.test_logits(
             evaluation.predictor(model), context.images, context.split, context.batch, np.array(targets)
         )

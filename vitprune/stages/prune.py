@@ -15,7 +15,7 @@ from vitprune.errors import UserError
 from vitprune.files import replacing, write_json
 from vitprune.recovery import Moments
 from vitprune.stages import moments
-from vitprune.stages.discover import scores_of
+from vitprune.stages.discover import model_of, scores_of
 from vitprune.types import Mask, Scores
 
 
@@ -27,10 +27,11 @@ def prune(context: Context) -> list[Path]:
         scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed, group)
         mask = mask_of(context, scores, targets)
         stats = moments.from_file(context, group)
-        difference = masked_against_sliced(context, mask, targets)
+        dense = model_of(context, recipe.criterion.name, group)
+        difference = masked_against_sliced(context, mask, targets, dense)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, mask, stats, recipe.recovery)
+        slim = slimmed(context, mask, stats, recipe.recovery, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -56,17 +57,19 @@ def mask_of(context: Context, scores: Scores, targets: list[int]) -> Mask:
     return masks.build(scores, r.keep, classes=targets, round_to=r.round_to, allocation=r.allocation)
 
 
-def slimmed(context: Context, mask: Mask, stats: list[Moments], how: recovery.Recovery) -> nn.Module:
-    """The dense model without the units the mask drops, repaired."""
-    dense = context.loaded.model
+def slimmed(
+    context: Context, mask: Mask, stats: list[Moments], how: recovery.Recovery, dense: nn.Module | None = None
+) -> nn.Module:
+    """The dense model (or the copy that a criterion trained) without the units the mask drops, repaired."""
+    dense = context.loaded.model if dense is None else dense
     slim = surgery.slim(dense, mask)
     recovery.repair(slim, dense, mask, stats, how)
     return slim
 
 
-def masked_against_sliced(context: Context, mask: Mask, targets: list[int]) -> float:
+def masked_against_sliced(context: Context, mask: Mask, targets: list[int], dense: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images."""
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)][:16]
     x, _ = next(context.images.batches(index, 16))
-    return surgery.masked_vs_sliced(context.loaded.model, mask, x.to(context.device))
+    return surgery.masked_vs_sliced(dense, mask, x.to(context.device))
