@@ -25,19 +25,20 @@ from vitprune.record import machine
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """How one of them is made and shown."""
+    """How one of them is refused before any work, made, and shown."""
 
+    check: Callable[[Context, Paper], None]
     make: Callable[[Context, Paper], dict[str, Any]]
     markdown: Callable[[dict[str, Any]], str]
     figure: Callable[[dict[str, Any]], Figure] | None = None
 
 
 TABLES = {
-    "table-1": Table(interventions.table, interventions.markdown, interventions.figure),
-    "table-2": Table(slimming.table, slimming.markdown),
-    "figure-4": Table(classes.frequencies, classes.frequencies_markdown, classes.violins),
-    "figure-5": Table(classes.likeness, classes.likeness_markdown, classes.heat_map),
-    "figure-6": Table(grid.grid, grid.markdown),
+    "table-1": Table(interventions.check, interventions.table, interventions.markdown, interventions.figure),
+    "table-2": Table(slimming.check, slimming.table, slimming.markdown),
+    "figure-4": Table(classes.check, classes.frequencies, classes.frequencies_markdown, classes.violins),
+    "figure-5": Table(classes.check, classes.likeness, classes.likeness_markdown, classes.heat_map),
+    "figure-6": Table(grid.check, grid.grid, grid.markdown),
 }
 
 
@@ -50,6 +51,7 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
     of_table, found_first = TABLES[spec.table], interventions.probe_criteria(recipe)
     part = recipe.model_copy(update={"baselines": found_first, "compare": None})
     with Context.open(part, device, reporter or Reporter(quiet=True)) as context:
+        of_table.check(context, spec)
         pipeline.advance(context, "discover" if found_first or spec.table != "table-1" else "split")
         started = time.monotonic()
         record: dict[str, Any] = {

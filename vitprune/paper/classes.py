@@ -25,12 +25,23 @@ SHARE = 0.05  # of the other classes: the paper's top and bottom 5 %
 STRIPS = 96  # a utilisation matrix is drawn in at most this many columns
 
 
-def _found(context: Context) -> tuple[Source, PathSet]:
-    """The recipe's own discovery with its paths. Raises UserError for a criterion that has none."""
-    c = context.recipe.criterion
-    row = CRITERIA.get(c.name)
+def check(context: Context, spec: Paper) -> None:
+    """Raises UserError for a criterion without paths, or for classes that are not there to be drawn or compared."""
+    name = context.recipe.criterion.name
+    row = CRITERIA.get(name)
     if row is None or row.score is None or row.ranks_by != "frequency":
-        raise UserError(f"paper: criterion `{c.name}` has no paths; figure-4 and figure-5 need jas, activation, …")
+        raise UserError(f"paper: criterion `{name}` has no paths; {spec.table} needs jas, activation, …")
+    every = context.every_target()
+    if spec.table == "figure-5" and len(every) < 2:
+        raise UserError("paper: figure-5 compares classes; the recipe has one")
+    for asked in spec.classes or []:
+        if context.targets([asked])[0] not in every:
+            raise UserError(f"paper: class `{asked}` is not among the recipe's `classes`")
+
+
+def _found(context: Context) -> tuple[Source, PathSet]:
+    """The recipe's own discovery with its paths."""
+    c = context.recipe.criterion
     source = Source(c.name, c.t, c.attribution(), c.probe_per_class)
     return source, discover.columns(context, c.name, c.t, source.how, c.probe_per_class)
 
@@ -39,11 +50,7 @@ def _drawn(context: Context, spec: Paper, default: int) -> list[int]:
     """Outputs of the classes asked for, in that order, or the first few."""
     if spec.classes is None:
         return context.every_target()[:default]
-    every, asked = context.every_target(), [context.targets([name])[0] for name in spec.classes]
-    for name, output in zip(spec.classes, asked, strict=True):
-        if output not in every:
-            raise UserError(f"paper: class `{name}` is not among the recipe's `classes`")
-    return asked
+    return [context.targets([name])[0] for name in spec.classes]
 
 
 def frequencies(context: Context, spec: Paper) -> dict[str, Any]:
@@ -116,8 +123,6 @@ def likeness(context: Context, spec: Paper) -> dict[str, Any]:
     """Figure 5 and D.2: the similarity matrix, its classes in the order of the tree, and some classes' neighbours."""
     source, paths = _found(context)
     outputs, widths = context.every_target(), [site.width for site in context.sites]
-    if len(outputs) < 2:
-        raise UserError("paper: figure-5 compares classes; the recipe has one")
     used = utilisation.utilisation(utilisation.counts(paths, outputs, widths))
     alike = utilisation.similarity(used)
     names = [context.class_name(output) for output in outputs]
@@ -174,8 +179,9 @@ def heat_map(record: dict[str, Any]) -> Figure:
     halves: Any = figure.subfigures(1, 2, width_ratios=[1.1, 1])
     left, right = halves
     axes = left.subplots()
-    shown = axes.imshow(record["similarity"], cmap="viridis", vmin=0, vmax=1)
-    left.colorbar(shown, ax=axes, shrink=0.8, label="cosine of the utilisation matrices")
+    low, high = record["range"]  # of different classes: the diagonal, 1, would hide what there is to see
+    shown = axes.imshow(record["similarity"], cmap="viridis", vmin=low, vmax=max(high, low + 1e-6))
+    left.colorbar(shown, ax=axes, shrink=0.8, extend="max", label="cosine of the utilisation matrices")
     if len(names) <= 60:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)

@@ -28,14 +28,19 @@ def zeroed_share(keep_CN: Tensor, share: float, generator: torch.Generator) -> T
     return kept
 
 
-def grid(context: Context, spec: Paper) -> dict[str, Any]:
-    """Every criterion × t × p × depth on the same test images. Raises UserError without a `paper_protocol`."""
-    p, depth = context.recipe.paper_protocol, len(context.sites)
-    if p is None:
+def check(context: Context, spec: Paper) -> None:
+    """Raises UserError without a `paper_protocol`, or for a depth that the model does not have."""
+    if context.recipe.paper_protocol is None:
         raise UserError("paper: figure-6 needs a `paper_protocol` section, its t are the rows of the figure")
-    depths = spec.depth or [depth]
-    if max(depths) > depth:
-        raise UserError(f"paper: depth {max(depths)} is asked for, the model has {depth} blocks")
+    depth, deepest = len(context.sites), max(spec.depth or [1])
+    if deepest > depth:
+        raise UserError(f"paper: depth {deepest} is asked for, the model has {depth} blocks")
+
+
+def grid(context: Context, spec: Paper) -> dict[str, Any]:
+    """Every criterion × t × p × depth on the same test images."""
+    p, depths = context.recipe.paper_protocol, spec.depth or [len(context.sites)]
+    assert p is not None
     exam = Exam.open(context, spec, p.probe_per_class)
     dense = exam.of_model(context, context.loaded.model)
     jobs = [

@@ -43,9 +43,8 @@ def paths_of(
     name: str, model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution
 ) -> Tensor:
     """Each image's path by one criterion, one unit per block: [B, L, 1]."""
-    score = CRITERIA[name].score if name in CRITERIA else None
-    if score is None:
-        raise UserError(f"paper: criterion `{name}` scores no single image, it has no path")
+    score = CRITERIA[name].score
+    assert score is not None
     blocks = score(model, sites, images, labels, ts=[1], how=how)[1]
     return torch.stack([block.argmax(1, keepdim=True) for block in blocks], 1)
 
@@ -62,10 +61,19 @@ def intervened(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, units
         return model(images)
 
 
+def check(context: Context, spec: Paper) -> None:
+    """Raises UserError for a model without a class token to edit, or a criterion without paths."""
+    models.require_class_token(context.loaded.model, "paper")
+    for name in spec.criteria:
+        if name not in CRITERIA or CRITERIA[name].score is None:
+            raise UserError(f"paper: criterion `{name}` scores no single image, it has no path")
+        if set(spec.rules) != {"image"} and CRITERIA[name].ranks_by != "frequency":
+            raise UserError(f"paper: criterion `{name}` ranks by its mean score, its classes have no path")
+
+
 def table(context: Context, spec: Paper) -> dict[str, Any]:
     """Every method on the same test images."""
     model, sites, how = context.loaded.model, context.sites, context.recipe.criterion.attribution()
-    models.require_class_token(model, "paper")
     index, size = tested(context, spec), context.images_per_batch(how.nodes + 2)
     jobs = [(name, rule) for name in spec.criteria for rule in spec.rules]
     of_class = {job: _of_class(context, *job) for job in jobs if job[1] != "image"}
@@ -99,7 +107,7 @@ def _of_class(context: Context, name: str, rule: Rule) -> Tensor:
 def probe_criteria(recipe: Recipe) -> list[CriterionName]:
     """What has to be discovered on the probe split first: every criterion, where class paths are asked for."""
     spec = recipe.paper
-    return list(spec.criteria) if spec and set(spec.rules) != {"image"} else []
+    return list(spec.criteria) if spec and spec.table == "table-1" and set(spec.rules) != {"image"} else []
 
 
 def _add(store: dict[str, list[np.ndarray]], kind: str, logits: Tensor, labels: Tensor) -> None:

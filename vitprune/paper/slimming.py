@@ -25,14 +25,16 @@ from vitprune.types import Mask
 ONE_MODEL, ORACLE = "one model for every image", "class token, mask of the true label"
 
 
-def table(context: Context, spec: Paper) -> dict[str, Any]:
-    """Dense, ViT-Slim, JAS removed for real, and JAS in the paper's protocol, on the same test images.
-
-    Raises UserError where the recipe's criterion is another one, or without a `paper_protocol`.
-    """
-    recipe, p = context.recipe, context.recipe.paper_protocol
-    if p is None or recipe.criterion.name != "vit-slim":
+def check(context: Context, spec: Paper) -> None:
+    """Raises UserError where the recipe's criterion is another one, or without a `paper_protocol`."""
+    if context.recipe.paper_protocol is None or context.recipe.criterion.name != "vit-slim":
         raise UserError("paper: table-2 needs `criterion: {name: vit-slim, ...}` and a `paper_protocol` for JAS")
+
+
+def table(context: Context, spec: Paper) -> dict[str, Any]:
+    """Dense, ViT-Slim, JAS removed for real, and JAS in the paper's protocol, on the same test images."""
+    recipe, p = context.recipe, context.recipe.paper_protocol
+    assert p is not None
     exam, dense = Exam.open(context, spec, p.probe_per_class), context.loaded.model
     rows = [_row("dense", ONE_MODEL, dense, 1.0, None) | exam.of_model(context, dense)]
     for keep in {repr(k): k for k in (recipe.keep, *p.t)}.values():
@@ -82,7 +84,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"# Table 2 on `{record['model']}`: ViT-Slim against JAS",
         "",
         f"{record['n']} test images. ViT-Slim: gates learned on the probe split, weights {weights}, one threshold across "
-        "blocks. The paper compares its first row with JAS in rows whose mask is chosen by the image's TRUE LABEL: "
+        "blocks. The paper sets such a model against JAS masks that are chosen by the image's TRUE LABEL: "
         "oracle-routed, nothing gets smaller; what its authors' code calls accuracy is the mean probability of the true "
         "class, with one probe image per class among the test images. Like with like: the rows of one model for every image.",
         "",
@@ -95,8 +97,9 @@ def markdown(record: dict[str, Any]) -> str:
     for cost in record["costs"]:
         passes = f", {cost['epochs']} passes of training" if cost["epochs"] else ""
         peak = "" if cost["peak_memory_mb"] is None else f", {cost['peak_memory_mb']:.0f} MB"
-        lines += ["", f"{cost['method']}: {cost['images']} probe images{passes}, {cost['seconds']:.1f} s{peak}."]
+        seconds = f"{cost['seconds']:.1f} s in the call that ended it"
+        lines += ["", f"{cost['method']}: {cost['images']} probe images{passes}, {seconds}{peak}."]
     emptied = max(row.get("emptied_blocks", 0) for row in record["rows"])
     if emptied:
-        lines += ["", f"ViT-Slim's threshold would have emptied up to {emptied} blocks; their best unit was kept."]
+        lines += ["", f"ViT-Slim's threshold would have emptied up to {emptied} block(s); the best unit was kept."]
     return "\n".join([*lines, ""])
