@@ -16,7 +16,6 @@ its true class, from the probe split. Legend: B images, L blocks, N hidden units
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -163,13 +162,13 @@ def markdown(record: dict[str, Any]) -> str:
 def figure(record: dict[str, Any]) -> Figure:
     """Figure 3: how the deviations of each method are distributed, with quartiles, median and mean; symmetric about a line."""
     drawn, rows = Figure(figsize=(9, 1.2 + 0.7 * len(record["rows"])), layout="constrained"), record["rows"]
-    ticks = [-1, -0.1, -0.01, -0.001, 0, 0.001, 0.01, 0.1, 1, 10]
+    ticks = [-1, -0.1, -0.01, 0, 0.01, 0.1, 1, 10]
     for axes, kind in zip(drawn.subplots(1, 2, sharey=True), FACTORS, strict=True):
         for y, row in enumerate(rows):
             d = row[kind]
-            heights = 0.45 * np.array(d["probability_deviation_counts"]) / max(d["probability_deviation_counts"])
-            for (left, right), height in zip(pairwise(EDGES), heights, strict=True):
-                axes.fill_between([left, right], y - height, y + height, color=f"C{y % 10}", alpha=0.5, lw=0)
+            counts = np.array([*d["probability_deviation_counts"], 0])
+            height = 0.45 * counts / counts.max()
+            axes.fill_between(EDGES, y - height, y + height, step="post", color=f"C{y % 10}", alpha=0.5, lw=0)
             low, high = np.arcsinh(np.array(d["probability_deviation_quartiles"]) / LINEAR)
             axes.plot([low, high], [y, y], color="0.2", lw=3)
             for value, marker in ((d["probability_deviation_median"], "|"), (d["probability_deviation_mean"], "x")):
