@@ -124,33 +124,18 @@ def test_many_blocks_come_back_in_order(tmp_path):
     assert [int(np.asarray(block).argmax()) for block in Gathered.from_file(str(file)).counts] == list(range(11))
 
 
-def test_utilisation_is_counts_over_selections():
-    used = paths.utilisation(paths.to_scores(gather(ALL), "s", CLASSES))
-    for i, width in enumerate(WIDTHS):
-        rows = np.asarray(used[i])
-        np.testing.assert_allclose(rows.sum(1), [1, 1, 1, 0], atol=1e-6)
-        for c, row in enumerate(rows):
-            picks = [j for path, label in zip(by_hand(), LABELS, strict=True) if label == c for j in path[i]]
-            expected = [picks.count(j) / max(len(picks), 1) for j in range(width)]
-            np.testing.assert_allclose(row, expected, rtol=1e-6)
-
-
-def test_class_similarity():
-    blocks = [
-        torch.tensor([[1.0, 0.5, 0, 0], [1.0, 0.5, 0, 0], [0, 0, 1.0, 1.0], [0.5, 0, 1.0, 0]]),
-        torch.tensor([[0, 1.0, 0], [0, 1.0, 0], [1.0, 0, 0], [0.2, 0.8, 1.0]]),
-    ]
-    scores = Scores("s", blocks)
-    found = np.asarray(paths.class_similarity(scores), dtype=np.float64)
-    rows = np.concatenate([block.numpy() / block.numpy().sum(1, keepdims=True) for block in blocks], 1)
-    for a in range(4):
-        for b in range(4):
-            dot = sum(x * y for x, y in zip(rows[a], rows[b], strict=True))
-            cosine = dot / np.sqrt(sum(x * x for x in rows[a]) * sum(y * y for y in rows[b]))
-            assert found[a, b] == pytest.approx(cosine, abs=1e-6)
-    assert found[0, 1] == pytest.approx(1, abs=1e-6) and found[0, 2] == 0
-    empty = paths.class_similarity(paths.to_scores(gather(ALL), "s", CLASSES))
-    assert torch.isfinite(empty).all() and float(empty[3].abs().sum()) == 0
+def test_the_authors_mode_per_rank():
+    """Ranks one by one: a unit may take two, ties go to the smallest index, a class without images is marked."""
+    units = np.array([(5, 7), (6, 5), (5, 8), (9, 5), (4, 5), (3, 2), (2, 3)], np.int32)[:, None]
+    labels = np.array([0, 0, 0, 0, 0, 2, 2])
+    columns = PathSet(np.arange(7), labels, units, np.zeros(units.shape, np.float32))
+    assert paths.mode_per_rank(columns, [0, 1, 2], [10]).tolist() == [[[5, 5]], [[-1, -1]], [[2, 2]]]
+    found = gather(ALL)
+    made = paths.mode_per_rank(found.paths, range(CLASSES), WIDTHS)
+    for c in (0, 1, 2):
+        for i, rank in np.ndindex(len(WIDTHS), T):
+            own = [path[i][rank] for path, label in zip(by_hand(), LABELS, strict=True) if label == c]
+            assert made[c, i, rank] == min(own, key=lambda u: (-own.count(u), u))
 
 
 # --- masks

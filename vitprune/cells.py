@@ -34,7 +34,8 @@ def examine(context: Context, cell: Cell | None, seed: int) -> dict[str, Any]:
     model, kept = context.loaded.model, 1.0
     if cell:
         mask = mask_of(context, discover.scores_of(context, cell.criterion, seed), targets, cell.keep)
-        model, kept = slimmed(context, mask, cell.recovery, None, targets), mask.kept  # type: ignore[arg-type]
+        dense = discover.model_of(context, cell.criterion)
+        model, kept = slimmed(context, mask, cell.recovery, None, targets, dense), mask.kept  # type: ignore[arg-type]
     predict = evaluation.predictor(model)
     logits, labels = evaluation.test_logits(predict, context.images, context.split, context.batch, np.array(targets))
     name, how, keep = (cell.criterion, cell.recovery, cell.keep) if cell else ("dense", "none", 1.0)

@@ -37,11 +37,7 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
     loaded = recipe_file.load(recipe)
     if out is not None:
         loaded = loaded.model_copy(update={"out": out})
-    command = (
-        f"vitprune {verb} {recipe}"
-        + (f" --out {out}" if out else "")
-        + (f" --device {device}" if device != "auto" else "")
-    )
+    command = _command(verb, recipe, out, device)
     record = pipeline.run(
         loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
     )
@@ -52,6 +48,15 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
     else:
         summary.show(record, verb, folder)
+
+
+def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:
+    """The command that was given, for the record."""
+    return (
+        f"vitprune {verb} {recipe}"
+        + (f" --out {out}" if out else "")
+        + (f" --device {device}" if device != "auto" else "")
+    )
 
 
 @app.command()
@@ -216,20 +221,20 @@ def check(
 
 @app.command()
 def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: Json = False) -> None:
-    """The paper's tables on the recipe's model: Table 1 and Figure 3 (paths removed and enhanced), or Figure 6 and Table 3."""
-    from vitprune import interventions
+    """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
+    from vitprune import paper as tables
     from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
 
     loaded = recipe_file.load(recipe)
     if out is not None:
         loaded = loaded.model_copy(update={"out": out})
-    record = interventions.run(loaded, device=device, reporter=Reporter())
+    record = tables.run(loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device))
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        print(interventions.show(record))
-        print(f"Written: {loaded.out / loaded.name / ('paper-' + record['table'] + '.json')} and .md")
+        print(tables.show(record))
+        print(f"Written: {', '.join(map(str, tables.files(loaded)))}")
 
 
 @app.command()

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+from scipy.cluster.hierarchy import fcluster
 
-from vitprune import paths
+from vitprune import utilisation
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, write_json
@@ -24,9 +23,7 @@ from vitprune.workspace import Workspace
 
 def groups(similarity_CC: np.ndarray, k: int) -> list[list[int]]:
     """Positions of the classes in each of at most k clusters, the clusters in the order of their first class."""
-    apart = np.clip(1 - (similarity_CC + similarity_CC.T) / 2, 0, None)
-    np.fill_diagonal(apart, 0)
-    of_class = fcluster(linkage(squareform(apart, checks=False), "average"), k, "maxclust")
+    of_class = fcluster(utilisation.tree(similarity_CC), k, "maxclust")
     found = [np.flatnonzero(of_class == c).tolist() for c in np.unique(of_class)]
     return sorted(found, key=lambda members: members[0])
 
@@ -52,7 +49,9 @@ def resolve(context: Context, force: bool = False) -> Recipe:
     if not isinstance(known, dict) or known.get("key") != key:
         discover.discover(inner)
         scores = discover.scores_of(inner, "jas")
-        similarity = paths.class_similarity(scores)[targets][:, targets].double().numpy()
+        similarity = utilisation.similarity(
+            utilisation.utilisation([block[targets].numpy() for block in scores.blocks])
+        )
         found = groups(similarity, k)
         names = [[context.class_name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}

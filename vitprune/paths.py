@@ -1,4 +1,4 @@
-"""Neuron paths: the TopK units of each image, gathered into class frequencies, utilisation and similarity.
+"""Neuron paths: the TopK units of each image, gathered into class frequencies.
 
 Legend: B images of a batch, K classes met, C classes in all, L blocks, n hidden units, t units per image and block.
 """
@@ -142,13 +142,17 @@ def to_scores(
     return Scores(criterion, rows(gathered.counts), rows(gathered.sums), images, columns)
 
 
-def utilisation(scores: Scores) -> list[Tensor]:
-    """Utilisation matrices per block [C, n]: each class's row sums to 1 (counts over selections), or is all zero."""
-    return [block / block.sum(1, keepdim=True).clamp_min(1e-12) for block in scores.blocks]
+def mode_per_rank(columns: PathSet, classes: Sequence[int], widths: Sequence[int]) -> np.ndarray:
+    """The class path of the authors' code: per class, block and rank the unit most often there, int64 [C, L, t].
 
-
-def class_similarity(scores: Scores) -> Tensor:
-    """Cosine similarity [C, C] of the classes' flattened utilisation matrices."""
-    flat = torch.cat(utilisation(scores), 1)
-    unit = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return unit @ unit.T
+    Ranks are looked at one by one, so that a unit can stand in a class path twice; ties go to the smallest index. A class
+    without images has -1 everywhere.
+    """
+    _, depth, t = columns.units.shape
+    made = np.full((len(classes), depth, t), -1, np.int64)
+    for row, c in enumerate(classes):
+        own = columns.units[columns.label == c]
+        if len(own):
+            for block, rank in np.ndindex(depth, t):
+                made[row, block, rank] = np.bincount(own[:, block, rank], minlength=widths[block]).argmax()
+    return made

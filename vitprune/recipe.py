@@ -196,18 +196,39 @@ class Compare(Part):
 
 
 class Paper(Part):
-    """The paper's tables. `table-1`, with Figure 3: each test image's own path, removed and enhanced. `figure-6`, with
-    Table 3: the paper's protocol over its t, the share p of the other units that is zeroed, and the first blocks."""
+    """The paper's tables. `table-1`, with Figure 3: each test image's own path, removed and enhanced. `table-2`: ViT-Slim
+    against JAS. `figure-4`: how often each unit is on a class's paths. `figure-5`, with D.2: which classes use the same
+    units. `figure-6`, with Table 3: the paper's protocol over its t, the share p of the other units, and the first blocks."""
 
-    table: Literal["table-1", "figure-6"] = "table-1"
+    table: Literal["table-1", "table-2", "figure-4", "figure-5", "figure-6"] = "table-1"
+    units: list[Literal["image", "frequency", "mode-per-rank"]] | None = Field(
+        None,
+        min_length=1,
+        description="whose units: each image's own path (table-1 alone, and there the default), the class's most frequent "
+        "ones (the paper), or the most frequent one of every rank (the authors' code)",
+    )
     p: list[Annotated[StrictFloat, Field(ge=0, le=1)]] = Field([1.0], min_length=1, description="figure-6")
     depth: list[Annotated[StrictInt, Field(ge=1)]] | None = Field(
         None, min_length=1, description="figure-6: prune this many first blocks only; without it all"
     )
     criteria: list[CriterionName] = Field(
-        ["activation", "influence-pattern", "influence-gradient", "jas"], min_length=1
+        ["activation", "influence-pattern", "influence-gradient", "jas"], min_length=1, description="table-1"
+    )
+    classes: list[str] | None = Field(
+        None, min_length=1, description="figure-4 and -5: the classes drawn; without it the first four or three"
     )
     images_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="test images; without it all")
+
+    @model_validator(mode="after")
+    def own_paths(self) -> Paper:
+        if self.table != "table-1" and "image" in (self.units or ()):
+            raise ValueError(f"`units: image` is for table-1; {self.table} is about classes")
+        return self
+
+    @property
+    def rules(self) -> list[Literal["image", "frequency", "mode-per-rank"]]:
+        """`units` with its default spelled out."""
+        return self.units or (["image"] if self.table == "table-1" else ["frequency"])
 
 
 def check_keep(keep: int | float) -> int | float:
@@ -329,6 +350,15 @@ class Recipe(Part):
     def classes_or_groups(self) -> Recipe:
         if sum(given is not None for given in (self.classes, self.groups, self.clusters)) > 1:
             raise ValueError("give `classes` or `groups`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def trained_weights_are_not_repaired(self) -> Recipe:
+        names = {self.criterion.name, *self.baselines, *(self.compare.criteria if self.compare else ())}
+        names |= set(self.criterion.among) if "auto" in names else set()
+        repairs = {self.recovery, *(self.compare.recovery if self.compare else ())}
+        if self.criterion.train_weights and "vit-slim" in names and repairs != {"none"}:
+            raise ValueError("vit-slim with `train_weights` brings weights of its own: `recovery: none` goes with it")
         return self
 
     def fingerprint(self) -> str:

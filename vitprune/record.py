@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import choose, evaluation, paths, report_data
+from vitprune import choose, evaluation, report_data, utilisation
 from vitprune.context import Context
 from vitprune.files import digest, read_json, sha256
 from vitprune.recipe import dump
@@ -203,8 +203,8 @@ def _discovered(context: Context) -> dict[str, Any]:
         }
     }
     if len(targets) <= report_data.INLINE:
-        similarity = paths.class_similarity(scores)[targets][:, targets].tolist()
-        matrix = [[round(v, 4) for v in row] for row in similarity]
+        used = utilisation.utilisation([block[targets].numpy() for block in scores.blocks])
+        matrix = [[round(v, 4) for v in row] for row in utilisation.similarity(used).tolist()]
         found["class_similarity"] = {"classes": names, "matrix": matrix}
     return discoveries | found
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from vitprune import paths
+from vitprune import utilisation
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.files import replacing
@@ -47,7 +47,10 @@ def write(context: Context, record: dict[str, Any]) -> dict[str, Any]:
     }
     parts = {"paths": record["paths"] | {"shown": shown, "file": _save(context, "paths", frequency)}}
     if len(targets) > INLINE:
-        similarity = paths.class_similarity(found)[targets][:, targets].numpy().astype(np.float32)
+        used = utilisation.utilisation([block[targets].numpy() for block in found.blocks])
+        similarity = utilisation.similarity(used).astype(np.float32)
+            utilisation.utilisation([block[targets].numpy() for block in found.blocks])
+        ).astype(np.float32)
         file = _save(context, "class-similarity", {"similarity": similarity})
         parts["class_similarity"] = {"classes": names, "file": file}
     return parts

@@ -21,7 +21,7 @@ from vitprune.criteria.jas import jas
 from vitprune.criteria.joint_gates import joint_gates
 from vitprune.criteria.knowledge_attribution import knowledge_attribution
 from vitprune.criteria.statistics import obs, variance
-from vitprune.criteria.vit_slim import vit_slim
+from vitprune.criteria.vit_slim import train, vit_slim
 from vitprune.criteria.weights import Batches, class_alignment, hessian, magnitude, taylor
 from vitprune.types import Attribution, FfnSite
 
@@ -49,6 +49,14 @@ class WholeScore(Protocol):
     ) -> list[Tensor]: ...
 
 
+class Trained(Protocol):
+    """The same, and the trained copy of the model, which is what is then pruned."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+    ) -> tuple[list[Tensor], nn.Module]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
@@ -57,6 +65,7 @@ class Row:
     or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
     `path_dependent`: so does t, beyond the ranking. `across_blocks`: the scores of all blocks are in one unit of account,
     so `allocation: auto` cuts them by one threshold.
+    `trains`: `whole` where `train_weights` asks for weights as well.
     """
 
     source: str
@@ -67,6 +76,7 @@ class Row:
     uses: tuple[str, ...] = ()
     path_dependent: bool = False
     across_blocks: bool = False
+    trains: Trained | None = None
 
     @property
     def integrates(self) -> bool:
@@ -120,6 +130,7 @@ CRITERIA: dict[str, Row] = {
     "vit-slim": Row(
         "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM,
         across_blocks=True,
+        trains=train,
     ),
 }  # fmt: skip
 

@@ -1,8 +1,9 @@
 """Learned gates with L1 pressure: ViT-Slim (Chavan et al., CVPR 2022), its FFN part, as the paper's baseline.
 
 A gate ζ per hidden unit, 1 at the start, multiplies the unit after its activation; loss = cross-entropy + w·Σ|ζ|, AdamW.
-The weights train along unless frozen, on a copy: the masks that come of ζ are applied to the model as it was. ζ is
-signed and is the score; one threshold across all blocks (`allocation: global`) is the method's own way to cut.
+The weights train along unless frozen, on a copy. The method's own way to cut is one threshold across all blocks,
+sorted(ζ)[int((1 − b)·len)] for a budget b, and the units with signed ζ at or above it stay; the mask is binary, ζ is not
+folded into the weights. Trained weights are the method's own: what is pruned is then the trained copy.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune import hooks
 from vitprune.criteria.weights import Batches
-from vitprune.types import Attribution, FfnSite
+from vitprune.types import Attribution, FfnSite, Mask
 
 
-def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
-    """The gates after `how.epochs` passes over the images, per block [1, N]."""
-    trained = copy.deepcopy(model).train().requires_grad_(how.train_weights)
+def train(
+    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+) -> tuple[list[Tensor], nn.Module]:
+    """The gates after `how.epochs` passes over the images, per block [1, N], and the copy they were trained on.
+
+    The copy has no gates: with `how.train_weights` its weights are those trained, else the model's own.
+    """
+    trained = copy.deepcopy(model).train(how.train_weights).requires_grad_(how.train_weights)
     like = next(trained.parameters())
     gates = [torch.ones(site.width, device=like.device, dtype=like.dtype, requires_grad=True) for site in sites]
     groups = [{"params": gates, "weight_decay": 0.0}]
@@ -30,8 +37,6 @@ def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, ho
     optimiser = torch.optim.AdamW(groups, lr=how.rate)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(how.seed)
-        if not how.train_weights:
-            trained.eval()
         for _ in range(how.epochs):
             for images, labels in batches():
                 with hooks.hidden_units(trained, sites, lambda i, hidden: hidden * gates[i]):
@@ -40,4 +45,25 @@ def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, ho
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-    return [gate.detach()[None].float() for gate in gates]
+    optimiser.zero_grad()
+    return [gate.detach()[None].float() for gate in gates], trained.eval().requires_grad_(False)
+
+
+def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
+    """The gates alone, per block [1, N]: signed, and the score."""
+    return train(model, sites, batches, how=how)[0]
+
+
+def threshold_mask(gates: Sequence[Tensor], budget: float) -> tuple[Mask, int]:
+    """One threshold across all blocks for the share `budget` of all units; and how many blocks it would have emptied.
+
+    ViT-Slim lets a block go empty; here its best unit stays, so that every block can be sliced.
+    """
+    signed = [gate.flatten().double().numpy() for gate in gates]
+    every = np.sort(np.concatenate(signed))
+    threshold = every[int((1 - budget) * len(every))]
+    kept = [torch.from_numpy(gate >= threshold) for gate in signed]
+    empty = [i for i, block in enumerate(kept) if not bool(block.any())]
+    for i in empty:
+        kept[i][int(signed[i].argmax())] = True
+    return Mask(kept), len(empty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import nn
 
 from vitprune import data, masks, memory, parallel, paths
 from vitprune.context import Context
@@ -23,7 +25,7 @@ from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
 from vitprune.shards import Manifest, job
 from vitprune.stages import CODE
-from vitprune.types import Attribution, Scores
+from vitprune.types import Attribution, PathSet, Scores
 from vitprune.workspace import PARTS
 
 GAP_IMAGES = 16
@@ -61,8 +63,7 @@ def discover(context: Context) -> list[Path]:
     for name in sorted({context.recipe.criterion.name, *context.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
             for group, targets in context.sets_and_their_union().items():
-                path = _whole(context, name, group, targets)
-                files += [path, path.with_suffix(".json")]
+                files += _whole(context, name, group, targets)
     return files
 
 
@@ -70,7 +71,11 @@ def _whole_file(context: Context, name: str, group: str | None) -> Path:
     return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.safetensors"
 
 
-def _whole(context: Context, name: str, group: str | None, targets: list[int]) -> Path:
+def _weights_file(context: Context, name: str, group: str | None) -> Path:
+    return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.weights.safetensors"
+
+
+def _whole(context: Context, name: str, group: str | None, targets: list[int]) -> list[Path]:
     """A criterion that looks at weights, or at the probe images of a class set as a whole."""
     c, row = context.recipe.criterion, CRITERIA[name]
     assert row.whole is not None
@@ -85,7 +90,11 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
             yield x.to(context.device), y.to(context.device)
 
     with memory.peak(context.device) as highest:
-        scores = row.whole(context.loaded.model, context.sites, batches, how=c.attribution())
+        trained, how = None, c.attribution()
+        if row.trains and how.train_weights:
+            scores, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
+        else:
+            scores = row.whole(context.loaded.model, context.sites, batches, how=how)
     if not all(bool(block.isfinite().all()) for block in scores):
         raise UserError(
             f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
@@ -94,15 +103,21 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
     columns = {f"scores.{i}": block.float().cpu().contiguous() for i, block in enumerate(scores)}
     with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(columns))
+    files = [path, path.with_suffix(".json")]
+    if trained is not None:
+        files.append(_weights_file(context, name, group))
+        state = {key: value.cpu().contiguous() for key, value in trained.state_dict().items()}
+        with replacing(files[-1]) as temporary:
+            temporary.write_bytes(to_bytes(state))
     seconds = round(time.monotonic() - started, 2)
     context.reporter.say(f"discover {name}: {seconds:.1f} s")
-    settings = {used: asdict(c.attribution())[used] for used in row.uses}
+    settings = {used: asdict(how)[used] for used in row.uses}
     images_read = len(index) if "images" in row.needs else 0
     notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **settings}, "t": None}
     notes |= {"images": images_read, "seconds": seconds, "batch": None, "smallest_batch": None}
     notes |= {"peak_memory_mb": _rounded(highest[0])}
     write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None, "group": group})
-    return path
+    return files
 
 
 def discoveries(context: Context) -> list[Discovery]:
@@ -242,6 +257,26 @@ def load(context: Context, criterion: str, t: int, how: Attribution, per_class: 
     """The scores of one discovery."""
     gathered = Gathered.from_file(str(result_file(context, criterion, t, how, per_class)))
     return paths.to_scores(gathered, criterion, context.loaded.outputs, CRITERIA[criterion].ranks_by)
+
+
+def columns(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> PathSet:
+    """Every image's path of one finished discovery, from its shards."""
+    found = Discovery(*_key(criterion, how, per_class), (t,))
+    folder, index, about = _plan(context, found)
+    manifest = Manifest.read(folder, index, found.ts, about)
+    if manifest is None:
+        raise UserError(f"{folder}: the discovery's shards are gone; run again with --force")
+    return paths.merge(list(manifest.shards(t))).paths
+
+
+def model_of(context: Context, criterion: str, group: str | None = None) -> nn.Module:
+    """What a criterion's mask is cut from: the dense model, or the copy whose weights the criterion trained."""
+    row, dense = CRITERIA.get(criterion), context.loaded.model
+    if row is None or row.trains is None or not context.recipe.criterion.train_weights:
+        return dense
+    trained = copy.deepcopy(dense)
+    trained.load_state_dict(load_file(_weights_file(context, criterion, group)))
+    return trained
 
 
 def notes_of(context: Context) -> list[dict[str, Any]]:

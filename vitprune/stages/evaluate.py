@@ -15,7 +15,7 @@ from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
 from vitprune.files import write_json
 from vitprune.stages import examples
-from vitprune.stages.discover import load, scores_of
+from vitprune.stages.discover import load, model_of, scores_of
 from vitprune.stages.prune import mask_of, slimmed
 from vitprune.types import Metrics
 
@@ -69,7 +69,7 @@ def _evaluate_set(
         elif exported:
             model = checkpoint.load(context.folder.root / (group or ""), context.device)
         else:
-            model = slimmed(context, mask, how, group, targets)  # type: ignore[arg-type]
+            model = slimmed(context, mask, how, group, targets, model_of(context, name, group))  # type: ignore[arg-type]
         logits, labels = evaluation.test_logits(
             evaluation.predictor(model), context.images, context.split, context.batch, np.array(targets)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
 from vitprune.files import replacing, write_json, write_text
 from vitprune.recipe import dump
+from vitprune.recovery import Moments
 from vitprune.stages import moments
-from vitprune.stages.discover import scores_of
+from vitprune.stages.discover import model_of, scores_of
 from vitprune.types import Mask, Recovery, Scores
 
 REFIT_BATCH = 64
@@ -31,10 +32,11 @@ def prune(context: Context) -> list[Path]:
         recipe = context.recipe
         scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed, group)
         mask = mask_of(context, scores, targets)
-        difference = masked_against_sliced(context, mask, targets)
+        dense = model_of(context, recipe.criterion.name, group)
+        difference = masked_against_sliced(context, mask, targets, dense)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, mask, recipe.recovery, group, targets)
+        slim = slimmed(context, mask, recipe.recovery, group, targets, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -86,16 +88,27 @@ def _split_by_name(context: Context) -> dict[str, Any]:
     }
 
 
-def slimmed(context: Context, mask: Mask, how: Recovery, group: str | None, targets: list[int]) -> nn.Module:
-    """The dense model without the units the mask drops, repaired from the class set's probe images."""
-    dense, r = context.loaded.model, context.recipe
+def slimmed(
+    context: Context,
+    mask: Mask,
+    how: Recovery,
+    group: str | None,
+    targets: list[int],
+    dense: nn.Module | None = None,
+) -> nn.Module:
+    """The dense model (or the copy that a criterion trained) without the units the mask drops, repaired from the class
+    set's probe images."""
+    dense, r = context.loaded.model if dense is None else dense, context.recipe
     slim = surgery.slim(dense, mask)
     index = refit_index(context, targets)
-    stats = moments.from_file(context, group) if recovery.needs_moments(how) else ()
 
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in context.images.batches(index, min(context.batch, REFIT_BATCH)))
 
+    stats: Sequence[Moments] = ()
+    if recovery.needs_moments(how):
+        own = dense is not context.loaded.model
+        stats = recovery.moments(dense, context.sites, batches()) if own else moments.from_file(context, group)
     recovery.repair(slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs)
     return slim
 
@@ -108,9 +121,9 @@ def refit_index(context: Context, targets: list[int]) -> np.ndarray:
     return np.random.default_rng(context.split.seed).permutation(index)[:most]
 
 
-def masked_against_sliced(context: Context, mask: Mask, targets: list[int]) -> float:
+def masked_against_sliced(context: Context, mask: Mask, targets: list[int], dense: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images."""
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)][:16]
     x, _ = next(context.images.batches(index, 16))
-    return surgery.masked_vs_sliced(context.loaded.model, mask, x.to(context.device))
+    return surgery.masked_vs_sliced(dense, mask, x.to(context.device))

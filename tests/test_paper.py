@@ -14,8 +14,11 @@ from small import image_folder, model_folder, recipe_dict
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vitprune import cli, grid, interventions, models, pipeline, recipe
+from vitprune import cli, models, paper, pipeline, recipe
+from vitprune.context import Context
 from vitprune.errors import UserError
+from vitprune.paper import grid, interventions
+from vitprune.progress import Reporter
 from vitprune.types import Attribution
 
 LABELS = torch.tensor([3, 1, 4])
@@ -48,8 +51,6 @@ def test_paths_are_the_best_unit_of_every_block(tiny_vit, make_images):
     active = interventions.paths_of("activation", model, sites, images, LABELS, how)
     for row, image in enumerate(images):
         assert active[row, :, 0].tolist() == [int(h[0].argmax()) for h in reference.Vit(model).hidden(image)]
-    with pytest.raises(UserError, match="no path"):
-        interventions.paths_of("magnitude-l1", model, sites, images, LABELS, how)
 
 
 def test_the_row_of_a_method() -> None:
@@ -61,7 +62,7 @@ def test_the_row_of_a_method() -> None:
         "enhancement p": np.array([1.0, 0.3, 0.8, 0.2]),
         "enhancement hit": np.array([True, True, True, False]),
     }
-    row = interventions._row("x", found, hit, p)
+    row = interventions._row("x", "image", found, hit, p)
     assert row["jas"] == 2.5
     assert row["removal"]["accuracy_deviation_points"] == pytest.approx(-25)
     assert row["removal"]["probability_deviation_mean"] == pytest.approx((-0.5 - 0.5 - 0.5 + 0) / 4)
@@ -71,6 +72,16 @@ def test_the_row_of_a_method() -> None:
     assert row["enhancement"]["probability_deviation_mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
 
 
+def test_the_histogram_counts_every_image_between_its_edges() -> None:
+    deviation = np.array([-1.0, -0.5, -1e-4, 0.0, 2e-4, 0.03, 0.031, 9.9, 1e6])
+    edges = np.linspace(np.arcsinh(-1000), np.arcsinh(10_000), 71)
+    expected = [0] * 70
+    for d in deviation:
+        u = min(np.arcsinh(d / 1e-3), edges[-1])
+        expected[max(i for i in range(70) if edges[i] <= u)] += 1
+    assert interventions.histogram(deviation).tolist() == expected
+
+
 @pytest.fixture
 def content(tmp_path: Path) -> dict[str, Any]:
     made = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 10), tmp_path / "out")
@@ -78,12 +89,18 @@ def content(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_whole_table_by_hand(content: dict[str, Any], tmp_path: Path) -> None:
-    made = interventions.run(recipe.Recipe.model_validate(content), device="cpu")
+    made = paper.run(recipe.Recipe.model_validate(content), device="cpu")
     assert made["n"] == 6 and [row["criterion"] for row in made["rows"]] == content["paper"]["criteria"]
     assert json.loads((tmp_path / "out/tiny/paper-table-1.json").read_text()) == made
     assert "| jas |" in (tmp_path / "out/tiny/paper-table-1.md").read_text()
+    for row in made["rows"]:
+        assert row["units"] == "image" and len(made["deviation_edges"]) == 71
+        assert all(sum(row[kind]["probability_deviation_counts"]) == 6 for kind in interventions.FACTORS)
+    drawing = (tmp_path / "out/tiny/paper-table-1.svg").read_text()
+    assert drawing.startswith("<?xml") and all(name in drawing for name in ("removal", "enhancement", "quartiles"))
+    assert paper._svg(made) == drawing
     few = content | {"paper": {"criteria": ["activation"], "images_per_class": 1}}
-    assert interventions.run(recipe.Recipe.model_validate(few), device="cpu")["n"] == 3
+    assert paper.run(recipe.Recipe.model_validate(few), device="cpu")["n"] == 3
 
 
 def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> None:
@@ -92,16 +109,69 @@ def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> N
     done = CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu", "--json"])
     assert done.exit_code == 0 and len(json.loads(done.stdout)["rows"]) == 3
     assert "removal" in CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu"]).stdout
-    for changed in ({"paper": None}, {"paper": {"criteria": ["random"]}}, {"paper": {"criteria": ["variance"]}}):
-        with pytest.raises(UserError, match="paper"):
-            interventions.run(recipe.Recipe.model_validate(content | changed), device="cpu")
+    refused = (
+        (None, "no `paper` section"),
+        ({"criteria": ["random"]}, "no path"),
+        ({"criteria": ["variance"]}, "no path"),
+        ({"criteria": ["joint-gates"], "units": ["frequency"]}, "ranks by its mean"),
+    )
+    for spec, reason in refused:
+        with pytest.raises(UserError, match=reason):
+            paper.run(recipe.Recipe.model_validate(content | {"name": "no", "paper": spec}), device="cpu")
+    assert not (tmp_path / "out/no/stages").exists(), "work was done before the refusal"
 
 
-@pytest.mark.parametrize("name", ["table1", "figure6", "table3"])
+def test_a_table_by_the_paths_of_the_classes(content: dict[str, Any], tmp_path: Path) -> None:
+    """The path is that of the image's true class, from the probe split."""
+    spec = {"criteria": ["activation"], "units": ["frequency", "mode-per-rank"]}
+    content["criterion"] |= {"name": "activation", "t": 1}
+    made = recipe.Recipe.model_validate(content | {"paper": spec})
+    rows = {row["units"]: row for row in paper.run(made, device="cpu")["rows"]}
+    assert set(rows) == {"frequency", "mode-per-rank"}
+    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
+        vit = reference.Vit(context.loaded.model)
+        x, y = next(context.images.batches(context.split.probe, 99))
+        picked = {
+            c: [[int(h[0].argmax()) for h in vit.hidden(i)] for i, of in zip(x, y, strict=True) if of == c]
+            for c in range(3)
+        }
+        modes = {
+            c: [min(own, key=lambda u: (-own.count(u), u)) for own in zip(*of[:4], strict=True)]
+            for c, of in picked.items()
+        }
+        changes = []
+        x, y = next(context.images.batches(context.split.test, 99))
+        for image, label in zip(x, y.tolist(), strict=True):
+
+            def remove(i: int, hidden_TN: Tensor, label: int = label) -> Tensor:
+                out = hidden_TN.clone()
+                out[0, modes[label][i]] = 0
+                return out
+
+            before, after = (vit(image, edit).softmax(-1)[label] for edit in (reference.unchanged, remove))
+            changes.append(float(after - before))
+    found = rows["mode-per-rank"]["removal"]["mean_probability_deviation_points"]
+    assert found == pytest.approx(100 * np.mean(changes), abs=1e-4)
+
+
+PAPER = sorted(path.stem for path in (recipe.bundled_folder() / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PAPER)
 def test_the_bundled_table_recipes(name: str) -> None:
-    made = recipe.load(recipe.bundled_folder() / "paper" / f"{name}.yaml")
+    path = recipe.bundled_folder() / "paper" / f"{name}.yaml"
+    made, head = recipe.load(path), path.read_text().split("version:")[0]
     rule = made.paper_protocol.quadrature if made.paper_protocol else made.criterion.attribution().quadrature
-    assert made.paper is not None and made.name == f"paper-{name}" and rule == "right"
+    table = name.replace("table3", "figure6").replace("table", "table-").replace("figure", "figure-")
+    assert made.paper is not None and made.paper.table == table and rule == "right"
+    assert made.name == ("paper-classes" if name in ("figure4", "figure5") else f"paper-{name}")
+    assert head.startswith(f"# vitprune paper recipes/paper/{name}.yaml\n") and "# Cost: " in head
+    expected = name.replace("table", "table-").replace("figure", "figure-")
+    assert f"Expected: benchmarks/results/paper-{expected}-bundled." in head and "recipes/imagenet-vit-b16.yaml" in head
+
+
+def test_every_table_of_the_paper_has_a_recipe() -> None:
+    assert PAPER == ["figure4", "figure5", "figure6", "table1", "table2", "table3"]
 
 
 # ---- Figure 6 and Table 3
@@ -125,7 +195,7 @@ def test_the_grid_is_the_papers_protocol(content: dict[str, Any], tmp_path: Path
     spec = {"table": "figure-6", "p": [0.0, 0.5, 1.0], "depth": [1, 2]}
     protocol = {"t": [1, 3], "nodes": 3, "probe_per_class": 4}
     whole = content | {"paper": spec, "paper_protocol": protocol}
-    made = interventions.run(recipe.Recipe.model_validate(whole), device="cpu")
+    made = paper.run(recipe.Recipe.model_validate(whole), device="cpu")
     rows = {(r["criterion"], r["t"], r["p"], r["depth"]): r for r in made["rows"]}
     assert len(rows) == len(made["rows"]) == 2 * 2 * 3 * 2 and {r["protocol"] for r in made["rows"]} == {"oracle"}
     for key, row in rows.items():
@@ -152,4 +222,4 @@ def test_a_grid_that_cannot_be_is_refused(content: dict[str, Any]) -> None:
         {"paper": {"table": "figure-6", "depth": [9]}, "paper_protocol": {"t": [1], "nodes": 2, "probe_per_class": 2}},
     ):
         with pytest.raises(UserError, match="paper"):
-            interventions.run(recipe.Recipe.model_validate(content | changed), device="cpu")
+            paper.run(recipe.Recipe.model_validate(content | changed), device="cpu")

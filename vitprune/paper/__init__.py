@@ -1,0 +1,100 @@
+"""The tables and figures of Wang et al. (ICLR 2025) on any model: `vitprune paper RECIPE`, see recipes/paper/."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+from vitprune import parallel, pipeline
+from vitprune.context import Context
+from vitprune.errors import UserError
+from vitprune.files import write_json, write_text
+from vitprune.paper import classes, grid, interventions, slimming
+from vitprune.progress import Reporter
+from vitprune.recipe import Paper, Recipe, dump
+from vitprune.record import machine
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How one of them is refused before any work, made, and shown."""
+
+    check: Callable[[Context, Paper], None]
+    make: Callable[[Context, Paper], dict[str, Any]]
+    markdown: Callable[[dict[str, Any]], str]
+    figure: Callable[[dict[str, Any]], Figure] | None = None
+
+
+TABLES = {
+    "table-1": Table(interventions.check, interventions.table, interventions.markdown, interventions.figure),
+    "table-2": Table(slimming.check, slimming.table, slimming.markdown),
+    "figure-4": Table(classes.check, classes.frequencies, classes.frequencies_markdown, classes.violins),
+    "figure-5": Table(classes.check, classes.likeness, classes.likeness_markdown, classes.heat_map),
+    "figure-6": Table(grid.check, grid.grid, grid.markdown),
+}
+
+
+def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
+    """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
+    parallel.one_process("paper")
+    spec = recipe.paper
+    if spec is None:
+        raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
+    of_table, found_first = TABLES[spec.table], interventions.probe_criteria(recipe)
+    part = recipe.model_copy(update={"baselines": found_first, "compare": None})
+    with Context.open(part, device, reporter or Reporter(quiet=True)) as context:
+        of_table.check(context, spec)
+        pipeline.advance(context, "discover" if found_first or spec.table != "table-1" else "split")
+        started = time.monotonic()
+        record: dict[str, Any] = {
+            "table": spec.table,
+            "name": recipe.name,
+            "model": _model_name(recipe),
+            "command": command,
+        }
+        record |= {"machine": machine(context) | {"torch": torch.__version__}, "seed": recipe.split.seed}
+        record |= of_table.make(context, spec)
+        record |= {"seconds": round(time.monotonic() - started, 1)}
+        record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(recipe)}
+        whole, text, *drawing = files(recipe)
+        write_json(whole, record)
+        write_text(text, show(record))
+        for path in drawing:
+            write_text(path, _svg(record))
+    return record
+
+
+def files(recipe: Recipe) -> list[Path]:
+    """What `run` writes: JSON, Markdown and, for a figure, SVG."""
+    assert recipe.paper is not None
+    endings = [".json", ".md"] + ([".svg"] if TABLES[recipe.paper.table].figure else [])
+    return [recipe.out / recipe.name / f"paper-{recipe.paper.table}{ending}" for ending in endings]
+
+
+def show(record: dict[str, Any]) -> str:
+    """The table in plain text."""
+    return TABLES[record["table"]].markdown(record)
+
+
+def _svg(record: dict[str, Any]) -> str:
+    """The figure as SVG: the same bytes for the same record, whatever matplotlibrc the user has."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "vitprune", "font.size": 9, "text.parse_math": False})
+        draw, out = TABLES[record["table"]].figure, io.StringIO()
+        assert draw is not None
+        draw(record).savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _model_name(recipe: Recipe) -> str:
+    name = recipe.model.name
+    return Path(name.removeprefix("local-dir:")).name if name.startswith("local-dir:") else name
