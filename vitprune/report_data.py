@@ -49,8 +49,6 @@ def write(context: Context, record: dict[str, Any]) -> dict[str, Any]:
     if len(targets) > INLINE:
         used = utilisation.utilisation([block[targets].numpy() for block in found.blocks])
         similarity = utilisation.similarity(used).astype(np.float32)
-            utilisation.utilisation([block[targets].numpy() for block in found.blocks])
-        ).astype(np.float32)
         file = _save(context, "class-similarity", {"similarity": similarity})
         parts["class_similarity"] = {"classes": names, "file": file}
     return parts

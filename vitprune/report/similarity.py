@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
+from vitprune import utilisation
 from vitprune.report.beside import Beside
 from vitprune.report.values import number, sequence
 
@@ -40,10 +40,7 @@ def cluster(matrix: np.ndarray) -> Clustering:
     size = len(matrix)
     if size < 2:
         return Clustering(list(range(size)), [])
-    alike = np.nan_to_num((matrix + matrix.T) / 2, nan=0.0)
-    distance = np.clip(1 - alike, 0.0, None)
-    np.fill_diagonal(distance, 0.0)
-    merges = hierarchy.linkage(squareform(distance, checks=False), "average")
+    merges = utilisation.tree(np.nan_to_num((matrix + matrix.T) / 2, nan=0.0).clip(None, 1.0))
     order = [int(leaf) for leaf in hierarchy.leaves_list(merges)]
     return Clustering(order, _joins(merges, order))
 
