@@ -176,7 +176,7 @@ def test_the_dendrogram_is_scipys() -> None:
     matrix = points @ points.T
     found = cluster(matrix)
     distance = squareform(1 - matrix, checks=False)
-    drawn = hierarchy.dendrogram(hierarchy.linkage(distance, "average"), no_plot=True)
+    drawn = hierarchy.dendrogram(hierarchy.linkage(distance, "average", optimal_ordering=True), no_plot=True)
     assert found.order == drawn["leaves"]
     ours = sorted((h, *sorted(((left - 0) * 10 + 5, right * 10 + 5))) for left, right, _, _, h in found.joins)
     theirs = sorted((d[1], *sorted((i[0], i[2]))) for i, d in zip(drawn["icoord"], drawn["dcoord"], strict=True))

@@ -8,13 +8,16 @@ arrays. Legend: C classes, L blocks, n hidden units of a block, N images, t unit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from vitprune.types import PathSet
+if TYPE_CHECKING:  # the report is read and made without torch
+    from vitprune.types import PathSet
 
+ORDERED = 256  # classes up to which the leaves are put in the best order, which takes time of the third power
 Blocks = Sequence[np.ndarray]
 
 
@@ -46,11 +49,11 @@ def similarity(used: Blocks) -> np.ndarray:
 def tree(alike: np.ndarray) -> np.ndarray:
     """Average-linkage tree [C - 1, 4] over the distance 1 - similarity [C, C], as scipy.cluster.hierarchy writes it.
 
-    Raises ValueError below two classes.
+    Neighbouring leaves are as alike as the tree allows, up to 256 classes. Raises ValueError below two classes.
     """
     apart = 1 - (alike + alike.T) / 2
     np.fill_diagonal(apart, 0)
-    return hierarchy.linkage(squareform(apart, checks=False), "average", optimal_ordering=True)
+    return hierarchy.linkage(squareform(apart, checks=False), "average", optimal_ordering=len(alike) <= ORDERED)
 
 
 def order(alike: np.ndarray) -> list[int]:
