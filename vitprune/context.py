@@ -122,6 +122,10 @@ class Context:
         """The class sets, and under groups also all of their classes together (None): what a generic model is made for."""
         return {**self.class_sets(), None: self.every_target()}
 
+    def keeps_head(self, targets: list[int]) -> bool:
+        """Whether a slim model for these classes keeps the dense model's every output; one for a single class does."""
+        return not self.recipe.own_head or len(targets) in (1, self.loaded.outputs)
+
     def every_target(self) -> list[int]:
         """Union of the class sets."""
         return sorted(set().union(*self.class_sets().values()))

@@ -276,6 +276,10 @@ class Recipe(Part):
         None, min_length=1, description="one slim model per named class set; `auto: k` finds k sets by class similarity"
     )
     clusters: Annotated[StrictInt, Field(ge=2, le=1000)] | None = Field(None, description="k of `groups: {auto: k}`")
+    head: Literal["own", "all"] | None = Field(
+        None,
+        description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
+    )
     criterion: Criterion = Field(default_factory=lambda: Criterion())
     keep: StrictInt | StrictFloat = 0.25
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
@@ -370,6 +374,7 @@ class Recipe(Part):
             "classes",
             "groups",
             "clusters",
+            "head",
             "criterion",
             "keep",
             "allocation",
@@ -387,6 +392,11 @@ class Recipe(Part):
         """What masks and repair depend on beside scores, budget and kind of repair."""
         names = {"round_to", "allocation", "budget", "floor", "ridge", "refit_images", "distill_epochs"}
         return self.model_dump(mode="json", include=names)
+
+    @property
+    def own_head(self) -> bool:
+        """Whether a slim model of a class set has outputs for its classes only."""
+        return self.head == "own" if self.head else self.groups is not None
 
     def class_sets(self) -> dict[str | None, list[str] | None]:
         """Group name → class names; `{None: …}` for a run without groups, `None` classes meaning all."""

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import rankdata
 from torch import nn
 
-from vitprune import checkpoint, evaluation
+from vitprune import checkpoint, evaluation, heads
 from vitprune.context import Context
 from vitprune.stages.discover import scores_of
 from vitprune.stages.prune import mask_of, slimmed
@@ -23,7 +23,7 @@ SURE = 0.95  # share of the group's own images that are let in
 
 
 def table(context: Context) -> list[dict[str, Any]]:
-    """Six rows per group; none without groups or where a group has every class of the model."""
+    """Five rows per group, six where the specialist kept its whole head; none where a group has every class."""
     rows: list[dict[str, Any]] = []
     sets = {g: t for g, t in context.class_sets().items() if g is not None and len(t) < context.loaded.outputs}
     if not sets:
@@ -38,7 +38,9 @@ def table(context: Context) -> list[dict[str, Any]]:
     for group, targets in context.reporter.track(sets.items(), "specialists", len(sets)):
         own = checkpoint.load(context.folder.root / group, context.device)
         for name, found in {**logits, "specialist": _every_logit(context, own)}.items():
-            for head in ("all", "masked"):
+            found = heads.widen(found, targets, context.loaded.outputs)
+            narrowed = name == "specialist" and not context.keeps_head(targets)
+            for head in ("masked",) if narrowed else ("all", "masked"):
                 about = {
                     "group": group,
                     "classes": [context.class_name(i) for i in targets],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitprune import checkpoint, evaluation, masks, specialists
+from vitprune import checkpoint, evaluation, heads, masks, specialists
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
@@ -56,6 +56,9 @@ def _evaluate_set(
         contenders += [("random", s) for s in range(recipe.random_draws) if ("random", s) != main]
     jobs = [("dense", recipe.split.seed, "none")]
     jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", recipe.recovery))]
+    shown = (
+        "all" if context.keeps_head(targets) else "masked"
+    )  # the head that is exported, and what it is compared with
     rows: list[dict[str, Any]] = []
     hits: list[np.ndarray] = []
     seen: dict[str, Metrics] = {}
@@ -73,19 +76,27 @@ def _evaluate_set(
         logits, labels = evaluation.test_logits(
             evaluation.predictor(model), context.images, context.split, context.batch, np.array(targets)
         )
-        for head in ("all", "masked") if len(targets) < context.loaded.outputs else ("all",):
+        narrowed = logits.shape[1] < context.loaded.outputs
+        logits = heads.widen(logits, targets, context.loaded.outputs)
+        if narrowed:
+            ways: tuple[str, ...] = ("masked",)  # the other outputs are gone: there is no head that has them all
+        else:
+            ways = ("all", "masked") if len(targets) < context.loaded.outputs else ("all",)
+        for head in ways:
             m = _finite_metrics(logits, labels, targets if head == "masked" else None, name)
             share, asked = (mask.kept, recipe.keep) if mask else (1.0, 1.0)
             made = row(context, name, how, m, model, targets, share, asked)
-            rows.append(made | {"seed": seed, "group": group, "head": head, "exported": exported and head == "all"})
+            rows.append(made | {"seed": seed, "group": group, "head": head, "exported": exported and head == shown})
             hits.append(evaluation.hits(logits, labels, targets if head == "masked" else None))
             if exported:
                 compared[head] = hits[-1]
-            if head == "all" and (name == "dense" or exported):
+            if head == shown and (name == "dense" or exported):
                 seen["dense" if name == "dense" else "slim"] = m
-                whole["dense" if name == "dense" else "slim"] = logits
+                whole["dense" if name == "dense" else "slim"] = (
+                    logits if head == "all" else heads.widen(logits[:, targets], targets, context.loaded.outputs)
+                )
     for made, hit in zip(rows, hits, strict=True):
-        ours = compared[made["head"]]
+        ours = compared.get(made["head"], compared[shown])
         made["mcnemar_p"] = None if hit is ours else evaluation.mcnemar(hit, ours)
     index = evaluation.test_indices(context.images, context.split, np.array(targets))
     return rows, examples.predictions(index, labels, **whole), _per_class(context, targets, seen, labels)

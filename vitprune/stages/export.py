@@ -15,6 +15,7 @@ from vitprune.context import Context
 from vitprune.files import sha256, write_json
 from vitprune.onnx_precision import Sweep
 from vitprune.predict import calibrate
+from vitprune.stages.prune import label
 
 LATENCY_BATCH = 32
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -31,14 +32,16 @@ def export(context: Context) -> list[Path]:
         return []
     stage = context.folder.stage_folder("export")
     dense = stage / "dense.onnx"
-    every = metadata(context, context.every_target()) | onnx_export.size(context.loaded.model)
+    outputs = list(range(context.loaded.outputs))
+    every = metadata(context, context.every_target(), outputs) | onnx_export.size(context.loaded.model)
     onnx_export.export(context.loaded.model, dense, every)
     files = [dense]
     for group, targets in context.class_sets().items():
         folder = context.folder.root / (group or "")
         slim, path = checkpoint.load(folder, context.device), folder / FILES["fp32"]
         context.reporter.say(f"export: {path}")
-        about, open_set = metadata(context, targets) | onnx_export.size(slim), _open_set(context, slim, targets)
+        about, open_set = metadata(context, targets, _outputs(context, targets)), _open_set(context, slim, targets)
+        about |= onnx_export.size(slim)
         onnx_export.export(slim, path, about | ({"open_set": open_set} if open_set else {}))
         made, sweep = _other_precisions(context, folder, targets)
         examined = _examined(context, slim, {"fp32": path} | made, targets)
@@ -75,7 +78,7 @@ def _other_precisions(context: Context, folder: Path, targets: list[int]) -> tup
             made["int8"],
             [x.numpy() for x, _ in images.batches(calibration, size)],
             [x.numpy() for x, _ in images.batches(judging, size)],
-            images.labels[judging],
+            _own(context, images.labels[judging], targets),
             context.recipe.export.int8_floor_points,
         )
         context.reporter.say(f"export: int8: {sweep.why}")
@@ -101,6 +104,7 @@ def _examined(
     real, _ = next(context.images.batches(np.resize(context.split.probe, most), most))
     root = context.folder.root
     torch_logits, _ = evaluation.test_logits(evaluation.predictor(slim), context.images, context.split, context.batch)
+    narrowed = not context.keeps_head(targets)
     found = {}
     for precision, path in paths.items():
         parity = {str(batch): gap for batch, gap in onnx_export.parity(slim, path, real).items()}
@@ -113,16 +117,15 @@ def _examined(
             "parity": parity,
             "agreement": _agreement(context, torch_logits, path, targets),
         }
-        found[precision]["top1"] = found[precision]["agreement"]["onnx_top1"]
+        found[precision]["top1"] = found[precision]["agreement"]["onnx_top1_targets" if narrowed else "onnx_top1"]
         found[precision]["top1_change_points"] = (found[precision]["top1"] - found["fp32"]["top1"]) * 100
     return found
 
 
-def metadata(context: Context, targets: list[int]) -> dict[str, Any]:
-    """What an ONNX file carries: labels, preprocessing, classes, recipe hash, versions."""
-    labels = context.loaded.labels or [context.class_name(i) for i in range(context.loaded.outputs)]
+def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[str, Any]:
+    """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
     return {
-        "labels": [label.split("\t")[-1] for label in labels],
+        "labels": [label(context, i).split("\t")[-1] for i in outputs],
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
         "classes": [context.class_name(i) for i in targets],
         "recipe_hash": context.recipe.fingerprint(),
@@ -137,7 +140,21 @@ def _open_set(context: Context, slim: nn.Module, targets: list[int]) -> dict[str
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)]
     ask = evaluation.predictor(slim)
-    return calibrate(np.concatenate([ask(x).numpy() for x, _ in context.images.batches(index, context.batch)]), targets)
+    own = [_outputs(context, targets).index(i) for i in targets]
+    return calibrate(np.concatenate([ask(x).numpy() for x, _ in context.images.batches(index, context.batch)]), own)
+
+
+def _outputs(context: Context, targets: list[int]) -> list[int]:
+    """The dense model's outputs that a class set's exported model has, in its order."""
+    return list(range(context.loaded.outputs)) if context.keeps_head(targets) else targets
+
+
+def _own(context: Context, labels: np.ndarray, targets: list[int]) -> np.ndarray:
+    """Labels in the numbering of a class set's exported head; -1 for classes it has no output for."""
+    outputs = _outputs(context, targets)
+    position = np.full(context.loaded.outputs, -1)
+    position[outputs] = np.arange(len(outputs))
+    return position[labels]
 
 
 def _agreement(context: Context, torch_logits: np.ndarray, path: Path, targets: list[int]) -> dict[str, Any]:
@@ -146,7 +163,7 @@ def _agreement(context: Context, torch_logits: np.ndarray, path: Path, targets: 
     onnx_logits, labels = evaluation.test_logits(
         lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), context.images, context.split, context.batch
     )
-    hit = onnx_logits.argmax(1) == labels
+    hit = onnx_logits.argmax(1) == _own(context, labels, targets)
     return {
         "n": len(labels),
         "max_abs_diff": float(np.abs(torch_logits - onnx_logits).max()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune import allocate, checkpoint, data, masks, recovery, surgery
+from vitprune import allocate, checkpoint, data, heads, masks, recovery, surgery
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
@@ -47,7 +48,12 @@ def prune(context: Context) -> list[Path]:
             "recovery": recipe.recovery,
         }
         (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
-        checkpoint.save(folder, context.loaded, slim, about)
+        if context.keeps_head(targets):
+            checkpoint.save(folder, context.loaded, slim, about)
+        else:
+            heads.narrow(slim, targets)
+            labels = [label(context, i) for i in targets]
+            checkpoint.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
         kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
@@ -73,6 +79,11 @@ def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | fl
         scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
         allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
     )  # fmt: skip
+
+
+def label(context: Context, output: int) -> str:
+    """What the model calls an output, or the images where it has no names."""
+    return context.loaded.labels[output] if context.loaded.labels else context.class_name(output)
 
 
 def _split_by_name(context: Context) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""The classifier of a specialist: outputs for its own classes only, and their logits in the dense model's numbering.
+
+Legend: N images, C outputs of the dense model, K of the specialist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitprune.errors import UserError
+
+FAR = 100.0  # nats below the lowest own logit: finite, and no probability in any precision
+
+
+@torch.no_grad()
+def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
+    """Leave only these of the model's C outputs, in this order, in place; the logits that stay are what they were.
+
+    Raises UserError for a classifier that is not made of linear layers with one row per output.
+    """
+    layers = model.get_classifier()  # type: ignore[operator]
+    layers = list(layers) if isinstance(layers, tuple | list) else [layers]
+    total, rows = int(model.num_classes), torch.as_tensor(list(outputs))  # type: ignore[arg-type]
+    for layer in layers:
+        if not isinstance(layer, nn.Linear) or layer.out_features != total:
+            kind = type(layer).__name__
+            raise UserError(f"head: own: the classifier is a {kind} without a row per class; take head: all")
+    for layer in layers:
+        for name, values in list(layer.named_parameters(recurse=False)):
+            kept = values[rows.to(values.device)].clone()
+            setattr(layer, name, nn.Parameter(kept, requires_grad=values.requires_grad))
+        layer.out_features = len(rows)
+    model.num_classes = len(rows)  # type: ignore[assignment]
+
+
+def widen(logits_NK: np.ndarray, outputs: Sequence[int], total: int) -> np.ndarray:
+    """Logits [N, K] of a narrowed model as [N, C]: outputs that are gone lie far below all others, but finite."""
+    if logits_NK.shape[1] == total:
+        return logits_NK
+    wide = np.repeat(logits_NK.min(1, keepdims=True) - np.float32(FAR), total, axis=1)
+    wide[:, list(outputs)] = logits_NK
+    return wide
