@@ -214,12 +214,25 @@ def test_auto_takes_the_best_on_the_fold_and_says_so(content: dict[str, Any], mo
     auto = plain | {"criterion": content["criterion"] | {"name": "auto", "among": among}}
     made = pipeline.run(recipe.Recipe.model_validate(auto), device="cpu")
     found = made["choice"]["top1"]
-    assert list(found) == among and made["choice"]["chosen"] == max(among, key=lambda name: found[name])
+    assert list(found) == among == list(made["choice"]["mean_true_probability"])
+    assert made["choice"]["chosen"] in among
     assert made["recipe"]["criterion"]["name"] == made["choice"]["chosen"] == made["result"]["criterion"]
     assert any("Criterion `auto` took" in note for note in made["notes"])
     named = plain | {"name": "named", "criterion": content["criterion"] | {"name": made["choice"]["chosen"]}}
     own = pipeline.run(recipe.Recipe.model_validate(named), device="cpu")
     assert own["result"]["top1"] == made["result"]["top1"] and own["result"]["kept"] == made["result"]["kept"]
+
+
+def test_what_top1_does_not_settle_the_probability_does() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.random(400) < 0.8
+    close, far = base.copy(), base.copy()
+    close[np.flatnonzero(base)[:3]] = False  # 3 images behind of 3 that differ: 3 <= 2 * sqrt(3)
+    far[np.flatnonzero(base)[:5]] = False  # 5 > 2 * sqrt(5)
+    hits = {"base": base, "close": close, "far": far}
+    assert choose.decide(hits, {"base": 0.7, "close": 0.71, "far": 0.9}) == "close"
+    assert choose.decide(hits, {"base": 0.7, "close": 0.6, "far": 0.9}) == "base"
+    assert choose.decide({"a": base, "b": base.copy()}, {"a": 0.5, "b": 0.5}) == "a"
 
 
 def test_the_fold_lies_inside_the_probe_split(content: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ def test_every_default() -> None:
         "classes": None,
         "groups": None,
         "clusters": None,
+        "head": None,
         "criterion": {
             "name": "jas",
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],

@@ -1,7 +1,9 @@
 """`criterion: auto`: every candidate is tried on a fold inside the probe split, and the best one is taken.
 
 A quarter of each class's probe images is held out; the candidates are discovered and repaired on the other three
-quarters and examined on the held-out one, at the recipe's own budget and repair. The test split plays no part.
+quarters and examined on the held-out one, at the recipe's own budget and repair. Those whose top-1 there is not clearly
+below the highest (two standard errors of the paired difference) are told apart by the mean probability of the true class,
+which a few hundred images settle better than top-1. The test split plays no part.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from vitprune.stages import CODE, discover, moments
 from vitprune.workspace import Workspace
 
 SHARE = 0.75  # of the probe split, to discover and repair with
+CLEAR = 2.0  # standard errors of a paired difference
 
 
 def fold(context: Context, among: Sequence[str]) -> Context:
@@ -69,13 +72,23 @@ def _key(inner: Context) -> str:
 
 
 def best(inner: Context, among: Sequence[str], keep: int | float, recovery: str) -> dict[str, Any]:
-    """The candidate with the highest top-1 on the fold's held-out images; ties to the first."""
-    found = {}
+    """Which candidate to take at a budget, from the fold's held-out images, and the figures it was taken by."""
     jobs = inner.reporter.track(among, f"choose at keep {keep:g}, {recovery}", len(among))
-    for name in jobs:
-        found[name] = cells.examine(inner, cells.Cell(name, keep, recovery), inner.split.seed)["top1"]
-    chosen = max(among, key=lambda name: found[name])
-    return {"chosen": chosen, "keep": keep, "recovery": recovery, "top1": found, "n": len(inner.split.test)}
+    rows = {name: cells.examine(inner, cells.Cell(name, keep, recovery), inner.split.seed) for name in jobs}
+    hits = {name: cells.hits_of(row) for name, row in rows.items()}
+    probability = {name: row["mean_true_probability"] for name, row in rows.items()}
+    found = {"chosen": decide(hits, probability), "keep": keep, "recovery": recovery}
+    found |= {"top1": {name: row["top1"] for name, row in rows.items()}, "mean_true_probability": probability}
+    return found | {"n": len(inner.split.test)}
+
+
+def decide(hits: dict[str, np.ndarray], probability: dict[str, float]) -> str:
+    """The highest mean probability among those whose hits [n] are within two standard errors of the most; ties: first."""
+    leader = max(hits, key=lambda name: hits[name].sum())
+    behind = {name: int((hits[leader] & ~own).sum()) for name, own in hits.items()}
+    ahead = {name: int((own & ~hits[leader]).sum()) for name, own in hits.items()}
+    level = [name for name in hits if behind[name] - ahead[name] <= CLEAR * (behind[name] + ahead[name]) ** 0.5]
+    return max(level, key=lambda name: probability[name])
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
@@ -116,7 +129,10 @@ def sentence(why: dict[str, Any]) -> str:
     """Why, in one sentence for the report."""
     order = sorted(why["top1"].items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in order)
+    best = order[0][0] == why["chosen"]
+    reason = "highest" if best else f"not clearly below `{order[0][0]}` in"
+    more = "" if best else ", and the highest mean probability of the true class among such"
     return (
-        f"Criterion `auto` took `{why['chosen']}`: highest top-1 on {why['n']} probe images held out for the choice, "
+        f"Criterion `auto` took `{why['chosen']}`: {reason} top-1 on {why['n']} probe images held out for the choice{more}, "
         f"at keep {why['keep']:g} with recovery {why['recovery']} ({shown}). The test split played no part."
     )
