@@ -44,6 +44,7 @@ def test_every_default() -> None:
         "groups": None,
         "clusters": None,
         "head": None,
+        "rounds": 1,
         "criterion": {
             "name": "jas",
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],

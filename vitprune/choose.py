@@ -77,7 +77,7 @@ def best(inner: Context, among: Sequence[str], keep: int | float, recovery: str)
     rows = {name: cells.examine(inner, cells.Cell(name, keep, recovery), inner.split.seed) for name in jobs}
     hits = {name: cells.hits_of(row) for name, row in rows.items()}
     probability = {name: row["mean_true_probability"] for name, row in rows.items()}
-    found = {"chosen": decide(hits, probability), "keep": keep, "recovery": recovery}
+    found: dict[str, Any] = {"chosen": decide(hits, probability), "keep": keep, "recovery": recovery}
     found |= {"top1": {name: row["top1"] for name, row in rows.items()}, "mean_true_probability": probability}
     return found | {"n": len(inner.split.test)}
 

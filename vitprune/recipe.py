@@ -290,6 +290,9 @@ class Recipe(Part):
         "flops", description="allocation budgeted: what `keep` is a share of, counted or measured on the FFNs"
     )
     floor: Annotated[StrictInt, Field(ge=1)] = Field(1, description="units each block keeps at least, if not uniform")
+    rounds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(
+        1, description="score, cut a part, repair, score again; 1: all at once"
+    )
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
     recovery: Recovery = Field(
         "affine",
@@ -357,6 +360,12 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def rounds_of_one_recipe(self) -> Recipe:
+        if self.rounds > 1 and (self.compare or self.criterion.name == "random" or self.criterion.train_weights):
+            raise ValueError("`rounds` above 1 goes with one criterion that scores what is left: no compare, no random")
+        return self
+
+    @model_validator(mode="after")
     def trained_weights_are_not_repaired(self) -> Recipe:
         names = {self.criterion.name, *self.baselines, *(self.compare.criteria if self.compare else ())}
         names |= set(self.criterion.among) if "auto" in names else set()
@@ -380,6 +389,7 @@ class Recipe(Part):
             "allocation",
             "budget",
             "floor",
+            "rounds",
             "round_to",
             "recovery",
             "ridge",

@@ -16,7 +16,7 @@ from vitprune.errors import UserError
 from vitprune.files import write_json
 from vitprune.stages import examples
 from vitprune.stages.discover import load, model_of, scores_of
-from vitprune.stages.prune import mask_of, slimmed
+from vitprune.stages.prune import exported_mask, mask_of, slimmed
 from vitprune.types import Metrics
 
 
@@ -66,7 +66,12 @@ def _evaluate_set(
     compared: dict[str, np.ndarray] = {}
     for name, seed, how in context.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
         exported = (name, seed) == main and how == recipe.recovery
-        mask = None if name == "dense" else mask_of(context, scores_of(context, name, seed, group), targets)
+        if name == "dense":
+            mask = None
+        elif (name, seed) == main:
+            mask = exported_mask(context, group, targets)
+        else:
+            mask = mask_of(context, scores_of(context, name, seed, group), targets)
         if mask is None:
             model = context.loaded.model
         elif exported:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune import allocate, checkpoint, data, heads, masks, recovery, surgery
+from vitprune import allocate, checkpoint, data, heads, masks, models, recovery, surgery
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
@@ -20,8 +21,9 @@ from vitprune.files import replacing, write_json, write_text
 from vitprune.recipe import dump
 from vitprune.recovery import Moments
 from vitprune.stages import moments
-from vitprune.stages.discover import model_of, scores_of
+from vitprune.stages.discover import discover, model_of, scores_of
 from vitprune.types import Mask, Recovery, Scores
+from vitprune.workspace import Workspace
 
 REFIT_BATCH = 64
 
@@ -31,8 +33,7 @@ def prune(context: Context) -> list[Path]:
     files: list[Path] = []
     for group, targets in context.class_sets().items():
         recipe = context.recipe
-        scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed, group)
-        mask = mask_of(context, scores, targets)
+        mask = main_mask(context, group, targets)
         dense = model_of(context, recipe.criterion.name, group)
         difference = masked_against_sliced(context, mask, targets, dense)
         if not math.isfinite(difference):
@@ -66,6 +67,64 @@ def prune(context: Context) -> list[Path]:
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in made] + [check]
     return files
+
+
+def main_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
+    """The mask that a class set is exported with.
+
+    With `rounds: R` the share keep^(n/R) is left after round n. The scores of a later round are those of the model as
+    repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
+    """
+    recipe, name = context.recipe, context.recipe.criterion.name
+    scores = scores_of(context, name, recipe.criterion.seed, group)
+    dense = model_of(context, name, group)
+    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.width for s in context.sites)
+    for n in range(1, recipe.rounds):
+        so_far = mask_of(context, scores, targets, float(share ** (n / recipe.rounds)))
+        context.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
+        slim = slimmed(context, so_far, recipe.recovery, group, targets, dense)
+        scores = _in_dense_numbering(_again(context, slim, n, group, targets), so_far)
+    return mask_of(context, scores, targets)
+
+
+def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
+    """The criterion's scores of the model as it is after round n."""
+    recipe, folder = context.recipe, context.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
+    smallest = min(site.width for site in models.ffn_sites(slim))
+    criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
+    update = {
+        "groups": None,
+        "classes": [context.class_name(i) for i in targets],
+        "baselines": [],
+        "paper_protocol": None,
+    }
+    made = recipe.model_copy(update={**update, "criterion": criterion})
+    inner = dataclasses.replace(context, recipe=made, folder=Workspace(folder), shared=False)
+    shared = {name: getattr(context, name) for name in ("source", "images", "split_record", "data_digest")}
+    inner.__dict__.update(shared, loaded=dataclasses.replace(context.loaded, model=slim))
+    discover(inner)
+    return scores_of(inner, criterion.name, criterion.seed)
+
+
+def _in_dense_numbering(scores: Scores, left: Mask) -> Scores:
+    """Scores [C, kept] of what is left as [C, n], units that are gone below all others."""
+
+    def spread(blocks: list[Tensor]) -> list[Tensor]:
+        lowest = min(float(block.min()) for block in blocks) - 1
+        wide = [
+            block.new_full((len(block), len(keep)), lowest) for block, keep in zip(blocks, left.blocks, strict=True)
+        ]
+        for whole, block, keep in zip(wide, blocks, left.blocks, strict=True):
+            whole[:, keep] = block
+        return wide
+
+    return dataclasses.replace(scores, blocks=spread(scores.blocks), ties=spread(scores.ties) if scores.ties else None)
+
+
+def exported_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
+    """The mask that was exported, as the prune stage wrote it."""
+    kept = load_file(context.folder.root / (group or "") / "masks.safetensors")
+    return Mask([kept[f"keep.{i}"] for i in range(len(kept))], tuple(targets))
 
 
 def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Mask:
