@@ -63,6 +63,13 @@ class SecondMoments:
         bias = self.origin[1].double() + target_mean - weight @ (self.origin[0].double() + mean)
         return weight, bias
 
+    def shift(self, weight: Tensor) -> Tensor:
+        """The bias [q] that makes t ≈ W h + b right in the mean, float64."""
+        assert self.origin is not None
+        means = (origin.double() + s / self.rows for origin, s in zip(self.origin, (self.gram[-1, :-1], self.cross[-1]), strict=True))
+        mean, target_mean = means
+        return target_mean - weight.to(mean) @ mean
+
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Mean squared error per row of t ≈ W h + b on the rows summed here."""
         assert self.origin is not None
