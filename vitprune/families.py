@@ -159,8 +159,8 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     if isinstance(model, Foreign):
         return model.input_shape
     if isinstance(model, naflexvit.NaFlexVit):
-        size = model.embeds.default_img_size or (224, 224)
-        return int(model.in_chans), int(size[0]), int(size[1])
+        size = model.embeds.default_img_size or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (224, 224))
+        return int(model.in_chans), int(size[-2]), int(size[-1])
     if isinstance(model, hiera.Hiera):
         height, width = (t * s for t, s in zip(model.tokens_spatial_shape, model.patch_stride, strict=True))
         return int(model.patch_embed.proj.in_channels), height, width

@@ -71,11 +71,10 @@ def norm_of(norm: nn.Module, units: Tensor) -> nn.Module:
     return small
 
 
-def norm_over(norm: nn.Module, hidden_BTN: Tensor, keep: Tensor) -> Tensor:
-    """The norm of the units that `keep` (bool [n]) keeps, in their places; 0 in the others' places."""
-    units = keep.to(hidden_BTN.device).nonzero().flatten()
+def norm_over(small: nn.Module, units: Tensor, hidden_BTN: Tensor) -> Tensor:
+    """What `norm_of(…, units)` gives, in the places of `units`; 0 in the others'."""
     result = torch.zeros_like(hidden_BTN)
-    result[..., units] = norm_of(norm, units)(hidden_BTN[..., units])
+    result[..., units] = small(hidden_BTN[..., units])
     return result
 
 

@@ -77,8 +77,10 @@ def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -
     try:
         for site, kept in zip(sites, keep, strict=True):
             if site.norm is not None:
-                hook = lambda norm, inputs, _, kept=kept: ffn.norm_over(norm, inputs[0], kept)  # noqa: E731
-                handles.append(model.get_submodule(site.norm).register_forward_hook(hook))
+                norm, units = model.get_submodule(site.norm), kept.nonzero().flatten()
+                small = ffn.norm_of(norm, units)
+                hook = lambda _, inputs, __, on=(small, units): ffn.norm_over(*on, inputs[0])  # noqa: E731
+                handles.append(norm.register_forward_hook(hook))
         with hidden_units(model, sites, edit):
             yield
     finally:
