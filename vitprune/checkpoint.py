@@ -20,9 +20,10 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import checksums, models, recipe
+from vitprune import checksums, ffn, models, recipe, sources
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
+from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
 from vitprune.preprocess import Preprocessing
 
@@ -65,7 +66,8 @@ class Loaded:
 
 def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
-    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:")
+    foreign_folder = spec.name.startswith("transformers:") and not sources.known(spec.name)
+    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign_folder
     if own_folder and (spec.checkpoint is not None or spec.args or spec.pretrained):
         raise UserError(
             f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
@@ -74,8 +76,10 @@ def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded
         loaded = _open_folder(BUNDLED)
     elif spec.name.startswith("local-dir:"):
         loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")))
+    elif foreign_folder:
+        loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")))
     else:
-        loaded = _open_timm(spec)
+        loaded = _open_named(spec)
     ffn_sites(loaded.model)
     loaded.model = _ready(loaded.model).to(device or "cpu")
     return loaded
@@ -90,10 +94,10 @@ def _ready(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _open_timm(spec: recipe.Model) -> Loaded:
+def _open_named(spec: recipe.Model) -> Loaded:
     name = spec.name
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
+    if not sources.known(name.split(".")[0]):
+        close = sources.close_to(name)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
     bad = FORBIDDEN_ARGS & spec.args.keys()
@@ -102,7 +106,9 @@ def _open_timm(spec: recipe.Model) -> Loaded:
     if spec.checkpoint is not None and not spec.checkpoint.is_file():
         raise UserError(f"model.checkpoint {spec.checkpoint}: no such file")
     try:
-        model = timm.create_model(name, pretrained=spec.pretrained, **spec.args)
+        model = sources.build(name, spec.args, pretrained=spec.pretrained)
+    except UserError:
+        raise
     except (OSError, ConnectionError) as error:
         raise UserError(
             f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint"
@@ -115,18 +121,47 @@ def _open_timm(spec: recipe.Model) -> Loaded:
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """A local file in timm's key names: safetensors, torch (no pickled code) or Google's npz."""
+    """A local file in the model's own key names: safetensors, torch (no pickled code) or Google's npz."""
     try:
-        timm.models.load_checkpoint(model, str(path), weights_only=True)
+        if isinstance(model, Foreign):
+            plain = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            model.net.load_state_dict(plain, strict=True)
+        else:
+            timm.models.load_checkpoint(model, str(path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
         ) from error
     except Exception as error:  # a file may hold anything, and torch and timm raise as many things
-        raise UserError(f"{path}: does not fit the model {type(model).__name__} ({_line(error)})") from error
+        raise UserError(f"{path}: does not fit the model {_name_of(model)} ({_line(error)})") from error
 
 
-def _open_folder(folder: Path) -> Loaded:
+def _name_of(model: nn.Module) -> str:
+    return type(model.net if isinstance(model, Foreign) else model).__name__
+
+
+def _open_transformers(folder: Path) -> Loaded:
+    """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
+    config, weights = _folder_of(folder)
+    record = read_json(config)
+    if not isinstance(record, dict):
+        raise UserError(f"{config}: not a transformers configuration")
+    architecture, args = sources.transformers_folder(folder, record)
+    try:
+        model = sources.build(architecture, args)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{config}: transformers cannot build {architecture} from it ({_line(error)})") from error
+    _load_checkpoint(model, weights)
+    prepared = folder / "preprocessor_config.json"
+    return _describe(
+        model, architecture, args, sources.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
+    )
+
+
+def _folder_of(folder: Path) -> tuple[Path, Path]:
+    """The two files of a model folder, which are there and of a size that can be."""
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; it holds config.json and model.safetensors")
@@ -135,6 +170,11 @@ def _open_folder(folder: Path) -> Loaded:
             raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
     if config.stat().st_size > MAX_CONFIG:
         raise UserError(f"{config}: larger than a configuration can be")
+    return config, weights
+
+
+def _open_folder(folder: Path) -> Loaded:
+    config, weights = _folder_of(folder)
     record = read_json(config)
     architecture, args, widths = _checked(record, config)
     checksums.verify(record, config, weights)
@@ -154,7 +194,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
     architecture, args = record.get("architecture"), record.get("model_args") or {}
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
+    if not isinstance(architecture, str) or not sources.known(architecture):
         raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
     if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
         raise UserError(f"{path}: model_args may only describe the architecture")
@@ -186,7 +226,7 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
         raise UserError(f"{weights}: not a sound safetensors file ({_line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
-            plan = _resized(timm.create_model(architecture, **args), widths)
+            plan = _resized(sources.build(architecture, args), widths)
     except UserError:
         raise
     except Exception as error:
@@ -197,7 +237,7 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
-    return _resized(timm.create_model(architecture, **args), widths)
+    return _resized(sources.build(architecture, args), widths)
 
 
 def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
@@ -208,16 +248,7 @@ def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
     if len(sites) != len(widths):
         raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
     for site, width in zip(sites, widths, strict=True):
-        for path, inputs, outputs in ((site.fc1, None, width), (site.fc2, width, None)):
-            old = model.get_submodule(path)
-            assert isinstance(old, nn.Linear)
-            if (inputs or old.in_features, outputs or old.out_features) == (old.in_features, old.out_features):
-                continue
-            new = nn.Linear(
-                inputs or old.in_features, outputs or old.out_features, old.bias is not None, old.weight.device
-            )
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, new)
+        ffn.resize(model, site, width)
     return model
 
 
@@ -269,19 +300,19 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     """
     widths = [site.width for site in ffn_sites(model)]
     args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
-    args["global_pool"] = model.global_pool
-    if len(set(widths)) == 1:
-        args["mlp_ratio"] = ratio_for(int(model.embed_dim), widths[0])  # type: ignore[arg-type]
-    else:
-        args[RAGGED] = True
+    own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
+    if "global_pool" in own:
+        args["global_pool"] = own["global_pool"]
+    if not isinstance(model, Foreign):
+        ratio = _one_ratio(loaded.architecture, args, model, widths)
+        args |= {RAGGED: True} if ratio is None else {"mlp_ratio": ratio}
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
     record = {
         "architecture": loaded.architecture,
         "num_classes": loaded.outputs,
-        "num_features": int(model.num_features),  # type: ignore[arg-type]
-        "global_pool": model.global_pool,
+        **own,
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {"widths": widths, **about},
@@ -300,6 +331,22 @@ def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
         if any("\t" in label for label in loaded.labels):
             cfg["label_descriptions"] = [label.split("\t")[-1] for label in loaded.labels]
     return {"custom_load": False} | {k: cfg[k] for k in KEPT_CFG if k in cfg}
+
+
+def _one_ratio(architecture: str, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
+    """The mlp_ratio with which timm itself builds these widths, if there is one: fc1 may hold a gate beside the units."""
+    if len(set(widths)) > 1:
+        return None
+    for made in (1, 2):
+        ratio = ratio_for(int(model.embed_dim), made * widths[0])  # type: ignore[arg-type]
+        try:
+            with torch.device("meta"):
+                plan = timm.create_model(architecture, **args, mlp_ratio=ratio)
+        except Exception:
+            continue
+        if [site.width for site in ffn_sites(plan)] == widths:
+            return ratio
+    return None
 
 
 def ratio_for(dim: int, width: int) -> float:

@@ -52,7 +52,10 @@ FAMILIES: dict[str, Family] = {
     "dinov2-giant": Family("DINOv2 giant, packed SwiGLU", ("vit_giant_patch14_dinov2",)),
     "vit-relpos": Family("ViT, relative positions", ("vit_relpos_small_patch16_224",), "patches"),
     "vit-post-norm": Family(
-        "ViT, norms after the layers", ("vit_base_patch16_rpn_224", "vit_relpos_small_patch16_rpn_224"), "patches", False
+        "ViT, norms after the layers",
+        ("vit_base_patch16_rpn_224", "vit_relpos_small_patch16_rpn_224"),
+        "patches",
+        False,
     ),
     "vit-parallel": Family("ViT, parallel attention and FFN", ("vit_base_patch16_xp_224",), "class", False),
     "vit-things": Family("ViT, two FFNs side by side", ("vit_small_patch16_18x2_224",), "class", False),
@@ -159,8 +162,8 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     if isinstance(model, Foreign):
         return model.input_shape
     if isinstance(model, naflexvit.NaFlexVit):
-        size = model.embeds.default_img_size or (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (224, 224))
-        return int(model.in_chans), int(size[-2]), int(size[-1])
+        grid, patch = model.embeds.pos_embed_grid_size or (16, 16), model.embeds.patch_size
+        return int(model.in_chans), int(grid[0] * patch[0]), int(grid[1] * patch[1])
     if isinstance(model, hiera.Hiera):
         height, width = (t * s for t, s in zip(model.tokens_spatial_shape, model.patch_stride, strict=True))
         return int(model.patch_embed.proj.in_channels), height, width

@@ -1,7 +1,7 @@
 """Classifiers that are not timm's, behind the few names that the rest asks of a model.
 
-A declared list of (fc1, act, fc2) paths stands for the family. Whether it is true is tried out: the model with units
-masked must compute what it computes with them sliced away.
+A declared list of (fc1, act, fc2) paths stands for the family, of (fc1, act, fc2, gate) where act(gate(x)) · fc1(x) are
+the hidden units.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Foreign(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        ffns: Sequence[tuple[str, str, str]],
+        ffns: Sequence[tuple[str, ...]],
         input_shape: tuple[int, int, int],
         num_classes: int,
         layout: TokenLayout,
@@ -44,17 +44,22 @@ class Foreign(nn.Module):
             raise UserError("model: no FFNs are declared, there is nothing to prune")
         return [self._site(i, *paths) for i, paths in enumerate(self.ffns)]
 
-    def _site(self, i: int, fc1: str, act: str, fc2: str) -> FfnSite:
-        first, _, second = (self._layer(path) for path in (fc1, act, fc2))
-        for path, layer in ((fc1, first), (fc2, second)):
-            if not isinstance(layer, nn.Linear):
-                raise UserError(f"{path}: {type(layer).__name__} is not supported; fc1 and fc2 are linear layers")
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-        if first.out_features != second.in_features:
-            raise UserError(f"{fc2}: reads {second.in_features} hidden units, {fc1} makes {first.out_features}")
+    def _site(self, i: int, fc1: str, act: str, fc2: str, gate: str | None = None) -> FfnSite:
+        self._layer(act)
+        first, second = self._linear(fc1), self._linear(fc2)
+        for path, layer in ((fc1, first), *([(gate, self._linear(gate))] if gate else [])):
+            if layer.out_features != second.in_features:
+                raise UserError(f"{fc2}: reads {second.in_features} hidden units, {path} makes {layer.out_features}")
         if second.bias is None:
             raise UserError(f"{fc2}: has no bias, recovery needs one")
-        return FfnSite(i, f"{NET}.{fc1}", f"{NET}.{act}", f"{NET}.{fc2}", first.out_features)
+        prefixed = [f"{NET}.{path}" for path in (fc1, act, fc2)]
+        return FfnSite(i, *prefixed, first.out_features, gate and f"{NET}.{gate}")  # type: ignore[misc,arg-type]
+
+    def _linear(self, path: str) -> nn.Linear:
+        layer = self._layer(path)
+        if not isinstance(layer, nn.Linear):
+            raise UserError(f"{path}: {type(layer).__name__} is not supported; fc1 and fc2 are linear layers")
+        return layer
 
     def _layer(self, path: str) -> nn.Module:
         try:

@@ -66,9 +66,8 @@ class SecondMoments:
     def shift(self, weight: Tensor) -> Tensor:
         """The bias [q] that makes t ≈ W h + b right in the mean, float64."""
         assert self.origin is not None
-        means = (origin.double() + s / self.rows for origin, s in zip(self.origin, (self.gram[-1, :-1], self.cross[-1]), strict=True))
-        mean, target_mean = means
-        return target_mean - weight.to(mean) @ mean
+        mean = self.origin[0].double() + self.gram[-1, :-1] / self.rows
+        return self.origin[1].double() + self.cross[-1] / self.rows - weight.to(mean) @ mean
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Mean squared error per row of t ≈ W h + b on the rows summed here."""

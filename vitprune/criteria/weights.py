@@ -84,4 +84,5 @@ def class_alignment(
     columns = [parts.ffn_columns(i) for i in range(len(sites))]
     if form == "raw":
         return [head.weight @ values_ND.T for values_ND in columns]
-    return [parts.logits(values_ND[:, None]).T for values_ND in columns]
+    tokens = models.token_layout(model).prefix + 1  # the same at each, whatever the head pools
+    return [parts.logits(values_ND[:, None].expand(-1, tokens, -1)).T for values_ND in columns]
