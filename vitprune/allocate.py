@@ -93,7 +93,7 @@ def price(model: nn.Module, site: FfnSite, choice: np.ndarray, of: Price) -> np.
 
 @torch.inference_mode()
 def _seconds(model: nn.Module, site: FfnSite, choice: np.ndarray) -> np.ndarray:
-    """Median seconds of fc1, activation (and gate) and fc2 on 512 tokens per width, never falling from one width to the next."""
+    """Median seconds of an FFN of each width on 512 tokens, without its norm, never falling from one width to the next."""
     device, act = models.device_of(model), model.get_submodule(site.act)
     depth, made = ffn.linear(model, site.fc1).in_features, site.parts + (site.gate is not None)
     rows = torch.randn(ROWS, depth, device=device)

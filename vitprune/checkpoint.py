@@ -231,13 +231,17 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
         raise
     except Exception as error:
         raise UserError(f"{config}: timm cannot build `{architecture}` from it ({_line(error)})") from error
-    expected = {key: tuple(value.shape) for key, value in plan.state_dict().items()}
+    expected = _shapes(plan)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
     return _resized(sources.build(architecture, args), widths)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
@@ -299,7 +303,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
     """
     widths = [site.width for site in ffn_sites(model)]
-    args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
+    args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool")}
     own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
     if "global_pool" in own:
         args["global_pool"] = own["global_pool"]
@@ -334,17 +338,18 @@ def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
 
 
 def _one_ratio(architecture: str, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
-    """The mlp_ratio with which timm itself builds these widths, if there is one: fc1 may hold a gate beside the units."""
+    """The mlp_ratio with which timm itself builds exactly this model, if there is one: fc1 may hold a gate beside the
+    units, and other layers may follow the ratio too."""
     if len(set(widths)) > 1:
         return None
     for made in (1, 2):
         ratio = ratio_for(int(model.embed_dim), made * widths[0])  # type: ignore[arg-type]
         try:
             with torch.device("meta"):
-                plan = timm.create_model(architecture, **args, mlp_ratio=ratio)
+                plan = timm.create_model(architecture, **(args | {"mlp_ratio": ratio}))
         except Exception:
             continue
-        if [site.width for site in ffn_sites(plan)] == widths:
+        if _shapes(plan) == _shapes(model):
             return ratio
     return None
 

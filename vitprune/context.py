@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, data, masks, memory, models
+from vitprune import checkpoint, criteria, data, masks, memory, models
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images, Source
 from vitprune.errors import UserError
@@ -131,6 +131,9 @@ class Context:
         self.every_target()
         for site in self.sites:
             masks.width(self.recipe.keep, site.width, self.recipe.round_to)
+        own = self.recipe.criterion
+        for name in {own.name, *self.recipe.baselines}:
+            criteria.applies(name, own.tokens, self.loaded.model)
         protocol = self.recipe.paper_protocol
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
 

@@ -8,6 +8,7 @@ attention pool belongs to the head, and stays as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +71,15 @@ FAMILIES: dict[str, Family] = {
     "swin": Family("Swin", ("swin_tiny_patch4_window7_224",), "stages", False),
     "swinv2": Family("Swin v2", ("swinv2_tiny_window8_256",), "stages", False),
     "torchvision": Family("torchvision's ViT", ("torchvision:vit_b_16",), "class", False),
+    "transformers": Family(
+        "transformers' ViT, DeiT, DINOv2 (an extra)",
+        (
+            "transformers:ViTForImageClassification", "transformers:DeiTForImageClassificationWithTeacher",
+            "transformers:Dinov2ForImageClassification", "transformers:Dinov2WithRegistersForImageClassification",
+        ),
+        "class",
+        False,
+    ),
 }
 
 
@@ -170,3 +180,16 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     embed = model.get_submodule("patch_embed")
     height, width = getattr(embed, "img_size", None) or (224, 224)
     return int(embed.get_submodule("proj").in_channels), int(height), int(width)  # type: ignore[arg-type]
+
+
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[None]:
+    """Attention by matrix products inside, where ONNX's own operator cannot take a family's (five dimensions)."""
+    changed = [m for m in model.modules() if isinstance(m, hiera.MaskUnitAttention) and m.fused_attn]
+    try:
+        for module in changed:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in changed:
+            module.fused_attn = True

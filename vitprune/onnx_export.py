@@ -20,7 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vitprune import evaluation, ffn, models, onnx_rewrites, runtime
+from vitprune import evaluation, families, ffn, models, onnx_rewrites, runtime
 from vitprune.files import replacing
 
 OPSET = 23  # the first with an Attention operator
@@ -30,7 +30,7 @@ PARITY_BATCHES = (1, 2, 7)
 def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write `model` to `path`; `metadata` values go to metadata_props as text or JSON."""
     example = torch.zeros(2, *models.input_shape(model), device=models.device_of(model))
-    with _quiet():
+    with _quiet(), families.written_out(model):
         program = torch.onnx.export(
             model,
             (example,),
