@@ -126,14 +126,29 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         if isinstance(model, Foreign):
             plain = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
             model.net.load_state_dict(plain, strict=True)
+        elif path.suffix == ".npz":
+            _load_npz(model, path)
         else:
             timm.models.load_checkpoint(model, str(path), weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
         ) from error
     except Exception as error:  # a file may hold anything, and torch and timm raise as many things
         raise UserError(f"{path}: does not fit the model {_name_of(model)} ({_line(error)})") from error
+
+
+def _load_npz(model: nn.Module, path: Path) -> None:
+    """timm's loader takes what it finds there and leaves the rest as it was, so that is looked for."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(torch.nan)
+    timm.models.load_checkpoint(model, str(path), weights_only=True)
+    for name, weight in model.named_parameters():
+        if bool(weight.isnan().any()):
+            raise UserError(f"{path}: holds nothing of this shape for `{name}`; see model.args (num_classes, img_size)")
 
 
 def _name_of(model: nn.Module) -> str:
@@ -147,13 +162,13 @@ def _open_transformers(folder: Path) -> Loaded:
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a transformers configuration")
     architecture, args = sources.transformers_folder(folder, record)
+    _in_range(args, config)
     try:
-        model = sources.build(architecture, args)
+        model = sources.in_folder(architecture, args, folder)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{config}: transformers cannot build {architecture} from it ({_line(error)})") from error
-    _load_checkpoint(model, weights)
+        raise UserError(f"{weights}: does not fit {architecture} ({_line(error)})") from error
     prepared = folder / "preprocessor_config.json"
     return _describe(
         model, architecture, args, sources.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
@@ -202,10 +217,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     for key in ("num_classes", "global_pool"):
         if key in record:
             args.setdefault(key, record[key])
-    for key, value in args.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
-                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
+    _in_range(args, path)
     block = record.get("vitprune") or {}
     if not isinstance(block, dict):
         raise UserError(f"{path}: vitprune is not a block of keys")
@@ -215,6 +227,14 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     ):
         raise UserError(f"{path}: vitprune.widths must be one positive integer per block")
     return architecture, args, widths
+
+
+def _in_range(args: dict[str, Any], path: Path) -> None:
+    """Numbers that an architecture can have, before anything is made from them."""
+    for key, value in args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
+                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
 
 
 def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path) -> nn.Module:
@@ -303,13 +323,16 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
     """
     widths = [site.width for site in ffn_sites(model)]
-    args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool")}
+    args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
     own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
     if "global_pool" in own:
         args["global_pool"] = own["global_pool"]
     if not isinstance(model, Foreign):
-        ratio = _one_ratio(loaded.architecture, args, model, widths)
-        args |= {RAGGED: True} if ratio is None else {"mlp_ratio": ratio}
+        ratio, before = _one_ratio(loaded, args, model, widths), loaded.model_args.get("mlp_ratio")
+        if ratio is not None or before is not None:
+            args["mlp_ratio"] = before if ratio is None else ratio
+        if ratio is None:
+            args[RAGGED] = True
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
@@ -337,7 +360,7 @@ def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
     return {"custom_load": False} | {k: cfg[k] for k in KEPT_CFG if k in cfg}
 
 
-def _one_ratio(architecture: str, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
+def _one_ratio(loaded: Loaded, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
     """The mlp_ratio with which timm itself builds exactly this model, if there is one: fc1 may hold a gate beside the
     units, and other layers may follow the ratio too."""
     if len(set(widths)) > 1:
@@ -346,7 +369,8 @@ def _one_ratio(architecture: str, args: dict[str, Any], model: nn.Module, widths
         ratio = ratio_for(int(model.embed_dim), made * widths[0])  # type: ignore[arg-type]
         try:
             with torch.device("meta"):
-                plan = timm.create_model(architecture, **(args | {"mlp_ratio": ratio}))
+                changed = args | {"mlp_ratio": ratio, "num_classes": loaded.outputs}
+                plan = timm.create_model(loaded.architecture, **changed)
         except Exception:
             continue
         if _shapes(plan) == _shapes(model):

@@ -74,8 +74,10 @@ FAMILIES: dict[str, Family] = {
     "transformers": Family(
         "transformers' ViT, DeiT, DINOv2 (an extra)",
         (
-            "transformers:ViTForImageClassification", "transformers:DeiTForImageClassificationWithTeacher",
-            "transformers:Dinov2ForImageClassification", "transformers:Dinov2WithRegistersForImageClassification",
+            "transformers:ViTForImageClassification",
+            "transformers:DeiTForImageClassificationWithTeacher",
+            "transformers:Dinov2ForImageClassification",
+            "transformers:Dinov2WithRegistersForImageClassification",
         ),
         "class",
         False,

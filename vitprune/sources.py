@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def _torchvision(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
     return Foreign(net, ffns, shape, settings.get("num_classes", 1000), TokenLayout(1, True, 0, 1), cfg)
 
 
-def _transformers(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
-    """One of transformers' classifiers, built from the configuration's values; `pretrained` is not for these."""
+def _transformers(name: str, args: dict[str, Any], pretrained: bool, folder: Path | None = None) -> Foreign:
+    """One of transformers' classifiers, built from the configuration's values, with the weights of a local folder."""
     if pretrained:
         raise ValueError("give the folder of its weights instead: model.name transformers:FOLDER")
     try:
@@ -103,7 +104,7 @@ def _transformers(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
         settings["num_labels"] = outputs
     _no_others(settings, {*inspect.signature(made.config_class.__init__).parameters, "id2label", "num_labels"})
     config = made.config_class(**settings)
-    net = made(config)
+    net = made(config) if folder is None else _with_weights(made, config, folder)
     prefix, (start, stop) = TRANSFORMERS[name]
     layout = TokenLayout(prefix + int(getattr(config, "num_register_tokens", 0)), True, start, stop)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
@@ -113,6 +114,18 @@ def _transformers(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
     if not labels[0].startswith("LABEL_"):
         cfg["label_names"] = labels
     return Foreign(net, [_hf_ffn(net, path) for path in _paths(net, "mlp")], shape, config.num_labels, layout, cfg)
+
+
+def _with_weights(made: Any, config: Any, folder: Path) -> nn.Module:
+    """transformers' own loading: it knows the names that its older versions wrote. Nothing pickled, nothing fetched."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    net, found = made.from_pretrained(
+        folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found.get(what):
+            raise ValueError(f"{what.replace('_', ' ')}: {sorted(map(str, found[what]))[0]}")
+    return net.float()
 
 
 def _no_others(settings: dict[str, Any], taken: set[str]) -> None:
@@ -133,6 +146,11 @@ def _hf_ffn(net: nn.Module, path: str) -> tuple[str, ...]:
 
 def _paths(net: nn.Module, leaf: str) -> list[str]:
     return [path for path, _ in net.named_modules() if path.rpartition(".")[2] == leaf]
+
+
+def in_folder(name: str, args: dict[str, Any], folder: Path) -> nn.Module:
+    """A `transformers:` architecture with the weights of a folder that transformers wrote."""
+    return _transformers(name.partition(":")[2], args, False, folder)
 
 
 def transformers_folder(folder: Path, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
