@@ -7,7 +7,6 @@ architecture on the meta device before anything is allocated, and what `save` wr
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
 from vitprune import checksums, ffn, models, recipe, sources
+from vitprune import weights as weights_of
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
 from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
 from vitprune.preprocess import Preprocessing
+from vitprune.weights import line
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
@@ -111,48 +112,13 @@ def _open_named(spec: recipe.Model) -> Loaded:
         raise
     except (OSError, ConnectionError) as error:
         raise UserError(
-            f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint"
+            f"model `{name}`: its weights cannot be fetched ({line(error)}); use model.checkpoint"
         ) from error
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
-        raise UserError(f"model `{name}`: timm cannot build it ({_line(error)}); see model.args") from error
+        raise UserError(f"model `{name}`: timm cannot build it ({line(error)}); see model.args") from error
     if spec.checkpoint is not None:
-        _load_checkpoint(model, spec.checkpoint)
+        weights_of.load(model, spec.checkpoint)
     return _describe(model, name.split(".")[0], dict(spec.args), None)
-
-
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """A local file in the model's own key names: safetensors, torch (no pickled code) or Google's npz."""
-    try:
-        if isinstance(model, Foreign):
-            plain = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-            model.net.load_state_dict(plain, strict=True)
-        elif path.suffix == ".npz":
-            _load_npz(model, path)
-        else:
-            timm.models.load_checkpoint(model, str(path), weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
-        ) from error
-    except Exception as error:  # a file may hold anything, and torch and timm raise as many things
-        raise UserError(f"{path}: does not fit the model {_name_of(model)} ({_line(error)})") from error
-
-
-def _load_npz(model: nn.Module, path: Path) -> None:
-    """timm's loader takes what it finds there and leaves the rest as it was, so that is looked for."""
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.fill_(torch.nan)
-    timm.models.load_checkpoint(model, str(path), weights_only=True)
-    for name, weight in model.named_parameters():
-        if bool(weight.isnan().any()):
-            raise UserError(f"{path}: holds nothing of this shape for `{name}`; see model.args (num_classes, img_size)")
-
-
-def _name_of(model: nn.Module) -> str:
-    return type(model.net if isinstance(model, Foreign) else model).__name__
 
 
 def _open_transformers(folder: Path) -> Loaded:
@@ -168,7 +134,7 @@ def _open_transformers(folder: Path) -> Loaded:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{weights}: does not fit {architecture} ({_line(error)})") from error
+        raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
     prepared = folder / "preprocessor_config.json"
     return _describe(
         model, architecture, args, sources.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
@@ -197,7 +163,7 @@ def _open_folder(folder: Path) -> Loaded:
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{weights}: does not fit {config.name} ({_line(error)})") from error
+        raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
     loaded = _describe(model, architecture, args, record.get("pretrained_cfg"))
     about = record.get("vitprune") or {}
     loaded.about = {key: value for key, value in about.items() if key not in ("widths", *checksums.KEYS)}
@@ -243,14 +209,14 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
         with safe_open(weights, "pt") as f:
             stored = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights}: not a sound safetensors file ({_line(error)}); copy or export it again") from error
+        raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
             plan = _resized(sources.build(architecture, args), widths)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({_line(error)})") from error
+        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({line(error)})") from error
     expected = _shapes(plan)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
@@ -290,7 +256,7 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: di
     try:
         data_config = resolve_model_data_config(model, pretrained_cfg=own)
     except Exception as error:
-        raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
+        raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({line(error)})") from error
     data_config["input_size"] = (channels, height, width)
     try:
         Preprocessing.of(data_config)
@@ -382,7 +348,3 @@ def ratio_for(dim: int, width: int) -> float:
     """An mlp_ratio with int(dim * ratio) == width."""
     ratio = width / dim
     return ratio if int(dim * ratio) == width else (width + 0.5) / dim
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

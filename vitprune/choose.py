@@ -91,7 +91,7 @@ def candidates(context: Context) -> list[str]:
     """The recipe's `among`, less what cannot look at this model."""
     own, model = context.recipe.criterion, context.loaded.model
     facts = {"class_token": models.token_layout(model).class_token, "halves": models.halves(model) is not None}
-    found = [name for name in own.among if why_not(name, own.tokens, **facts) is None]
+    found: list[str] = [name for name in own.among if why_not(name, own.tokens, **facts) is None]
     if not found:
         raise UserError("criterion `auto`: nothing in `among` can look at this model; see `vitprune models`")
     return found

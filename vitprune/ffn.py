@@ -57,7 +57,7 @@ def _keep_rows(layer: nn.Linear, kept: Tensor) -> None:
     layer.out_features = len(kept)
 
 
-def _like(old: nn.Parameter, value: Tensor) -> nn.Parameter:
+def _like(old: Tensor, value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
 
 

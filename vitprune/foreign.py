@@ -52,8 +52,8 @@ class Foreign(nn.Module):
                 raise UserError(f"{fc2}: reads {second.in_features} hidden units, {path} makes {layer.out_features}")
         if second.bias is None:
             raise UserError(f"{fc2}: has no bias, recovery needs one")
-        prefixed = [f"{NET}.{path}" for path in (fc1, act, fc2)]
-        return FfnSite(i, *prefixed, first.out_features, gate and f"{NET}.{gate}")  # type: ignore[misc,arg-type]
+        made = (f"{NET}.{fc1}", f"{NET}.{act}", f"{NET}.{fc2}", first.out_features)
+        return FfnSite(i, *made, gate=gate and f"{NET}.{gate}")
 
     def _linear(self, path: str) -> nn.Linear:
         layer = self._layer(path)

@@ -63,6 +63,13 @@ def _in_its_shape(changed: Tensor | None, like: Tensor) -> Tensor | None:
     return None if changed is None else changed.reshape(like.shape)
 
 
+def _norm_over(small: nn.Module, units: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
+        return ffn.norm_over(small, units, inputs[0])
+
+    return hook
+
+
 @contextmanager
 def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -> Iterator[None]:
     """Zero the hidden units that `keep` (per block bool [n]) drops, at every token.
@@ -78,9 +85,7 @@ def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -
         for site, kept in zip(sites, keep, strict=True):
             if site.norm is not None:
                 norm, units = model.get_submodule(site.norm), kept.nonzero().flatten()
-                small = ffn.norm_of(norm, units)
-                hook = lambda _, inputs, __, on=(small, units): ffn.norm_over(*on, inputs[0])  # noqa: E731
-                handles.append(norm.register_forward_hook(hook))
+                handles.append(norm.register_forward_hook(_norm_over(ffn.norm_of(norm, units), units)))
         with hidden_units(model, sites, edit):
             yield
     finally:

@@ -66,7 +66,7 @@ def importances(
         alone = _Alone(model, site)
         for layer, original, rows in alone.copies if grads else ():
             layer.weight.grad = grads[original.weight][rows].clone()  # type: ignore[index]
-        example = next(alone.parameters()).new_zeros(1, alone.layers[0].in_features)  # type: ignore[arg-type]
+        example = next(alone.parameters()).new_zeros(1, ffn.linear(model, site.fc1).in_features)
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(alone, example_inputs=example)
         group = graph.get_pruning_group(alone.layers[0], tp.prune_linear_out_channels, idxs=list(range(site.width)))
