@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import family_table
 import pytest
 import torch
+from small import image_folder, quicken, recipe_dict
 from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
+from typer.testing import CliRunner
 
 import vitprune
-from vitprune import checkpoint, families, halves, listing, models, onnx_export, recipe, surgery
+from vitprune import checkpoint, cli, families, halves, listing, models, onnx_export, pipeline, recipe, surgery
 from vitprune.checkpoint import Loaded
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.jas import jas
@@ -131,6 +134,7 @@ def table() -> Iterator[None]:
     yield
     if path := os.environ.get("VITPRUNE_FAMILY_TABLE"):
         rows = [{**row, "stages": {n: passed.get(n, {}) for n in row["names"]}} for row in ROWS.values()]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -268,3 +272,48 @@ def test_onnx_parity(name, note, tmp_path):
     worst = max(differences.values()) / float(slim(images).abs().max())
     assert worst < 1e-4
     note(name, "ONNX", f"{worst:.0e}")
+
+
+def test_the_command_lists_what_is_tested_here():
+    shown = CliRunner().invoke(cli.app, ["models", "--json"])
+    rows = json.loads(shown.stdout)
+    assert {row["family"] for row in rows} == set(families.FAMILIES)
+    assert sorted(name for row in rows for name in row["names"]) == sorted(NAMES)
+    by_name = {row["family"]: row for row in rows}
+    assert set(by_name["vit"]["criteria"]) == {*CRITERIA, "random"}
+    assert "jas" in by_name["swin"]["all_tokens_only"]
+    assert "activation" not in by_name["swin"]["criteria"] + by_name["swin"]["all_tokens_only"]
+    assert set(by_name["vit"]["repairs"]) - set(by_name["swin"]["repairs"]) == {
+        "sequential", "layerwise", "sequential+distill", "layerwise+distill",
+    }  # fmt: skip
+    lines = CliRunner().invoke(cli.app, ["models"]).stdout
+    assert all(name in lines for name in NAMES)
+
+
+def test_the_docs_table_says_what_passed_and_what_did_not():
+    rows = [{**row, "stages": {name: {} for name in row["names"]}} for row in ROWS.values()]
+    rows[0]["stages"]["vit_tiny_patch16_224"] = {"prune": "3e-16", "ONNX": "2e-07"}
+    text = family_table.markdown(rows)
+    assert "| ViT, class token | `vit_tiny_patch16_224` | – | 3e-16 | – | – | 2e-07 |" in text
+    assert all(f"`{name}`" in text for name in NAMES)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "eva02_base_patch14_224"])
+def test_a_whole_run(name, tmp_path, monkeypatch):
+    """From a recipe to a folder that loads; a criterion that cannot look at the model is refused before any work."""
+    quicken(monkeypatch)
+    content = recipe_dict("", image_folder(tmp_path / "images", 6, "RGB"), tmp_path / "out")
+    content["model"] = {"name": name, "args": TINY.get(name, PLAIN) | {"num_classes": 3}}
+    content["baselines"] = ["random"]
+    with pytest.raises(UserError, match=r"criterion `jas`: .*take tokens: all"):
+        pipeline.run(recipe.Recipe.model_validate(content))
+    assert not (tmp_path / "out" / "tiny" / "stages" / "discover").exists()
+    content["criterion"] |= {"name": "auto", "among": ["activation", "jas", "variance", "mean-activation"]}
+    made = pipeline.run(recipe.Recipe.model_validate(content))
+    assert made["recipe"]["criterion"]["name"] in ("variance", "mean-activation")
+    slim = vitprune.load(tmp_path / "out" / "tiny")
+    loaded = opened(name)
+    assert [2 * site.width for site in models.ffn_sites(slim)] == loaded.widths
+    baselines = content | {"baselines": ["activation"]}
+    with pytest.raises(UserError, match=r"criterion `activation`: .*vitprune models"):
+        pipeline.run(recipe.Recipe.model_validate(baselines))
