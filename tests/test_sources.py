@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import ARCHITECTURE, ARGS, tiny_model
+from small import ARGS, ARCHITECTURE, model_folder, tiny_model
 from torch import Tensor, nn
 
 import vitprune
@@ -158,6 +158,32 @@ def test_a_folder_that_transformers_wrote(tmp_path, kind):
     assert torch.equal(again.model(images), slim(images))
     assert again.labels == loaded.labels
     assert Preprocessing.of(again.data_config) == Preprocessing.of(loaded.data_config)
+
+
+def test_a_hub_id_is_a_folder_that_is_fetched(tmp_path, monkeypatch):
+    """Only the two files are asked for, and they are read as any folder is."""
+    folder, asked = model_folder(tmp_path / "hub"), []
+
+    def fetch(repository: str, **options: Any) -> str:
+        asked.append((repository, options))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    loaded = open_spec(name="hf-hub:someone/tiny@v1", pretrained=True)
+    assert asked == [
+        ("someone/tiny", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]}),
+    ]
+    assert all(map(torch.equal, loaded.model.state_dict().values(), vitprune.load(folder).state_dict().values()))
+    for changed in ({"pretrained": False}, {"args": {"depth": 1}}):
+        with pytest.raises(UserError, match="pretrained: true"):
+            open_spec(**({"name": "hf-hub:someone/tiny", "pretrained": True} | changed))
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match=r"cannot be fetched \(no network\); copy its folder"):
+        open_spec(name="hf-hub:someone/tiny", pretrained=True)
 
 
 class Own(nn.Module):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,6 +78,8 @@ def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded
         loaded = _open_folder(BUNDLED)
     elif spec.name.startswith("local-dir:"):
         loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")))
+    elif spec.name.startswith("hf-hub:"):
+        loaded = _open_folder(_fetched(spec))
     elif foreign_folder:
         loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")))
     else:
@@ -119,6 +122,20 @@ def _open_named(spec: recipe.Model) -> Loaded:
     if spec.checkpoint is not None:
         weights_of.load(model, spec.checkpoint)
     return _describe(model, name.split(".")[0], dict(spec.args), None)
+
+
+def _fetched(spec: recipe.Model) -> Path:
+    """The folder of a Hugging Face hub id, config.json and model.safetensors alone, fetched into the hub's own cache."""
+    if not spec.pretrained or spec.checkpoint is not None or spec.args:
+        raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")
+    repository, _, revision = spec.name.removeprefix("hf-hub:").partition("@")
+    try:
+        files = ["config.json", "model.safetensors"]
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
+    except (OSError, ValueError) as error:  # the hub's own errors are both
+        raise UserError(
+            f"model `{spec.name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
+        ) from error
 
 
 def _open_transformers(folder: Path) -> Loaded:
