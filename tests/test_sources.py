@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import ARGS, ARCHITECTURE, model_folder, tiny_model
+from small import ARCHITECTURE, ARGS, model_folder, tiny_model
 from torch import Tensor, nn
 
 import vitprune
