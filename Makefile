@@ -4,7 +4,7 @@ VENV ?= .venv
 DATA ?= /usr/share/datasets/fashion-mnist
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint model clean
+.PHONY: demo test lint model docs-table clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitprune run recipes/demo.yaml
@@ -19,6 +19,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+# docs/families.md: family by stage, from the test run that it tells of.
+docs-table: $(VENV)/.installed-test
+	VITPRUNE_FAMILY_TABLE=docs/families.json OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_families.py -q
+	$(BIN)/python tests/family_table.py docs/families.json docs/families.md
 
 # The bundled model was made by this; hours on two cores, resumes from runs/demo-model.
 model: $(VENV)/.installed

@@ -292,7 +292,7 @@ def test_an_unknown_model_is_told_with_close_ones() -> None:
     assert "close: " in refusal(lambda: checkpoint.open_model(recipe.Model(name="vit_tiny_patch17")))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "test_vit"])
+@pytest.mark.parametrize("name", ["resnet18", "cait_xxs24_224", "test_vit"])
 def test_models_of_another_family(name: str) -> None:
     if name == "test_vit":
         assert checkpoint.open_model(recipe.Model(name=name)).widths

@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "UserError", "discover", "evaluate", "export", "load", "path_scores", "prune", "run"]
+__all__ = ["Recipe", "UserError", "declare", "discover", "evaluate", "export", "load", "path_scores", "prune", "run"]
 
 if TYPE_CHECKING:
     from vitprune.checkpoint import load
     from vitprune.errors import UserError
-    from vitprune.library import discover, evaluate, export, path_scores, prune, run
+    from vitprune.library import declare, discover, evaluate, export, path_scores, prune, run
     from vitprune.recipe import Recipe
 
 _HOMES = {
     "load": "checkpoint",
     "UserError": "errors",
     "Recipe": "recipe",
-    **dict.fromkeys(("discover", "evaluate", "export", "path_scores", "prune", "run"), "library"),
+    **dict.fromkeys(("declare", "discover", "evaluate", "export", "path_scores", "prune", "run"), "library"),
 }
 
 

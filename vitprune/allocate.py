@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import models
+from vitprune import ffn, models
 from vitprune.errors import UserError
 from vitprune.types import FfnSite
 
@@ -85,27 +85,25 @@ def _measure(prices: Sequence[np.ndarray], budget: float) -> float:
 
 def price(model: nn.Module, site: FfnSite, choice: np.ndarray, of: Price) -> np.ndarray:
     """What one FFN of each width costs: parameters, multiply-adds per token, or seconds measured on the model's device."""
-    fc1 = model.get_submodule(site.fc1)
-    assert isinstance(fc1, nn.Linear)
     if of == "latency":
         return _seconds(model, site, choice)
-    per_unit = 2 * fc1.in_features + (1 if of == "parameters" else 0)
-    return choice.astype(float) * per_unit
+    products, parameters = ffn.cost_per_unit(model, site)
+    return choice.astype(float) * (parameters if of == "parameters" else products)
 
 
 @torch.inference_mode()
 def _seconds(model: nn.Module, site: FfnSite, choice: np.ndarray) -> np.ndarray:
-    """Median seconds of fc1, activation and fc2 on 512 tokens per width, never falling from one width to the next."""
+    """Median seconds of an FFN of each width on 512 tokens, without its norm, never falling from one width to the next."""
     device, act = models.device_of(model), model.get_submodule(site.act)
-    depth = model.get_submodule(site.fc1).in_features
-    assert isinstance(depth, int)
+    depth, made = ffn.linear(model, site.fc1).in_features, site.parts + (site.gate is not None)
     rows = torch.randn(ROWS, depth, device=device)
-    layers = [(nn.Linear(depth, int(k), device=device), nn.Linear(int(k), depth, device=device)) for k in choice]
+    layers = [(nn.Linear(depth, made * int(k), device=device), nn.Linear(int(k), depth, device=device)) for k in choice]
     times = np.empty((REPEATS, len(layers)))
     for repeat in range(-1, REPEATS):  # the first round warms up; widths take turns, so that drift cancels
         for column, (first, second) in enumerate(layers):
             started = time.perf_counter()
-            out: Tensor = second(act(first(rows)))
+            hidden, *gate = first(rows).chunk(made, -1)
+            out: Tensor = second(act(hidden) * gate[0] if gate else act(hidden))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             assert out.shape == rows.shape

@@ -7,11 +7,11 @@ architecture on the meta device before anything is allocated, and what `save` wr
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,11 +20,14 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import checksums, models, recipe
+from vitprune import checksums, ffn, models, recipe, sources
+from vitprune import weights as weights_of
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
+from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
 from vitprune.preprocess import Preprocessing
+from vitprune.weights import line
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
@@ -65,7 +68,8 @@ class Loaded:
 
 def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
-    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:")
+    foreign_folder = spec.name.startswith("transformers:") and not sources.known(spec.name)
+    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign_folder
     if own_folder and (spec.checkpoint is not None or spec.args or spec.pretrained):
         raise UserError(
             f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
@@ -74,8 +78,12 @@ def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded
         loaded = _open_folder(BUNDLED)
     elif spec.name.startswith("local-dir:"):
         loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")))
+    elif spec.name.startswith("hf-hub:"):
+        loaded = _open_folder(_fetched(spec))
+    elif foreign_folder:
+        loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")))
     else:
-        loaded = _open_timm(spec)
+        loaded = _open_named(spec)
     ffn_sites(loaded.model)
     loaded.model = _ready(loaded.model).to(device or "cpu")
     return loaded
@@ -90,10 +98,10 @@ def _ready(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _open_timm(spec: recipe.Model) -> Loaded:
+def _open_named(spec: recipe.Model) -> Loaded:
     name = spec.name
-    if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0].split('_patch')[0]}*")[:3]
+    if not sources.known(name.split(".")[0]):
+        close = sources.close_to(name)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
     bad = FORBIDDEN_ARGS & spec.args.keys()
@@ -102,31 +110,56 @@ def _open_timm(spec: recipe.Model) -> Loaded:
     if spec.checkpoint is not None and not spec.checkpoint.is_file():
         raise UserError(f"model.checkpoint {spec.checkpoint}: no such file")
     try:
-        model = timm.create_model(name, pretrained=spec.pretrained, **spec.args)
+        model = sources.build(name, spec.args, pretrained=spec.pretrained)
+    except UserError:
+        raise
     except (OSError, ConnectionError) as error:
         raise UserError(
-            f"model `{name}`: its weights cannot be fetched ({_line(error)}); use model.checkpoint"
+            f"model `{name}`: its weights cannot be fetched ({line(error)}); use model.checkpoint"
         ) from error
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
-        raise UserError(f"model `{name}`: timm cannot build it ({_line(error)}); see model.args") from error
+        raise UserError(f"model `{name}`: timm cannot build it ({line(error)}); see model.args") from error
     if spec.checkpoint is not None:
-        _load_checkpoint(model, spec.checkpoint)
+        weights_of.load(model, spec.checkpoint)
     return _describe(model, name.split(".")[0], dict(spec.args), None)
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
-    """A local file in timm's key names: safetensors, torch (no pickled code) or Google's npz."""
+def _fetched(spec: recipe.Model) -> Path:
+    """The folder of a Hugging Face hub id, config.json and model.safetensors alone, fetched into the hub's own cache."""
+    if not spec.pretrained or spec.checkpoint is not None or spec.args:
+        raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")
+    repository, _, revision = spec.name.removeprefix("hf-hub:").partition("@")
     try:
-        timm.models.load_checkpoint(model, str(path), weights_only=True)
-    except pickle.UnpicklingError as error:
+        files = ["config.json", "model.safetensors"]
+        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
+    except (OSError, ValueError) as error:  # the hub's own errors are both
         raise UserError(
-            f"{path}: holds pickled Python objects, which could run code; re-save its state_dict as safetensors"
+            f"model `{spec.name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
         ) from error
-    except Exception as error:  # a file may hold anything, and torch and timm raise as many things
-        raise UserError(f"{path}: does not fit the model {type(model).__name__} ({_line(error)})") from error
 
 
-def _open_folder(folder: Path) -> Loaded:
+def _open_transformers(folder: Path) -> Loaded:
+    """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
+    config, weights = _folder_of(folder)
+    record = read_json(config)
+    if not isinstance(record, dict):
+        raise UserError(f"{config}: not a transformers configuration")
+    architecture, args = sources.transformers_folder(folder, record)
+    _in_range(args, config)
+    try:
+        model = sources.in_folder(architecture, args, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
+    prepared = folder / "preprocessor_config.json"
+    return _describe(
+        model, architecture, args, sources.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
+    )
+
+
+def _folder_of(folder: Path) -> tuple[Path, Path]:
+    """The two files of a model folder, which are there and of a size that can be."""
     config, weights = folder / "config.json", folder / "model.safetensors"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; it holds config.json and model.safetensors")
@@ -135,6 +168,11 @@ def _open_folder(folder: Path) -> Loaded:
             raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
     if config.stat().st_size > MAX_CONFIG:
         raise UserError(f"{config}: larger than a configuration can be")
+    return config, weights
+
+
+def _open_folder(folder: Path) -> Loaded:
+    config, weights = _folder_of(folder)
     record = read_json(config)
     architecture, args, widths = _checked(record, config)
     checksums.verify(record, config, weights)
@@ -142,7 +180,7 @@ def _open_folder(folder: Path) -> Loaded:
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{weights}: does not fit {config.name} ({_line(error)})") from error
+        raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
     loaded = _describe(model, architecture, args, record.get("pretrained_cfg"))
     about = record.get("vitprune") or {}
     loaded.about = {key: value for key, value in about.items() if key not in ("widths", *checksums.KEYS)}
@@ -154,7 +192,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
     architecture, args = record.get("architecture"), record.get("model_args") or {}
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
+    if not isinstance(architecture, str) or not sources.known(architecture):
         raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
     if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
         raise UserError(f"{path}: model_args may only describe the architecture")
@@ -162,10 +200,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     for key in ("num_classes", "global_pool"):
         if key in record:
             args.setdefault(key, record[key])
-    for key, value in args.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
-                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
+    _in_range(args, path)
     block = record.get("vitprune") or {}
     if not isinstance(block, dict):
         raise UserError(f"{path}: vitprune is not a block of keys")
@@ -177,27 +212,39 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     return architecture, args, widths
 
 
+def _in_range(args: dict[str, Any], path: Path) -> None:
+    """Numbers that an architecture can have, before anything is made from them."""
+    for key, value in args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
+                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
+
+
 def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path) -> nn.Module:
     """The empty model, made only after its shapes on the meta device are those of the weights' header."""
     try:
         with safe_open(weights, "pt") as f:
             stored = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights}: not a sound safetensors file ({_line(error)}); copy or export it again") from error
+        raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
-            plan = _resized(timm.create_model(architecture, **args), widths)
+            plan = _resized(sources.build(architecture, args), widths)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({_line(error)})") from error
-    expected = {key: tuple(value.shape) for key, value in plan.state_dict().items()}
+        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({line(error)})") from error
+    expected = _shapes(plan)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
-    return _resized(timm.create_model(architecture, **args), widths)
+    return _resized(sources.build(architecture, args), widths)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
@@ -208,16 +255,7 @@ def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
     if len(sites) != len(widths):
         raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
     for site, width in zip(sites, widths, strict=True):
-        for path, inputs, outputs in ((site.fc1, None, width), (site.fc2, width, None)):
-            old = model.get_submodule(path)
-            assert isinstance(old, nn.Linear)
-            if (inputs or old.in_features, outputs or old.out_features) == (old.in_features, old.out_features):
-                continue
-            new = nn.Linear(
-                inputs or old.in_features, outputs or old.out_features, old.bias is not None, old.weight.device
-            )
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, new)
+        ffn.resize(model, site, width)
     return model
 
 
@@ -235,7 +273,7 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: di
     try:
         data_config = resolve_model_data_config(model, pretrained_cfg=own)
     except Exception as error:
-        raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({_line(error)})") from error
+        raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({line(error)})") from error
     data_config["input_size"] = (channels, height, width)
     try:
         Preprocessing.of(data_config)
@@ -269,19 +307,22 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     """
     widths = [site.width for site in ffn_sites(model)]
     args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
-    args["global_pool"] = model.global_pool
-    if len(set(widths)) == 1:
-        args["mlp_ratio"] = ratio_for(int(model.embed_dim), widths[0])  # type: ignore[arg-type]
-    else:
-        args[RAGGED] = True
+    own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
+    if "global_pool" in own:
+        args["global_pool"] = own["global_pool"]
+    if not isinstance(model, Foreign):
+        ratio, before = _one_ratio(loaded, args, model, widths), loaded.model_args.get("mlp_ratio")
+        if ratio is not None or before is not None:
+            args["mlp_ratio"] = before if ratio is None else ratio
+        if ratio is None:
+            args[RAGGED] = True
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
     record = {
         "architecture": loaded.architecture,
         "num_classes": loaded.outputs,
-        "num_features": int(model.num_features),  # type: ignore[arg-type]
-        "global_pool": model.global_pool,
+        **own,
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {"widths": widths, **about},
@@ -302,11 +343,25 @@ def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
     return {"custom_load": False} | {k: cfg[k] for k in KEPT_CFG if k in cfg}
 
 
+def _one_ratio(loaded: Loaded, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
+    """The mlp_ratio with which timm itself builds exactly this model, if there is one: fc1 may hold a gate beside the
+    units, and other layers may follow the ratio too."""
+    if len(set(widths)) > 1:
+        return None
+    for made in (1, 2):
+        ratio = ratio_for(int(model.embed_dim), made * widths[0])  # type: ignore[arg-type]
+        try:
+            with torch.device("meta"):
+                changed = args | {"mlp_ratio": ratio, "num_classes": loaded.outputs}
+                plan = timm.create_model(loaded.architecture, **changed)
+        except Exception:
+            continue
+        if _shapes(plan) == _shapes(model):
+            return ratio
+    return None
+
+
 def ratio_for(dim: int, width: int) -> float:
     """An mlp_ratio with int(dim * ratio) == width."""
     ratio = width / dim
     return ratio if int(dim * ratio) == width else (width + 0.5) / dim
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vitprune import cells, data
+from vitprune import cells, data, models
 from vitprune.context import Context
+from vitprune.criteria import why_not
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, write_json
 from vitprune.recipe import Recipe
@@ -99,9 +100,19 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("key") == key and "chosen" in found else None
 
 
+def candidates(context: Context) -> list[str]:
+    """The recipe's `among`, less what cannot look at this model."""
+    own, model = context.recipe.criterion, context.loaded.model
+    facts = {"class_token": models.token_layout(model).class_token, "halves": models.halves(model) is not None}
+    found: list[str] = [name for name in own.among if why_not(name, own.tokens, **facts) is None]
+    if not found:
+        raise UserError("criterion `auto`: nothing in `among` can look at this model; see `vitprune models`")
+    return found
+
+
 def settled(context: Context) -> Recipe | None:
     """The recipe with what another process chose, or None while it has not."""
-    among, path = context.recipe.criterion.among, context.folder.stage_folder("choose") / "choice.json"
+    among, path = candidates(context), context.folder.stage_folder("choose") / "choice.json"
     why = _read(path, _key(fold(context, among)))
     return _resolved(context.recipe, why["chosen"]) if why else None
 
@@ -116,7 +127,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     recipe = context.recipe
     if recipe.groups is not None:
         raise UserError("criterion `auto`: one class set at a time; use `classes`, or one recipe per group")
-    among, path = recipe.criterion.among, context.folder.stage_folder("choose") / "choice.json"
+    among, path = candidates(context), context.folder.stage_folder("choose") / "choice.json"
     key = _key(fold(context, among))
     why = _read(path, key)
     if force or why is None:

@@ -281,6 +281,15 @@ def criteria(as_json: Json = False) -> None:
         print(f"{row['name']:<24}{', '.join(row['needs']) or 'weights alone':<40}{row['source']}")
 
 
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Every family of models with the names that are tested, and which criteria and repairs apply."""
+    from vitprune import listing
+
+    rows = listing.families()
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(map(listing.line, rows)))
+
+
 @recipes.command("check")
 def recipe_check(recipe: RecipeArg, as_json: Json = False) -> None:
     """Validate a recipe and print it with every default spelled out."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, data, masks, memory, models
+from vitprune import checkpoint, criteria, data, masks, memory, models
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images, Source
 from vitprune.errors import UserError
@@ -135,6 +135,9 @@ class Context:
         self.every_target()
         for site in self.sites:
             masks.width(self.recipe.keep, site.width, self.recipe.round_to)
+        own = self.recipe.criterion
+        for name in {own.name, *self.recipe.baselines}:
+            criteria.applies(name, own.tokens, self.loaded.model)
         protocol = self.recipe.paper_protocol
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
 
@@ -147,13 +150,21 @@ class Context:
 
     def images_per_batch(self, nodes: int) -> int:
         """Images whose nodes fit one pass of the discovery engine in a part of the memory that is free now."""
-        model = self.loaded.model
-        tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
-        row = 4 * tokens * sum(2 * site.width + 14 * int(model.embed_dim) for site in self.sites)  # type: ignore[arg-type,misc]
+        row = self._bytes_per_row
         most = MAX_ROWS if self.device.type == "cpu" else 2048
         here = self.workers if self.device.type == "cpu" else 1
         room = MEMORY_SHARE * memory.free(self.device) / here
         return max(1, int(min(most, room // row)) // nodes)
+
+    @cached_property
+    def _bytes_per_row(self) -> int:
+        """What one image's pass keeps, about."""
+        model, sites = self.loaded.model, self.sites
+        counts = models.tokens_per_site(model, sites)
+        return sum(
+            4 * tokens * (2 * site.width + 14 * models.stream_width(model, site))
+            for tokens, site in zip(counts, sites, strict=True)
+        )
 
     @property
     def batch(self) -> int:

@@ -53,7 +53,7 @@ def _trained(slim: nn.Module) -> list[nn.Parameter]:
     """Weights and biases of the FFNs and of every norm."""
     found: dict[int, nn.Parameter] = {}
     for site in models.ffn_sites(slim):
-        for name in (site.fc1, site.fc2):
+        for name in site.layers:
             found |= {id(p): p for p in slim.get_submodule(name).parameters()}
     for module in slim.modules():
         if isinstance(module, nn.LayerNorm):

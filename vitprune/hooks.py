@@ -1,6 +1,7 @@
 """Reading and changing hidden units inside a model; the only place that registers a hook.
 
-The hidden units are taken at the input of fc2, after activation: hidden_BTN (B images, T tokens, N units).
+The hidden units are taken at the input of fc2, as it reads them (after the activation, the gate, and the norm that some
+families have there): hidden_BTN (B images, T tokens, N units; a grid of tokens comes as one row of them).
 Every context removes its hooks in `finally`, also when entering or the forward pass fails.
 """
 
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitprune import ffn
 from vitprune.types import FfnSite
 
 Edit = Callable[[int, Tensor], Tensor | None]
@@ -24,7 +27,7 @@ def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iter
 
     def hook_for(position: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            changed = edit(position, inputs[0])
+            changed = _in_its_shape(edit(position, _as_rows(inputs[0])), inputs[0])
             return None if changed is None else (changed, *inputs[1:])
 
         return hook
@@ -44,7 +47,7 @@ def ffn_outputs(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Itera
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         for position, site in enumerate(sites):
-            hook = lambda _, __, out, position=position: edit(position, out)  # noqa: E731
+            hook = lambda _, __, out, position=position: _in_its_shape(edit(position, _as_rows(out)), out)  # noqa: E731
             handles.append(model.get_submodule(site.fc2).register_forward_hook(hook))
         yield
     finally:
@@ -52,15 +55,42 @@ def ffn_outputs(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Itera
             handle.remove()
 
 
+def _as_rows(x: Tensor) -> Tensor:
+    return x.flatten(1, -2) if x.ndim > 2 else x[:, None]
+
+
+def _in_its_shape(changed: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if changed is None else changed.reshape(like.shape)
+
+
+def _norm_over(small: nn.Module, units: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
+        return ffn.norm_over(small, units, inputs[0])
+
+    return hook
+
+
 @contextmanager
 def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -> Iterator[None]:
-    """Zero the hidden units that `keep` (per block bool [n]) drops, at every token."""
+    """Zero the hidden units that `keep` (per block bool [n]) drops, at every token.
+
+    A norm between the hidden units and fc2 is taken over the kept units alone, so that masking is what slicing does.
+    """
 
     def edit(position: int, hidden_BTN: Tensor) -> Tensor:
         return hidden_BTN * keep[position].to(hidden_BTN)
 
-    with hidden_units(model, sites, edit):
-        yield
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for site, kept in zip(sites, keep, strict=True):
+            if site.norm is not None:
+                norm, units = model.get_submodule(site.norm), kept.nonzero().flatten()
+                handles.append(norm.register_forward_hook(_norm_over(ffn.norm_of(norm, units), units)))
+        with hidden_units(model, sites, edit):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -84,6 +114,32 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds, in their order, what the calls of `module` inside are given."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def keywords_of(modules: Sequence[nn.Module]) -> Iterator[list[dict[str, Any]]]:
+    """A list with the keyword arguments of each module's latest call inside."""
+    given: list[dict[str, Any]] = [{} for _ in modules]
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        for kept, module in zip(given, modules, strict=True):
+            hook = lambda _, __, keywords, kept=kept: kept.update(keywords)  # noqa: E731
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Reached(Exception):  # noqa: N818 (a signal)

@@ -63,6 +63,12 @@ class SecondMoments:
         bias = self.origin[1].double() + target_mean - weight @ (self.origin[0].double() + mean)
         return weight, bias
 
+    def shift(self, weight: Tensor) -> Tensor:
+        """The bias [q] that makes t ≈ W h + b right in the mean, float64."""
+        assert self.origin is not None
+        mean = self.origin[0].double() + self.gram[-1, :-1] / self.rows
+        return self.origin[1].double() + self.cross[-1] / self.rows - weight.to(mean) @ mean
+
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Mean squared error per row of t ≈ W h + b on the rows summed here."""
         assert self.origin is not None

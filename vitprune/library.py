@@ -10,19 +10,62 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import bool as bool_
 
 from vitprune import allocate, evaluation, masks, models, paths, pipeline, recipe, surgery
-from vitprune.criteria import CRITERIA, WholeScore
+from vitprune.criteria import CRITERIA, WholeScore, applies
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
+from vitprune.foreign import Foreign
 from vitprune.paths import Gathered
 from vitprune.recovery import moments, needs_moments, repair
-from vitprune.types import Attribution, FfnSite, Metrics, Recovery, Scores
+from vitprune.types import Attribution, FfnSite, Mask, Metrics, Recovery, Scores, TokenLayout
+
+TRUE_ENOUGH = 1e-3  # largest difference of logits between masked and sliced, as a share of the largest logit
+
+
+def declare(
+    model: nn.Module,
+    ffns: Sequence[tuple[str, ...]],
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    prefix_tokens: int = 0,
+    class_token: bool = False,
+) -> nn.Module:
+    """A model of one's own, fit for the other verbs, from the paths of its FFNs' layers in the order of the pass.
+
+    An FFN is (fc1, act, fc2), or (fc1, act, fc2, gate) where fc2 reads act(gate(x))·fc1(x). `prefix_tokens` of the
+    tokens come before the patches; with `class_token` the head reads the first of them alone. Raises UserError naming
+    the FFN for which leaving out hidden units is not the same as setting them to zero.
+    """
+    layout = TokenLayout(prefix_tokens, class_token, 0, 1 if class_token else None)
+    made = Foreign(model, ffns, input_shape, num_classes, layout)
+    sites = models.ffn_sites(made)
+    like = next(model.parameters())
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *input_shape, generator=draw).to(like)
+    half = [torch.arange(site.width) % 2 == 0 for site in sites]
+    with _Frozen(made):
+        if not _sliced_as_masked(made, half, images):
+            for i, paths in enumerate(ffns):
+                alone = [keep if i == k else torch.ones_like(keep) for k, keep in enumerate(half)]
+                if not _sliced_as_masked(made, alone, images):
+                    raise UserError(f"{paths[0]}: its outputs are not the hidden units that {paths[2]} reads")
+    return made
+
+
+def _sliced_as_masked(model: nn.Module, keep: list[Tensor], images: Tensor) -> bool:
+    """Whether leaving units out is the same as zeroing them; shapes that no longer fit tell that it is not."""
+    try:
+        return surgery.masked_vs_sliced(model, Mask(keep), images) < TRUE_ENOUGH
+    except RuntimeError:
+        return False
 
 
 def discover(
@@ -51,6 +94,7 @@ def discover(
     row = CRITERIA[criterion]
     masks.check_t(t, sites)
     how = _attribution(criterion, t, seed, settings)
+    applies(criterion, how.tokens, model)
     outputs = int(model.num_classes)  # type: ignore[arg-type]
     _check_labels("discover", images, labels, outputs)
     if row.whole:

@@ -20,7 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vitprune import evaluation, models, onnx_rewrites, runtime
+from vitprune import evaluation, families, ffn, models, onnx_rewrites, runtime
 from vitprune.files import replacing
 
 OPSET = 23  # the first with an Attention operator
@@ -30,7 +30,7 @@ PARITY_BATCHES = (1, 2, 7)
 def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write `model` to `path`; `metadata` values go to metadata_props as text or JSON."""
     example = torch.zeros(2, *models.input_shape(model), device=models.device_of(model))
-    with _quiet():
+    with _quiet(), families.written_out(model):
         program = torch.onnx.export(
             model,
             (example,),
@@ -71,10 +71,9 @@ def facts(path: Path) -> dict[str, Any]:
 def size(model: nn.Module) -> dict[str, Any]:
     """What `vitprune bench` needs to know of a model: multiply-adds of an image, those of the FFNs, and their widths."""
     sites = models.ffn_sites(model)
-    tokens = int(model.patch_embed.num_patches) + models.token_layout(model).prefix  # type: ignore[union-attr,arg-type]
-    dim = int(model.embed_dim)  # type: ignore[arg-type]
-    ffn = sum(2 * tokens * dim * site.width for site in sites)
-    return {"macs": {"total": evaluation.macs(model), "ffn": ffn}, "widths": [site.width for site in sites]}
+    counts = models.tokens_per_site(model, sites)
+    ffns = sum(n * site.width * ffn.cost_per_unit(model, site)[0] for n, site in zip(counts, sites, strict=True))
+    return {"macs": {"total": evaluation.macs(model), "ffn": ffns}, "widths": [site.width for site in sites]}
 
 
 def metadata(path: Path) -> dict[str, str]:

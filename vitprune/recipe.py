@@ -70,11 +70,17 @@ class Part(BaseModel):
 
 
 class Model(Part):
-    """Which model: `bundled`, a timm name, or `local-dir:FOLDER` with config.json and model.safetensors."""
+    """Which model: `bundled`, a timm name, `local-dir:FOLDER` with config.json and model.safetensors, or another's."""
 
-    name: str = Field("bundled", description="`bundled`, a timm model name, or `local-dir:FOLDER`")
-    pretrained: bool = Field(False, description="fetch timm's own weights (needs a network)")
-    checkpoint: Path | None = Field(None, description="a local .safetensors, .pth or .npz file in timm's key names")
+    name: str = Field(
+        "bundled",
+        description="`bundled`, a timm model name, `local-dir:FOLDER`, `hf-hub:ID`, `torchvision:vit_b_16`, "
+        "`transformers:FOLDER`",
+    )
+    pretrained: bool = Field(False, description="fetch the name's own weights (needs a network)")
+    checkpoint: Path | None = Field(
+        None, description="a local .safetensors, .pth or .npz file in the model's own key names"
+    )
     args: dict[str, Any] = Field(default_factory=dict, description="extra arguments for timm.create_model")
 
 

@@ -14,6 +14,7 @@ Affine is the ridge regression of the pruned units on the kept ones; the centrin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -21,8 +22,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from vitprune import distill, hooks, models, sequential
+from vitprune import distill, ffn, hooks, models, sequential
 from vitprune.errors import UserError
+from vitprune.least_squares import SecondMoments
 from vitprune.types import FfnSite, Mask, Recovery
 
 RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
@@ -121,7 +123,13 @@ def repair(
         raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
     solved = closed_form(recovery)
     if solved in ("mean", "affine"):
-        _refit_all(slim, dense, mask, stats, solved, RIDGE if ridge is None else ridge)
+        strength = RIDGE if ridge is None else ridge
+        _refit_all(slim, dense, mask, stats, solved, strength)
+        normed = [site for site in models.ffn_sites(dense) if site.norm is not None]
+        if normed and batches is None:
+            raise UserError(f"recovery `{recovery}`: {normed[0].norm} sees the kept units only; images are needed")
+        if batches is not None:
+            _refit_normed(slim, dense, mask, batches(), solved, strength)
     elif solved != "none":
         assert batches is not None
         sequential.repair(slim, dense, batches(), attention=solved == "layerwise", ridge=ridge, track=track)
@@ -134,11 +142,42 @@ def _refit_all(
     slim: nn.Module, dense: nn.Module, mask: Mask, stats: Sequence[Moments], recovery: str, ridge: float
 ) -> None:
     for site, keep, stat in zip(models.ffn_sites(dense), mask.blocks, stats, strict=True):
-        if bool(keep.all()):
+        if bool(keep.all()) or site.norm is not None:
             continue
         fc2, original = slim.get_submodule(site.fc2), dense.get_submodule(site.fc2)
         assert isinstance(fc2, nn.Linear) and isinstance(original, nn.Linear)
         weight, bias = refit(original.weight.double().cpu(), original.bias.double().cpu(), keep, stat, recovery, ridge)
+        fc2.weight.copy_(weight)
+        fc2.bias.copy_(bias)
+
+
+def _refit_normed(
+    slim: nn.Module, dense: nn.Module, mask: Mask, batches: Iterable[Tensor], recovery: str, ridge: float
+) -> None:
+    """Where a norm stands in front of fc2, the kept units are not what they were once the others are gone: the same
+    regression, of W2·h of the dense model on the kept units h_S as their own norm gives them."""
+    sites = models.ffn_sites(dense)
+    chosen = [i for i, site in enumerate(sites) if site.norm is not None and not bool(mask.blocks[i].all())]
+    if not chosen:
+        return
+    read, last, device = models.tokens_read(dense), sites[-1].block, models.device_of(dense)
+    moments = {i: SecondMoments() for i in chosen}
+    with contextlib.ExitStack() as stack:
+        products = {i: stack.enter_context(hooks.inputs_of(dense.get_submodule(str(sites[i].norm)))) for i in chosen}
+        written = {i: stack.enter_context(hooks.outputs_of(dense.get_submodule(sites[i].fc2))) for i in chosen}
+        for images in batches:
+            dense(images.to(device))
+            for i in chosen:
+                tokens = read if sites[i].block == last else slice(None)
+                product, target = products[i].pop()[:, tokens], written[i].pop()[:, tokens]
+                norm = slim.get_submodule(str(sites[i].norm))
+                moments[i].add(norm(product[..., mask.blocks[i].to(device)]), target)
+    for i in chosen:
+        fc2 = ffn.linear(slim, sites[i].fc2)
+        if recovery == "mean":
+            weight, bias = fc2.weight.double(), moments[i].shift(fc2.weight.double())
+        else:
+            weight, bias = moments[i].solve(fc2.weight.double(), ridge)
         fc2.weight.copy_(weight)
         fc2.bias.copy_(bias)
 

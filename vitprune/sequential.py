@@ -18,6 +18,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,13 +77,13 @@ def repair(
     """
     new, old = models.halves(slim), models.halves(dense)
     if new is None or old is None:
-        raise UserError("recovery: block by block needs timm's plain blocks; use recovery: affine")
+        raise UserError("recovery: block by block needs blocks of one FFN after attention; use recovery: affine")
     with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
         work = _Work(new, old, Streams(Path(folder)), models.device_of(dense), ridge)
         work.start(batches)
         if not work.count:
             raise UserError("recovery: no images were given")
-        blocks = len(old.model.blocks)
+        blocks = len(old.blocks)
         for i in track(range(blocks)):
             read = models.tokens_read(dense) if i == blocks - 1 else slice(None)
             work.block(i, read, attention)
@@ -109,30 +110,31 @@ class _Work:
     def block(self, i: int, read: slice, attention: bool) -> None:
         """Refit block i's layers and carry both streams through it; afterwards `x` and `dense` are those after it."""
         new, old, streams = self.new, self.old, self.streams
-        mine, theirs = new.model.blocks[i], old.model.blocks[i]
-        qkv, proj = (attention and _refittable(mine.attn, name) for name in ("qkv", "proj"))
-        targets = self.dense_attention(i, theirs.attn.qkv if qkv else None)
+        mine: Any = new.blocks[i].attn
+        theirs: Any = old.blocks[i].attn
+        qkv, proj = (attention and _refittable(mine, name) for name in ("qkv", "proj"))
+        targets = self.dense_attention(i, theirs.qkv if qkv else None)
         if qkv:
-            self.refit(mine.attn.qkv, targets)
+            self.refit(mine.qkv, targets)
         else:
             for _ in targets:
                 pass
         if proj:
-            self.refit(mine.attn.proj, self.mixed(i, read), new.scale(i, "attention"))
+            self.refit(mine.proj, self.mixed(i, read), new.scale(i, "attention"))
         for n, (x,) in self.get("x"):
             a = streams.get("mixed", n, self.device) if proj else None
-            z = new.attend(i, x) if a is None else x + mine.ls1(mine.attn.proj(a))
+            z = new.attend(i, x) if a is None else new.project(i, x, a)
             streams.put("x", n, z)
         for n, (d,) in self.get("dense"):
             streams.put("dense", n, old.add_ffn(i, d, old.hidden(i, d)))
         rows = ((new.hidden(i, z[:, read]), (d - z)[:, read]) for _, (z, d) in self.get("x", "dense"))
-        self.refit(mine.mlp.fc2, rows, new.scale(i, "ffn"))
+        self.refit(new.fc2(i), rows, new.scale(i, "ffn"))
         for n, (z,) in self.get("x"):
             streams.put("x", n, new.add_ffn(i, z, new.hidden(i, z)))
 
     def dense_attention(self, i: int, qkv: nn.Module | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Carry the dense stream through block i's attention; what the pruned model's qkv sees, and what it should give."""
-        norm = self.new.model.blocks[i].norm1
+        norm: Any = self.new.blocks[i].norm1
         for n, (x, d) in self.get("x", "dense"):
             if qkv is None:
                 self.streams.put("dense", n, self.old.attend(i, d))
@@ -143,9 +145,9 @@ class _Work:
 
     def mixed(self, i: int, read: slice) -> Iterator[tuple[Tensor, Tensor]]:
         """What attention hands to its projection, kept as `mixed`, and what the projection should write to the stream."""
-        block = self.new.model.blocks[i]
+        attn: Any = self.new.blocks[i].attn
         for n, (x, d) in self.get("x", "dense"):
-            a = hooks.input_of(block.attn.proj, lambda x=x: block.attn(block.norm1(x)))  # type: ignore[misc]
+            a = hooks.input_of(attn.proj, lambda x=x: self.new.attention(i, x))  # type: ignore[misc]
             self.streams.put("mixed", n, a)
             yield a[:, read], (d - x)[:, read]
 

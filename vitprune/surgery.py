@@ -7,14 +7,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, models, tp_bridge
+from vitprune import ffn, hooks, models
 from vitprune.types import Mask
 
 
 def slim(model: nn.Module, mask: Mask) -> nn.Module:
     """A pruned copy of `model` in eval mode; the model itself is left as it was.
 
-    The copy computes what the model computes with the masked hidden units set to zero at every token.
+    The copy computes what the model computes with the masked hidden units gone at every token: set to zero, and left out
+    of a norm that stands between the hidden units and fc2.
     """
     sites = models.ffn_sites(model)
     if len(sites) != len(mask.blocks):
@@ -23,9 +24,9 @@ def slim(model: nn.Module, mask: Mask) -> nn.Module:
         if keep.numel() != site.width:
             raise ValueError(f"{site.fc1}: the mask has {keep.numel()} units, the layer {site.width}")
     result = copy.deepcopy(model).eval()
-    example = next(result.parameters()).new_zeros(1, *models.input_shape(result))
-    drop = [torch.nonzero(~keep).flatten().tolist() for keep in mask.blocks]
-    tp_bridge.remove(result, sites, drop, example)
+    for site, keep in zip(sites, mask.blocks, strict=True):
+        if not bool(keep.all()):
+            ffn.keep_units(result, site, keep.nonzero().flatten())
     for parameter in result.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
@@ -36,12 +37,7 @@ def slim(model: nn.Module, mask: Mask) -> nn.Module:
 def check_widths(model: nn.Module, widths: list[int]) -> None:
     """Every FFN of `model` has the width asked for, in its weights and in its metadata."""
     for site, expected in zip(models.ffn_sites(model), widths, strict=True):
-        fc1, fc2 = model.get_submodule(site.fc1), model.get_submodule(site.fc2)
-        assert isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear)
-        assert fc1.weight.shape == (expected, fc1.in_features), site.fc1
-        assert fc1.bias is None or fc1.bias.shape == (expected,), site.fc1
-        assert fc2.weight.shape == (fc2.out_features, expected), site.fc2
-        assert fc1.out_features == fc2.in_features == expected, site.fc1
+        ffn.check_width(model, site, expected)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from vitprune import models
 from vitprune.criteria.activation import activation, mean_activation
 from vitprune.criteria.fisher import fisher
 from vitprune.criteria.fisher_obs import fisher_obs
@@ -23,6 +24,7 @@ from vitprune.criteria.knowledge_attribution import knowledge_attribution
 from vitprune.criteria.statistics import obs, variance
 from vitprune.criteria.vit_slim import train, vit_slim
 from vitprune.criteria.weights import Batches, class_alignment, hessian, magnitude, taylor
+from vitprune.errors import UserError
 from vitprune.types import Attribution, FfnSite
 
 
@@ -65,7 +67,8 @@ class Row:
     or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
     `path_dependent`: so does t, beyond the ranking. `across_blocks`: the scores of all blocks are in one unit of account,
     so `allocation: auto` cuts them by one threshold.
-    `trains`: `whole` where `train_weights` asks for weights as well.
+    `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
+    settings say (one that `uses` tokens does so by default). `halves`: it needs blocks that come in halves.
     """
 
     source: str
@@ -77,6 +80,8 @@ class Row:
     path_dependent: bool = False
     across_blocks: bool = False
     trains: Trained | None = None
+    class_token: bool = False
+    halves: bool = False
 
     @property
     def integrates(self) -> bool:
@@ -92,7 +97,10 @@ _LEARN: tuple[Literal["labels", "gradients", "training", "images"], ...] = ("ima
 
 CRITERIA: dict[str, Row] = {
     "jas": Row("Wang et al., ICLR 2025, Eq. 3 and Alg. 3", jas, needs=_LEARN, uses=_PATH, path_dependent=True),
-    "activation": Row("Wang et al., ICLR 2025, App. C.2: largest raw value, class token", activation, needs=("images",)),
+    "activation": Row(
+        "Wang et al., ICLR 2025, App. C.2: largest raw value, class token", activation, needs=("images",),
+        class_token=True,
+    ),
     "mean-activation": Row("mean |a| over all tokens", mean_activation, needs=("images",), ranks_by="mean"),
     "knowledge-attribution": Row(
         "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient", knowledge_attribution, needs=_LEARN,
@@ -100,11 +108,11 @@ CRITERIA: dict[str, Row] = {
     ),
     "influence-pattern": Row(
         "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product", influence_pattern,
-        needs=("images", "gradients"), uses=("quadrature", "nodes"),
+        needs=("images", "gradients"), uses=("quadrature", "nodes"), class_token=True, halves=True,
     ),
     "influence-gradient": Row(
         "what the authors' code takes for the influence pattern: mean ∂p/∂w", influence_gradient, needs=_LEARN,
-        uses=_RULE,
+        uses=_RULE, class_token=True,
     ),
     "joint-gates": Row(
         "this tool: joint integrated gradients of whole hidden units", joint_gates, needs=_LEARN, ranks_by="mean",
@@ -125,8 +133,12 @@ CRITERIA: dict[str, Row] = {
         "this tool: OBS costs in the Fisher metric, in nats per image", whole=fisher_obs, needs=("images", "gradients"),
         uses=("seed",), across_blocks=True,
     ),
-    "class-alignment": Row("value vectors projected to classes, raw", whole=partial(class_alignment, form="raw")),
-    "class-alignment-normed": Row("the same through the final norm", whole=partial(class_alignment, form="normed")),
+    "class-alignment": Row(
+        "value vectors projected to classes, raw", whole=partial(class_alignment, form="raw"), halves=True
+    ),
+    "class-alignment-normed": Row(
+        "the same through the final norm", whole=partial(class_alignment, form="normed"), halves=True
+    ),
     "vit-slim": Row(
         "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM,
         across_blocks=True,
@@ -140,3 +152,24 @@ def allocation_of(criterion: str, asked: str) -> str:
     if asked != "auto":
         return asked
     return "global" if criterion in CRITERIA and CRITERIA[criterion].across_blocks else "uniform"
+
+
+def why_not(criterion: str, tokens: str, *, class_token: bool, halves: bool) -> str | None:
+    """Why a criterion cannot look at a model whose head reads a class token or not, whose blocks come in halves or not."""
+    row = CRITERIA.get(criterion)
+    if row is None:  # a draw
+        return None
+    if not class_token and (row.class_token or ("tokens" in row.uses and tokens == "cls")):
+        way = "see `vitprune models`" if row.class_token else "take tokens: all"
+        return f"criterion `{criterion}`: scores the class token, but this model's head does not read one; {way}"
+    if row.halves and not halves:
+        return f"criterion `{criterion}`: needs blocks of one FFN after attention; this model has others"
+    return None
+
+
+def applies(criterion: str, tokens: str, model: nn.Module) -> None:
+    """Raises UserError when a criterion cannot look at `model`."""
+    class_token, parts = models.token_layout(model).class_token, models.halves(model)
+    why = why_not(criterion, tokens, class_token=class_token, halves=parts is not None)
+    if why is not None:
+        raise UserError(why)

@@ -46,7 +46,7 @@ def influence_pattern(
     models.require_class_token(model, "influence-pattern")
     parts = models.halves(model)
     if parts is None:
-        raise UserError("criterion `influence-pattern`: needs blocks that are timm's own; this model has others")
+        raise UserError("criterion `influence-pattern`: needs blocks of one FFN after attention; this model has others")
     x, weights, nodes = _rows(images, how)
     chain_R = torch.ones(len(x)).to(images)
 

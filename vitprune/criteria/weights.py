@@ -47,7 +47,7 @@ def _gradients(
     model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, per_image: bool
 ) -> dict[nn.Parameter, Tensor]:
     """The mean gradient of the cross-entropy at every FFN's weights, or the mean of its squares over images."""
-    weights = [_weight(model, name) for site in sites for name in (site.fc1, site.fc2)]
+    weights = [_weight(model, name) for site in sites for name in (site.fc1, site.gate, site.fc2) if name]
     sums = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
     flags, count = [w.requires_grad for w in weights], 0
     try:
@@ -80,8 +80,9 @@ def class_alignment(
     """How much each unit's value vector speaks for each class; per block [C, N], signed."""
     parts, head = models.halves(model), getattr(model, "head", None)
     if parts is None or not isinstance(head, nn.Linear):
-        raise UserError("criterion `class-alignment`: needs timm's own blocks and a linear head")
+        raise UserError("criterion `class-alignment`: needs blocks of one FFN after attention and a linear head")
     columns = [parts.ffn_columns(i) for i in range(len(sites))]
     if form == "raw":
         return [head.weight @ values_ND.T for values_ND in columns]
-    return [parts.logits(values_ND[:, None]).T for values_ND in columns]
+    tokens = models.token_layout(model).prefix + 1  # the same at each, whatever the head pools
+    return [parts.logits(values_ND[:, None].expand(-1, tokens, -1)).T for values_ND in columns]

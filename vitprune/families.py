@@ -1,0 +1,197 @@
+"""The model families: where a model keeps its FFNs, and which of its tokens are what. The only file that knows them.
+
+Everything else sees FFN sites and a token layout. Whatever is not listed here is refused by the name of the module: a
+subclass or a new block may use its FFN in another way, and a model must never come out half pruned. The MLP inside an
+attention pool belongs to the head, and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from timm.layers import GluMlp, LayerNorm, Mlp, RmsNorm, SwiGLU
+from timm.models import beit, deit, eva, hiera, naflexvit, swin_transformer, swin_transformer_v2
+from timm.models import vision_transformer as vit
+from timm.models import vision_transformer_relpos as relpos
+from torch import nn
+
+from vitprune.errors import UserError
+from vitprune.foreign import Foreign
+from vitprune.types import FfnSite, TokenLayout
+
+PLAIN = (vit.VisionTransformer, relpos.VisionTransformerRelPos, beit.Beit, eva.Eva, naflexvit.NaFlexVit)
+HIERARCHICAL = (hiera.Hiera, swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2)
+NORMS = (nn.LayerNorm, LayerNorm, RmsNorm)
+ONE_FFN = (
+    vit.Block, vit.ResPostBlock, relpos.RelPosBlock, relpos.ResPostRelPosBlock, beit.Block, eva.EvaBlock,
+    eva.EvaBlockPostNorm, hiera.HieraBlock, swin_transformer.SwinTransformerBlock, swin_transformer_v2.SwinTransformerV2Block,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A row of `vitprune models`. `tokens`: what a criterion can look at; `halves`: its blocks come in two halves, which
+    block-by-block repair and some criteria need. `names`: what the tests take through the whole road, as tiny models."""
+
+    title: str
+    names: tuple[str, ...]
+    tokens: Literal["class", "patches", "stages"] = "class"
+    halves: bool = True
+
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family("ViT, class token", ("vit_tiny_patch16_224",)),
+    "vit-gap": Family("ViT, average pooling (MAE)", ("vit_base_patch16_gap_224",), "patches"),
+    "deit": Family("DeiT", ("deit_tiny_patch16_224",)),
+    "deit-distilled": Family("DeiT, distilled", ("deit_tiny_distilled_patch16_224",)),
+    "deit3": Family("DeiT-III", ("deit3_small_patch16_224",)),
+    "dinov2": Family("DINOv2", ("vit_small_patch14_dinov2",)),
+    "dinov2-reg": Family("DINOv2 with registers", ("vit_small_patch14_reg4_dinov2",)),
+    "dinov2-giant": Family("DINOv2 giant, packed SwiGLU", ("vit_giant_patch14_dinov2",)),
+    "vit-relpos": Family("ViT, relative positions", ("vit_relpos_small_patch16_224",), "patches"),
+    "vit-post-norm": Family(
+        "ViT, norms after the layers",
+        ("vit_base_patch16_rpn_224", "vit_relpos_small_patch16_rpn_224"),
+        "patches",
+        False,
+    ),
+    "vit-parallel": Family("ViT, parallel attention and FFN", ("vit_base_patch16_xp_224",), "class", False),
+    "vit-things": Family("ViT, two FFNs side by side", ("vit_small_patch16_18x2_224",), "class", False),
+    "siglip": Family("SigLIP, attention pooling", ("vit_base_patch16_siglip_224",), "patches"),
+    "clip": Family("CLIP's image tower", ("vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224")),
+    "beit": Family("BEiT", ("beit_base_patch16_224", "beitv2_base_patch16_224"), "patches"),
+    "eva": Family("EVA", ("eva_giant_patch14_224",), "patches"),
+    "eva02": Family("EVA-02, SwiGLU", ("eva02_tiny_patch14_224",), "patches"),
+    "eva02-norm": Family("EVA-02, SwiGLU with a norm inside", ("eva02_base_patch14_224",), "patches"),
+    "naflexvit": Family("NaFlexViT", ("naflexvit_base_patch16_gap", "naflexvit_base_patch16_siglip"), "patches"),
+    "hiera": Family("Hiera", ("hiera_tiny_224",), "stages", False),
+    "swin": Family("Swin", ("swin_tiny_patch4_window7_224",), "stages", False),
+    "swinv2": Family("Swin v2", ("swinv2_tiny_window8_256",), "stages", False),
+    "torchvision": Family("torchvision's ViT", ("torchvision:vit_b_16",), "class", False),
+    "transformers": Family(
+        "transformers' ViT, DeiT, DINOv2 (an extra)",
+        (
+            "transformers:ViTForImageClassification",
+            "transformers:DeiTForImageClassificationWithTeacher",
+            "transformers:Dinov2ForImageClassification",
+            "transformers:Dinov2WithRegistersForImageClassification",
+        ),
+        "class",
+        False,
+    ),
+}
+
+
+def ffn_sites(model: nn.Module) -> list[FfnSite]:
+    """The model's FFNs in the order of the forward pass. Raises UserError naming the module that does not fit."""
+    if isinstance(model, Foreign):
+        return model.sites()
+    if not isinstance(model, (*PLAIN, *HIERARCHICAL)):
+        raise UserError(f"model: {type(model).__name__} is not supported; see `vitprune models`")
+    sites = [site for i, (path, block) in enumerate(_blocks(model)) for site in _sites_of(i, path, block)]
+    if not sites:
+        raise UserError("model: has no blocks, there is nothing to prune")
+    _nothing_shared(model, sites)
+    return sites
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every block with its path, in the order of the forward pass."""
+    stages = [f"layers.{i}.blocks" for i in range(len(model.layers))] if hasattr(model, "layers") else ["blocks"]  # type: ignore[arg-type]
+    for stage in stages:
+        for name, block in model.get_submodule(stage).named_children():
+            yield f"{stage}.{name}", block
+
+
+def _sites_of(i: int, path: str, block: nn.Module) -> list[FfnSite]:
+    if isinstance(block, ONE_FFN):
+        return [_site(i, f"{path}.mlp", block.mlp)]
+    if isinstance(block, vit.ParallelThingsBlock):
+        return [_site(i, f"{path}.ffns.{k}.mlp", ffn.mlp) for k, ffn in enumerate(block.ffns)]
+    if isinstance(block, vit.ParallelScalingBlock) and isinstance(block.mlp_out_proj, nn.Linear):
+        out = _with_bias(f"{path}.mlp_out_proj", block.mlp_out_proj)
+        return [FfnSite(i, f"{path}.in_proj", f"{path}.mlp_act", out, block.in_split[0], split=path)]
+    raise UserError(f"{path}: {type(block).__name__} is not supported; see `vitprune models`")
+
+
+def _site(i: int, path: str, mlp: nn.Module) -> FfnSite:
+    """The site of one of timm's FFN modules."""
+    names = {Mlp: ("fc1", None), GluMlp: ("fc1", None), SwiGLU: ("fc1_x", "fc1_g")}.get(type(mlp))
+    if names is None or not isinstance(mlp.fc2, nn.Linear):
+        raise UserError(f"{path}: {type(mlp).__name__} is not supported; a linear Mlp, GluMlp or SwiGLU is needed")
+    norm: str | None = f"{path}.norm"
+    if isinstance(mlp.norm, nn.Identity):
+        norm = None
+    elif type(mlp.norm) not in NORMS:
+        raise UserError(f"{norm}: {type(mlp.norm).__name__} between hidden units and fc2 is not supported")
+    fc1, gate = (name and f"{path}.{name}" for name in names)
+    fc2 = _with_bias(f"{path}.fc2", mlp.fc2)
+    assert fc1 is not None
+    parts = 2 if type(mlp) is GluMlp else 1
+    return FfnSite(i, fc1, f"{path}.act", fc2, mlp.fc2.in_features, gate, parts, norm)
+
+
+def _with_bias(path: str, layer: nn.Linear) -> str:
+    if layer.bias is None:
+        raise UserError(f"{path}: has no bias, recovery needs one")
+    return path
+
+
+def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:
+    """An FFN's weights may serve that FFN alone."""
+    owners: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, weight in module.named_parameters(recurse=False):
+            owners[id(weight)] = "" if id(weight) in owners else f"{path}.{name}"
+    for site in sites:
+        for path in site.layers:
+            if any(not owners[id(weight)] for weight in model.get_submodule(path).parameters()):
+                raise UserError(f"{path}: shares its weights with another layer; this model cannot be pruned here")
+
+
+def token_layout(model: nn.Module) -> TokenLayout:
+    """Where the class token is and what the head reads. Raises UserError for a pooling that is not known."""
+    if isinstance(model, Foreign):
+        return model.layout
+    if isinstance(model, HIERARCHICAL):
+        return TokenLayout(0, False, plain=False)
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    if isinstance(model, deit.VisionTransformerDistilled):
+        return TokenLayout(prefix, True, 0, 2)
+    pooling = getattr(model, "global_pool", None)
+    if pooling == "token" and getattr(model, "attn_pool", None) is None:
+        return TokenLayout(prefix, bool(getattr(model, "has_class_token", True)), 0, 1)
+    if getattr(model, "attn_pool", None) is None and pooling not in ("avg", "avgmax", "max"):
+        raise UserError(f"model.global_pool: `{pooling}` is not supported; token, avg, avgmax, max or map is")
+    return TokenLayout(prefix, False, 0 if getattr(model, "pool_include_prefix", False) else prefix)
+
+
+def input_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height, width the model was built for."""
+    if isinstance(model, Foreign):
+        return model.input_shape
+    if isinstance(model, naflexvit.NaFlexVit):
+        grid, patch = model.embeds.pos_embed_grid_size or (16, 16), model.embeds.patch_size
+        return int(model.in_chans), int(grid[0] * patch[0]), int(grid[1] * patch[1])
+    if isinstance(model, hiera.Hiera):
+        height, width = (t * s for t, s in zip(model.tokens_spatial_shape, model.patch_stride, strict=True))
+        return int(model.patch_embed.proj.in_channels), height, width
+    embed = model.get_submodule("patch_embed")
+    height, width = getattr(embed, "img_size", None) or (224, 224)
+    return int(embed.get_submodule("proj").in_channels), int(height), int(width)  # type: ignore[arg-type]
+
+
+@contextmanager
+def written_out(model: nn.Module) -> Iterator[None]:
+    """Attention by matrix products inside, where ONNX's own operator cannot take a family's (five dimensions)."""
+    changed = [m for m in model.modules() if isinstance(m, hiera.MaskUnitAttention) and m.fused_attn]
+    try:
+        for module in changed:
+            module.fused_attn = False
+        yield
+    finally:
+        for module in changed:
+            module.fused_attn = True
