@@ -8,6 +8,8 @@ beside the images (webdataset's shards), they hold the labels.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,11 +100,19 @@ def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
     return (*parts[:-1], parts[-1].split(".")[0])
 
 
+class _Bounded(io.FileIO):
+    """A file that is never asked for more bytes than it has: a header may claim any length."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""
+
+
 def _members(tar: int, file: Path, where: str) -> Iterator[Member]:
     """Regular files that are not hidden. Raises UserError for anything a plain tar of images does not hold."""
     length, last = file.stat().st_size, -1
     try:
-        with tarfile.open(file, "r:") as opened:
+        with _Bounded(file) as handle, tarfile.open(fileobj=handle, mode="r:") as opened:
             for info in iter(opened.next, None):
                 opened.members = []  # type: ignore[attr-defined]  # it keeps every header it has read
                 if info.offset <= last or info.size < 0 or info.offset_data + info.size > length:
