@@ -150,7 +150,9 @@ def test_processes_that_nobody_holds_any_more_end(tmp_path: Path) -> None:
 def test_the_digest_of_the_content_is_of_the_pixels() -> None:
     grey = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     assert content(grey) == content(grey.convert("RGB")) == content(grey.copy())
-    assert len({content(x) for x in (grey, grey.transpose(Image.Transpose.ROTATE_90), grey.point(lambda v: v + 1))}) == 3
+    assert (
+        len({content(x) for x in (grey, grey.transpose(Image.Transpose.ROTATE_90), grey.point(lambda v: v + 1))}) == 3
+    )
 
 
 def test_how_many_processes_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

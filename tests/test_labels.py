@@ -38,11 +38,15 @@ SAME = {
     "synsets.txt": SYNSETS,
     "tabs.txt": SYNSETS.replace(" ", "\t", 1).replace("n01443537 ", "n01443537\t").replace("n01484850 ", "n01484850\t"),
     "object.json": json.dumps(dict(zip(FOLDERS, ("tench, Tinca tinca", "goldfish", "great white shark"), strict=True))),
-    "lists.json": json.dumps({"n01440764": ["tench"], "n01443537": ["x", "goldfish"], "n01484850": "great white shark"}),
+    "lists.json": json.dumps(
+        {"n01440764": ["tench"], "n01443537": ["x", "goldfish"], "n01484850": "great white shark"}
+    ),
     "names.csv": "name,label\nn01440764,tench\nn01440764,Tinca\nn01443537,goldfish\nn01484850,great white shark\n",
     "outputs.csv": "name,label\nn01440764,1\nn01443537,2\nn01484850,0\n",
     "outputs.json": json.dumps({"n01440764": 1, "n01443537": 2, "n01484850": 0}),
-    "index.json": json.dumps({"1": ["n01440764", "tench"], "2": ["n01443537", "goldfish"], "0": ["n01484850", "shark"]}),
+    "index.json": json.dumps(
+        {"1": ["n01440764", "tench"], "2": ["n01443537", "goldfish"], "0": ["n01484850", "shark"]}
+    ),
 }
 
 

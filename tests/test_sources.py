@@ -10,6 +10,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vitprune.sources import Source, open_path, open_source
 from vitprune.sources.folder import Folder, grouped
 from vitprune.sources.manifest import Manifest
 from vitprune.sources.tar import Tar
+from vitprune.sources.timm_dataset import TimmDataset
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -276,7 +278,7 @@ def test_flipped_bytes_of_a_tar_give_images_or_one_line(tmp_path: Path) -> None:
             check(Tar([tmp_path / "a.tar"]))
         except UserError:
             refused += 1
-    assert 0 < refused
+    assert refused > 0
 
 
 def test_a_corrupt_member_is_named_with_its_tar(tmp_path: Path) -> None:
@@ -320,6 +322,12 @@ def test_a_torchvision_dataset_of_local_files(tmp_path: Path) -> None:
     assert open_source(Data(dataset="torch/fashion_mnist", path=tmp_path)).fingerprint() != first
 
 
+def test_a_dataset_without_labels_is_refused(tmp_path: Path) -> None:
+    for labels, names in (([0, -1], ["a", "b"]), ([0, 2], ["a", "b"]), ([0, -1], None)):
+        made = partial(TimmDataset, "hfds/a", None, labels, names, "")  # type: ignore[arg-type]
+        assert "image 1 has the label" in line(made)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -354,7 +362,10 @@ def shard(path: Path, broken: bool = False) -> None:
     for i in range(6):
         file = io.BytesIO()
         picture(i % 3, i, "RGB").save(file, "PNG")
-        members |= {f"{i:04d}.png": b"no image" if broken and i == 2 else file.getvalue(), f"{i:04d}.cls": b"%d" % (i % 3)}
+        members |= {
+            f"{i:04d}.png": b"no image" if broken and i == 2 else file.getvalue(),
+            f"{i:04d}.cls": b"%d" % (i % 3),
+        }
     pack(path / "shard-0000.tar", members)
 
 

@@ -167,6 +167,11 @@ def output_indices(
     return np.arange(outputs, dtype=np.int64)
 
 
+def by_order(classes: Sequence[str], names: Sequence[str] | None, numbers: Sequence[int] | None) -> bool:
+    """Whether classes without a mapping were matched by order though the model has names."""
+    return bool(names) and numbers is None and not set(classes) & spellings(names or ())[0].keys()
+
+
 def spellings(names: Sequence[str]) -> tuple[dict[str, int], set[str]]:
     """Every spelling of the model's labels → its output, and those that more than one output has."""
     known: dict[str, int] = {}

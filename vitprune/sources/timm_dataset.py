@@ -46,6 +46,12 @@ class TimmDataset:
     """A dataset's labelled images; classes by the dataset's own names, by number where it has none."""
 
     def __init__(self, name: str, reader: Reader, labels: list[int], vocabulary: list[str] | None, about: str) -> None:
+        bound = len(vocabulary) if vocabulary is not None else 1 << 30
+        for i, label in enumerate(labels):
+            if not 0 <= label < bound:
+                raise UserError(
+                    f"data.dataset `{name}`: image {i} has the label {label}; choose a part that is labelled"
+                )
         if vocabulary is None:
             self.classes, self.class_of, self.numbers = grouped([str(label) for label in labels])
         else:

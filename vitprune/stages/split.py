@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitprune import data, decoding
+from vitprune import data, decoding, labels
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json
@@ -40,6 +40,11 @@ def split(context: Context) -> list[Path]:
     if given:
         _every_target_can_be_served(context, probe, test)
     notes = data.remarks(source.classes, probe, test)
+    if context.mapping is None and labels.by_order(source.classes, context.loaded.labels, source.numbers):
+        notes.append(
+            f"None of the images' classes ({source.classes[0]}, …) has a name of the model's: matched by order. "
+            "data.labels can map them."
+        )
     path = context.folder.stage_folder("split") / "split.json"
     write_json(path, _record(context, made, probe, test) | {"skipped": _skipped(context, bad), "notes": notes})
     for note in notes:
