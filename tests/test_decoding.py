@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from odd_sources import Deadly, Printing
 from PIL import Image
-from small import FOLDERS, image_folder, model_folder, recipe_dict, write_recipe
+from small import image_folder, model_folder, recipe_dict, write_recipe
 
 from vitprune import checkpoint, data, decoding, recipe
 from vitprune.data import Images
@@ -28,25 +29,6 @@ from vitprune.sources.bundled import Bundled
 from vitprune.sources.folder import Folder
 
 TRANSFORM = Preprocessing(1, (28, 28), "bilinear", 0.875, "center", (0.4,), (0.2,))
-
-
-class Deadly(Folder):
-    """A folder one of whose images ends the process that reads it."""
-
-    def image(self, i: int) -> Image.Image:
-        if self.names[i] == "cross/01.png":
-            os._exit(9)
-        return super().image(i)
-
-
-class Printing(Folder):
-    """A folder whose reader prints, as libraries do, and fails once in a way nobody foresaw."""
-
-    def image(self, i: int) -> Image.Image:
-        print("a library's chatter", flush=True)
-        if i == 3:
-            raise ZeroDivisionError("unforeseen")
-        return super().image(i)
 
 
 @pytest.fixture
@@ -165,30 +147,35 @@ def test_how_many_processes_without_a_word(tmp_path: Path, monkeypatch: pytest.M
     assert decoding.automatic(source) == 0
 
 
+RUN = "import sys; from vitprune import pipeline, recipe; pipeline.run(recipe.load(sys.argv[1]), 'split')"
+CHECK = """
+import sys
+from pathlib import Path
+from vitprune.decoding import Job, Processes, check
+from vitprune.sources.folder import Folder
+source = Folder(Path(sys.argv[1]))
+check(source, processes=Processes(Job(source, None, "L"), 2))
+"""
+
+
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
-def test_a_run_that_is_stopped_leaves_no_process(tmp_path: Path, how: str) -> None:
-    model = model_folder(tmp_path / "model")
-    images = image_folder(tmp_path / "images", 3)
-    for name in FOLDERS:
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8))
-        for i in range(40):  # slow to read, links to one file
-            if not i:
-                picture.save(images / name / "large.png")
-            else:
-                os.link(images / name / "large.png", images / name / f"large-{i}.png")
-    content = recipe_dict(model, images, tmp_path / "out", data={"path": str(images), "workers": 2})
+def test_what_is_stopped_leaves_no_process(tmp_path: Path, how: str) -> None:
+    images = image_folder(tmp_path / "images", 1)
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8))
+    large.save(images / "cross" / "large.png")
+    for i in range(100):  # seconds of reading from one file
+        os.link(images / "cross" / "large.png", images / "cross" / f"large-{i}.png")
+    content = recipe_dict(model_folder(tmp_path / "model"), images, tmp_path / "out")
+    content["data"]["workers"] = 2
     given = write_recipe(tmp_path / "r.yaml", content)
-    command = [sys.executable, "-m", "vitprune", "split", str(given)]
-    code = "from vitprune import pipeline, recipe; pipeline.run(recipe.load(__import__('sys').argv[1]), 'split')"
-    command = [sys.executable, "-c", code, str(given)]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as run:
+    command = [RUN, str(given)] if how == "interrupt" else [CHECK, str(images)]
+    with subprocess.Popen([sys.executable, "-c", *command], start_new_session=True, stderr=subprocess.DEVNULL) as run:
         family: list[int] = []
         end = time.monotonic() + 90
         while len(family) < 2 and time.monotonic() < end and run.poll() is None:
-            family = [p.pid for p in psutil.Process(run.pid).children(recursive=True)]
-            time.sleep(0.05)
+            family = [p.pid for p in psutil.Process(run.pid).children()]
+            time.sleep(0.02)
         assert len(family) == 2
-        time.sleep(0.3)
         if how == "interrupt":
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does it: the whole group
         else:
