@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -43,8 +44,13 @@ def processes(source: Folder, count: int = 2) -> Iterator[Processes]:
     made.close()
 
 
-def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "vitprune.decoding" in " ".join(p.cmdline())]
+def children(of: int | None = None) -> list[psutil.Process]:
+    """The decoding processes that a process (this one) has."""
+    found = []
+    for process in psutil.Process(of).children():
+        with contextlib.suppress(psutil.Error):
+            found += [process] if "vitprune.decoding" in process.cmdline() else []
+    return found
 
 
 def gone(pids: list[int], seconds: float = 20) -> bool:
@@ -147,7 +153,12 @@ def test_how_many_processes_without_a_word(tmp_path: Path, monkeypatch: pytest.M
     assert decoding.automatic(source) == 0
 
 
-RUN = "import sys; from vitprune import pipeline, recipe; pipeline.run(recipe.load(sys.argv[1]), 'split')"
+RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
+from vitprune import pipeline, recipe
+pipeline.run(recipe.load(sys.argv[1]), "split")
+"""
 CHECK = """
 import sys
 from pathlib import Path
@@ -173,14 +184,17 @@ def test_what_is_stopped_leaves_no_process(tmp_path: Path, how: str) -> None:
         family: list[int] = []
         end = time.monotonic() + 90
         while len(family) < 2 and time.monotonic() < end and run.poll() is None:
-            family = [p.pid for p in psutil.Process(run.pid).children()]
+            family = [p.pid for p in children(run.pid)]
             time.sleep(0.02)
         assert len(family) == 2
         if how == "interrupt":
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does it: the whole group
         else:
             run.kill()
-        assert run.wait(60) != 0
+        try:
+            assert run.wait(60) != 0
+        finally:
+            run.kill()
         assert gone(family)
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
