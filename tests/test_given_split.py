@@ -14,8 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict
 
-from vitprune import data, pipeline, recipe
+from vitprune import data, pipeline, recipe, report
 from vitprune.errors import UserError
+from vitprune.report.sections.trust import trust_section
 from vitprune.sources.pair import ProbeAndTest
 
 Made = dict[str, Any]
@@ -109,6 +110,15 @@ def test_a_part_that_is_missing_is_named_by_its_key(bench: Bench) -> None:
 def test_a_limit_is_for_each_part(bench: Bench) -> None:
     made = bench.run(data={"limit_per_class": 2})
     assert counts(made) == dict.fromkeys(FOLDERS, (2, 2))
+
+
+def test_the_report_says_that_the_split_was_given(bench: Bench) -> None:
+    made = bench.run()
+    said = str(trust_section(made))
+    assert f"Both were given: {bench.probe} and {bench.test}, with no image in common." in said
+    assert "Split seed" not in said
+    schema = json.loads((Path(report.__file__).parent / "schema.json").read_text())["properties"]["split"]
+    assert set(made["split"]) <= {*schema["properties"], "classes"}
 
 
 # ---- overlap
