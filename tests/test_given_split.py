@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict
 
-from vitprune import data, pipeline, recipe, report
+from vitprune import compare, data, pipeline, recipe, report
 from vitprune.errors import UserError
 from vitprune.report.sections.trust import trust_section
 from vitprune.sources.pair import ProbeAndTest
@@ -119,6 +119,13 @@ def test_the_report_says_that_the_split_was_given(bench: Bench) -> None:
     assert "Split seed" not in said
     schema = json.loads((Path(report.__file__).parent / "schema.json").read_text())["properties"]["split"]
     assert set(made["split"]) <= {*schema["properties"], "classes"}
+
+
+def test_one_split_is_not_compared_as_several(bench: Bench) -> None:
+    given = {"probe": str(bench.probe), "test": str(bench.test)}
+    content = recipe_dict(bench.model, bench.probe, bench.root / "out", data=given)
+    with pytest.raises(UserError, match=r"set compare\.seeds: \[0\]"):
+        compare.compare(recipe.Recipe.model_validate(content))
 
 
 # ---- overlap

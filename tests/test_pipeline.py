@@ -585,7 +585,7 @@ def test_a_subset_of_classes_is_judged_with_both_heads(bench: Bench) -> None:
 
 
 def test_a_class_that_does_not_exist_is_said_before_any_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "unreadable", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(decoding, "check", lambda *_, **__: pytest.fail("images were read"))
     assert "`unicorn` is not a class" in bench.refused(classes=["circle", "unicorn"])
     assert "`unicorn` is not a class" in bench.refused(groups={"a": ["circle"], "b": ["unicorn"]})
     assert not (bench.root / "stages" / "split" / "split.json").exists()
