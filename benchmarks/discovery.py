@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 from vitprune import checkpoint, data, models
 from vitprune.criteria.jas import jas
+from vitprune.labels import output_indices
 from vitprune.recipe import Model
+from vitprune.sources.bundled import CLASSES, Bundled
 from vitprune.types import Attribution
 
 DEFAULTS = Attribution()
@@ -127,8 +129,8 @@ def accuracy(quick: bool) -> dict[str, float]:
     """The defaults against 1,000 midpoint nodes along the reference's path, image by image and block by block."""
     loaded = checkpoint.open_model(Model(name="bundled"))
     model = loaded.model
-    source = data.open_source("bundled", None)
-    outputs = data.output_indices(source.classes, loaded.outputs, loaded.labels, "bundled")
+    source = Bundled()
+    outputs = output_indices(source.classes, loaded.outputs, loaded.labels, "bundled")
     images = data.Images(source, loaded.transform(), 1, outputs)
     split = data.split_per_class(source.class_of, source.classes, seed=0, probe=0.8)
     count = 8 if quick else 100
@@ -194,7 +196,7 @@ def toy(folder: Path) -> None:
         "mean": [0.286],
         "std": [0.353],
         "num_classes": 10,
-        "label_names": list(data.CLASSES),
+        "label_names": list(CLASSES),
     }
     cfg |= {"interpolation": "bilinear", "crop_pct": 1.0, "first_conv": "patch_embed.proj", "classifier": "head"}
     config = {"architecture": "vit_tiny_patch16_224", "num_classes": 10, "model_args": args, "pretrained_cfg": cfg}

@@ -97,6 +97,19 @@ def test_a_specialist_a_base_model_and_a_folder_of_images(tmp_path: Path) -> Non
     assert "**Failed checks:** parity" in text and "RANDOM" in text and "predict" not in text and "onnx" not in text
 
 
+@pytest.mark.parametrize(
+    ("data", "name", "kind"),
+    [
+        ({"dataset": "hfds//home/me/shoes", "path": "/home/me/cache"}, "shoes", "hfds"),
+        ({"probe": "/home/me/choose", "test": "/home/me/judge"}, "judge", "imagefolder"),
+    ],
+)
+def test_the_images_that_judged_are_named(tmp_path: Path, data: dict[str, str], name: str, kind: str) -> None:
+    front, text = written(tmp_path, record(recipe={"data": data}), configuration(8, 8))
+    result = front.data.eval_results[0]
+    assert (result.dataset_name, result.dataset_type) == (name, kind) and "/home/me" not in text
+
+
 def test_every_group_has_its_card(tmp_path: Path) -> None:
     for group in ("x", "y"):
         write_json(tmp_path / group / "config.json", configuration(8, 8))

@@ -13,9 +13,14 @@ from small import FOLDERS, LABELS, image_folder, model_folder, picture, tiny_mod
 from timm.data import create_transform, resolve_model_data_config
 
 from vitprune import checkpoint, data, recipe
-from vitprune.data import Folder, Images, first_per_class, output_indices, split_per_class
+from vitprune.data import Images, first_per_class, split_per_class
 from vitprune.decode import as_mode
+from vitprune.decoding import check
 from vitprune.errors import UserError
+from vitprune.labels import output_indices
+from vitprune.sources import open_source
+from vitprune.sources.bundled import Bundled
+from vitprune.sources.folder import Folder
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -105,7 +110,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a readable image") as caught:
             made.image(i)
         assert "01.png" in one_line(caught) and "on_corrupt: skip" in str(caught.value)
-        assert [bad for bad, _ in data.unreadable(made)] == [i]
+        assert [bad for bad, _ in check(made).bad] == [i]
 
 
 def test_the_name_of_a_bad_image_cannot_break_the_line(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_flipped_bytes_give_an_image_or_one_line(tmp_path: Path, suffix: str) ->
         for place in generator.integers(0, min(len(whole), 400), 3):
             broken[place] = generator.integers(0, 256)
         path.write_bytes(broken[: generator.integers(1, len(broken) + 1)] if generator.random() < 0.3 else broken)
-        bad = data.unreadable(made)
+        bad = check(made).bad
         refused += len(bad)
         if not bad:
             assert as_mode(made.image(0), "RGB").mode == "RGB"
@@ -306,8 +311,8 @@ def test_a_set_too_large_for_the_cache_is_read_the_same(tmp_path: Path, monkeypa
 
 
 def test_the_bundled_images() -> None:
-    made = data.Bundled()
+    made = Bundled()
     assert made.pixels.shape == (10_000, 28, 28) and np.bincount(made.class_of).tolist() == [1000] * 10
     assert " ".join(made.classes) == "tshirt trouser pullover dress coat sandal shirt sneaker bag boot"
     assert made.image(0).mode == "L" and made.classes[made.class_of[0]] == "boot"
-    assert made.fingerprint() == data.open_source("bundled", None).fingerprint()
+    assert made.fingerprint() == open_source(recipe.Data(source="bundled")).fingerprint()

@@ -35,11 +35,12 @@ from small import (
 from timm.data import create_transform, resolve_model_data_config
 
 import vitprune
-from vitprune import data, onnx_export, pipeline, recipe, record, runtime, shards
+from vitprune import data, decoding, onnx_export, pipeline, recipe, record, runtime, shards
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
 from vitprune.report import write_report
+from vitprune.sources.folder import Folder
 from vitprune.workspace import Workspace
 
 CONTRACT = ["model.safetensors", "config.json", "model.onnx", "report.json", "report.md", "report.html", "recipe.yaml"]
@@ -584,7 +585,7 @@ def test_a_subset_of_classes_is_judged_with_both_heads(bench: Bench) -> None:
 
 
 def test_a_class_that_does_not_exist_is_said_before_any_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "unreadable", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(decoding, "check", lambda *_, **__: pytest.fail("images were read"))
     assert "`unicorn` is not a class" in bench.refused(classes=["circle", "unicorn"])
     assert "`unicorn` is not a class" in bench.refused(groups={"a": ["circle"], "b": ["unicorn"]})
     assert not (bench.root / "stages" / "split" / "split.json").exists()
@@ -791,9 +792,9 @@ def test_verbs_in_a_row_are_the_run(bench: Bench) -> None:
 
 def test_nothing_before_the_exam_reads_the_test_split(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     read: set[int] = set()
-    image = data.Folder.image
-    monkeypatch.setattr(data, "unreadable", lambda *_: [])
-    monkeypatch.setattr(data.Folder, "image", lambda self, i: (read.add(int(i)), image(self, i))[1])
+    image = Folder.image
+    monkeypatch.setattr(decoding, "check", lambda *_, **__: decoding.Checked())
+    monkeypatch.setattr(Folder, "image", lambda self, i: (read.add(int(i)), image(self, i))[1])
     asked: set[int] = set()
     batches = data.Images.batches
     monkeypatch.setattr(

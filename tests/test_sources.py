@@ -1,277 +1,418 @@
-"""Models and weights from elsewhere: Google's npz, torchvision, transformers, and a module of one's own."""
+"""Every kind of image source gives the same images and labels as the folder it was made from, or one line."""
 
 from __future__ import annotations
 
+import csv
+import importlib.util
+import io
 import json
+import logging
+import os
+import tarfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
-from safetensors.torch import save_file
-from small import ARCHITECTURE, ARGS, model_folder, tiny_model
-from torch import Tensor, nn
+from PIL import Image
+from small import FOLDERS, image_folder, picture
 
-import vitprune
-from vitprune import checkpoint, models, recipe, sources, surgery
+from vitprune.decode import read
+from vitprune.decoding import check
 from vitprune.errors import UserError
-from vitprune.preprocess import Preprocessing
-from vitprune.types import Mask
-
-TORCHVISION = {
-    "image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24, "num_classes": 5,
-}  # fmt: skip
-
-
-def open_spec(**spec: Any) -> checkpoint.Loaded:
-    return checkpoint.open_model(recipe.Model(**spec))
+from vitprune.recipe import Data
+from vitprune.sources import Source, open_path, open_source
+from vitprune.sources.folder import Folder, grouped
+from vitprune.sources.manifest import Manifest
+from vitprune.sources.tar import Tar
+from vitprune.sources.timm_dataset import TimmDataset
 
 
-def googles(model: nn.Module) -> dict[str, np.ndarray]:
-    """A timm ViT's weights under the names, in the layouts, of the original Flax checkpoints."""
-    state = {key: value.double().numpy().astype(np.float32) for key, value in model.state_dict().items()}
-    dim, heads = 16, 2
-    made = {
-        "cls": state["cls_token"],
-        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": state["patch_embed.proj.bias"],
-        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-        "Transformer/encoder_norm/scale": state["norm.weight"],
-        "Transformer/encoder_norm/bias": state["norm.bias"],
-        "head/kernel": state["head.weight"].T,
-        "head/bias": state["head.bias"],
-    }
-    for i in range(2):
-        ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
-        for norm, name in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
-            made[f"{theirs}/{name}/scale"] = state[f"{ours}.{norm}.weight"]
-            made[f"{theirs}/{name}/bias"] = state[f"{ours}.{norm}.bias"]
-        weights = np.split(state[f"{ours}.attn.qkv.weight"], 3)
-        biases = np.split(state[f"{ours}.attn.qkv.bias"], 3)
-        attention = f"{theirs}/MultiHeadDotProductAttention_1"
-        for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
-            made[f"{attention}/{name}/kernel"] = weight.T.reshape(dim, heads, dim // heads)
-            made[f"{attention}/{name}/bias"] = bias.reshape(heads, dim // heads)
-        made[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].T.reshape(heads, dim // heads, dim)
-        made[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
-        for k, name in ((0, "fc1"), (1, "fc2")):
-            made[f"{theirs}/MlpBlock_3/Dense_{k}/kernel"] = state[f"{ours}.mlp.{name}.weight"].T
-            made[f"{theirs}/MlpBlock_3/Dense_{k}/bias"] = state[f"{ours}.mlp.{name}.bias"]
-    return made
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is an extra")
 
 
-def test_googles_npz_is_the_model_it_was_written_from(tmp_path):
-    model, images = tiny_model(in_chans=3), torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    np.savez(tmp_path / "w.npz", **googles(model))
-    loaded = open_spec(name=ARCHITECTURE, checkpoint=tmp_path / "w.npz", args={**ARGS, "num_classes": 3})
-    torch.testing.assert_close(loaded.model(images), model(images), rtol=1e-5, atol=1e-5)
+def line(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
-def test_an_npz_that_leaves_something_out_is_refused(tmp_path):
-    """timm would leave a head of another size, or a missing one, with random weights and say nothing."""
-    whole = googles(tiny_model(in_chans=3))
-    np.savez(tmp_path / "w.npz", **whole)
-    spec = {"name": ARCHITECTURE, "checkpoint": tmp_path / "w.npz"}
-    with pytest.raises(UserError, match=r"head\.weight"):
-        open_spec(**spec, args={**ARGS, "num_classes": 4})
-    np.savez(tmp_path / "w.npz", **{key: value for key, value in whole.items() if not key.startswith("cls")})
-    with pytest.raises(UserError, match=r"w\.npz: does not fit"):
-        open_spec(**spec, args={**ARGS, "num_classes": 3})
-    np.savez(tmp_path / "w.npz", **whole, more=np.array([{"a": 1}], dtype=object))  # pickled
-    open_spec(**spec, args={**ARGS, "num_classes": 3})  # what nobody asks for is not read
-    np.savez(tmp_path / "w.npz", **(whole | {"cls": np.array([{"a": 1}], dtype=object)}))
-    with pytest.raises(UserError, match=r"w\.npz: does not fit"):
-        open_spec(**spec, args={**ARGS, "num_classes": 3})
+def labelled(source: Source) -> list[tuple[str, bytes]]:
+    """Class name and pixels of every image, in an order of their own."""
+    pairs = [(source.classes[c], source.image(i).tobytes()) for i, c in enumerate(source.class_of)]
+    return sorted(pairs)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_torchvision_with_a_local_file_of_its_own(tmp_path, suffix):
-    settings = dict(TORCHVISION)
-    net = sources.build("torchvision:vit_b_16", settings).net
-    for weight in net.parameters():
-        nn.init.normal_(weight, std=0.2)
-    path = tmp_path / f"w{suffix}"
-    torch.save(net.state_dict(), path) if suffix == ".pth" else save_file(net.state_dict(), path)
-    loaded = open_spec(name="torchvision:vit_b_16", checkpoint=path, args=settings)
-    images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(loaded.model(images), net.eval()(images).detach())
-    with pytest.raises(UserError, match="does not fit the model VisionTransformer"):
-        open_spec(name="torchvision:vit_b_16", checkpoint=path, args=settings | {"mlp_dim": 32})
+def table(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("path", "label")) -> Path:
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+    return path
 
 
-def test_torchvisions_full_size_is_torchvisions():
-    from torchvision.models import vit_b_32
+def rows_of(folder: Path, below: str = "") -> list[tuple[str, str]]:
+    made = Folder(folder)
+    return [(f"{below}{n}", made.classes[c]) for n, c in zip(made.names, made.class_of, strict=True)]
 
-    with torch.device("meta"):
-        made, theirs = sources.build("torchvision:vit_b_32", {}), vit_b_32()
-    assert {k: v.shape for k, v in made.net.state_dict().items()} == {
-        k: v.shape for k, v in theirs.state_dict().items()
-    }
+
+# ---- manifests
+
+
+def test_a_manifest_is_the_folder_it_lists(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 3)
+    rows = rows_of(folder, "images/")
+    made = open_path(table(tmp_path / "list.csv", rows[::-1]), "data.path")
+    assert labelled(made) == labelled(Folder(folder))
+    assert made.names == [name for name, _ in rows[::-1]] and made.numbers is None
+    assert made.classes == list(FOLDERS)
+
+
+def test_a_manifests_columns_may_stand_anywhere_among_others(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 2)
+    text = "label, note ,path\n" + "".join(f'"{c}", "a, b", images/{n}\n' for n, c in rows_of(folder))
+    (tmp_path / "list.csv").write_text("\ufeff" + text, encoding="utf-8")
+    assert labelled(Manifest(tmp_path / "list.csv")) == labelled(Folder(folder))
+
+
+def test_numbers_are_the_models_outputs_in_their_own_order(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, 2)
+    number = {"circle": "10", "cross": "9", "square": "2"}
+    made = Manifest(table(tmp_path / "list.csv", [(n, number[c]) for n, c in rows_of(folder)]))
+    assert made.classes == ["2", "9", "10"] and made.numbers == [2, 9, 10]
+    assert [made.classes[c] for c in made.class_of] == ["10", "10", "9", "9", "2", "2"]
+    assert grouped(["1", "02"])[2] is None and grouped(["1", "-2"])[2] is None and grouped(["1", "²"])[2] is None
+
+
+def test_absolute_paths_are_meant_and_relative_ones_stay_inside(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 1)
+    (tmp_path / "lists").mkdir()
+    full = [(str(folder / n), c) for n, c in rows_of(folder)]
+    assert labelled(Manifest(table(tmp_path / "lists" / "a.csv", full))) == labelled(Folder(folder))
+    for name in ("../images/circle/00.png", "a/../../images/circle/00.png", ".."):
+        said = line(lambda name=name: Manifest(table(tmp_path / "lists" / "b.csv", [(name, "circle")])))  # type: ignore[misc]
+        assert "line 2" in said and "leaves the manifest's folder" in said
+    assert Manifest(table(folder / "c.csv", [("cross/../circle/00.png", "circle")])).image(0).size == (28, 28)
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "says"),
+    ("content", "said"),
     [
-        ("torchvision:vit_b_61", {}, "close: vit_b_16"),
-        ("torchvision:resnet18", {}, "not a timm model"),
-        ("torchvision:vit_b_16", {"weights": "DEFAULT"}, "unknown argument weights"),
-        ("transformers:BertModel", {}, "no such model folder"),
-        ("transformers:ViTForImageClassification", {"attn_implementation": "x"}, "unknown argument"),
-        ("elsewhere:vit_b_16", {}, "not a timm model"),
+        (b"path,label\n", "lists no images"),
+        (b"", "has no column `path`"),
+        (b"file,label\na.png,b\n", "no column `path` (columns found: file, label)"),
+        (b"path,label\na.png\n", "line 2: `label` is empty"),
+        (b"path,label\n,cat\n", "line 2: `path` is empty"),
+        (b"path,label\na.png,cat\nb.png,dog\n./a.png,dog\n", "line 4: `./a.png` is already on line 2"),
+        (b"path,label\n\xff\xfe,cat\n", "cannot be read as CSV"),
+        (b"path,label\n" + b"a" * 200_000 + b",cat\n", "cannot be read as CSV"),
+        (b"path,label\na\0.png,cat\n", "list.csv"),
     ],
 )
-def test_names_that_are_refused(name, args, says):
-    if "ViTFor" in name:
-        pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
-    with pytest.raises(UserError, match=says):
-        open_spec(name=name, args=args) if args else open_spec(name=name)
+def test_manifests_that_cannot_be_used(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    assert said in line(lambda: Manifest(tmp_path / "list.csv"))
 
 
-@pytest.mark.parametrize("kind", ["ViTForImageClassification", "Dinov2ForImageClassification"])
-def test_a_folder_that_transformers_wrote(tmp_path, kind):
-    """Its weights, its labels and its preprocessing; pruned and saved it loads without transformers' files."""
-    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
-    made = getattr(transformers, kind)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    sizes |= {"intermediate_size": 24} if kind.startswith("ViT") else {"mlp_ratio": 2, "use_swiglu_ffn": True}
-    net = made(made.config_class(**sizes, id2label={0: "cat", 1: "dog", 2: "cow"})).eval()
-    for weight in net.parameters():
-        nn.init.normal_(weight, std=0.2)
-    net.save_pretrained(tmp_path / "hf")
-    prepared = {
-        "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3, "do_center_crop": True,
-        "size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16},
-    }  # fmt: skip
-    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(prepared))
-    loaded = open_spec(name=f"transformers:{tmp_path / 'hf'}")
-    images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(loaded.model(images), net(images).logits.detach())
-    assert loaded.labels == ["cat", "dog", "cow"]
-    wanted = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bicubic", "crop_pct": 0.8}
-    assert wanted.items() <= loaded.data_config.items()
-    sites = models.ffn_sites(loaded.model)
-    assert bool(sites[0].gate) == kind.startswith("Dino")
-    slim = surgery.slim(loaded.model, Mask([torch.arange(site.width) % 3 > i for i, site in enumerate(sites)]))
-    checkpoint.save(tmp_path / "slim", loaded, slim, {})
-    again = open_spec(name=f"local-dir:{tmp_path / 'slim'}")
-    assert torch.equal(again.model(images), slim(images))
-    assert again.labels == loaded.labels
-    assert Preprocessing.of(again.data_config) == Preprocessing.of(loaded.data_config)
+def test_a_listed_file_that_is_missing_is_an_unreadable_image(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, 2)
+    made = Manifest(table(tmp_path / "list.csv", [*rows_of(folder), ("gone.png", "cross")]))
+    made.fingerprint()
+    [(place, said)] = check(made).bad
+    assert place == 6 and str(tmp_path / "gone.png") in said and "no such file" in said
 
 
-def test_a_hub_id_is_a_folder_that_is_fetched(tmp_path, monkeypatch):
-    """Only the two files are asked for, and they are read as any folder is."""
-    folder, asked = model_folder(tmp_path / "hub"), []
-
-    def fetch(repository: str, **options: Any) -> str:
-        asked.append((repository, options))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    loaded = open_spec(name="hf-hub:someone/tiny@v1", pretrained=True)
-    assert asked == [
-        ("someone/tiny", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]}),
-    ]
-    assert all(map(torch.equal, loaded.model.state_dict().values(), vitprune.load(folder).state_dict().values()))
-    for changed in ({"pretrained": False}, {"args": {"depth": 1}}):
-        with pytest.raises(UserError, match="pretrained: true"):
-            open_spec(**({"name": "hf-hub:someone/tiny", "pretrained": True} | changed))
-
-    def offline(*_: Any, **__: Any) -> str:
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(UserError, match=r"cannot be fetched \(no network\); copy its folder"):
-        open_spec(name="hf-hub:someone/tiny", pretrained=True)
+def test_a_manifests_fingerprint_follows_labels_and_files(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path, 2)
+    rows = rows_of(folder)
+    first = Manifest(table(tmp_path / "list.csv", rows)).fingerprint()
+    assert Manifest(table(tmp_path / "list.csv", rows)).fingerprint() == first
+    second = Manifest(table(tmp_path / "list.csv", [(rows[0][0], "cross"), *rows[1:]])).fingerprint()
+    os.utime(folder / "cross" / "01.png", (1, 1))
+    assert len({first, second, Manifest(table(tmp_path / "list.csv", rows)).fingerprint()}) == 3
 
 
-class Own(nn.Module):
-    """A classifier of nobody's family: pixels → tokens → two FFNs → mean → logits."""
+@needs("pyarrow")
+@pytest.mark.parametrize("number", [False, True])
+def test_parquet_reads_as_csv_does(tmp_path: Path, number: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
 
-    def __init__(self, tie: bool = False, norm: bool = False) -> None:
-        super().__init__()
-        self.into, self.head = nn.Linear(16, 8), nn.Linear(8, 5)
-        self.up = nn.ModuleList(nn.Linear(8, 12) for _ in range(2))
-        self.down = nn.ModuleList(nn.Linear(12, 8) for _ in range(2))
-        self.act, self.tie = nn.GELU(), tie
-        self.norm = nn.LayerNorm(12) if norm else nn.Identity()
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.into(images.flatten(1).unflatten(1, (4, 16)))
-        for i, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
-            hidden = self.norm(self.act(up(x))) if i else self.act(up(x))
-            x = x + down(hidden)
-            if self.tie and i:
-                x = x + hidden[..., :8]
-        return self.head(x.mean(1))
+    rows = rows_of(image_folder(tmp_path, 2))
+    labels = [FOLDERS.index(c) if number else c for _, c in rows]
+    columns = {"label": labels, "path": [n for n, _ in rows], "extra": [None] * len(rows)}
+    parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    made, plain = (
+        open_path(tmp_path / "list.parquet", "data.path"),
+        Manifest(table(tmp_path / "list.csv", [(n, str(x)) for (n, _), x in zip(rows, labels, strict=True)])),
+    )
+    assert labelled(made) == labelled(plain) and made.numbers == plain.numbers == ([0, 1, 2] if number else None)
+    (tmp_path / "list.parquet").write_bytes((tmp_path / "list.parquet").read_bytes()[:100])
+    assert "cannot be read as Parquet" in line(lambda: open_path(tmp_path / "list.parquet", "data.path"))
 
 
-OWN_FFNS = [("up.0", "act", "down.0"), ("up.1", "act", "down.1")]
+def test_parquet_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    assert "pip install 'vitprune[parquet]'" in line(lambda: open_path(tmp_path / "list.parquet", "data.path"))
 
 
-def declared(net: nn.Module, ffns: Any = OWN_FFNS) -> nn.Module:
-    return vitprune.declare(net, ffns, input_shape=(1, 8, 8), num_classes=5)
+# ---- tar files
 
 
-def test_a_module_of_ones_own_goes_the_whole_road(tmp_path):
-    torch.manual_seed(0)
-    net = Own().train()
-    model = declared(net)
-    assert net.training and all(weight.requires_grad for weight in net.parameters())
-    images, labels = torch.randn(12, 1, 8, 8), torch.arange(12) % 5
-    for criterion in ("variance", "magnitude-l2", "fisher", "taylor"):
-        scores = vitprune.discover(model, images, labels, criterion=criterion, t=3)
-    bare = vitprune.prune(model, scores, keep=4, recovery="none")
-    slim = vitprune.prune(model, scores, keep=4, images=images)
-    dense = model(images)
-    assert (slim(images) - dense).norm() < (bare(images) - dense).norm()
-    assert [site.width for site in models.ffn_sites(slim)] == [4, 4]
-    assert vitprune.evaluate(slim, images, labels).n == 12
-    vitprune.export(slim, tmp_path / "own.onnx")
-    for criterion, says in (("jas", "class token"), ("class-alignment", "blocks")):
-        with pytest.raises(UserError, match=says):
-            vitprune.discover(model, images, labels, criterion=criterion, t=3)
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def members_of(folder: Path, below: str = "") -> dict[str, bytes]:
+    return {f"{below}{p.relative_to(folder).as_posix()}": p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+
+
+@pytest.mark.parametrize("below", ["", "./", "imagenet/val/", "/absolute/", "../../outside/"])
+def test_a_tar_is_the_folder_it_was_packed_from(tmp_path: Path, below: str) -> None:
+    folder = image_folder(tmp_path / "images", 3)
+    before = sorted(tmp_path.rglob("*"))
+    tar = pack(tmp_path / "images.tar", members_of(folder, below))
+    made = open_path(tar, "data.path")
+    assert labelled(made) == labelled(Folder(folder)) and made.classes == list(FOLDERS)
+    assert check(made).bad == []
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tar])  # nothing extracted
+
+
+def test_folders_below_a_class_do_not_count(tmp_path: Path) -> None:
+    png = members_of(image_folder(tmp_path / "images", 1))
+    tar = pack(tmp_path / "a.tar", {"a/deep/1.png": png["circle/00.png"], "a/deep/2.png": png["cross/00.png"]})
+    assert open_path(tar, "data.path").classes == ["a"] or open_path(tar, "data.path").classes == ["deep"]
+    both = pack(tmp_path / "b.tar", {"x/a/deep/1.png": png["circle/00.png"], "x/b/2.png": png["cross/00.png"]})
+    assert open_path(both, "data.path").classes == ["a", "b"]
+
+
+def test_one_tar_per_class_is_named_as_the_class(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 2)
+    (tmp_path / "tars").mkdir()
+    for name in FOLDERS:
+        pack(tmp_path / "tars" / f"{name}.tar", members_of(folder / name))
+    made = open_path(tmp_path / "tars", "data.path")
+    assert labelled(made) == labelled(Folder(folder)) and made.names[0] == "circle.tar/00.png"
+
+
+def test_several_tars_share_their_classes(tmp_path: Path) -> None:
+    every = members_of(image_folder(tmp_path / "images", 2))
+    (tmp_path / "tars").mkdir()
+    for k in range(2):
+        pack(tmp_path / "tars" / f"shard-{k}.tar", {n: b for n, b in every.items() if n.endswith(f"{k}.png")})
+    assert labelled(open_path(tmp_path / "tars", "data.path")) == labelled(Folder(tmp_path / "images"))
+
+
+@pytest.mark.parametrize("numbers", [True, False])
+def test_webdatasets_shards_are_labelled_by_what_lies_beside(tmp_path: Path, numbers: bool) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(6):
+        file = io.BytesIO()
+        picture(i % 3, i).save(file, "PNG")
+        members |= {f"{i:04d}.png": file.getvalue(), f"{i:04d}.json": b"{}"}
+        members[f"{i:04d}.cls"] = str(i % 3).encode() if numbers else FOLDERS[i % 3].encode() + b"\n"
+    made = open_path(pack(tmp_path / "shard.tar", members), "data.path")
+    assert made.numbers == ([0, 1, 2] if numbers else None)
+    assert made.class_of.tolist() == [0, 1, 2, 0, 1, 2] and len(made.names) == 6
+    assert np.array_equal(np.asarray(made.image(4)), np.asarray(picture(1, 4)))
+    del members["0003.cls"]
+    assert "`shard.tar/0003.png` has no .cls" in line(lambda: Tar([pack(tmp_path / "shard.tar", members)]))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("circle/00.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    assert "circle/00.png` is a link, a device" in line(lambda: Tar([tmp_path / "a.tar"]))
+
+
+def test_hidden_members_and_other_files_are_left_out(tmp_path: Path) -> None:
+    every = members_of(image_folder(tmp_path / "images", 1))
+    more = {"circle/._00.png": b"resource fork", ".git/x.png": b"", "README": b"text", "circle/a.txt": b""}
+    made = Tar([pack(tmp_path / "a.tar", every | more)])
+    assert labelled(made) == labelled(Folder(tmp_path / "images"))
+
+
+def test_a_tar_that_is_cut_packed_or_none(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "a.tar", members_of(image_folder(tmp_path / "images", 2))).read_bytes()
+    with tarfile.open(tmp_path / "b.tar", "w:gz") as packed:
+        packed.add(tmp_path / "images")
+    assert "unpacked to .tar first" in line(lambda: Tar([tmp_path / "b.tar"]))
+    for broken in (b"", b"no tar", whole[:700], b"\xff" * 2000):
+        (tmp_path / "c.tar").write_bytes(broken)
+        assert str(tmp_path / "c.tar") in line(lambda: Tar([tmp_path / "c.tar"]))
+    assert "holds no images" in line(lambda: Tar([pack(tmp_path / "d.tar", {"a/readme.txt": b"x"})]))
+    assert ".csv, .parquet, .tar" in line(lambda: open_path(tmp_path / "images" / "circle" / "00.png", "data.path"))
+
+
+def test_a_member_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+    content = bytearray(pack(tmp_path / "a.tar", {"a/1.png": b"x" * 600}).read_bytes())
+    header = tarfile.TarInfo("a/1.png")
+    for size in (1 << 40, 5000 << 20):
+        header.size = size
+        content[:512] = header.tobuf(tarfile.GNU_FORMAT)
+        (tmp_path / "a.tar").write_bytes(content)
+        assert "cut short or damaged" in line(lambda: Tar([tmp_path / "a.tar"]))
+
+
+def test_flipped_bytes_of_a_tar_give_images_or_one_line(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "a.tar", members_of(image_folder(tmp_path / "images", 1))).read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(whole)
+        for place in generator.integers(0, 512, 3) + 512 * generator.integers(0, 3):
+            broken[place] = generator.integers(0, 256)
+        (tmp_path / "a.tar").write_bytes(broken)
+        try:
+            check(Tar([tmp_path / "a.tar"]))
+        except UserError:
+            refused += 1
+    assert refused > 0
+
+
+def test_a_corrupt_member_is_named_with_its_tar(tmp_path: Path) -> None:
+    every = members_of(image_folder(tmp_path / "images", 2)) | {"cross/00.png": b"no image"}
+    made = Tar([pack(tmp_path / "a.tar", every)])
+    [(place, said)] = check(made).bad
+    assert made.names[place] == "a.tar/cross/00.png"
+    assert f"{tmp_path / 'a.tar'}: cross/00.png" in said and "on_corrupt: skip" in said
+
+
+def test_a_tars_last_word_on_a_name_counts(tmp_path: Path) -> None:
+    every = members_of(image_folder(tmp_path / "images", 2))
+    tar = pack(tmp_path / "a.tar", {"circle/00.png": b"old", "cross/00.png": every["cross/00.png"]})
+    with tarfile.open(tar, "a") as more:
+        more.add(tmp_path / "images" / "circle" / "00.png", "circle/00.png")
+    made = Tar([tar])
+    assert len(made.names) == 2 and check(made).bad == []
+
+
+# ---- datasets that timm opens by name
+
+
+def idx(path: Path, array: np.ndarray) -> None:
+    head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(head + array.tobytes())
+
+
+def test_a_torchvision_dataset_of_local_files(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28)).astype(np.uint8)
+    labels = np.array([9, 0, 3, 9, 0, 3], np.uint8)
+    for part in ("train", "t10k"):
+        idx(raw / f"{part}-images-idx3-ubyte", pixels)
+        idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    made = open_source(Data(dataset="torch/fashion_mnist", path=tmp_path))
+    assert made.classes == ["T-shirt/top", "Dress", "Ankle boot"] and made.class_of.tolist() == [2, 0, 1] * 2
+    assert np.array_equal(np.asarray(made.image(4)), pixels[4]) and made.names[4] == "torch/fashion_mnist/0000004"
+    first = made.fingerprint()
+    idx(raw / "t10k-images-idx3-ubyte", pixels[::-1].copy())
+    assert open_source(Data(dataset="torch/fashion_mnist", path=tmp_path)).fingerprint() != first
+
+
+def test_a_dataset_without_labels_is_refused(tmp_path: Path) -> None:
+    for labels, names in (([0, -1], ["a", "b"]), ([0, 2], ["a", "b"]), ([0, -1], None)):
+        made = partial(TimmDataset, "hfds/a", None, labels, names, "")  # type: ignore[arg-type]
+        assert "image 1 has the label" in line(made)
 
 
 @pytest.mark.parametrize(
-    ("net", "ffns", "says"),
+    ("name", "said"),
     [
-        (Own(tie=True), OWN_FFNS, r"up\.1: its outputs are not"),
-        (Own(norm=True), OWN_FFNS, r"up\.1: its outputs are not"),
-        (Own(), [("up.0", "act", "down.2")], r"down\.2: the model Own has no such"),
-        (Own(), [("up.0", "act", "act")], r"act: GELU is not supported"),
-        (Own(), [("up.0", "act", "head")], r"head: reads 8 hidden units, up\.0 makes 12"),
-        (Own(), [], "no FFNs"),
+        ("cifar10", "starts with none of hfds/"),
+        ("hfds/", "starts with none of hfds/"),
+        ("ftp/cifar10", "starts with none of hfds/"),
+        ("torch/cifar10", "cannot be opened"),
+        ("torch/nothing", "cannot be opened (Unknown torchvision dataset nothing)"),
     ],
 )
-def test_declarations_that_are_not_true_are_refused_by_name(net, ffns, says):
-    with pytest.raises(UserError, match=says):
-        declared(net, ffns)
+def test_a_dataset_that_cannot_be_opened_is_one_line(tmp_path: Path, name: str, said: str) -> None:
+    found = line(lambda: open_source(Data(dataset=name, path=tmp_path / "none")))
+    assert said in found and f"data.dataset `{name}`" in found
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda m: setattr(m.blocks[1], "mlp", nn.Sequential(nn.Linear(16, 16))), r"blocks\.1\.mlp: Sequential"),
-        (lambda m: setattr(m.blocks[1].mlp, "norm", nn.BatchNorm1d(64)), r"blocks\.1\.mlp\.norm: BatchNorm1d"),
-        (lambda m: setattr(m.blocks[1].mlp, "fc1", m.blocks[0].mlp.fc1), r"blocks\.0\.mlp\.fc1: shares its weights"),
-        (lambda m: setattr(m.blocks[0].mlp.fc2, "bias", None), r"blocks\.0\.mlp\.fc2: has no bias"),
-        (lambda m: m.blocks.append(nn.Identity()), r"blocks\.2: Identity"),
-        (lambda m: setattr(m, "global_pool", ""), "global_pool"),
-    ],
-)
-def test_a_module_that_does_not_fit_is_named(change, says):
-    model = tiny_model()
-    change(model)
-    facts = models.token_layout if says == "global_pool" else models.ffn_sites
-    with pytest.raises(UserError, match=says):
-        facts(model)
+    ("name", "package", "extra"),
+    [("hfds/a", "datasets", "hfds"), ("hfids/a", "datasets", "hfds"), ("wds/a", "webdataset", "wds"),
+     ("tfds/a", "tensorflow_datasets", "tfds")],
+)  # fmt: skip
+def test_an_extra_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda p, *a: None if p == package else find(p, *a))
+    said = line(lambda: open_source(Data(dataset=name)))
+    assert f"needs {package}" in said and f"pip install 'vitprune[{extra}]'" in said
 
 
-@pytest.mark.parametrize("name", ["resnet18", "cait_xxs24_224", "mvitv2_tiny", "crossvit_tiny_240"])
-def test_families_that_are_not_here_are_refused(name):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    with pytest.raises(UserError, match="not supported"):
-        models.ffn_sites(model)
+def shard(path: Path, broken: bool = False) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(6):
+        file = io.BytesIO()
+        picture(i % 3, i, "RGB").save(file, "PNG")
+        members |= {
+            f"{i:04d}.png": b"no image" if broken and i == 2 else file.getvalue(),
+            f"{i:04d}.cls": b"%d" % (i % 3),
+        }
+    pack(path / "shard-0000.tar", members)
+
+
+@needs("webdataset")
+def test_webdatasets_reader(tmp_path: Path) -> None:
+    shard(tmp_path)
+    data = Data(dataset="wds/small", path=tmp_path, dataset_split="shard-{0000..0000}.tar|6")
+    made = open_source(data)
+    assert made.numbers == [0, 1, 2] and made.class_of.tolist() == [0, 1, 2, 0, 1, 2]
+    assert np.array_equal(np.asarray(made.image(4)), np.asarray(picture(1, 4, "RGB")))
+    assert labelled(made) == labelled(open_path(tmp_path, "data.path"))
+    shard(tmp_path, broken=True)
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    assert "1 sample(s) cannot be read" in line(lambda: open_source(data))
+
+
+@needs("datasets")
+def test_hugging_face_datasets_of_local_files(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 3)
+    made = open_source(Data(dataset=f"hfds/{folder}", path=tmp_path / "cache", dataset_split="train"))
+    assert made.numbers is None and labelled(made) == labelled(Folder(folder))
+    assert made.fingerprint() != Folder(folder).fingerprint()
+
+
+# ---- the recipe
+
+
+def test_the_recipe_chooses_the_source(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 2)
+    tar = pack(tmp_path / "a.tar", members_of(folder))
+    listed = table(tmp_path / "a.csv", rows_of(folder, "images/"))
+    kinds = [type(open_source(Data(path=p))).__name__ for p in (folder, tar, listed)]
+    assert kinds == ["Folder", "Tar", "Manifest"]
+    assert "data.path" in line(lambda: open_source(Data(path=tmp_path / "none")))
+    schema = json.dumps(Data.model_json_schema())
+    assert all(name in schema for name in ("dataset", "labels", "workers", "probe", "test"))
+
+
+def test_reading_from_bytes_is_reading_from_a_file(tmp_path: Path) -> None:
+    pixels = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "set" / "a" / "x.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1, 1, "RGB", 30).resize((40, 20)).save(tmp_path / "set" / "a" / "y.jpg", exif=exif)
+    packed = {f"a/{n}": (tmp_path / "set" / "a" / n).read_bytes() for n in ("x.png", "y.jpg")}
+    made = Tar([pack(tmp_path / "a.tar", packed)])
+    for i, name in enumerate(("x.png", "y.jpg")):
+        expected = read(tmp_path / "set" / "a" / name)
+        assert made.image(i).mode == expected.mode and made.image(i).tobytes() == expected.tobytes()

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import checksums, ffn, models, recipe, sources
+from vitprune import architectures, checksums, ffn, models, recipe
 from vitprune import weights as weights_of
 from vitprune.errors import UserError
 from vitprune.files import read_json, replacing, write_json
@@ -68,7 +68,7 @@ class Loaded:
 
 def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
-    foreign_folder = spec.name.startswith("transformers:") and not sources.known(spec.name)
+    foreign_folder = spec.name.startswith("transformers:") and not architectures.known(spec.name)
     own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign_folder
     if own_folder and (spec.checkpoint is not None or spec.args or spec.pretrained):
         raise UserError(
@@ -100,8 +100,8 @@ def _ready(model: nn.Module) -> nn.Module:
 
 def _open_named(spec: recipe.Model) -> Loaded:
     name = spec.name
-    if not sources.known(name.split(".")[0]):
-        close = sources.close_to(name)
+    if not architectures.known(name.split(".")[0]):
+        close = architectures.close_to(name)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
     bad = FORBIDDEN_ARGS & spec.args.keys()
@@ -110,7 +110,7 @@ def _open_named(spec: recipe.Model) -> Loaded:
     if spec.checkpoint is not None and not spec.checkpoint.is_file():
         raise UserError(f"model.checkpoint {spec.checkpoint}: no such file")
     try:
-        model = sources.build(name, spec.args, pretrained=spec.pretrained)
+        model = architectures.build(name, spec.args, pretrained=spec.pretrained)
     except UserError:
         raise
     except (OSError, ConnectionError) as error:
@@ -144,17 +144,17 @@ def _open_transformers(folder: Path) -> Loaded:
     record = read_json(config)
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a transformers configuration")
-    architecture, args = sources.transformers_folder(folder, record)
+    architecture, args = architectures.transformers_folder(folder, record)
     _in_range(args, config)
     try:
-        model = sources.in_folder(architecture, args, folder)
+        model = architectures.in_folder(architecture, args, folder)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
     prepared = folder / "preprocessor_config.json"
     return _describe(
-        model, architecture, args, sources.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
+        model, architecture, args, architectures.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
     )
 
 
@@ -192,7 +192,7 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
     architecture, args = record.get("architecture"), record.get("model_args") or {}
-    if not isinstance(architecture, str) or not sources.known(architecture):
+    if not isinstance(architecture, str) or not architectures.known(architecture):
         raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
     if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
         raise UserError(f"{path}: model_args may only describe the architecture")
@@ -229,7 +229,7 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
         raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
-            plan = _resized(sources.build(architecture, args), widths)
+            plan = _resized(architectures.build(architecture, args), widths)
     except UserError:
         raise
     except Exception as error:
@@ -240,7 +240,7 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
-    return _resized(sources.build(architecture, args), widths)
+    return _resized(architectures.build(architecture, args), widths)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

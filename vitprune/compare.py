@@ -44,6 +44,8 @@ def compare(
     """
     parallel.one_process("compare")
     spec, reporter = recipe.compare or Compare(), reporter or Reporter(quiet=True)
+    if recipe.data.probe and len(spec.seeds) > 1:
+        raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
     if recipe.groups is not None:
         raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
     root = recipe.out / recipe.name / "compare"

@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, criteria, data, masks, memory, models
+from vitprune import checkpoint, criteria, decoding, labels, masks, memory, models
 from vitprune.checkpoint import Loaded
-from vitprune.data import Images, Source
+from vitprune.data import Images
+from vitprune.decoding import Job, Processes
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json
+from vitprune.labels import Mapping
+from vitprune.preprocess import Preprocessing
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe
+from vitprune.sources import Source, open_source
 from vitprune.types import FfnSite, Split
 from vitprune.workspace import Workspace
 
@@ -47,13 +51,22 @@ class Context:
         """Lock the run's folder and hand out the context."""
         context = cls.join(recipe, device, reporter, workers)
         with context.folder.locked():
-            yield context
+            try:
+                yield context
+            finally:
+                context.close()
 
     @classmethod
     def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:
         """The context of a process that helps the one that holds the folder."""
         folder = Workspace(recipe.out / recipe.name)
         return cls(recipe, models.resolve_device(device), reporter, folder, workers)
+
+    def close(self) -> None:
+        """End the decoding processes, if any were started."""
+        started = self.__dict__.get("processes")
+        if started is not None:
+            started.close()
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -66,15 +79,32 @@ class Context:
 
     @cached_property
     def source(self) -> Source:
-        return data.open_source(self.recipe.data.source, self.recipe.data.path)
+        return open_source(self.recipe.data)
+
+    @cached_property
+    def mapping(self) -> Mapping | None:
+        """The images' class names against the model's, where the recipe gives a file."""
+        return Mapping(self.recipe.data.labels) if self.recipe.data.labels else None
+
+    @cached_property
+    def processes(self) -> Processes | None:
+        """The decoding processes; None where threads do it."""
+        count = self.recipe.data.workers
+        count = decoding.automatic(self.source, self.workers) if count is None else count
+        preprocessing = Preprocessing.of(self.loaded.data_config)
+        mode = "L" if preprocessing.channels == 1 else "RGB"
+        return Processes(Job(self.source, preprocessing, mode), count) if count else None  # type: ignore[arg-type]
 
     @cached_property
     def images(self) -> Images:
         """The source through the model's transform; class folders matched to the model's outputs."""
-        where = str(self.recipe.data.path or "bundled images")
-        outputs = data.output_indices(self.source.classes, self.loaded.outputs, self.loaded.labels, where)
-        channels = models.input_shape(self.loaded.model)[0]
-        return Images(self.source, self.loaded.transform(), channels, outputs)
+        given, source, loaded = self.recipe.data, self.source, self.loaded
+        where = str(given.dataset or given.path or given.probe or "bundled images")
+        outputs = labels.output_indices(
+            source.classes, loaded.outputs, loaded.labels, where, source.numbers, self.mapping
+        )
+        channels = models.input_shape(loaded.model)[0]
+        return Images(source, loaded.transform(), channels, outputs, self.processes)
 
     @cached_property
     def split_record(self) -> dict[str, Any]:
@@ -98,7 +128,8 @@ class Context:
 
     @cached_property
     def data_digest(self) -> str:
-        return self.source.fingerprint()
+        found = self.source.fingerprint()
+        return found if self.mapping is None else digest(found, self.mapping.fingerprint())
 
     def targets(self, names: list[str] | None) -> list[int]:
         """Output indices of class names (None: every class of the images). Raises UserError for one that is not there."""
@@ -108,6 +139,11 @@ class Context:
         for output, label in enumerate(self.loaded.labels or []):
             if output in known.values():
                 known |= dict.fromkeys(label.split("\t"), output)
+        for name in names if self.mapping else ():
+            entry = self.mapping.entry(name)  # type: ignore[union-attr]
+            found = {known[other] for other in entry.names if other in known} if entry else set()
+            if len(found) == 1:
+                known.setdefault(name, found.pop())
         for name in names:
             if name not in known:
                 shown = ", ".join(self.source.classes[:12]) + (", …" if len(self.source.classes) > 12 else "")

@@ -1,156 +1,32 @@
-"""Images: the bundled set or an ImageFolder, through the model's own transform, split per class into probe and test.
+"""Images through the model's own transform, split per class into probe and test, or taken from a folder for each.
 
 Legend: N images of the source, B of a batch. Labels are the model's output indices.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vitprune.decode import EXTENSIONS, as_mode, read
-from vitprune.demo.idx import read_idx
+from vitprune.decode import as_mode
+from vitprune.decoding import Processes
 from vitprune.errors import UserError
+from vitprune.sources import Source
+from vitprune.sources.pair import ProbeAndTest
 from vitprune.types import Split
 
-CLASSES = ("tshirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CACHE_BYTES = 1 << 30
-
-
-class Source(Protocol):
-    """Labelled images: `classes` in order, `class_of` [N] indices into it, one name per image."""
-
-    classes: list[str]
-    class_of: np.ndarray
-    names: list[str]
-
-    def image(self, i: int) -> Image.Image: ...
-
-    def fingerprint(self) -> str: ...
-
-
-class Bundled:
-    """Fashion-MNIST's 10,000 test images (MIT, Zalando SE), which come with the package."""
-
-    def __init__(self) -> None:
-        folder = Path(__file__).parent / "demo" / "images"
-        self.pixels = read_idx(folder / "t10k-images-idx3-ubyte.gz")
-        self.class_of = read_idx(folder / "t10k-labels-idx1-ubyte.gz").astype(np.int64)
-        self.classes = list(CLASSES)
-        self.names = [f"fashion-mnist/{i:05d}" for i in range(len(self.class_of))]
-
-    def image(self, i: int) -> Image.Image:
-        """Image i, 28 x 28, greyscale."""
-        return Image.fromarray(self.pixels[i])
-
-    def fingerprint(self) -> str:
-        """Digest of all pixels and labels."""
-        return hashlib.sha256(self.pixels.tobytes() + self.class_of.tobytes()).hexdigest()
-
-
-class Folder:
-    """An ImageFolder: one folder per class, images anywhere below it; order is by name."""
-
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise UserError(f"data.path {root}: no such folder; it must hold one folder of images per class")
-        self.root = root
-        self.classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not self.classes:
-            raise UserError(f"data.path {root}: holds no class folders; put each class's images in a folder of its own")
-        self.files: list[Path] = []
-        class_of: list[int] = []
-        for c, name in enumerate(self.classes):
-            found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-            if not found:
-                raise UserError(f"{root / name}: the class folder holds no images; remove it or fill it")
-            self.files += found
-            class_of += [c] * len(found)
-        self.class_of = np.array(class_of, np.int64)
-        self.names = [p.relative_to(root).as_posix() for p in self.files]
-
-    def image(self, i: int) -> Image.Image:
-        """Image i, upright, `L` or `RGB`. Raises UserError naming a file that cannot be decoded."""
-        return read(self.files[i], "mend or remove it, or set data.on_corrupt: skip")
-
-    def fingerprint(self) -> str:
-        """Digest of names, sizes and modification times; the pixels themselves are not read."""
-        facts = "".join(
-            f"{n}\0{s.st_size}\0{s.st_mtime_ns}\n" for n, s in zip(self.names, map(Path.stat, self.files), strict=True)
-        )
-        return hashlib.sha256(facts.encode()).hexdigest()
-
-
-def open_source(source: str | None, path: Path | None) -> Source:
-    """The bundled images or a folder."""
-    return Folder(path) if path is not None else Bundled()
-
-
-def unreadable(source: Source, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[tuple[int, str]]:
-    """Decode every image once, in threads; positions and reasons of those that fail."""
-
-    def attempt(i: int) -> tuple[int, str] | None:
-        try:
-            source.image(i)
-        except UserError as error:
-            return i, str(error)
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        results = pool.map(attempt, range(len(source.names)))
-        return [bad for _, bad in zip(progress(range(len(source.names))), results, strict=True) if bad]
-
-
-def output_indices(classes: Sequence[str], outputs: int, names: Sequence[str] | None, where: str) -> np.ndarray:
-    """For each of the images' classes, the model's output index: by name where the model has names, else by order.
-
-    `names` may hold two spellings per output separated by a tab (ImageNet's synset and plain name).
-    """
-    if names:
-        known: dict[str, int] = {}
-        shared: set[str] = set()
-        for i, name in enumerate(names):
-            for spelling in set(name.split("\t")):
-                shared |= {spelling} & known.keys()
-                known[spelling] = i
-        if both := shared & set(classes):
-            raise UserError(f"{where}: `{min(both)}` names more than one of the model's outputs; use its other name")
-        missing = [c for c in classes if c not in known]
-        if not missing:
-            return _one_each(classes, [known[c] for c in classes], names, where)
-        if len(missing) < len(classes) or len(classes) != outputs:
-            raise UserError(f"{where}: class folder `{missing[0]}` is not among the model's labels ({_some(names)})")
-    if len(classes) != outputs:
-        raise UserError(
-            f"{where}: {len(classes)} class folders, but the model has {outputs} outputs and no label names"
-        )
-    return np.arange(outputs, dtype=np.int64)
-
-
-def _one_each(classes: Sequence[str], outputs: list[int], names: Sequence[str], where: str) -> np.ndarray:
-    for i, output in enumerate(outputs):
-        if output in outputs[:i]:
-            first = classes[outputs.index(output)]
-            raise UserError(
-                f"{where}: class folders `{first}` and `{classes[i]}` are one output ({_some([names[output]])})"
-            )
-    return np.array(outputs, np.int64)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(n.replace("\t", " / ") for n in names[:12])
-    return shown + (", …" if len(names) > 12 else "")
+UNBALANCED = 10  # times as many images of one class as of another, from which the report says so
 
 
 def split_per_class(
@@ -174,6 +50,65 @@ def split_per_class(
     return Split(seed, probe, np.concatenate(probes), np.concatenate(tests))
 
 
+def given_split(
+    source: ProbeAndTest, contents: Mapping[int, bytes], *, seed: int, leave_out: Iterable[int] = ()
+) -> Split:
+    """The user's own probe and test images. Raises UserError naming an image whose pixels are in both.
+
+    `contents` are digests of the pixels, by position; an image without one is not looked for.
+    """
+    _refuse_overlap(source, contents)
+    kept = np.setdiff1d(np.arange(len(source.names)), np.fromiter(leave_out, np.int64))
+    return Split(seed, None, kept[kept < source.probes], kept[kept >= source.probes])
+
+
+def _refuse_overlap(source: ProbeAndTest, contents: Mapping[int, bytes]) -> None:
+    first: dict[bytes, int] = {}
+    both = []
+    for i, found in sorted(contents.items()):
+        if i < source.probes:
+            first.setdefault(found, i)
+        elif found in first:
+            both.append((first[found], i))
+    if both:
+        probe, test = both[0]
+        more = f" (and {len(both) - 1} more pairs)" if len(both) > 1 else ""
+        raise UserError(
+            f"data.probe and data.test share an image: `{source.names[probe]}` and `{source.names[test]}` have the same "
+            f"pixels{more}; what chooses may not judge, remove it from one of them"
+        )
+
+
+def beyond_limit(source: Source, limit: int | None) -> set[int]:
+    """Positions after the first `limit` of each class; of probe and test each, where they are two sources."""
+    probes = source.probes if isinstance(source, ProbeAndTest) else len(source.names)
+    place = np.arange(len(source.names))
+    parts = [place[:probes], place[probes:]] if limit else []
+    return {i for part in parts for c in np.unique(source.class_of) for i in part[source.class_of[part] == c][limit:]}
+
+
+def remarks(classes: Sequence[str], probe: np.ndarray, test: np.ndarray) -> list[str]:
+    """What the report says of the images per class [C] of either part: classes without any, and imbalance."""
+    found = []
+    for name, without, outcome in (
+        ("probe", probe == 0, "nothing is chosen for them, they only stand among the other classes of the exam"),
+        ("test", test == 0, "their accuracy is not measured"),
+    ):
+        if without.any():
+            missing = [c for c, none in zip(classes, without, strict=True) if none]
+            shown = ", ".join(missing[:12]) + (", …" if len(missing) > 12 else "")
+            found.append(f"{len(missing)} class(es) without {name} images: {shown}; {outcome}.")
+    for name, counts in (("probe", probe), ("test", test)):
+        there = np.flatnonzero(counts)
+        if len(there) and counts.max() >= UNBALANCED * counts[there].min():
+            least = there[counts[there].argmin()]
+            found.append(
+                f"The {name} images are unbalanced: {counts.max():,} of `{classes[int(counts.argmax())]}`, "
+                f"{counts[least]:,} of `{classes[int(least)]}`. Top-1 counts images, not classes; see the table per class."
+            )
+    return found
+
+
 def first_per_class(indices: np.ndarray, class_of: np.ndarray, count: int) -> np.ndarray:
     """The first `count` of each class among `indices`, class by class."""
     every = [indices[class_of[indices] == c][:count] for c in np.unique(class_of[indices])]
@@ -188,6 +123,7 @@ class Images:
     transform: Callable[[Image.Image], Tensor]
     channels: int
     output_of_class: np.ndarray
+    processes: Processes | None = None
     _cache: Tensor | None = None
 
     @cached_property
@@ -200,28 +136,57 @@ class Images:
         return self.transform(as_mode(self.source.image(i), "L" if self.channels == 1 else "RGB"))
 
     def batches(self, indices: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (images, labels) in the order of `indices`; small sets are decoded once and kept."""
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
-            yield self._stack(part), torch.from_numpy(self.labels[part])
+        """Batches of (images, labels) in the order of `indices`; small sets are decoded once and kept.
 
-    def _stack(self, part: np.ndarray) -> Tensor:
+        Where decoding has processes of its own, they work on the next batch meanwhile.
+        """
+        waiting: deque[_Batch] = deque()
+        try:
+            for start in range(0, len(indices), size):
+                waiting.append(self._ask(indices[start : start + size]))
+                if len(waiting) > (1 if self.processes else 0):
+                    yield self._stack(waiting.popleft())
+            while waiting:
+                yield self._stack(waiting.popleft())
+        finally:
+            for batch in waiting:
+                for future in batch.futures:
+                    future.cancel()
+
+    def _ask(self, part: np.ndarray) -> _Batch:
         missing = part[~self._filled[part]]
-        fresh = torch.stack(list(self._pool.map(self.tensor, missing))) if len(missing) else None
+        return _Batch(part, missing, [self._decode(i) for i in missing])
+
+    def _decode(self, i: int) -> Future[Any]:
+        return self.processes.pixels(i) if self.processes else self._threads.submit(self.tensor, i)
+
+    def _stack(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        labels = torch.from_numpy(self.labels[batch.part])
+        found = [torch.as_tensor(future.result()) for future in batch.futures]
+        fresh = torch.stack(found) if found else None
         if self._cache is None and fresh is not None and fresh[0].nbytes * len(self._filled) <= CACHE_BYTES:
             self._cache = torch.empty(len(self._filled), *fresh.shape[1:])
         if self._cache is None:
             assert fresh is not None
-            return fresh
+            return fresh, labels
         if fresh is not None:
-            self._cache[missing] = fresh
-            self._filled[missing] = True
-        return self._cache[part]
+            self._cache[batch.missing] = fresh
+            self._filled[batch.missing] = True
+        return self._cache[batch.part], labels
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
+    def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count() or 1)
 
     @cached_property
     def _filled(self) -> np.ndarray:
         return np.zeros(len(self.source.names), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Positions of a batch, and of those not decoded yet with what they will become."""
+
+    part: np.ndarray
+    missing: np.ndarray
+    futures: list[Future[Any]]

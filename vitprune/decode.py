@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -29,19 +31,41 @@ def read(path: Path, advice: str = "mend or remove it") -> Image.Image:
 
     Raises UserError naming the file when it is missing, damaged, truncated, or larger than MAX_PIXELS.
     """
-    try:
+
+    def whole() -> Image.Image:
         if not path.is_file():
             raise ValueError("no such file")
         with Image.open(path) as image:
-            _check_size(*image.size)
-            image.load()
-            made = flat(image)
-            made.info.clear()  # turned once; damaged EXIF must not be read again
-            return made
+            return _loaded(image)
+
+    return _named(whole, str(path), advice)
+
+
+def read_bytes(content: Callable[[], bytes], name: str, advice: str = "mend or remove it") -> Image.Image:
+    """The image in the bytes that `content` reads, as `read` does it; `name` says in errors which image it is."""
+
+    def whole() -> Image.Image:
+        with Image.open(BytesIO(content())) as image:
+            return _loaded(image)
+
+    return _named(whole, name, advice)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    _check_size(*image.size)
+    image.load()
+    made = flat(image)
+    made.info.clear()  # turned once; damaged EXIF must not be read again
+    return made
+
+
+def _named(make: Callable[[], Image.Image], name: str, advice: str) -> Image.Image:
+    try:
+        return make()
     except Exception as error:  # a damaged file drives a decoder to any of them
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no format that Pillow knows" if unknown else str(error)[:80] or type(error).__name__
-        raise UserError(f"{path}: not a readable image ({reason}); {advice}") from error
+        raise UserError(f"{name}: not a readable image ({reason}); {advice}") from error
 
 
 def flat(image: Image.Image) -> Image.Image:

@@ -32,7 +32,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("split", split.split, lambda r: (r.model, r.data, r.split), ()),
+    Stage("split", split.split, lambda r: (r.model, r.data.content(), r.split), ()),
     Stage(
         "discover",
         discover.discover,

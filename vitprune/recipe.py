@@ -85,12 +85,28 @@ class Model(Part):
 
 
 class Data(Part):
-    """Which images: `source: bundled`, or `path:` of an ImageFolder (one folder of images per class)."""
+    """Which images: `source: bundled`, `path:`, `dataset:`, or `probe:` and `test:`.
+
+    A path is a folder with one folder of images per class, a .csv or .parquet manifest with the columns path and label,
+    a .tar file, or a folder of .tar files.
+    """
 
     source: Literal["bundled"] | None = None
-    path: Path | None = None
+    path: Path | None = Field(None, description="the images; with `dataset`, where its files are")
+    dataset: str | None = Field(
+        None, description="a name of timm.data.create_dataset: torch/…, or by extras hfds/…, hfids/…, wds/…, tfds/…"
+    )
+    dataset_split: str = Field("validation", description="which part of the dataset")
+    probe: Path | None = Field(None, description="images to choose with, in place of a share of each class")
+    test: Path | None = Field(None, description="images to judge with; none of them may be among the probe's")
+    labels: Path | None = Field(
+        None, description="names of the images' classes against the model's: a .json, .csv or plain text file"
+    )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image: stop, or leave it out and count"
+    )
+    workers: Annotated[StrictInt, Field(ge=0, le=256)] | None = Field(
+        None, description="processes that decode; 0: threads of the run itself; without it as the images are many"
     )
     limit_per_class: Annotated[StrictInt, Field(ge=2)] | None = Field(
         None, description="first this many images of each class (a quick trial)"
@@ -98,9 +114,18 @@ class Data(Part):
 
     @model_validator(mode="after")
     def one_source(self) -> Data:
-        if (self.source is None) == (self.path is None):
-            raise ValueError("give either `source: bundled` or `path: FOLDER`")
+        if (self.probe is None) != (self.test is None):
+            raise ValueError("`probe` and `test` go together, one to choose with and one to judge with")
+        path = self.path if self.dataset is None else None  # a dataset may have both
+        if sum(given is not None for given in (self.source, path, self.dataset, self.probe)) != 1:
+            raise ValueError(
+                "give either `source: bundled` or `path: FOLDER`, or `dataset: NAME`, or `probe` and `test`"
+            )
         return self
+
+    def content(self) -> dict[str, Any]:
+        """What a result depends on: not how many processes decode."""
+        return self.model_dump(mode="json", exclude={"workers"})
 
 
 class SplitSpec(Part):
@@ -402,7 +427,7 @@ class Recipe(Part):
             "refit_images",
             "distill_epochs",
         }
-        return digest(self.model_dump(mode="json", include=chosen))
+        return digest(self.model_dump(mode="json", include=chosen) | {"data": self.data.content()})
 
     def pruning(self) -> dict[str, Any]:
         """What masks and repair depend on beside scores, budget and kind of repair."""
@@ -561,7 +586,10 @@ model:
   name: vit_base_patch16_224.augreg_in21k_ft_in1k   # a timm name, `bundled`, or local-dir:FOLDER
   pretrained: true            # timm's weights; without a network use  checkpoint: FILE  instead
 data:
-  path: path/to/images        # one folder of images per class, named as the model's labels
+  path: path/to/images        # one folder of images per class, named as the model's labels; or a .csv, .parquet, .tar
+  # probe: DIR                # in place of `path`: images of your own to choose with,
+  # test: DIR                 #   and to judge with
+  # labels: classes.txt       # where folders and the model name the classes differently
   on_corrupt: fail            # or skip: leave unreadable images out and count them in the report
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them

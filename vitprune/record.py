@@ -110,6 +110,7 @@ def machine(context: Context) -> dict[str, Any]:
 def _notes(context: Context) -> list[str]:
     m = context.recipe.model
     notes = [choose.sentence(context.choice)] if context.choice else []
+    notes += context.split_record.get("notes", [])
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
         return notes
     return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]

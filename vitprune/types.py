@@ -86,10 +86,10 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Probe and test indices into an image source, per class `probe_share`, disjoint."""
+    """Probe and test indices into an image source, disjoint; per class `probe_share`, None where both were given."""
 
     seed: int
-    probe_share: float
+    probe_share: float | None
     probe: np.ndarray
     test: np.ndarray
 

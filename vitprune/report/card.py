@@ -51,8 +51,9 @@ def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any
     }
     if model.get("pretrained") and cfg.get("tag"):
         front["base_model"] = f"timm/{clean(config.get('architecture'))}.{clean(cfg['tag'])}"
-    path = clean(data.get("path"))
+    named, path = clean(data.get("dataset")), clean(data.get("test") or data.get("path"))
     dataset = {"name": Path(path).name or path, "type": "imagefolder"} if path else _BUNDLED
+    dataset = {"name": Path(named).name, "type": named.split("/")[0]} if named else dataset
     metric = {"type": "accuracy", "name": "top-1", "value": number(result.get("top1"))}
     entry = {
         "task": {"type": "image-classification", "name": "Image Classification"},

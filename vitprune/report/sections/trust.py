@@ -38,7 +38,7 @@ def _split(split: dict[str, Any]) -> list[Block]:
     how = f" ({numbers.share(portion, 0)} of each class go to the probe split)" if portion is not None else ""
     text = (
         f"{numbers.count(probe)} images are in the probe split, for every choice, and {numbers.count(test)} in the "
-        f"test split, for measuring only{how}. Split seed: {clean(split.get('seed')) or 'not recorded'}."
+        f"test split, for measuring only{how}. {_origin(split)}"
     )
     blocks: list[Block] = [Text(text)]
     if classes := mappings(split.get("per_class")):
@@ -46,6 +46,13 @@ def _split(split: dict[str, Any]) -> list[Block]:
         counts = table("Images per class", ("Class", ">Probe", ">Test"), rows)
         blocks.append(Fold(f"Images per class ({len(rows)})", (counts,)))
     return blocks + _skipped(mappings(split.get("skipped")))
+
+
+def _origin(split: dict[str, Any]) -> str:
+    given = mapping(split.get("given"))
+    if given:
+        return f"Both were given: {clean(given.get('probe'))} and {clean(given.get('test'))}, with no image in common."
+    return f"Split seed: {clean(split.get('seed')) or 'not recorded'}."
 
 
 def _counts(row: dict[str, Any]) -> Row:

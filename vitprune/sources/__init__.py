@@ -1,0 +1,71 @@
+"""Where labelled images come from: one file per kind of source. numpy and Pillow; torch only where timm opens the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vitprune.errors import UserError
+
+if TYPE_CHECKING:
+    from vitprune.recipe import Data
+
+ADVICE = "mend or remove it, or set data.on_corrupt: skip"
+MANIFESTS = {".csv", ".parquet"}
+
+
+class Source(Protocol):
+    """Labelled images: `classes` in order, `class_of` [N] indices into it, one name per image.
+
+    `numbers` are the model's outputs, one per class, where the labels are numbers and not names.
+    """
+
+    classes: list[str]
+    class_of: np.ndarray
+    names: list[str]
+    numbers: list[int] | None
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, upright, `L` or `RGB`. Raises UserError naming one that cannot be decoded."""
+
+    def fingerprint(self) -> str:
+        """Digest that changes when the images or their labels do."""
+
+
+def open_source(data: Data) -> Source:
+    """The images that a recipe's `data` names. Raises UserError."""
+    if data.probe is not None and data.test is not None:
+        from vitprune.sources.pair import ProbeAndTest
+
+        return ProbeAndTest(open_path(data.probe, "data.probe"), open_path(data.test, "data.test"))
+    if data.dataset is not None:
+        from vitprune.sources.timm_dataset import open_dataset
+
+        return open_dataset(data.dataset, data.path, data.dataset_split)
+    if data.path is not None:
+        return open_path(data.path, "data.path")
+    from vitprune.sources.bundled import Bundled
+
+    return Bundled()
+
+
+def open_path(path: Path, key: str) -> Source:
+    """A folder of class folders, a folder of tar files, one tar file, or a manifest; `key` names it in errors."""
+    from vitprune.sources.folder import Folder
+    from vitprune.sources.manifest import Manifest
+    from vitprune.sources.tar import Tar, tars_in
+
+    if path.is_file():
+        if path.suffix.lower() in MANIFESTS:
+            return Manifest(path, key)
+        if path.suffix.lower() == ".tar":
+            return Tar([path], key)
+        known = ", ".join([*sorted(MANIFESTS), ".tar"])
+        raise UserError(
+            f"{key} {path}: no such folder; a file of images is one of {known} (a packed tar: unpack it once)"
+        )
+    tars = tars_in(path)
+    return Tar(tars, key) if tars else Folder(path, key)
