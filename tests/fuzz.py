@@ -163,8 +163,10 @@ def fault(case: Case, code: int | str, out: str, err: str, outside: list[str]) -
     return f"exit {code}: {err.strip().splitlines()[-1] if err.strip() else ''}"
 
 
-def attempt(lab: Any, make: Callable[..., Case], seed: int, number: int, debug: bool = False) -> tuple[Case, str | None]:
-    """Build case `number` in a folder of its own, run it there, judge it, and remove the folder."""
+def attempt(
+    lab: Any, make: Callable[..., Case], seed: int, number: int, debug: bool = False
+) -> tuple[int | str, str | None]:
+    """Build case `number` in a folder of its own, run it there, judge it, and remove the folder: exit code and fault."""
     place = lab.base / f"case-{number}"
     place.mkdir()
     before = os.getcwd()  # noqa: PTH109
@@ -175,32 +177,33 @@ def attempt(lab: Any, make: Callable[..., Case], seed: int, number: int, debug: 
         why = fault(case, *answer, outside)  # type: ignore[arg-type]
         if debug:
             print(case.args, answer[0], *answer[1:], outside, sep="\n")
-        return case, why
+        return answer[0], why
     finally:
         os.chdir(before)
         shutil.rmtree(place, ignore_errors=True)
 
 
-def campaign(cases: int, seed: int, base: Path, only: int | None = None) -> Counter[str]:
+def campaign(cases: int, seed: int, base: Path, only: int | None = None) -> Counter[Any]:
     """Run the cases; prints each failure and answers how many passed and failed."""
     import fuzz_cases
 
     lab = fuzz_cases.Lab.build(base)
     gc.freeze()  # every stage collects garbage first: what the libraries hold is none
-    found: Counter[str] = Counter(passed=0, failed=0)
+    found: Counter[Any] = Counter(passed=0, failed=0)
     spent: Counter[str] = Counter()
     for number in range(cases) if only is None else [only]:
         kind = fuzz_cases.kind(seed, number)
         started = time.monotonic()
-        _, why = attempt(lab, fuzz_cases.KINDS[kind], seed, number, debug=only is not None)
+        code, why = attempt(lab, fuzz_cases.KINDS[kind], seed, number, debug=only is not None)
         spent[kind] += time.monotonic() - started
         found["failed" if why else "passed"] += 1
         found[kind] += 1
+        found[kind, code == 2] += 1
         if why:
             print(f"case {number} ({kind}): {why[:400]}", flush=True)
     gc.unfreeze()
     for kind in fuzz_cases.KINDS:
-        print(f"{kind:<16}{found[kind]:>6} cases {spent[kind]:>8.1f} s")
+        print(f"{kind:<16}{found[kind]:>6} cases,{found[kind, True]:>6} refused {spent[kind]:>8.1f} s")
     return found
 
 

@@ -121,7 +121,9 @@ def config(lab: Lab, place: Path, chance: Random) -> Case:
     shutil.copy(source / "model.safetensors", folder)
     content = json.loads((source / "config.json").read_text())
     if chance.random() < 0.5:  # past the checksum of what `save` wrote
-        content.pop("vitprune", None) if source == lab.base / "model" else content["vitprune"].pop("config_sha256", None)
+        content.pop("vitprune", None) if source == lab.base / "model" else content["vitprune"].pop(
+            "config_sha256", None
+        )
     (folder / "config.json").write_bytes(mutations.json_file(content, chance))
     return _discover(lab, place, model={"name": f"local-dir:{folder}"})
 
@@ -174,7 +176,12 @@ def comparison(lab: Lab, place: Path, chance: Random) -> Case:
 def check(lab: Lab, place: Path, chance: Random) -> Case:
     """Bars against a damaged report."""
     (place / "report.json").write_bytes(mutations.json_file(lab.report, chance))
-    bars = [["--min-top1", "0.5"], ["--max-latency-ratio", "0.9"], ["--max-params-ratio", "0.9"], ["--max-macs-ratio", "1"]]
+    bars = [
+        ["--min-top1", "0.5"],
+        ["--max-latency-ratio", "0.9"],
+        ["--max-params-ratio", "0.9"],
+        ["--max-macs-ratio", "1"],
+    ]
     args = [part for bar in chance.sample(bars, chance.randrange(1, 5)) for part in bar]
     return Case(["check", str(place), *args, *["--json"] * chance.randrange(2)], missed=True)
 
@@ -213,7 +220,9 @@ def bench(lab: Lab, place: Path, chance: Random) -> Case:
     """A damaged ONNX file timed, alone or beside a sound one."""
     files = [str(_onnx(lab, place, chance))]
     files += [str(lab.run / "model.onnx")] * chance.randrange(2)
-    return Case(["bench", *files, "--batch", "1", "--seconds", "0", "--provider", "cpu", *["--json"] * chance.randrange(2)])
+    return Case(
+        ["bench", *files, "--batch", "1", "--seconds", "0", "--provider", "cpu", *["--json"] * chance.randrange(2)]
+    )
 
 
 def stages(lab: Lab, place: Path, chance: Random) -> Case:
@@ -228,6 +237,8 @@ def stages(lab: Lab, place: Path, chance: Random) -> Case:
         path.write_bytes(mutations.safetensors(whole, chance))
     else:
         path.write_bytes(mutations.raw(whole, chance))
+    if chance.random() < 0.6:  # of the size that was noted, where that can be
+        path.write_bytes(path.read_bytes().ljust(len(whole), b" ")[: len(whole)])
     recipe_path = _recipe(place, lab.recipe | {"out": str(place / "out")})
     return Case([chance.choice(["discover", "prune", "evaluate"]), str(recipe_path)], place / "out")
 

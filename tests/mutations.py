@@ -20,11 +20,12 @@ JUNK: list[Any] = [
 ]  # fmt: skip
 
 YAML = [
-    "&a ", "*a", "<<: *a\n", "!!python/object/apply:os.mkdir [outside]\n", "!!binary aGVsbG8=", "!!set {a, b}", "!!omap [a: 1]",
-    "!!timestamp 9999-99-99", "!<tag:yaml.org,2002:int> x", "? ", ": ", "- ", "- - - - ", "|\n", ">-\n", "%YAML 9.9\n", "---\n",
-    "...\n", "{", "}", "[", "]", "'", '"', "\t", "\r", "#", "0x", "0o9", "1_000", "12:30:45", ".nan", ".inf", "-.inf", "~", "=",
-    "[" * 300, "{a: " * 200, "- " * 500, "\n" * 50, "9" * 6000, "1e999", "2001-01-01", "yes", "\ufeff", "\x00", "\x85", "😀",
-    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "keep: 0.25\n", "version: 1\n", "name: ../x\n", "groups: {auto: 2}\n",
+    "&a ", "*a", "<<: *a\n", "!!python/object/apply:os.mkdir [outside]\n", "!!binary aGVsbG8=", "!!set {a, b}",
+    "!!omap [a: 1]", "!!timestamp 9999-99-99", "!<tag:yaml.org,2002:int> x", "? ", ": ", "- ", "- - - - ", "|\n", ">-\n",
+    "%YAML 9.9\n", "---\n", "...\n", "{", "}", "[", "]", "'", '"', "\t", "\r", "#", "0x", "0o9", "1_000", "12:30:45", ".nan",
+    ".inf", "-.inf", "~", "=", "[" * 300, "{a: " * 200, "- " * 500, "\n" * 50, "9" * 6000, "1e999", "2001-01-01", "yes",
+    "\ufeff", "\x00", "\x85", "😀", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n", "keep: 0.25\n", "version: 1\n",
+    "name: ../x\n", "groups: {auto: 2}\n",
 ]  # fmt: skip
 
 
@@ -115,7 +116,21 @@ def json_file(content: Any, chance: Random) -> bytes:
         return json.dumps(value(content, chance)).encode()
     whole = json.dumps(content, indent=1)
     if what < 0.85:
-        tokens = ["NaN", "Infinity", "-", "{", "[" * 2000, '"', "\\ud800", "1e999", "9" * 5000, ",", "null", "\x00", "\ufeff"]
+        tokens = [
+            "NaN",
+            "Infinity",
+            "-",
+            "{",
+            "[" * 2000,
+            '"',
+            "\\ud800",
+            "1e999",
+            "9" * 5000,
+            ",",
+            "null",
+            "\x00",
+            "\ufeff",
+        ]
         return text(whole, chance, tokens).encode(errors="surrogatepass")
     return raw(whole.encode(), chance)
 

@@ -16,7 +16,7 @@ import numpy as np
 from vitprune import cells, data
 from vitprune.context import Context
 from vitprune.errors import UserError
-from vitprune.files import digest, read_json, write_json
+from vitprune.files import digest, read_sealed, write_json, write_sealed
 from vitprune.recipe import Recipe
 from vitprune.stages import CODE, discover, moments
 from vitprune.workspace import Workspace
@@ -79,11 +79,8 @@ def best(inner: Context, among: Sequence[str], keep: int | float, recovery: str)
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
-    try:
-        found = read_json(path)
-    except (UserError, OSError):
-        return None
-    return found if isinstance(found, dict) and found.get("key") == key and "chosen" in found else None
+    found = read_sealed(path)
+    return found if found is not None and found.get("key") == key and "chosen" in found else None
 
 
 def settled(context: Context) -> Recipe | None:
@@ -108,7 +105,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     why = _read(path, key)
     if force or why is None:
         why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, recipe.recovery)}
-        write_json(path, why)
+        write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why
 
 
