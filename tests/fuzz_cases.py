@@ -19,7 +19,7 @@ import yaml
 from fuzz import Case
 from small import image_folder, model_folder, picture, quicken, recipe_dict, tiny_args, tiny_model
 
-from vitprune import onnx_export, pipeline, recipe, record
+from vitprune import pipeline, recipe, record
 from vitprune.report import write_report
 
 HUGE = ("refit_images", "random_draws", "distill_epochs", "epochs", "nodes", "seeds", "latency_batches")
@@ -40,7 +40,7 @@ class Lab:
     def build(cls, base: Path) -> Lab:
         """Everything in `base`, by one run of the tiny model."""
         content = recipe_dict(model_folder(base / "model"), image_folder(base / "images", 4), base / "out")
-        content |= {"baselines": ["activation"], "export": {"onnx": True, "latency_batches": [1]}}
+        content |= {"baselines": ["activation"], "export": {"onnx": True, "latency_batches": [1]}, "keep": 1.0}
         content["criterion"] |= {"nodes": 2, "probe_per_class": 2}
         with pytest.MonkeyPatch.context() as patch:
             quicken(patch)
@@ -50,13 +50,20 @@ class Lab:
         run = base / "out" / "tiny"
         bundled = [p.read_text() for p in sorted(recipe.bundled_folder().rglob("*.yaml"))] + [recipe.TEMPLATE]
         bundled.append(yaml.safe_dump(content, sort_keys=False))
-        onnx_export.export(tiny_model(3), base / "foreign.onnx", {})
-        foreign = (base / "foreign.onnx").read_bytes()
-        return cls(base, content, run, json.loads((run / "report.json").read_text()), bundled, foreign)
+        return cls(base, content, run, json.loads((run / "report.json").read_text()), bundled, foreign())
 
     def copy_run(self, place: Path) -> Path:
         """The finished run below `place`."""
         return Path(shutil.copytree(self.run, place / "out" / "tiny"))
+
+
+def foreign() -> bytes:
+    """A sound ONNX file that has nothing to do with images."""
+    tensor = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["tokens"], ["answer"])
+    ends = [[tensor(name, onnx.TensorProto.FLOAT, ["n", 7])] for name in ("tokens", "answer")]
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "other", *ends), ir_version=8)
+    return bytes(made.SerializeToString())
 
 
 def _recipe(place: Path, content: Any) -> Path:
