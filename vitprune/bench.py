@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vitprune import runtime
@@ -175,14 +176,14 @@ def show(rows: list[dict[str, Any]]) -> None:
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in mine:
             table.add_row(
-                str(row["batch"]), row["model"], f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f}–{row['q75_ms']:.2f}",
+                str(row["batch"]), escape(row["model"]), f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f}–{row['q75_ms']:.2f}",
                 _times(row["mac_ratio"]), _times(row["relative"]), f"{row['speedup']:.2f}",
                 "—" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
             )  # fmt: skip
         console.print(table)
         for row in mine:
             if row["why"]:
-                console.print(f"batch {row['batch']}, {row['model']}: {row['why']}", soft_wrap=True)
+                console.print(f"batch {row['batch']}, {row['model']}: {row['why']}", soft_wrap=True, markup=False)
 
 
 def _times(value: float | None) -> str:

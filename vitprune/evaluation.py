@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune import hooks, memory, models
 from vitprune.data import Images
+from vitprune.errors import UserError
 from vitprune.types import FfnSite, Metrics, Split
 
 BOOTSTRAPS = 2000
@@ -36,10 +37,16 @@ def predictor(model: nn.Module) -> Predictor:
 def test_logits(
     predict: Predictor, images: Images, split: Split, batch: int, only: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, C] float32 and labels [N] on the test split, or on those of its images whose label is in `only`."""
+    """Logits [N, C] float32 and labels [N] on the test split, or on those of its images whose label is in `only`.
+
+    Raises UserError for logits that are not finite.
+    """
     index = test_indices(images, split, only)
-    outputs = [_fitting(predict, x) for x, _ in images.batches(index, batch)]
-    return np.concatenate(outputs), images.labels[index]
+    logits = np.concatenate([_fitting(predict, x) for x, _ in images.batches(index, batch)])
+    if not np.isfinite(logits).all():
+        first = images.source.names[int(index[np.flatnonzero(~np.isfinite(logits).all(1))[0]])]
+        raise UserError(f"evaluate: the model gave logits that are not finite, first for {first}; check its weights")
+    return logits, images.labels[index]
 
 
 def _fitting(predict: Predictor, x: Tensor, *more: Tensor) -> np.ndarray:

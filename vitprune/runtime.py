@@ -12,6 +12,7 @@ import numpy as np
 
 from vitprune.errors import UserError
 
+FLOAT = "tensor(float)"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -53,11 +54,15 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
         options.add_session_config_entry("session.force_spinning_stop", "1")
     # What TensorRT does not take goes to CUDA; what CUDA does not take, to the processor, by onnxruntime's own rule.
     chain = [name] + [PROVIDERS["cuda"]] * (name == PROVIDERS["tensorrt"] and PROVIDERS["cuda"] in have)
+    where = str(model) if isinstance(model, Path) else "model"
     try:
         made = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=chain)
     except Exception as error:
-        where = str(model) if isinstance(model, Path) else "model"
         raise UserError(f"{where}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
+    inputs, outputs = made.get_inputs(), made.get_outputs()
+    if len(inputs) != 1 or inputs[0].type != FLOAT or len(inputs[0].shape) < 2 or not outputs[0].shape:
+        takes = ", ".join(f"{x.name}: {x.type} {x.shape}" for x in inputs)[:120]
+        raise UserError(f"{where}: is no image classifier's file: it takes {takes}, not one batch of float images")
     if made.get_providers()[0] != name:
         raise UserError(
             f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`"
@@ -66,8 +71,12 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
 
 
 def predict(made: Any, images: np.ndarray) -> np.ndarray:
-    """Logits [B, C] of images [B, channels, H, W] float32."""
-    return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
+    """Logits [B, C] of images [B, channels, H, W] float32. Raises UserError for images that the file does not take."""
+    try:
+        return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
+    except Exception as error:  # onnxruntime raises classes of its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"a batch {list(images.shape)}: onnxruntime cannot run it ({reason})") from error
 
 
 def interleaved(runners: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, float]]:
