@@ -25,7 +25,7 @@ coverage: $(VENV)/.installed-test
 
 # A static site in site/, its links and anchors checked.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python docs/build.py
+	$(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
