@@ -25,7 +25,7 @@ coverage: $(VENV)/.installed-test
 
 # A static site in site/, its links and anchors checked.
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
