@@ -91,7 +91,7 @@ def facts_of(made: Any) -> Facts:
 
 
 def _shape(sessions: dict[str, Any]) -> tuple[int, ...]:
-    shapes = {name: tuple(made.get_inputs()[0].shape[1:]) for name, made in sessions.items()}
+    shapes = {name: tuple(runtime.image_shape(made, name)) for name, made in sessions.items()}
     first = next(iter(shapes.values()))
     for name, shape in shapes.items():
         if shape != first or not all(isinstance(side, int) for side in shape):

@@ -54,20 +54,25 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
         options.add_session_config_entry("session.force_spinning_stop", "1")
     # What TensorRT does not take goes to CUDA; what CUDA does not take, to the processor, by onnxruntime's own rule.
     chain = [name] + [PROVIDERS["cuda"]] * (name == PROVIDERS["tensorrt"] and PROVIDERS["cuda"] in have)
-    where = str(model) if isinstance(model, Path) else "model"
     try:
         made = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=chain)
     except Exception as error:
+        where = str(model) if isinstance(model, Path) else "model"
         raise UserError(f"{where}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
-    inputs, outputs = made.get_inputs(), made.get_outputs()
-    if len(inputs) != 1 or inputs[0].type != FLOAT or len(inputs[0].shape) < 2 or not outputs[0].shape:
-        takes = ", ".join(f"{x.name}: {x.type} {x.shape}" for x in inputs)[:120]
-        raise UserError(f"{where}: is no image classifier's file: it takes {takes}, not one batch of float images")
     if made.get_providers()[0] != name:
         raise UserError(
             f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`"
         )
     return made
+
+
+def image_shape(made: Any, where: Path | str) -> list[Any]:
+    """What a session takes beside the batch, as [channels, H, W]. Raises UserError for a file of another kind of model."""
+    inputs, outputs = made.get_inputs(), made.get_outputs()
+    if len(inputs) != 1 or inputs[0].type != FLOAT or len(inputs[0].shape) < 2 or not outputs[0].shape:
+        takes = ", ".join(f"{x.name}: {x.type} {x.shape}" for x in inputs)[:120]
+        raise UserError(f"{where}: is no image classifier's file: it takes {takes}, not one batch of float images")
+    return list(inputs[0].shape[1:])
 
 
 def predict(made: Any, images: np.ndarray) -> np.ndarray:
