@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import subprocess
@@ -27,10 +26,7 @@ CASES = {"recipe text": 50, "recipe values": 40, "weights": 24, "check": 24, "pr
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fuzz_cases.Lab]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
-        made = fuzz_cases.Lab.build(tmp_path_factory.mktemp("lab"))
-        gc.freeze()
-        yield made
-        gc.unfreeze()
+        yield fuzz_cases.Lab.build(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.mark.parametrize("kind", fuzz_cases.KINDS)
