@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 TinyVit = Callable[..., nn.Module]
+
+atexit.register(gc.unfreeze)
+gc.freeze()  # every stage of a run collects garbage first: what the libraries made at import is none, and is many
 
 
 def make_tiny_vit(*, seed: int = 0, dtype: torch.dtype = torch.float64, **changed: Any) -> nn.Module:

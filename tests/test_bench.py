@@ -97,7 +97,10 @@ def test_models_of_other_images_are_not_timed_together(run: Path, monkeypatch: p
 
     class Colour:
         def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(shape=["batch", 3, 28, 28])]
+            return [SimpleNamespace(shape=["batch", 3, 28, 28], type="tensor(float)")]
+
+        def get_outputs(self) -> Any:
+            return grey.get_outputs()
 
         def get_modelmeta(self) -> Any:
             return grey.get_modelmeta()

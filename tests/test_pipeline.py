@@ -408,11 +408,14 @@ def test_a_changed_model_is_noticed(own: Bench, change: Callable[[Path], None]) 
         ("stages/evaluate/rows.json", "evaluate"),
     ],
 )
-@pytest.mark.parametrize("how", ["deleted", "cut"])
+@pytest.mark.parametrize("how", ["deleted", "cut", "flipped"])
 def test_a_lost_file_is_made_again(done: Bench, file: str, stage: str, how: str) -> None:
     (path,) = done.root.glob(file)
     whole = path.read_bytes()
-    path.unlink() if how == "deleted" else path.write_bytes(whole[:-3])
+    if how == "deleted":
+        path.unlink()
+    else:  # the flipped bit leaves the size as it was
+        path.write_bytes(whole[:-3] if how == "cut" else whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     assert stage in done.done()
     if path.name == "config.json":  # the recipe's hash knows where the results go
         assert json.loads(path.read_text()).keys() == json.loads(whole).keys()

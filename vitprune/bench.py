@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vitprune import runtime
@@ -90,7 +91,7 @@ def facts_of(made: Any) -> Facts:
 
 
 def _shape(sessions: dict[str, Any]) -> tuple[int, ...]:
-    shapes = {name: tuple(made.get_inputs()[0].shape[1:]) for name, made in sessions.items()}
+    shapes = {name: tuple(runtime.image_shape(made, name)) for name, made in sessions.items()}
     first = next(iter(shapes.values()))
     for name, shape in shapes.items():
         if shape != first or not all(isinstance(side, int) for side in shape):
@@ -175,14 +176,14 @@ def show(rows: list[dict[str, Any]]) -> None:
             table.add_column(column, justify="left" if column == "model" else "right")
         for row in mine:
             table.add_row(
-                str(row["batch"]), row["model"], f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f}–{row['q75_ms']:.2f}",
+                str(row["batch"]), escape(row["model"]), f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f}–{row['q75_ms']:.2f}",
                 _times(row["mac_ratio"]), _times(row["relative"]), f"{row['speedup']:.2f}",
                 "—" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
             )  # fmt: skip
         console.print(table)
         for row in mine:
             if row["why"]:
-                console.print(f"batch {row['batch']}, {row['model']}: {row['why']}", soft_wrap=True)
+                console.print(f"batch {row['batch']}, {row['model']}: {row['why']}", soft_wrap=True, markup=False)
 
 
 def _times(value: float | None) -> str:

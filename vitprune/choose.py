@@ -19,7 +19,7 @@ from vitprune import cells, data, models
 from vitprune.context import Context
 from vitprune.criteria import why_not
 from vitprune.errors import UserError
-from vitprune.files import digest, read_json, write_json
+from vitprune.files import digest, read_sealed, write_json, write_sealed
 from vitprune.recipe import Recipe
 from vitprune.stages import CODE, discover, moments
 from vitprune.workspace import Workspace
@@ -93,11 +93,8 @@ def decide(hits: dict[str, np.ndarray], probability: dict[str, float]) -> str:
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
-    try:
-        found = read_json(path)
-    except (UserError, OSError):
-        return None
-    return found if isinstance(found, dict) and found.get("key") == key and "chosen" in found else None
+    found = read_sealed(path)
+    return found if found is not None and found.get("key") == key and "chosen" in found else None
 
 
 def candidates(context: Context) -> list[str]:
@@ -132,7 +129,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     why = _read(path, key)
     if force or why is None:
         why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, recipe.recovery)}
-        write_json(path, why)
+        write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why
 
 

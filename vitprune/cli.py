@@ -1,8 +1,10 @@
-"""The command line: one thin function per verb. An error is one line; exit code 2 is the user's, 1 ours, 130 Ctrl-C."""
+"""The command line: one thin function per verb. An error is one line; exit code 2 is the user's, 1 ours, 130 Ctrl-C, 143
+SIGTERM."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from vitprune.errors import UserError
+
+TERMINATED = 128 + signal.SIGTERM
+STOPPED = "vitprune: stopped; the same command continues where it was"
 
 app = typer.Typer(
     add_completion=False,
@@ -352,16 +357,17 @@ def main() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; the decoder has its own
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except SystemExit as end:
-        if end.code == 130:
-            _fail("vitprune: stopped; the same command continues where it was", 130, False)
+        if end.code in (130, TERMINATED):
+            _fail(STOPPED, int(end.code), False)
         raise
     except UserError as error:
         _fail(f"vitprune: {error}", 2, debug)
     except KeyboardInterrupt:
-        _fail("vitprune: stopped; the same command continues where it was", 130, False)
+        _fail(STOPPED, 130, False)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -371,6 +377,13 @@ def main() -> None:
             1,
             debug,
         )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(*_: object) -> None:
+    """Leave as Ctrl-C does, so that nothing half-written and no helper process stays behind."""
+    sys.exit(TERMINATED)
 
 
 def _fail(line: str, code: int, trace: bool) -> None:

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import fcluster
 from vitprune import utilisation
 from vitprune.context import Context
 from vitprune.errors import UserError
-from vitprune.files import digest, read_json, write_json
+from vitprune.files import digest, read_sealed, write_json, write_sealed
 from vitprune.recipe import Recipe
 from vitprune.stages import CODE, discover
 from vitprune.workspace import Workspace
@@ -45,8 +45,8 @@ def resolve(context: Context, force: bool = False) -> Recipe:
         raise UserError(f"groups.auto: {k} groups of {len(targets)} classes; ask for {len(targets)} at most")
     parts = [CODE, record, context.model_digest, context.data_digest, name.model_dump(mode="json"), k]
     key, path = digest(*parts), inner.folder.root / "groups.json"
-    known = read_json(path) if path.is_file() and not force else None
-    if not isinstance(known, dict) or known.get("key") != key:
+    known = None if force else read_sealed(path)
+    if known is None or known.get("key") != key:
         discover.discover(inner)
         scores = discover.scores_of(inner, "jas")
         similarity = utilisation.similarity(
@@ -55,7 +55,7 @@ def resolve(context: Context, force: bool = False) -> Recipe:
         found = groups(similarity, k)
         names = [[context.class_name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}
-        write_json(path, known)
+        write_sealed(path, known)
         shown = "; ".join(f"{group}: {', '.join(members)}" for group, members in known["groups"].items())
         context.reporter.say(f"groups by class similarity: {shown}")
     return recipe.model_copy(update={"groups": known["groups"], "clusters": None})

@@ -19,7 +19,7 @@ from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
 from vitprune.evaluation import mcnemar
-from vitprune.files import digest, read_json, write_json, write_text
+from vitprune.files import digest, read_sealed, write_json, write_sealed, write_text
 from vitprune.progress import Reporter
 from vitprune.recipe import Compare, Recipe, dump
 from vitprune.recovery import needs_moments
@@ -138,7 +138,7 @@ def _choices(
             if why is None:
                 inner = inner or choose.prepare(context, among, force)
                 why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
-                write_json(path, why)
+                write_sealed(path, why)
             taken = found[Cell(why["chosen"], keep, recovery)]
             found[cell] = taken | {"criterion": "auto", "chosen": why["chosen"]}
             made.append({name: value for name, value in why.items() if name != "key"})
@@ -155,17 +155,14 @@ def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) 
         known = None if force else _read(path, key, "hits")
         if known is None:
             known = {"key": key, **examine(context, job, seed)}
-            write_json(path, known)
+            write_sealed(path, known)
         found[job] = known
     return found
 
 
 def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
-    try:
-        content = read_json(path)
-    except (UserError, OSError):
-        return None
-    return content if isinstance(content, dict) and content.get("key") == key and needed in content else None
+    content = read_sealed(path)
+    return content if content is not None and content.get("key") == key and needed in content else None
 
 
 def _summary(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitprune import hooks, models
+from vitprune import hooks, memory, models
 from vitprune.data import Images
+from vitprune.errors import UserError
 from vitprune.types import FfnSite, Metrics, Split
 
 BOOTSTRAPS = 2000
-Predictor = Callable[[Tensor], Tensor]
+ADVICE = "evaluate: not enough memory for a single image; free some, or take a device with more"
+Predictor = Callable[..., Tensor]
 
 
 def predictor(model: nn.Module) -> Predictor:
@@ -35,10 +37,25 @@ def predictor(model: nn.Module) -> Predictor:
 def test_logits(
     predict: Predictor, images: Images, split: Split, batch: int, only: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [N, C] float32 and labels [N] on the test split, or on those of its images whose label is in `only`."""
+    """Logits [N, C] float32 and labels [N] on the test split, or on those of its images whose label is in `only`.
+
+    Raises UserError for logits that are not finite.
+    """
     index = test_indices(images, split, only)
-    outputs = [predict(x).numpy() for x, _ in images.batches(index, batch)]
-    return np.concatenate(outputs), images.labels[index]
+    logits = np.concatenate([_fitting(predict, x) for x, _ in images.batches(index, batch)])
+    if not np.isfinite(logits).all():
+        first = images.source.names[int(index[np.flatnonzero(~np.isfinite(logits).all(1))[0]])]
+        raise UserError(f"evaluate: the model gave logits that are not finite, first for {first}; check its weights")
+    return logits, images.labels[index]
+
+
+def _fitting(predict: Predictor, x: Tensor, *more: Tensor) -> np.ndarray:
+    """Logits [B, C] of a batch, in halves where it does not fit; `more` [B, …] goes along row by row."""
+
+    def work(rows: np.ndarray) -> np.ndarray:
+        return predict(*(part[rows] for part in (x, *more))).numpy()
+
+    return np.concatenate([made for _, made in memory.halving(np.arange(len(x)), work, ADVICE)])
 
 
 def test_indices(images: Images, split: Split, only: np.ndarray | None = None) -> np.ndarray:
@@ -102,12 +119,16 @@ def oracle_logits(
     An oracle-routed figure: nobody knows the true label at deployment. `keep_CN` is per block bool [C, n].
     """
     device = models.device_of(model)
+
+    def predict(x: Tensor, y: Tensor) -> Tensor:
+        rows = [keep[y].to(device) for keep in keep_CN]
+        with torch.inference_mode(), hooks.masked_class_token(model, sites, rows):
+            return model(x.to(device)).float().cpu()
+
     outputs = []
     starts = progress(range(0, len(index), batch))
     for _, (x, y) in zip(starts, images.batches(index, batch), strict=True):
-        rows = [keep[y].to(device) for keep in keep_CN]
-        with torch.inference_mode(), hooks.masked_class_token(model, sites, rows):
-            outputs.append(model(x.to(device)).float().cpu().numpy())
+        outputs.append(_fitting(predict, x, y))
     return np.concatenate(outputs), images.labels[index]
 
 

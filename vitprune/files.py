@@ -72,6 +72,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with a digest of itself, for `read_sealed`."""
+    as_read = json.loads(json.dumps(value))
+    write_json(path, as_read | {"seal": digest(as_read)})
+
+
+def read_sealed(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote; None when the file is missing or is not as it was written."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return None
+    seal = found.pop("seal", None) if isinstance(found, dict) else None
+    return found if seal is not None and seal == digest(found) else None
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as f:

@@ -146,8 +146,9 @@ def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor,
 
 def _attribution(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Attribution:
     """The settings as a recipe would check them."""
+    name = criterion if criterion in get_args(recipe.CriterionName) else "activation"  # a row added at run time
     try:
-        return recipe.Criterion(name=criterion, t=t, seed=seed, **settings).attribution()  # type: ignore[arg-type]
+        return recipe.Criterion(name=name, t=t, seed=seed, **settings).attribution()  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error

@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import psutil
 import torch
 
+from vitprune.errors import UserError
+
+T = TypeVar("T")
 _SELF = Path("/proc/self")
 _around: list[float] = []  # per `peak` that is open: the highest use seen before one inside it began the count again
 
@@ -21,6 +27,36 @@ def free(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def lacking(error: BaseException) -> bool:
+    """Whether a failed pass would fit with fewer rows."""
+    texts = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
+
+
+def halving(rows: np.ndarray, work: Callable[[np.ndarray], T], advice: str) -> Iterator[tuple[np.ndarray, T]]:
+    """The work on all rows together, or, where memory does not suffice, half by half: (rows, result) in order.
+
+    Raises UserError, `advice`, when a single row is too much.
+    """
+    try:
+        made = work(rows)
+    except (RuntimeError, MemoryError) as error:
+        if not lacking(error):
+            raise
+        if len(rows) == 1:
+            raise UserError(advice) from error
+    else:
+        yield rows, made
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = math.ceil(len(rows) / 2)
+    yield from halving(rows[:half], work, advice)
+    yield from halving(rows[half:], work, advice)
 
 
 @contextmanager

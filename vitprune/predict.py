@@ -66,7 +66,7 @@ def open_model(model: Path) -> Classifier:
     session = runtime.session(path)
     known = session.get_modelmeta().custom_metadata_map
     entries = {key: _entry(known, key, path) for key in ("labels", "preprocessing", "open_set")}
-    shape, outputs = session.get_inputs()[0].shape, session.get_outputs()[0].shape[-1]
+    shape, outputs = runtime.image_shape(session, path), session.get_outputs()[0].shape[-1]
     if not isinstance(entries["preprocessing"], dict):
         raise UserError(
             f"{path}: has no `preprocessing` in its metadata; `vitprune export RECIPE` writes a file that has"
@@ -76,7 +76,7 @@ def open_model(model: Path) -> Classifier:
     except ValueError as error:
         raise UserError(f"{path}: its preprocessing {error} cannot be used; export it again") from error
     wanted = [preprocessing.channels, *preprocessing.size]
-    if preprocessing.channels not in (1, 3) or shape[1:] != wanted or not isinstance(outputs, int):
+    if preprocessing.channels not in (1, 3) or shape != wanted or not isinstance(outputs, int):
         raise UserError(f"{path}: takes {shape}, its metadata prepares images of {wanted}; export it again")
     labels = entries["labels"] if entries["labels"] is not None else [str(i) for i in range(outputs)]
     if not isinstance(labels, list) or len(labels) != outputs:

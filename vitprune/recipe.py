@@ -91,8 +91,10 @@ class Data(Part):
     a .tar file, or a folder of .tar files.
     """
 
-    source: Literal["bundled"] | None = None
-    path: Path | None = Field(None, description="the images; with `dataset`, where its files are")
+    source: Literal["bundled"] | None = Field(None, description="the images that come with the package")
+    path: Path | None = Field(
+        None, description="the images, relative to the working folder; with `dataset`, where its files are"
+    )
     dataset: str | None = Field(
         None, description="a name of timm.data.create_dataset: torch/…, or by extras hfds/…, hfids/…, wds/…, tfds/…"
     )
@@ -131,14 +133,14 @@ class Data(Part):
 class SplitSpec(Part):
     """The per-class split of the images into probe (choose) and test (judge)."""
 
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of the shuffle")
     probe: float = Field(0.8, gt=0, lt=1, description="share of each class that goes to the probe split")
 
 
 class Criterion(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
-    name: CriterionName = "jas"
+    name: CriterionName = Field("jas", description="`vitprune criteria` lists what each needs and where it comes from")
     among: list[CriterionName] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
@@ -158,7 +160,9 @@ class Criterion(Part):
         None, description="integration steps m: 5 under gauss-legendre, else 20"
     )
     tokens: Literal["cls", "patches", "all"] = Field("cls", description="where a path's units are assigned")
-    objective: Literal["probability", "logit", "log-probability"] = "probability"
+    objective: Literal["probability", "logit", "log-probability"] = Field(
+        "probability", description="of the true class: what is integrated"
+    )
     reference: bool = Field(
         False, description="as the authors' code: clamped class token, lowest-ranked unit in the sums"
     )
@@ -194,10 +198,10 @@ class Criterion(Part):
 class PaperProtocol(Part):
     """The paper's own pruning protocol (class token only, mask chosen by the true label): an oracle-routed figure."""
 
-    t: list[Annotated[StrictInt, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
-    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = "right"
-    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = 20
-    probe_per_class: Annotated[StrictInt, Field(ge=1)] = 40
+    t: list[Annotated[StrictInt, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="units kept per block")
+    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = Field("right", description="of the integral")
+    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
+    probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
 
     def attribution(self) -> Attribution:
         """The paper's formula on the class token under this rule."""
@@ -207,9 +211,11 @@ class PaperProtocol(Part):
 class Compare(Part):
     """What `vitprune compare` puts side by side: every criterion at every budget, with every repair, on every split."""
 
-    criteria: list[CriterionName] = Field(["jas", "activation", "taylor", "variance", "random"], min_length=2)
-    keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1)
-    recovery: list[Recovery] = Field(["none", "affine"], min_length=1)
+    criteria: list[CriterionName] = Field(
+        ["jas", "activation", "taylor", "variance", "random"], min_length=2, description="side by side"
+    )
+    keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
+    recovery: list[Recovery] = Field(["none", "affine"], min_length=1, description="repairs, as `recovery`")
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
 
     @field_validator("keep")
@@ -231,7 +237,7 @@ class Paper(Part):
     against JAS. `figure-4`: how often each unit is on a class's paths. `figure-5`, with D.2: which classes use the same
     units. `figure-6`, with Table 3: the paper's protocol over its t, the share p of the other units, and the first blocks."""
 
-    table: Literal["table-1", "table-2", "figure-4", "figure-5", "figure-6"] = "table-1"
+    table: Literal["table-1", "table-2", "figure-4", "figure-5", "figure-6"] = Field("table-1", description="which")
     units: list[Literal["image", "frequency", "mode-per-rank"]] | None = Field(
         None,
         min_length=1,
@@ -274,7 +280,7 @@ def check_keep(keep: int | float) -> int | float:
 class Export(Part):
     """What is written for deployment, beside the checkpoint."""
 
-    onnx: bool = True
+    onnx: bool = Field(True, description="write ONNX files and hold them against torch")
     precisions: list[Literal["fp32", "fp16", "int8"]] = Field(
         ["fp32"], description="of the ONNX files; fp32 is always among them, the others are made from it"
     )
@@ -284,7 +290,9 @@ class Export(Part):
         le=100,
         description="points of top-1 that int8 may cost on the probe split, else products stay in fp32",
     )
-    latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = [1, 8, 32]
+    latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = Field(
+        [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
+    )
 
     @field_validator("precisions")
     @classmethod
@@ -297,11 +305,13 @@ class Export(Part):
 class Recipe(Part):
     """One run. `keep`: an integer is a count of hidden units per block, a float up to 1.0 a ratio."""
 
-    version: Literal[1] = 1
-    name: str
-    model: Model = Field(default_factory=lambda: Model())
-    data: Data = Field(default_factory=lambda: Data(source="bundled"))
-    split: SplitSpec = Field(default_factory=lambda: SplitSpec())
+    version: Literal[1] = Field(1, description="of the recipe's format")
+    name: str = Field(description="results go to `<out>/<name>/`: letters, digits, `.`, `_` and `-`, at most 64")
+    model: Model = Field(default_factory=lambda: Model(), description="the dense model; without it the bundled one")
+    data: Data = Field(
+        default_factory=lambda: Data(source="bundled"), description="the images; without it the bundled ones"
+    )
+    split: SplitSpec = Field(default_factory=lambda: SplitSpec(), description="which images choose and which judge")
     classes: list[str] | None = Field(None, min_length=1, description="prune for these classes only")
     groups: dict[str, list[str]] | None = Field(
         None, min_length=1, description="one slim model per named class set; `auto: k` finds k sets by class similarity"
@@ -311,8 +321,10 @@ class Recipe(Part):
         None,
         description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
     )
-    criterion: Criterion = Field(default_factory=lambda: Criterion())
-    keep: StrictInt | StrictFloat = 0.25
+    criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
+    keep: StrictInt | StrictFloat = Field(
+        0.25, description="the budget: a float up to 1.0 is a share of each block's hidden units, an integer a count"
+    )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "uniform",
         description="every block the same share, one threshold for all, the best widths, or as the criterion likes",
@@ -335,14 +347,18 @@ class Recipe(Part):
     refit_images: Annotated[StrictInt, Field(ge=1)] = Field(
         8000, description="probe images at most for sequential, layerwise and distill"
     )
-    distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
-    baselines: list[CriterionName] = ["activation", "random"]
-    random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = 3
-    paper_protocol: PaperProtocol | None = None
-    compare: Compare | None = None
-    paper: Paper | None = None
-    export: Export = Field(default_factory=lambda: Export())
-    out: Path = Path("exported")
+    distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
+        3, description="passes over the images of `+ distill`"
+    )
+    baselines: list[CriterionName] = Field(
+        ["activation", "random"], description="examined at the same budget, with and without the repair"
+    )
+    random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = Field(3, description="seeds of the baseline `random`")
+    paper_protocol: PaperProtocol | None = Field(None, description="also the paper's own, oracle-routed figures")
+    compare: Compare | None = Field(None, description="what `vitprune compare` puts side by side")
+    paper: Paper | None = Field(None, description="which of the paper's tables `vitprune paper` makes")
+    export: Export = Field(default_factory=lambda: Export(), description="what is written for deployment")
+    out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
 
     @model_validator(mode="before")
     @classmethod

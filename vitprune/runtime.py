@@ -12,6 +12,7 @@ import numpy as np
 
 from vitprune.errors import UserError
 
+FLOAT = "tensor(float)"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -65,9 +66,22 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
     return made
 
 
+def image_shape(made: Any, where: Path | str) -> list[Any]:
+    """What a session takes beside the batch, as [channels, H, W]. Raises UserError for a file of another kind of model."""
+    inputs, outputs = made.get_inputs(), made.get_outputs()
+    if len(inputs) != 1 or inputs[0].type != FLOAT or len(inputs[0].shape) < 2 or not outputs[0].shape:
+        takes = ", ".join(f"{x.name}: {x.type} {x.shape}" for x in inputs)[:120]
+        raise UserError(f"{where}: is no image classifier's file: it takes {takes}, not one batch of float images")
+    return list(inputs[0].shape[1:])
+
+
 def predict(made: Any, images: np.ndarray) -> np.ndarray:
-    """Logits [B, C] of images [B, channels, H, W] float32."""
-    return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
+    """Logits [B, C] of images [B, channels, H, W] float32. Raises UserError for images that the file does not take."""
+    try:
+        return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
+    except Exception as error:  # onnxruntime raises classes of its own
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"a batch {list(images.shape)}: onnxruntime cannot run it ({reason})") from error
 
 
 def interleaved(runners: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, float]]:

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from vitprune import paths
+from vitprune import memory, paths
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
 
 SHARD = 64
+ADVICE = "discover: not enough memory for a single image; take fewer `nodes`, or a device with more"
 Score = Callable[[np.ndarray], tuple[dict[int, list[torch.Tensor]], torch.Tensor]]
 
 
@@ -88,7 +89,7 @@ class Manifest:
         part = self.index[start : start + self.step]
         for at in range(0, len(part), self.batch):
             whole = part[at : at + self.batch]
-            for index, scores, labels in _halving(whole, score):
+            for index, (scores, labels) in memory.halving(whole, score, ADVICE):
                 smallest = min(smallest, len(index)) if len(index) < len(whole) else smallest
                 for t in self.ts:
                     parts[t].append(Gathered.of(scores[t], labels, index, keep(t)))
@@ -115,34 +116,3 @@ class Manifest:
 def job(index: np.ndarray, about: Any) -> str:
     """Digest of what is computed on which images."""
     return digest(about, index.tolist())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a failed pass would fit with fewer rows."""
-    texts = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
-    )
-
-
-def _halving(
-    index: np.ndarray, score: Score
-) -> Iterator[tuple[np.ndarray, dict[int, list[torch.Tensor]], torch.Tensor]]:
-    """Score the images together, or, where memory does not suffice, half by half."""
-    try:
-        scores, labels = score(index)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(index) == 1:
-            raise UserError(
-                "discover: not enough memory for a single image; take fewer `nodes`, or a device with more"
-            ) from error
-    else:
-        yield index, scores, labels
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = math.ceil(len(index) / 2)
-    yield from _halving(index[:half], score)
-    yield from _halving(index[half:], score)

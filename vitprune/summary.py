@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -40,12 +41,13 @@ def show(record: dict[str, Any], verb: str, folder: Path) -> None:
             line += f", ONNX latency x {result['latency_ratio']:.3f} (batch 32)"
         console.print(f"Slim against dense: {line}")
     for note in record.get("notes", []):
-        console.print(f"Note: {note}", soft_wrap=True)
+        console.print(f"Note: {note}", soft_wrap=True, markup=False)
     failed = [check["name"] for check in record["checks"] if not check["passed"]]
     console.print(
         f"Checks: {len(record['checks']) - len(failed)} passed" + (f", FAILED: {', '.join(failed)}" if failed else "")
     )
-    console.print(f"Report: {folder / 'report.html'}" if verb == "run" else f"Results: {folder}", soft_wrap=True)
+    end = f"Report: {folder / 'report.html'}" if verb == "run" else f"Results: {folder}"
+    console.print(end, soft_wrap=True, markup=False)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -59,7 +61,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
         interval = "–".join(f"{100 * x:.1f}" for x in first["top1_ci95"]) if len(group) == 1 else f"{len(group)} draws"
         name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
         table.add_row(
-            name,
+            escape(name),
             str(first["keep"]),
             first["recovery"],
             first["head"],

@@ -1,7 +1,7 @@
 """A run's folder: one lock, one record per stage, and the rule by which a stage is skipped.
 
-exported/<name>/stages/<stage>/stage.json holds the digest of the stage's inputs and the files it made. It is written
-last, so a stage without it is unfinished; a stage with another digest is done again.
+exported/<name>/stages/<stage>/stage.json holds the digest of the stage's inputs and of each file it made. It is written
+last, so a stage without it is unfinished; a stage with other digests is done again. No time of any clock is compared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vitprune.errors import UserError
-from vitprune.files import explain, read_json, write_json
+from vitprune.files import explain, read_sealed, sha256, write_sealed
 
 PARTS = "parts"
 
@@ -34,29 +34,20 @@ class Workspace:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """The record of a finished stage, or None."""
-        path = self.stage_folder(stage) / "stage.json"
-        return read_json(path) if path.is_file() else None
+        return read_sealed(self.stage_folder(stage) / "stage.json")
 
     def is_current(self, stage: str, inputs: str) -> bool:
-        """True when the stage has finished with these inputs and its files are still there in their sizes."""
-        try:
-            record = self.record(stage)
-        except UserError:
+        """True when the stage has finished with these inputs and its files are still there as they were written."""
+        record = self.record(stage)
+        if record is None or record["inputs"] != inputs:
             return False
-        files = record.get("files") if isinstance(record, dict) else None
-        if record is None or not isinstance(files, dict) or record.get("inputs") != inputs:
-            return False
-        sizes = {self.root / name: size for name, size in files.items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+        paths = {self.root / name: made for name, made in record["files"].items()}
+        return all(path.is_file() and sha256(path) == made for path, made in paths.items())
 
     def files_of(self, stage: str) -> set[Path]:
         """What the stage's last finished run made, inside this folder."""
-        try:
-            record = self.record(stage)
-        except UserError:
-            return set()
-        files = record.get("files") if isinstance(record, dict) else None
-        paths = {self.root / name for name in files} if isinstance(files, dict) else set()
+        record = self.record(stage)
+        paths = {self.root / name for name in record["files"]} if record else set()
         return {path for path in paths if path.resolve().is_relative_to(self.root.resolve())}
 
     def remove(self, files: set[Path]) -> None:
@@ -88,10 +79,10 @@ class Workspace:
         self, stage: str, inputs: str, files: list[Path], started: float, peak_memory_mb: float | None = None
     ) -> None:
         """Write the stage's record."""
-        sizes = {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files}
+        made = {path.relative_to(self.root).as_posix(): sha256(path) for path in files}
         seconds = round(time.monotonic() - started, 2)
         cost = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
-        write_json(self.stage_folder(stage) / "stage.json", {"inputs": inputs, **cost, "files": sizes})
+        write_sealed(self.stage_folder(stage) / "stage.json", {"inputs": inputs, **cost, "files": made})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
