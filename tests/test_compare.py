@@ -254,13 +254,13 @@ def test_the_choice_does_not_look_at_the_test_split(content: dict[str, Any], mon
     with Context.open(made, "cpu", pipeline.Reporter(quiet=True)) as context:
         plain_one = made.model_copy(update={"criterion": made.criterion.model_copy(update={"name": "jas"})})
         pipeline.advance(dataclasses.replace(context, recipe=plain_one), "discover")
-        stack = type(context.images)._stack
+        ask = type(context.images)._ask
 
         def watched(images: Any, part: np.ndarray) -> Any:
             seen.update(part.tolist())
-            return stack(images, part)
+            return ask(images, part)
 
-        monkeypatch.setattr(type(context.images), "_stack", watched)
+        monkeypatch.setattr(type(context.images), "_ask", watched)
         choose.choose(context)
         assert seen and not seen & set(context.split.test.tolist())
 

@@ -6,6 +6,8 @@ table of the docs from it.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import json
 import os
@@ -22,7 +24,7 @@ from torch.onnx._internal.exporter import _registration
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import checkpoint, cli, families, halves, listing, models, onnx_export, pipeline, recipe, surgery
+from vitprune import checkpoint, cli, families, halves, heads, listing, models, onnx_export, pipeline, recipe, surgery
 from vitprune.checkpoint import Loaded
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.jas import jas
@@ -114,6 +116,20 @@ def ragged(model: nn.Module) -> Mask:
         keep[torch.randperm(site.width, generator=draw)[: site.width // 2 + i]] = True
         blocks.append(keep)
     return Mask(blocks)
+
+
+@each_name
+def test_a_specialists_head_has_its_rows(name: str, tmp_path: Path) -> None:
+    """`head: own`: the outputs that stay are what they were, or the classifier is refused by its kind."""
+    model = copy.deepcopy(opened(name).model)
+    images = images_for(model, 2)
+    whole = model(images)
+    heads.narrow(model, [3, 1])
+    assert model.num_classes == 2
+    torch.testing.assert_close(model(images), whole[:, [3, 1]])
+    loaded = dataclasses.replace(opened(name), model=model, labels=["three", "one"])
+    checkpoint.save(tmp_path / "own", loaded, model, {})
+    torch.testing.assert_close(vitprune.load(tmp_path / "own")(images), whole[:, [3, 1]])
 
 
 @functools.cache

@@ -90,7 +90,7 @@ def test_every_group_has_its_images_confusions_and_predictions(run: tuple[Path, 
         assert set(found["image"].tolist()) <= set(split["test"])
         assert {LABELS[label] for label in found["label"]} == members
         slim = next(
-            r for r in record["rows"] if r["group"] == group and r.get("mcnemar_p") is None and r["head"] == "all"
+            r for r in record["rows"] if r["group"] == group and r.get("mcnemar_p") is None and r["head"] == "masked"
         )
         assert np.mean(found["slim"] == found["label"]) == slim["top1"]
         assert (
@@ -123,7 +123,7 @@ def test_the_significance_of_a_row_is_that_of_its_images(run: tuple[Path, dict[s
         hits = {name: found[name] == found["label"] for name in ("dense", "slim")}
         only, lost = (hits["dense"] & ~hits["slim"]).sum(), (hits["slim"] & ~hits["dense"]).sum()
         tail = sum(_choose(only + lost, k) for k in range(min(only, lost) + 1)) / 2.0 ** (only + lost)
-        dense = next(r for r in record["rows"] if (r["criterion"], r["group"], r["head"]) == ("dense", group, "all"))
+        dense = next(r for r in record["rows"] if (r["criterion"], r["group"], r["head"]) == ("dense", group, "masked"))
         assert dense["mcnemar_p"] == pytest.approx(min(1.0, 2 * tail))
 
 

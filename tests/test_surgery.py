@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import reference
 import torch
@@ -147,3 +149,22 @@ def test_masked_vs_sliced_is_small_and_notices_a_wrong_slim(tiny_vit, make_image
     share = float((logits - wrong(images)).abs().max() / logits.abs().max())
     assert surgery.masked_vs_sliced(model, mask, images) == pytest.approx(share, rel=1e-6)
     assert share > 1e-2
+
+
+@pytest.mark.parametrize("changed", [{}, {"init_values": 0.3, "reg_tokens": 2}], ids=str)
+def test_torch_prunings_graph_removes_the_same(tiny_vit, make_images, changed):
+    """An independent surgeon: torch-pruning's dependency graph of the whole model, started at fc1's outputs."""
+    import torch_pruning as tp
+
+    model, mask = tiny_vit(**changed), MASKS["all"]
+    theirs = copy.deepcopy(model).requires_grad_(True)
+    graph = tp.DependencyGraph().build_dependency(theirs, example_inputs=make_images(1))
+    for i, keep in enumerate(mask.blocks):
+        gone = (~keep).nonzero().flatten().tolist()
+        if gone:
+            fc1 = theirs.blocks[i].mlp.fc1
+            graph.get_pruning_group(fc1, tp.prune_linear_out_channels, idxs=gone).prune()
+    expected, found = theirs.state_dict(), surgery.slim(model, mask).state_dict()
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in expected.items()}
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key

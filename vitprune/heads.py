@@ -22,8 +22,7 @@ def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
 
     Raises UserError for a classifier that is not made of linear layers with one row per output.
     """
-    layers = model.get_classifier()  # type: ignore[operator]
-    layers = list(layers) if isinstance(layers, tuple | list) else [layers]
+    layers = _classifier(model)
     total, rows = int(model.num_classes), torch.as_tensor(list(outputs))  # type: ignore[arg-type]
     for layer in layers:
         if not isinstance(layer, nn.Linear) or layer.out_features != total:
@@ -35,6 +34,16 @@ def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
             setattr(layer, name, nn.Parameter(kept, requires_grad=values.requires_grad))
         layer.out_features = len(rows)
     model.num_classes = len(rows)  # type: ignore[assignment]
+
+
+def _classifier(model: nn.Module) -> list[nn.Module]:
+    """Every layer that ends in the outputs: what timm says, or the heads and classifiers by name."""
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()  # type: ignore[operator]
+        return list(found) if isinstance(found, tuple | list) else [found]
+    last = {name: name.rpartition(".")[2] for name, _ in model.named_modules()}
+    named = [model.get_submodule(name) for name, end in last.items() if end == "head" or end.endswith("classifier")]
+    return named or [model]
 
 
 def widen(logits_NK: np.ndarray, outputs: Sequence[int], total: int) -> np.ndarray:
