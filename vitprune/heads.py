@@ -32,7 +32,7 @@ def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
         for name, values in list(layer.named_parameters(recurse=False)):
             kept = values[rows.to(values.device)].clone()
             setattr(layer, name, nn.Parameter(kept, requires_grad=values.requires_grad))
-        layer.out_features = len(rows)
+        layer.out_features = len(rows)  # type: ignore[assignment]
     model.num_classes = len(rows)  # type: ignore[assignment]
 
 
