@@ -38,6 +38,7 @@ def at(work):
 
 def child(out, stage):
     global how
+    torch.set_num_threads(1)  # makes the thread pool that fork broke anew, before two threads at once find it broken
     how = getattr(signal, out.name, None)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(base / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
