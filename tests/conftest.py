@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import timm
 import torch
+from small import quicken
 from torch import Tensor, nn
 
 TinyVit = Callable[..., nn.Module]
@@ -53,6 +54,15 @@ def tiny_vit_fixture() -> TinyVit:
 @pytest.fixture(name="make_images")
 def make_images_fixture() -> Callable[..., Tensor]:
     return make_images
+
+
+@pytest.fixture(scope="module", name="quick")
+def quick_fixture() -> Iterator[None]:
+    """Whole runs of tiny models in one thread, with what is only costly at their size cut short."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from small import (
     leftovers,
     model_folder,
     picture,
-    quicken,
     recipe_dict,
     tiny_args,
     tiny_model,
@@ -48,12 +47,7 @@ class Answer:
         return [line for line in self.err.splitlines() if not PROGRESS.fullmatch(line)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

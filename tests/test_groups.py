@@ -187,3 +187,24 @@ def test_a_specialist_tells_its_own_classes_only(content, tmp_path):
     kept = run(content, tmp_path, groups=groups, keep=1.0, baselines=[], head="all", export={"latency_batches": [1]})
     assert json.loads((folder / "config.json").read_text())["num_classes"] == 3
     assert kept["result"]["head"] == "all" and kept["result"]["top1"] <= dense["top1"]
+
+
+def test_a_head_that_cannot_be_narrowed_is_refused_before_any_work(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(heads, "_classifier", lambda model: [torch.nn.Identity()])
+    with pytest.raises(UserError, match="Identity without a row per class; take head: all"):
+        run(content, tmp_path, groups={"two": ["circle", "cross"]})
+    assert not list((tmp_path / "tiny").rglob("*.safetensors"))
+    run(content, tmp_path, "split", groups={"two": ["circle", "cross"]}, head="all")
+
+
+def test_rounds_are_given_to_the_general_model_too(content, tmp_path):
+    """Like with like: the model for all classes is cut in as many rounds as the specialists it stands beside."""
+    groups = {"a": ["circle", "cross"], "b": ["square", "cross"]}
+    criterion = {"name": "variance", "probe_per_class": 100}
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        cut = specialists.main_mask
+        patch.setattr(specialists, "main_mask", lambda *args: seen.append(args[1:]) or cut(*args))
+        run(content, tmp_path, "evaluate", groups=groups, rounds=2, criterion=criterion, baselines=[])
+    assert seen == [(None, [0, 1, 2])]
+    assert (tmp_path / "tiny" / "stages" / "prune" / "round-1-all").is_dir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import image_folder, model_folder, picture, quicken, recipe_dict, write_recipe
+from small import image_folder, model_folder, picture, recipe_dict, write_recipe
 
 from vitprune import bench, checkpoint, cli, evaluation, files, memory, pipeline, predict, recipe
 from vitprune.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

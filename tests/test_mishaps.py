@@ -15,8 +15,7 @@ from typing import Any
 
 import onnx
 import pytest
-import torch
-from small import contents, image_folder, leftovers, model_folder, quicken, recipe_dict, write_recipe
+from small import contents, image_folder, leftovers, model_folder, recipe_dict, write_recipe
 
 from vitprune import files, pipeline, recipe, shards
 from vitprune.context import Context
@@ -25,12 +24,7 @@ from vitprune.errors import UserError
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from small import (
     leftovers,
     model_folder,
     picture,
-    quicken,
     recipe_dict,
 )
 from timm.data import create_transform, resolve_model_data_config
@@ -52,12 +51,7 @@ STAGES = ["split", "discover", "moments", "prune", "evaluate", "export"]
 Made = dict[str, Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        quicken(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, criteria, decoding, labels, masks, memory, models
+from vitprune import checkpoint, criteria, decoding, heads, labels, masks, memory, models
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images
 from vitprune.decoding import Job, Processes
@@ -171,6 +171,8 @@ class Context:
         self.every_target()
         for site in self.sites:
             masks.width(self.recipe.keep, site.width, self.recipe.round_to)
+        if not all(self.keeps_head(targets) for targets in self.class_sets().values()):
+            heads.layers_of(self.loaded.model)
         own = self.recipe.criterion
         for name in {own.name, *self.recipe.baselines}:
             criteria.applies(name, own.tokens, self.loaded.model)

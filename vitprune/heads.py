@@ -22,18 +22,24 @@ def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
 
     Raises UserError for a classifier that is not made of linear layers with one row per output.
     """
-    layers = _classifier(model)
-    total, rows = int(model.num_classes), torch.as_tensor(list(outputs))  # type: ignore[arg-type]
-    for layer in layers:
-        if not isinstance(layer, nn.Linear) or layer.out_features != total:
-            kind = type(layer).__name__
-            raise UserError(f"head: own: the classifier is a {kind} without a row per class; take head: all")
-    for layer in layers:
+    rows = torch.as_tensor(list(outputs))
+    for layer in layers_of(model):
         for name, values in list(layer.named_parameters(recurse=False)):
             kept = values[rows.to(values.device)].clone()
             setattr(layer, name, nn.Parameter(kept, requires_grad=values.requires_grad))
-        layer.out_features = len(rows)  # type: ignore[assignment]
+        layer.out_features = len(rows)
     model.num_classes = len(rows)  # type: ignore[assignment]
+
+
+def layers_of(model: nn.Module) -> list[nn.Linear]:
+    """The layers that `narrow` cuts; nothing is changed. Raises UserError as it does."""
+    made = []
+    for layer in _classifier(model):
+        if not isinstance(layer, nn.Linear) or layer.out_features != model.num_classes:
+            kind = type(layer).__name__
+            raise UserError(f"head: own: the classifier is a {kind} without a row per class; take head: all")
+        made.append(layer)
+    return made
 
 
 def _classifier(model: nn.Module) -> list[nn.Module]:

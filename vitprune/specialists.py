@@ -16,8 +16,8 @@ from torch import nn
 
 from vitprune import checkpoint, evaluation, heads
 from vitprune.context import Context
-from vitprune.stages.discover import scores_of
-from vitprune.stages.prune import mask_of, slimmed
+from vitprune.stages.discover import model_of
+from vitprune.stages.prune import main_mask, slimmed
 
 SURE = 0.95  # share of the group's own images that are let in
 
@@ -29,8 +29,8 @@ def table(context: Context) -> list[dict[str, Any]]:
     if not sets:
         return rows
     recipe, everything = context.recipe, context.every_target()
-    scores = scores_of(context, recipe.criterion.name, recipe.criterion.seed)
-    generic = slimmed(context, mask_of(context, scores, everything), recipe.recovery, None, everything)
+    whole = model_of(context, recipe.criterion.name)
+    generic = slimmed(context, main_mask(context, None, everything), recipe.recovery, None, everything, whole)
     logits = {
         name: _every_logit(context, model) for name, model in (("dense", context.loaded.model), ("generic", generic))
     }

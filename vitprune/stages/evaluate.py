@@ -56,9 +56,7 @@ def _evaluate_set(
         contenders += [("random", s) for s in range(recipe.random_draws) if ("random", s) != main]
     jobs = [("dense", recipe.split.seed, "none")]
     jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", recipe.recovery))]
-    shown = (
-        "all" if context.keeps_head(targets) else "masked"
-    )  # the head that is exported, and what it is compared with
+    shown = "all" if context.keeps_head(targets) else "masked"  # the exported head, and that of what it stands beside
     rows: list[dict[str, Any]] = []
     hits: list[np.ndarray] = []
     seen: dict[str, Metrics] = {}
