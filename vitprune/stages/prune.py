@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets
     shared = {name: getattr(context, name) for name in ("source", "images", "split_record", "data_digest")}
     inner.__dict__.update(shared, loaded=dataclasses.replace(context.loaded, model=slim))
     discover(inner)
-    return scores_of(inner, criterion.name, criterion.seed)
+    scores = scores_of(inner, criterion.name, criterion.seed)
+    shutil.rmtree(folder)  # nothing reads a round's discovery again
+    return scores
 
 
 def _in_dense_numbering(scores: Scores, left: Mask) -> Scores:
