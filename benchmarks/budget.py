@@ -4,8 +4,8 @@
 
 The default is criterion fisher-obs, one threshold across blocks, layerwise repair: no labels, no training. Baselines at
 the same budget: variance + mean (VBP) and + affine (CORP, DVBP), and Taylor, Hessian, magnitude, activation and variance
-with the default's own repair. ViT-Slim trains: its figures are read from benchmarks/results/compare-full-*.json and
-marked `source`. Every seed is a split of its own; the test split is read once per model. The bundled model by default:
+with the default's own repair. ViT-Slim trains: its best figures are read from benchmarks/results/compare-*.json and marked
+`source`. Every seed is a split of its own; the test split is read once per model. The bundled model by default:
 3 seeds; --quick: one seed and half of the images for the repair. --model: a timm folder. Interrupted, the same command
 goes on where it was (--work). The last line is one JSON object; accuracies are fractions.
 """
@@ -126,7 +126,7 @@ def _hits(context: Context, model: Any, targets: list[int]) -> list[int]:
     return (closed.argmax(1) == labels).astype(int).tolist()
 
 
-def summary(seeds: list[dict[str, Any]], slim: dict[str, float]) -> dict[str, Any]:
+def summary(seeds: list[dict[str, Any]], slim: dict[str, tuple[float, str]]) -> dict[str, Any]:
     """Budget → means over the seeds."""
     dense = [seed["dense"]["top1"] for seed in seeds]
     made: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def summary(seeds: list[dict[str, Any]], slim: dict[str, float]) -> dict[str, An
         ours = "+".join(OURS)
         mean = {name: statistics.fmean(values) for name, values in methods.items()}
         if keep in slim:
-            mean["vit-slim"] = slim[keep]
+            mean["vit-slim"] = slim[keep][0]
         best = max((name for name in mean if name != ours), key=lambda name: mean[name])
         losses = [100 * (d - t) for d, t in zip(dense, methods[ours], strict=True)]
         made[keep] = {
@@ -152,7 +152,7 @@ def summary(seeds: list[dict[str, Any]], slim: dict[str, float]) -> dict[str, An
             else mcnemar(hits_of(seeds[0][keep][ours]), hits_of(seeds[0][keep][best])),
         }
         if keep in slim:
-            made[keep]["source"] = {"vit-slim": "committed results of recipes/compare-full.yaml, best repair, 3 seeds"}
+            made[keep]["source"] = {"vit-slim": slim[keep][1]}
     return {"dense_top1": statistics.fmean(dense), "dense_top1_of_seeds": dense, "budgets": made}
 
 
@@ -178,16 +178,16 @@ def specialists(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def vit_slim(model: str) -> dict[str, float]:
-    """Budget → the best repair's mean top-1 in the committed comparison of every criterion."""
-    path = RESULTS / f"compare-full-{model}.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, float] = {}
-    for row in json.loads(path.read_text())["table"]:
-        if row["criterion"] == "vit-slim":
-            key = f"{row['keep']:g}"
-            found[key] = max(found.get(key, 0.0), row["top1"])
+def vit_slim(model: str) -> dict[str, tuple[float, str]]:
+    """Budget → ViT-Slim's best mean top-1 in the committed comparisons on this model, and where it stands."""
+    found: dict[str, tuple[float, str]] = {}
+    for path in sorted(RESULTS.glob(f"compare-*-{model}.json")):
+        made = json.loads(path.read_text())
+        for row in made["table"]:
+            if row["criterion"] == "vit-slim":
+                source = f"{path.name}: {row['recovery']}, {made['allocation']}, {len(made['seeds'])} seeds"
+                key = f"{row['keep']:g}"
+                found[key] = max(found.get(key, (0.0, "")), (row["top1"], source))
     return found
 
 

@@ -186,6 +186,10 @@ def test_a_damaged_cell_is_examined_again(content: dict[str, Any], tmp_path: Pat
         ({"criteria": ["jas", "jaz"]}, "criteria"),
         ({"seeds": []}, "seeds"),
         ({"kepe": [1]}, "kepe"),
+        ({"among": ["jas"]}, "among"),
+        ({"among": ["jas", "random"]}, "among"),
+        ({"among": ["jas", "taylor"]}, "among"),
+        ({"among": ["jas", "variance"], "criteria": ["jas", "variance"]}, "among"),
     ],
 )
 def test_a_wrong_comparison_is_one_line(content: dict[str, Any], wrong: dict[str, Any], said: str) -> None:
@@ -233,6 +237,27 @@ def test_what_top1_does_not_settle_the_probability_does() -> None:
     assert choose.decide(hits, {"base": 0.7, "close": 0.71, "far": 0.9}) == "close"
     assert choose.decide(hits, {"base": 0.7, "close": 0.6, "far": 0.9}) == "base"
     assert choose.decide({"a": base, "b": base.copy()}, {"a": 0.5, "b": 0.5}) == "a"
+
+
+def test_auto_can_be_kept_to_some_of_the_criteria(content: dict[str, Any]) -> None:
+    among = ["magnitude-l2", "variance"]
+    made = run(content | {"compare": SPEC | {"among": among, "keep": [8], "recovery": ["affine"], "seeds": [0]}})
+    assert [sorted(why["top1"]) for why in made["choices"]] == [among]
+    everything = run(content | {"compare": SPEC | {"keep": [8], "recovery": ["affine"], "seeds": [0]}})
+    assert [sorted(why["top1"]) for why in everything["choices"]] == [["jas", *among]]
+
+
+def test_what_runs_every_unit_alone_may_look_at_fewer_images(content: dict[str, Any]) -> None:
+    few = content["criterion"] | {"exact_per_class": 2}
+    names = ["knowledge-attribution", "jas"]
+    made = run(content | {"criterion": few, "compare": SPEC | {"criteria": names, "seeds": [0]}})
+    images = {cost["criterion"]: cost["images"] for cost in made["costs"]}
+    assert images == {"knowledge-attribution": 2 * 3, "jas": few["probe_per_class"] * 3}
+    plain = {k: v for k, v in content.items() if k != "compare"} | {"baselines": []}
+    for own in ({"probe_per_class": 2}, {"exact_per_class": 2}):
+        criterion = content["criterion"] | {"name": "knowledge-attribution"} | own
+        report = pipeline.run(recipe.Recipe.model_validate(plain | {"criterion": criterion}), device="cpu")
+        assert [d["images"] for d in report["discoveries"]] == [6]
 
 
 def test_the_fold_lies_inside_the_probe_split(content: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def test_every_default() -> None:
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],
             "t": 50,
             "probe_per_class": 40,
+            "exact_per_class": None,
             "formula": "jas",
             "candidates": "parallel",
             "shortlist": None,

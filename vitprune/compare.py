@@ -128,7 +128,8 @@ def _choices(
     context: Context, spec: Compare, seed: int, key: str, found: dict[Cell | None, dict[str, Any]], force: bool
 ) -> list[dict[str, Any]]:
     """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
-    among = [c for c in spec.criteria if c not in ("auto", "random")]
+    among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
+    key = digest(key, among)
     inner, made = None, []
     for keep in spec.keep:
         for recovery in spec.recovery:

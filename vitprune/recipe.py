@@ -144,6 +144,9 @@ class Criterion(Part):
     among: list[CriterionName] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
+    exact_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="knowledge-attribution: fewer probe images per class, as it runs every unit alone"
+    )
     formula: Literal["jas", "joint-ig"] = Field(
         "jas", description="the paper's product of sums, or the sum of products"
     )
@@ -187,6 +190,11 @@ class Criterion(Part):
             raise ValueError("`reference` is the authors' code: `formula: jas` and `candidates: parallel`")
         return self
 
+    def images_per_class(self, name: str) -> int:
+        """How many probe images of a class the criterion `name` looks at."""
+        exact = self.exact_per_class if name == "knowledge-attribution" else None
+        return self.probe_per_class if exact is None else min(exact, self.probe_per_class)
+
     def attribution(self) -> Attribution:
         """The settings with every default spelled out."""
         rule = self.quadrature or ("left" if self.reference else "gauss-legendre")
@@ -202,6 +210,9 @@ class PaperProtocol(Part):
     quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = Field("right", description="of the integral")
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
+    exact_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="knowledge-attribution: fewer probe images per class, as it runs every unit alone"
+    )
 
     def attribution(self) -> Attribution:
         """The paper's formula on the class token under this rule."""
@@ -213,6 +224,9 @@ class Compare(Part):
 
     criteria: list[CriterionName] = Field(
         ["jas", "activation", "taylor", "variance", "random"], min_length=2, description="side by side"
+    )
+    among: list[CriterionName] | None = Field(
+        None, min_length=2, description="what `auto` chooses among; without it all the criteria but random"
     )
     keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
     recovery: list[Recovery] = Field(["none", "affine"], min_length=1, description="repairs, as `recovery`")
@@ -229,7 +243,13 @@ class Compare(Part):
             values = getattr(self, name)
             if len({(type(v), v) for v in values}) < len(values):
                 raise ValueError(f"`{name}` names one of its values twice")
+        if self.among is not None and ("auto" not in self.criteria or not set(self.among) <= self.choices()):
+            raise ValueError("`among` goes with `auto` and names other criteria of the comparison, not `random`")
         return self
+
+    def choices(self) -> set[str]:
+        """What `auto` may choose among."""
+        return {str(name) for name in self.criteria} - {"auto", "random"}
 
 
 class Paper(Part):

@@ -28,7 +28,7 @@ def scores(context: Context) -> Scores | None:
     ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
     found = (
         ranked == "frequency"
-        and discover.result_file(context, c.name, c.t, c.attribution(), c.probe_per_class).is_file()
+        and discover.result_file(context, c.name, c.t, c.attribution(), c.images_per_class(c.name)).is_file()
     )
     return discover.scores_of(context, c.name) if found else None
 

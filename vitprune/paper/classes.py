@@ -42,8 +42,8 @@ def check(context: Context, spec: Paper) -> None:
 def _found(context: Context) -> tuple[Source, PathSet]:
     """The recipe's own discovery with its paths."""
     c = context.recipe.criterion
-    source = Source(c.name, c.t, c.attribution(), c.probe_per_class)
-    return source, discover.columns(context, c.name, c.t, source.how, c.probe_per_class)
+    source = Source(c.name, c.t, c.attribution(), c.images_per_class(c.name))
+    return source, discover.columns(context, c.name, c.t, source.how, c.images_per_class(c.name))
 
 
 def _drawn(context: Context, spec: Paper, default: int) -> list[int]:

@@ -98,7 +98,7 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
 def _of_class(context: Context, name: str, rule: Rule) -> Tensor:
     """Every class's path, one unit per block, from the discovery on the probe split: [C, L, 1]."""
     c = context.recipe.criterion
-    return class_paths(context, Source(name, c.t, c.attribution(), c.probe_per_class, rule))[:, :, None].to(
+    return class_paths(context, Source(name, c.t, c.attribution(), c.images_per_class(name), rule))[:, :, None].to(
         context.device
     )
 

@@ -126,7 +126,7 @@ def discoveries(context: Context) -> list[Discovery]:
     needed: dict[tuple[str, Attribution, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
         if CRITERIA[name].score:
-            needed.setdefault(_key(name, c.attribution(), c.probe_per_class), set()).add(c.t)
+            needed.setdefault(_key(name, c.attribution(), c.images_per_class(name)), set()).add(c.t)
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
@@ -294,4 +294,4 @@ def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None
         columns = load_file(_whole_file(context, criterion, group))
         blocks = [columns[f"scores.{i}"] for i in range(len(context.sites))]
         return Scores(criterion, blocks, None, 0)
-    return load(context, criterion, c.t, c.attribution(), c.probe_per_class)
+    return load(context, criterion, c.t, c.attribution(), c.images_per_class(criterion))
