@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from budget import GROUPS, OURS, _hits, recipe_for
 
-from vitprune import cluster, pipeline
+from vitprune import pipeline
 from vitprune.context import Context
 from vitprune.evaluation import mcnemar
 from vitprune.progress import Reporter
@@ -50,7 +50,7 @@ def clustered(recipe: Recipe, reporter: Reporter) -> dict[str, list[str]]:
     criterion = recipe.criterion.model_copy(update={"probe_per_class": 20})
     with Context.open(recipe.model_copy(update=update | {"criterion": criterion}), "auto", reporter) as context:
         pipeline.advance(context, "split")
-        return dict(cluster.resolve(context).groups or {})
+        return dict(context.recipe.groups or {})
 
 
 def of_grouping(
