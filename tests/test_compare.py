@@ -188,6 +188,7 @@ def test_a_damaged_cell_is_examined_again(content: dict[str, Any], tmp_path: Pat
         ({"kepe": [1]}, "kepe"),
         ({"among": ["jas"]}, "among"),
         ({"among": ["jas", "random"]}, "among"),
+        ({"among": ["jas", "jas"]}, "among"),
         ({"among": ["jas", "taylor"]}, "among"),
         ({"among": ["jas", "variance"], "criteria": ["jas", "variance"]}, "among"),
     ],

@@ -210,9 +210,6 @@ class PaperProtocol(Part):
     quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = Field("right", description="of the integral")
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
-    exact_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="knowledge-attribution: fewer probe images per class, as it runs every unit alone"
-    )
 
     def attribution(self) -> Attribution:
         """The paper's formula on the class token under this rule."""
@@ -239,8 +236,8 @@ class Compare(Part):
 
     @model_validator(mode="after")
     def nothing_twice(self) -> Compare:
-        for name in ("criteria", "keep", "recovery", "seeds"):
-            values = getattr(self, name)
+        for name in ("criteria", "among", "keep", "recovery", "seeds"):
+            values = getattr(self, name) or []
             if len({(type(v), v) for v in values}) < len(values):
                 raise ValueError(f"`{name}` names one of its values twice")
         if self.among is not None and ("auto" not in self.criteria or not set(self.among) <= self.choices()):
