@@ -36,6 +36,7 @@ def shuffle_probe_labels(context: Context, seed: int) -> None:
     source.class_of = source.class_of.copy()
     source.class_of[probe] = np.random.default_rng(seed).permutation(source.class_of[probe])
     context.__dict__["source"] = source
+    context.__dict__.pop("images", None)  # they carry labels of their own
 
 
 def at_random(names: list[str], seed: int) -> dict[str, list[str]]:
