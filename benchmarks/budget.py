@@ -157,7 +157,10 @@ def summary(seeds: list[dict[str, Any]], slim: dict[str, tuple[float, str]]) -> 
 
 
 def specialists(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Group → budget → means over the seeds; the test is the first seed's."""
+    """Group → budget → means over the seeds; the tests are the first seed's.
+
+    `dense_against_generic_p` is how far a specialist that had lost nothing at all would stand out.
+    """
     made: dict[str, Any] = {}
     for group, budgets in seeds[0].items():
         for keep, row in budgets.items():
@@ -166,13 +169,14 @@ def specialists(seeds: list[dict[str, Any]]) -> dict[str, Any]:
                 for name in row
                 if name != "key"
             }
-            p = mcnemar(np.array(row["specialist"], bool), np.array(row["generic"], bool))
+            hits = {name: np.array(row[name], bool) for name in ("specialist", "generic", "dense_head_mask")}
             made.setdefault(group, {})[keep] = {
                 "specialist_top1": of["specialist"],
                 "dense_head_mask_top1": of["dense_head_mask"],
                 "generic_top1": of["generic"],
                 "generic_mask_group_refit_top1": of["generic_mask_group_refit"],
-                "mcnemar_p": p,
+                "mcnemar_p": mcnemar(hits["specialist"], hits["generic"]),
+                "dense_against_generic_p": mcnemar(hits["dense_head_mask"], hits["generic"]),
                 "n": len(row["specialist"]),
             }
     return made

@@ -66,6 +66,17 @@ def test_means_over_the_seeds_and_the_test_on_the_first(script: Any) -> None:
     assert trained["source"] == {"vit-slim": "a file"}
 
 
+def test_a_specialist_stands_beside_what_dense_would_show(script: Any) -> None:
+    right = [True] * 9 + [False]
+    row = {"key": "x", "dense_head_mask": [True] * 10, "generic": [True] * 2 + [False] * 8,
+           "generic_mask_group_refit": right, "specialist": right}  # fmt: skip
+    made = script("budget").specialists([{"a": {"0.05": row}}, {"a": {"0.05": row | {"specialist": [False] * 10}}}])
+    assert made["a"]["0.05"] == {
+        "specialist_top1": pytest.approx(0.45), "dense_head_mask_top1": 1.0, "generic_top1": 0.2, "n": 10,
+        "generic_mask_group_refit_top1": 0.9, "mcnemar_p": 2 * 0.5**7, "dense_against_generic_p": 2 * 0.5**8,
+    }  # fmt: skip
+
+
 def test_vit_slim_is_read_for_the_seeds_asked(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = script("budget")
     row = {"criterion": "vit-slim", "keep": 0.05, "recovery": "affine", "top1_of_seeds": [0.5, 0.7, 0.9]}
