@@ -50,7 +50,9 @@ def trained(model: nn.Module) -> nn.Module:
 
 
 def scores_of(model: nn.Module, images: Tensor, **options) -> Scores:
-    return vitprune.discover(model, images, LABELS[: len(images)], **({"t": 4, "nodes": 3} | options))
+    return vitprune.discover(
+        model, images, LABELS[: len(images)], **({"criterion": "jas", "t": 4, "nodes": 3} | options)
+    )
 
 
 # --- discover
@@ -61,7 +63,7 @@ def test_discover_counts_the_replicas_paths(tiny_vit, make_images, batch, empty)
     """Scores, paths, frequencies and ties, end to end, from the hand-written forward."""
     model, images = tiny_vit(init_values=0.2), make_images(7)
     tables, routes = reference.jas(model, images, LABELS.tolist(), 4, 3)
-    found = vitprune.discover(model, images, LABELS, t=4, quadrature="right", nodes=3, batch=batch)
+    found = vitprune.discover(model, images, LABELS, criterion="jas", t=4, quadrature="right", nodes=3, batch=batch)
     assert (found.criterion, found.classes, found.images) == ("jas", 5, 7)
     for i, expected in enumerate(reference.frequencies(routes, LABELS.tolist(), [32] * 3, 5)):
         np.testing.assert_allclose(found.blocks[i].numpy(), expected, atol=1e-6)
@@ -102,7 +104,7 @@ def test_discover_refuses(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(3)
     for labels in ([0, 1, 5], [0, -1, 1], [0, 1], []):
         with pytest.raises(UserError, match="labels"):
-            vitprune.discover(model, images, torch.tensor(labels, dtype=torch.int64), t=2, nodes=2)
+            vitprune.discover(model, images, torch.tensor(labels, dtype=torch.int64), criterion="jas", t=2, nodes=2)
     with pytest.raises(UserError, match="jaz"):
         scores_of(model, images, criterion="jaz")
     for t in (0, 33):
@@ -166,13 +168,15 @@ def test_prune_repairs(tiny_vit, make_images, recovery, empty):
     assert written(empty) == []
 
 
-def test_affine_is_the_default_and_needs_images(tiny_vit, make_images):
+def test_the_default_is_the_recipes_and_needs_images(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(7)
-    found = scores_of(model, images)
+    found = vitprune.discover(model, images, LABELS)
+    assert (found.criterion, [block.shape for block in found.blocks]) == ("fisher-obs", [(1, 32)] * 3)
     default = vitprune.prune(model, found, keep=9, images=images)
-    affine = vitprune.prune(model, found, keep=9, images=images, recovery="affine")
-    assert all(map(torch.equal, default.state_dict().values(), affine.state_dict().values()))
-    for recovery in ("mean", "affine"):
+    asked = vitprune.prune(model, found, keep=9, images=images, recovery="layerwise", allocation="global")
+    assert all(map(torch.equal, default.state_dict().values(), asked.state_dict().values()))
+    found = scores_of(model, images)
+    for recovery in ("mean", "affine", "auto"):
         with pytest.raises(UserError, match="images"):
             vitprune.prune(model, found, keep=9, recovery=recovery)
     for keep in (0, 33, 1.5, True):
@@ -220,7 +224,7 @@ def test_flags_come_back_when_a_verb_raises(tiny_vit, make_images):
     calls = [
         lambda: scores_of(model, images),
         lambda: scores_of(model, images, criterion="activation"),
-        lambda: vitprune.prune(model, found, keep=5, images=images),
+        lambda: vitprune.prune(model, found, keep=5, recovery="affine", images=images),
         lambda: vitprune.evaluate(model, images, LABELS),
     ]
     for call in calls:

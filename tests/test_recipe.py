@@ -57,7 +57,7 @@ def test_every_default() -> None:
         "head": None,
         "rounds": 1,
         "criterion": {
-            "name": "jas",
+            "name": "fisher-obs",
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],
             "t": 50,
             "probe_per_class": 40,
@@ -81,11 +81,11 @@ def test_every_default() -> None:
             "train_weights": False,
         },
         "keep": 0.25,
-        "allocation": "uniform",
+        "allocation": "auto",
         "budget": "flops",
         "floor": 1,
         "round_to": None,
-        "recovery": "affine",
+        "recovery": "auto",
         "ridge": None,
         "refit_images": 8000,
         "distill_epochs": 3,
@@ -403,4 +403,4 @@ def test_every_setting_reaches_the_engine() -> None:
 )
 def test_settings_that_do_not_go_together_are_refused(given: str) -> None:
     with pytest.raises(UserError, match=r"line 2: `criterion"):
-        recipe.parse(f"name: a\ncriterion: {{{given}}}")
+        recipe.parse(f"name: a\ncriterion: {{name: jas, {given}}}")

@@ -160,7 +160,7 @@ def test_the_pruned_model_has_the_trained_weights(content: dict[str, Any]) -> No
 def test_trained_weights_as_a_baseline(content: dict[str, Any]) -> None:
     """The baseline's row is the exam of the trained weights, not of the dense model's."""
     other = {"name": "activation", "t": 3} | {k: v for k, v in content["criterion"].items() if k != "name"}
-    made = content | {"criterion": other, "baselines": ["vit-slim"], "paper_protocol": None}
+    made = content | {"criterion": other, "baselines": ["vit-slim"], "paper_protocol": None, "allocation": "uniform"}
     rows = pipeline.run(recipe.Recipe.model_validate(made), "evaluate", device="cpu")["rows"]
     found = next(row for row in rows if row["criterion"] == "vit-slim")
     with Context.open(recipe.Recipe.model_validate(made), "cpu", Reporter(quiet=True)) as context:

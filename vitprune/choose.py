@@ -128,7 +128,7 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
     key = _key(fold(context, among))
     why = _read(path, key)
     if force or why is None:
-        why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, recipe.recovery)}
+        why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, context.recovery)}
         write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why
 

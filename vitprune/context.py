@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, criteria, decoding, heads, labels, masks, memory, models
+from vitprune import checkpoint, criteria, decoding, heads, labels, masks, memory, models, recovery
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images
 from vitprune.decoding import Job, Processes
@@ -23,7 +23,7 @@ from vitprune.preprocess import Preprocessing
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe
 from vitprune.sources import Source, open_source
-from vitprune.types import FfnSite, Split
+from vitprune.types import FfnSite, Recovery, Split
 from vitprune.workspace import Workspace
 
 MEMORY_SHARE = 0.4
@@ -165,6 +165,12 @@ class Context:
     def every_target(self) -> list[int]:
         """Union of the class sets."""
         return sorted(set().union(*self.class_sets().values()))
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        """The recipe's repair, `auto` decided by the model."""
+        asked = self.recipe.recovery
+        return recovery.chosen(asked, self.loaded.model) if asked == "auto" else asked
 
     def preflight(self) -> None:
         """What can be refused before any work and before any file: classes, budget, units per path."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch import bool as bool_
 
 from vitprune import allocate, evaluation, masks, models, paths, pipeline, recipe, surgery
-from vitprune.criteria import CRITERIA, WholeScore, applies
+from vitprune.criteria import CRITERIA, WholeScore, allocation_of, applies
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
 from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.foreign import Foreign
 from vitprune.paths import Gathered
-from vitprune.recovery import moments, needs_moments, repair
+from vitprune.recovery import chosen, moments, needs_moments, repair
 from vitprune.types import Attribution, FfnSite, Mask, Metrics, Recovery, Scores, TokenLayout
 
 TRUE_ENOUGH = 1e-3  # largest difference of logits between masked and sliced, as a share of the largest logit
@@ -73,16 +73,17 @@ def discover(
     images: Tensor,
     labels: Tensor,
     *,
-    criterion: str = "jas",
+    criterion: str = "fisher-obs",
     t: int = 50,
     batch: int = 8,
     seed: int = 0,
     **settings: Any,
 ) -> Scores:
-    """Score every hidden unit of every FFN for every class.
+    """Score every hidden unit of every FFN, for every class where the criterion tells them apart.
 
-    Returns, per block [C, n], class frequencies of the TopK units per image, ties decided by the mean summed scores, or
-    for a criterion that ranks by it the mean score itself. `settings` are those of `Attribution`: `formula`, `nodes`,
+    Returns, per block [C, n], class frequencies of the `t` best units per image (`jas` and its like), ties decided by the
+    mean summed scores, or for a criterion that ranks by it the mean score itself; [1, n] for one that looks at all images
+    together, like the default. `settings` are those of `Attribution`: `formula`, `nodes`,
     `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
     that is not supported.
     """
@@ -92,7 +93,8 @@ def discover(
     if criterion not in CRITERIA:
         raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
     row = CRITERIA[criterion]
-    masks.check_t(t, sites)
+    if not row.whole:
+        masks.check_t(t, sites)
     how = _attribution(criterion, t, seed, settings)
     applies(criterion, how.tokens, model)
     outputs = int(model.num_classes)  # type: ignore[arg-type]
@@ -159,11 +161,11 @@ def prune(
     scores: Scores,
     *,
     keep: int | float,
-    recovery: Recovery = "affine",
+    recovery: Recovery | Literal["auto"] = "auto",
     images: Tensor | Iterable[Tensor] | None = None,
     classes: Sequence[int] | None = None,
     round_to: int | None = None,
-    allocation: Literal["uniform", "global", "budgeted"] = "uniform",
+    allocation: Literal["uniform", "global", "budgeted", "auto"] = "auto",
     budget: allocate.Price = "flops",
     floor: int = 1,
     ridge: float | None = None,
@@ -172,18 +174,21 @@ def prune(
     """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, what is left is repaired.
 
     `keep` is a count per block (int) or a ratio (float), of every block, of all together, or of their price, as
-    `allocation` says. `images` are what the repair looks at, no labels; needed unless recovery is `none`. The model
-    itself is not changed. Raises UserError for a budget out of range.
+    `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform). `recovery: auto` is
+    layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no labels; needed unless
+    recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
     """
-    if recovery not in get_args(Recovery):
-        raise UserError(f"recovery `{recovery}`: not known; there are {', '.join(get_args(Recovery))}")
+    if recovery not in ("auto", *get_args(Recovery)):
+        raise UserError(f"recovery `{recovery}`: not known; there are auto, {', '.join(get_args(Recovery))}")
     sites = models.ffn_sites(model)
     mask = masks.build(
-        scores, keep, classes=classes, round_to=round_to, allocation=allocation, floor=floor,
+        scores, keep, classes=classes, round_to=round_to, floor=floor,
+        allocation=allocation_of(scores.criterion, allocation),
         prices=lambda block, widths: allocate.price(model, sites[block], widths, budget),
     )  # fmt: skip
     with _Frozen(model):
         slim = surgery.slim(model, mask)
+        recovery = chosen(recovery, model)
         if recovery != "none":
             if images is None or (isinstance(images, Tensor) and not len(images)):
                 raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")

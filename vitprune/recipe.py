@@ -140,7 +140,9 @@ class SplitSpec(Part):
 class Criterion(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
-    name: CriterionName = Field("jas", description="`vitprune criteria` lists what each needs and where it comes from")
+    name: CriterionName = Field(
+        "fisher-obs", description="`vitprune criteria` lists what each needs and where it comes from"
+    )
     among: list[CriterionName] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
@@ -340,10 +342,10 @@ class Recipe(Part):
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
     keep: StrictInt | StrictFloat = Field(
-        0.25, description="the budget: a float up to 1.0 is a share of each block's hidden units, an integer a count"
+        0.25, description="the budget: a float up to 1.0 is a share of the hidden units, an integer a count per block"
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
-        "uniform",
+        "auto",
         description="every block the same share, one threshold for all, the best widths, or as the criterion likes",
     )
     budget: Literal["parameters", "flops", "latency"] = Field(
@@ -354,9 +356,10 @@ class Recipe(Part):
         1, description="score, cut a part, repair, score again; 1: all at once"
     )
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
-    recovery: Recovery = Field(
-        "affine",
-        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too); + distill",
+    recovery: Recovery | Literal["auto"] = Field(
+        "auto",
+        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too); + distill; "
+        "auto: layerwise where the blocks allow it, else affine",
     )
     ridge: Annotated[float, Field(gt=0)] | None = Field(
         None, description="strength of the repair's ridge; without it 1e-3, or chosen per layer on probe images"
@@ -626,10 +629,11 @@ data:
   on_corrupt: fail            # or skip: leave unreadable images out and count them in the report
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them
-criterion: {name: jas, t: 50, probe_per_class: 40}
-keep: 0.25                    # share of each FFN's hidden units; an integer is a count per block
+criterion: {name: fisher-obs, probe_per_class: 40}   # see `vitprune criteria`; jas for the paper's neuron paths
+keep: 0.25                    # share of the FFNs' hidden units; an integer is a count per block
+allocation: auto              # one threshold for all blocks; uniform: one width, which plain timm can load too
 round_to: 64                  # widths as multiples of this, for the hardware's sake
-recovery: affine              # none, mean, affine
+recovery: auto                # layer by layer, from probe images without labels; or none, mean, affine, sequential
 baselines: [activation, random]
 export: {onnx: true, latency_batches: [1, 8, 32]}
 out: exported

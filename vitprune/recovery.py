@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ from vitprune.types import FfnSite, Mask, Recovery
 RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
 RIDGE = 1e-3
 DISTILL_EPOCHS = 3
+
+
+def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
+    """The repair; `auto` is layerwise where the blocks come in halves, affine elsewhere."""
+    if asked != "auto":
+        return asked
+    return "affine" if models.halves(model) is None else "layerwise"
 
 
 def closed_form(recovery: str) -> str:

@@ -30,7 +30,7 @@ def table(context: Context) -> list[dict[str, Any]]:
         return rows
     recipe, everything = context.recipe, context.every_target()
     whole = model_of(context, recipe.criterion.name)
-    generic = slimmed(context, main_mask(context, None, everything), recipe.recovery, None, everything, whole)
+    generic = slimmed(context, main_mask(context, None, everything), context.recovery, None, everything, whole)
     logits = {
         name: _every_logit(context, model) for name, model in (("dense", context.loaded.model), ("generic", generic))
     }

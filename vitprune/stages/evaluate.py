@@ -55,7 +55,7 @@ def _evaluate_set(
     if "random" in recipe.baselines:
         contenders += [("random", s) for s in range(recipe.random_draws) if ("random", s) != main]
     jobs = [("dense", recipe.split.seed, "none")]
-    jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", recipe.recovery))]
+    jobs += [(n, s, how) for n, s in contenders for how in dict.fromkeys(("none", context.recovery))]
     shown = "all" if context.keeps_head(targets) else "masked"  # the exported head, and that of what it stands beside
     rows: list[dict[str, Any]] = []
     hits: list[np.ndarray] = []
@@ -63,7 +63,7 @@ def _evaluate_set(
     whole: dict[str, np.ndarray] = {}
     compared: dict[str, np.ndarray] = {}
     for name, seed, how in context.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
-        exported = (name, seed) == main and how == recipe.recovery
+        exported = (name, seed) == main and how == context.recovery
         if name == "dense":
             mask = None
         elif (name, seed) == main:

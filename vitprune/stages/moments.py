@@ -18,7 +18,7 @@ from vitprune.recovery import Moments
 
 def moments(context: Context) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
-    if not recovery.needs_moments(context.recipe.recovery):
+    if not recovery.needs_moments(context.recovery):
         return []
     return [_moments_of(context, group, targets) for group, targets in context.sets_and_their_union().items()]
 

@@ -39,7 +39,7 @@ def prune(context: Context) -> list[Path]:
         difference = masked_against_sliced(context, mask, targets, dense)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, mask, recipe.recovery, group, targets, dense)
+        slim = slimmed(context, mask, context.recovery, group, targets, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -47,7 +47,7 @@ def prune(context: Context) -> list[Path]:
             "keep": recipe.keep,
             "kept": mask.kept,
             "criterion": recipe.criterion.name,
-            "recovery": recipe.recovery,
+            "recovery": context.recovery,
         }
         (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
         if context.keeps_head(targets):
@@ -83,7 +83,7 @@ def main_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
     for n in range(1, recipe.rounds):
         so_far = mask_of(context, scores, targets, float(share ** (n / recipe.rounds)))
         context.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
-        slim = slimmed(context, so_far, recipe.recovery, group, targets, dense)
+        slim = slimmed(context, so_far, context.recovery, group, targets, dense)
         scores = _in_dense_numbering(_again(context, slim, n, group, targets), so_far)
     return mask_of(context, scores, targets)
 
