@@ -6,7 +6,7 @@ The default is criterion fisher-obs, one threshold across blocks, layerwise repa
 the same budget: variance + mean (VBP) and + affine (CORP, DVBP), and Taylor, Hessian, magnitude, activation and variance
 with the default's own repair. ViT-Slim trains: its best figures are read from benchmarks/results/compare-*.json and marked
 `source`. Every seed is a split of its own; the test split is read once per model. The bundled model by default:
-3 seeds and 5,000 images for the repair; --quick: one seed and 4,000. --model: a timm folder. Interrupted, the same command
+3 seeds and 8,000 images for the repair; --quick: one seed and 5,000. --model: a timm folder. Interrupted, the same command
 goes on where it was (--work). The last line is one JSON object; accuracies are fractions.
 """
 
@@ -198,7 +198,7 @@ def vit_slim(model: str, seeds: list[int]) -> dict[str, tuple[float, str]]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, 4,000 images for the repair")
+    parser.add_argument("--quick", action="store_true", help="one seed, 5,000 images for the repair")
     parser.add_argument("--model", type=Path, help="a timm folder with config.json and model.safetensors")
     parser.add_argument("--name", help="what the result calls the model; its folder's name without it")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -212,7 +212,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     args.budgets = args.budgets or ([0.5, 0.25, 0.125, 0.05] if args.model else [0.5, 0.125, 0.05, 0.02])
-    args.refit = args.refit or (4000 if args.quick else 5000)
+    args.refit = args.refit or (5000 if args.quick else 8000)
     args.baselines = [pair for pair in BASELINES if not args.baselines or "+".join(pair) in args.baselines]
     args.name = args.name or (args.model.name if args.model else "bundled")
     args.work = args.work / (args.name + ("-quick" if args.quick else ""))

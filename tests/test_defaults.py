@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from small import image_folder, model_folder, quicken, recipe_dict
 
 import vitprune
-from vitprune import pipeline, recipe
+from vitprune import memory, pipeline, recipe, sequential
 from vitprune.context import Context
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe
@@ -63,3 +65,30 @@ def test_blocks_that_do_not_come_in_halves_are_repaired_by_affine(name: str, how
     assert context.recovery == how
     asked = Context.join(Recipe.model_validate(content | {"recovery": "mean"}), "cpu", Reporter(quiet=True))
     assert asked.recovery == "mean"  # what was asked for stays
+
+
+def test_a_run_computes_the_dense_streams_once_per_class_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = plain(tmp_path) | {"criterion": {"t": 3}, "baselines": ["random"], "random_draws": 2}
+    context = Context.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
+    first = context.dense_streams(np.array([3, 1]), 2)
+    assert first == {} and context.dense_streams(np.array([3, 1]), 2) is first
+    assert context.dense_streams(np.array([3, 1]), 1) is not first and context.dense_streams(np.array([1, 3]), 2) == {}
+    monkeypatch.setattr(memory, "free", lambda device: 10_000)
+    assert context.dense_streams(np.array([3]), 1) is None
+    monkeypatch.undo()
+    filled = []
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        whole = sequential.repair
+        patch.setattr(sequential, "repair", lambda *a, **k: (filled.append(len(k["kept"])), whole(*a, **k)))
+        pipeline.run(Recipe.model_validate(content), "evaluate")
+    assert len(filled) == 3 and filled[0] == 0 < filled[1] == filled[2]  # ours when pruned, the two draws when examined
+
+
+def test_memory_below_a_containers_limit(tmp_path: Path) -> None:
+    assert memory._left_to_the_container(tmp_path) == math.inf
+    for name, text in (("memory.max", "max"), ("memory.current", "700"), ("memory.stat", "anon 5\ninactive_file 200")):
+        (tmp_path / name).write_text(text + "\n")
+    assert memory._left_to_the_container(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._left_to_the_container(tmp_path) == 500

@@ -145,6 +145,50 @@ def test_the_batches_size_and_the_place_of_the_streams_play_no_part(tiny_vit, ma
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("attention", [False, True])
+def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_images, monkeypatch, attention):
+    model, images = tiny_vit(**SHAPES[1]), make_images(7)
+    kept: sequential.Kept = {}
+    first, second = mask_for(model, 6), mask_for(model, 9)
+    made = []
+    for mask, given in ((first, None), (first, kept), (second, kept), (second, None)):
+        slim = surgery.slim(model, mask)
+        with monkeypatch.context() as patch:
+            if given:  # the dense model does not run again
+                patch.setattr(model.blocks[0].mlp, "forward", None)
+                patch.setattr(model.blocks[0].mlp.act, "forward", None)
+                patch.setattr(model.patch_embed, "forward", None)
+            sequential.repair(slim, model, images.split(3), attention=attention, kept=given)
+        made.append(slim)
+    for a, b in (made[:2], made[2:]):
+        assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    dense, halves = streams(model, images), 2 * len(model.blocks)
+    assert set(kept) == {(half, n) for half in range(-1, halves) for n in range(3)}
+    for half in range(halves):
+        whole = torch.cat([kept[half, n] for n in range(3)])
+        torch.testing.assert_close(whole, dense["z" if half % 2 == 0 else "y"][half // 2])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_targets_through_a_layer_need_not_be_made_row_by_row(bias):
+    draw = torch.Generator().manual_seed(2)
+    h, t = (torch.randn(50, n, generator=draw, dtype=torch.float64) + 3 for n in (7, 4))
+    old, layer = torch.randn(6, 7, generator=draw, dtype=torch.float64), nn.Linear(4, 6, bias=bias).double()
+    layer.requires_grad_(False)
+    before, direct = SecondMoments(), SecondMoments()
+    for rows in (slice(0, 20), slice(20, 50)):
+        before.add(h[rows], t[rows])
+        direct.add(h[rows], layer(t[rows]))
+    found, errors = before.through(layer), []
+    for ridge in (1e-9, 1e-2):
+        for one, other in zip(found.solve(old, ridge), direct.solve(old, ridge), strict=True):
+            torch.testing.assert_close(one, other)
+        errors.append(found.error(*found.solve(old, ridge)) - direct.error(*direct.solve(old, ridge)))
+    assert errors[0] == pytest.approx(errors[1])  # less a constant
+    empty = SecondMoments()
+    assert empty.through(layer) is empty
+
+
 def test_a_layer_scale_of_zero_and_a_layer_without_bias_are_left_alone(tiny_vit, make_images):
     model, images = tiny_vit(init_values=0.2, qkv_bias=False), make_images(6)
     model.blocks[0].ls2.gamma[3] = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from vitprune.labels import Mapping
 from vitprune.preprocess import Preprocessing
 from vitprune.progress import Reporter
 from vitprune.recipe import Recipe
+from vitprune.sequential import Kept
 from vitprune.sources import Source, open_source
 from vitprune.types import FfnSite, Recovery, Split
 from vitprune.workspace import Workspace
@@ -44,6 +45,7 @@ class Context:
     workers: int = 1
     choice: dict[str, Any] | None = None
     shared: bool = True
+    _streams: tuple[tuple[bytes, int], Kept] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     @contextmanager
@@ -171,6 +173,20 @@ class Context:
         """The recipe's repair, `auto` decided by the model."""
         asked = self.recipe.recovery
         return recovery.chosen(asked, self.loaded.model) if asked == "auto" else asked
+
+    def dense_streams(self, index: np.ndarray, batch: int) -> Kept | None:
+        """The dense model's streams on the images of `index`, for repairs that go block by block; filled by the first of
+        them. Those of the last call are kept. None where they would take too much of the memory that is free now."""
+        key = (index.tobytes(), batch)
+        if self._streams is None or self._streams[0] != key:
+            self._streams = None
+            tokens = models.tokens_per_site(self.loaded.model, self.sites)
+            widths = [models.stream_width(self.loaded.model, site) for site in self.sites]
+            halves = 2 * len(self.sites) + 1
+            size = 4 * len(index) * halves * max(t * w for t, w in zip(tokens, widths, strict=True))
+            if size <= MEMORY_SHARE * memory.free(self.device):
+                self._streams = key, {}
+        return self._streams[1] if self._streams else None
 
     def preflight(self) -> None:
         """What can be refused before any work and before any file: classes, budget, units per path."""

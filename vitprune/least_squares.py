@@ -11,7 +11,7 @@ leaves the least error on a held-out share of the images; the layer is then solv
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHUNK = 8192
@@ -49,6 +49,17 @@ class SecondMoments:
         total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
         total.square = self.square + other.square
         return total
+
+    def through(self, layer: nn.Linear) -> SecondMoments:
+        """The sums that targets `layer(t)` in the place of t give, but for `square`: `error` is then less a constant."""
+        if self.origin is None:
+            return self
+        weight, made = layer.weight.double(), SecondMoments()
+        shift = 0 if layer.bias is None else layer.bias.double()
+        made.rows, made.origin = self.rows, (self.origin[0], weight @ self.origin[1].double() + shift)
+        made.gram, made.cross = self.gram, self.cross @ weight.T
+        made.square = self.cross.new_zeros(len(weight))
+        return made
 
     def solve(self, old_weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         """The new weight [q, p] and bias [q], float64."""

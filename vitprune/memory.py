@@ -26,7 +26,17 @@ def free(device: torch.device) -> int:
     """Bytes that can be allocated on the device now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return int(min(psutil.virtual_memory().available, _left_to_the_container()))
+
+
+def _left_to_the_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes below a container's own limit, file cache that can go counted as free; infinite without a limit."""
+    try:
+        most, used = (folder / "memory.max").read_text(), int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(most) - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such files, or the limit is `max`
+        return math.inf
 
 
 def lacking(error: BaseException) -> bool:

@@ -120,9 +120,11 @@ def repair(
     ridge: float | None = None,
     epochs: int = DISTILL_EPOCHS,
     track: sequential.Track = iter,
+    kept: sequential.Kept | None = None,
 ) -> None:
     """Repair `slim` in place. `stats` are the dense model's moments (mean, affine), `batches` gives images [B, C, H, W]
     (the others). `ridge` None: 1e-3 for affine, chosen per layer on a fifth of the images by those that go block by block.
+    `kept`: the dense streams of an earlier repair from the same batches, or to be filled.
 
     Raises UserError where the recovery needs images and there are none.
     """
@@ -139,7 +141,8 @@ def repair(
             _refit_normed(slim, dense, mask, batches(), solved, strength)
     elif solved != "none":
         assert batches is not None
-        sequential.repair(slim, dense, batches(), attention=solved == "layerwise", ridge=ridge, track=track)
+        layers = solved == "layerwise"
+        sequential.repair(slim, dense, batches(), attention=layers, ridge=ridge, track=track, kept=kept)
     if recovery.endswith("distill"):
         assert batches is not None
         distill.distill(slim, dense, batches, epochs=epochs)

@@ -173,16 +173,20 @@ def slimmed(
     set's probe images."""
     dense, r = context.loaded.model if dense is None else dense, context.recipe
     slim = surgery.slim(dense, mask)
-    index = refit_index(context, targets)
+    index, size = refit_index(context, targets), min(context.batch, REFIT_BATCH)
 
     def batches() -> Iterator[Tensor]:
-        return (x for x, _ in context.images.batches(index, min(context.batch, REFIT_BATCH)))
+        return (x for x, _ in context.images.batches(index, size))
 
     stats: Sequence[Moments] = ()
     if recovery.needs_moments(how):
         own = dense is not context.loaded.model
         stats = recovery.moments(dense, context.sites, batches()) if own else moments.from_file(context, group)
-    recovery.repair(slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs)
+    by_block = recovery.closed_form(how) in ("sequential", "layerwise")
+    kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
+    recovery.repair(
+        slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept
+    )
     return slim
 
 
