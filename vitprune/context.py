@@ -28,6 +28,7 @@ from vitprune.types import FfnSite, Recovery, Split
 from vitprune.workspace import Workspace
 
 MEMORY_SHARE = 0.4
+KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs
 MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
 
 
@@ -176,7 +177,7 @@ class Context:
 
     def dense_streams(self, index: np.ndarray, batch: int) -> Kept | None:
         """The dense model's streams on the images of `index`, for repairs that go block by block; filled by the first of
-        them. Those of the last call are kept. None where they would take too much of the memory that is free now."""
+        them. Those of the last call are kept. None where they would take more than half of the memory that is free now."""
         key = (index.tobytes(), batch)
         if self._streams is None or self._streams[0] != key:
             self._streams = None
@@ -184,7 +185,7 @@ class Context:
             widths = [models.stream_width(self.loaded.model, site) for site in self.sites]
             halves = 2 * len(self.sites) + 1
             size = 4 * len(index) * halves * max(t * w for t, w in zip(tokens, widths, strict=True))
-            if size <= MEMORY_SHARE * memory.free(self.device):
+            if size <= KEPT_SHARE * memory.free(self.device):
                 self._streams = key, {}
         return self._streams[1] if self._streams else None
 
