@@ -1,6 +1,6 @@
 """How much accuracy a budget of hidden units costs: the tool's default against the baselines, and class specialists.
 
-    python benchmarks/budget.py [--quick] [--model DIR] [--no-specialists] [--baselines NAME ...] [--work DIR]
+    python benchmarks/budget.py [--quick] [--model DIR] [--no-specialists] [--work DIR]
 
 The default is criterion fisher-obs, one threshold across blocks, layerwise repair: no labels, no training. Baselines at
 the same budget: variance + mean (VBP) and + affine (CORP, DVBP), and Taylor, Hessian, magnitude, activation and variance
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 def recipe_for(args: argparse.Namespace, seed: int, groups: bool) -> Recipe:
     """The recipe of one seed: all classes, or one class set per group."""
     model = f"local-dir:{args.model}" if args.model else "bundled"
-    names = [OURS[0]] if groups else sorted({OURS[0], *(criterion for criterion, _ in args.baselines)})
+    names = [OURS[0]] if groups else sorted({OURS[0], *(criterion for criterion, _ in BASELINES)})
     made = parse("name: budget\ncriterion: {name: fisher-obs}")
     update: dict[str, Any] = {
         "name": f"{'groups' if groups else 'all'}-seed-{seed}",
@@ -65,7 +65,7 @@ def budgets_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> dict[
     with Context.open(recipe_for(args, seed, False), "auto", reporter) as context:
         inputs, _ = pipeline.advance(context, "moments")
         key = digest(CODE, inputs, context.recipe.pruning())
-        cells = [None] + [Cell(c, k, r) for k in args.budgets for c, r in [OURS, *args.baselines]]
+        cells = [None] + [Cell(c, k, r) for k in args.budgets for c, r in [OURS, *BASELINES]]
         found: dict[str, Any] = {}
         for cell in reporter.track(cells, f"budgets, seed {seed}", len(cells)):
             path = context.folder.root / "cells" / (cell.name(seed) if cell else "dense.json")
@@ -203,8 +203,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--name", help="what the result calls the model; its folder's name without it")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--budgets", type=float, nargs="+")
-    parser.add_argument("--baselines", nargs="+", metavar="NAME", choices=["+".join(pair) for pair in BASELINES],
-                        help="these alone, as criterion+recovery; all without it")  # fmt: skip
     parser.add_argument("--no-specialists", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/budget"))
     parser.add_argument("--probe", type=int, default=200, help="probe images per class that the criteria look at")
@@ -213,7 +211,6 @@ def parse_args() -> argparse.Namespace:
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     args.budgets = args.budgets or ([0.5, 0.25, 0.125, 0.05] if args.model else [0.5, 0.125, 0.05, 0.02])
     args.refit = args.refit or (5000 if args.quick else 8000)
-    args.baselines = [pair for pair in BASELINES if not args.baselines or "+".join(pair) in args.baselines]
     args.name = args.name or (args.model.name if args.model else "bundled")
     args.work = args.work / (args.name + ("-quick" if args.quick else ""))
     return args

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.02])
     parser.add_argument("--work", type=Path, default=Path("runs/groups"))
     args = parser.parse_args()
-    args.model, args.probe, args.refit, args.baselines, reporter = None, 200, 8000, [], Reporter()
+    args.model, args.probe, args.refit, reporter = None, 200, 8000, Reporter()
     recipe = recipe_for(args, args.seed, True).model_copy(update={"allocation": "global"})
     made: dict[str, Any] = {}
     plain = recipe.model_copy(update={"groups": None, "name": "all"})

@@ -2,7 +2,8 @@
 
     python benchmarks/refit.py [--images 16]
 
-Random weights, synthetic images of 224 x 224, a quarter of each FFN kept. Ratios within one run; `memory_ratio` is the
+Random weights, synthetic images of 224 x 224, a quarter of each FFN kept. Ratios within one run; `layerwise_again` is a
+repair that finds the dense model's streams of an earlier one kept in memory, as those of one run do; `memory_ratio` is the
 peak of a repair with four times the images over that of the first, the streams in files (as beyond 2 GiB). `share` is
 the repair's part of a run of the tool on ImageNet's classes: 8,000 images for the repair, 40 per class for TopK JAS at the
 defaults, both scaled from what was measured here. The last line is one JSON object.
@@ -15,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
@@ -49,10 +51,10 @@ def main() -> None:
             for x in few.split(BATCH):
                 model(x)
 
-    def repair(how: str, on: torch.Tensor) -> None:
+    def repair(how: str, on: torch.Tensor, kept: sequential.Kept | None = None) -> None:
         slim = surgery.slim(model, mask)
         stats = recovery.moments(model, sites, on.split(BATCH)) if recovery.needs_moments(how) else ()
-        recovery.repair(slim, model, mask, how, stats=stats, batches=lambda: on.split(BATCH))  # type: ignore[arg-type]
+        recovery.repair(slim, model, mask, how, stats=stats, batches=lambda: on.split(BATCH), kept=kept)  # type: ignore[arg-type]
 
     forward()
     once = seconds(forward) / n
@@ -63,6 +65,11 @@ def main() -> None:
         found[f"{how}_fixed_seconds"] = max(0.0, small - (large - small) / 3)
         print(f"{how}: {found[f'{how}_forwards_per_image']:.1f} forward passes per image and "
               f"{found[f'{how}_fixed_seconds']:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
+    kept: list[sequential.Kept] = [{}, {}]  # filled by the first repair, read by the next on the same images
+    for _ in range(2):
+        small, large = (seconds(partial(repair, "layerwise", *pair)) for pair in zip((few, images), kept, strict=True))
+        found["layerwise_again_forwards_per_image"] = (large - small) / (3 * n) / once
+    del kept
     discovery = seconds(lambda: jas(model, sites, few[:4], labels[:4], ts=[50], how=Attribution())) / 4
     found["jas_forwards_per_image"] = discovery / once
     sequential.IN_MEMORY = 0

@@ -11,7 +11,7 @@ attention, y* the dense one after the whole block, a what attention hands to its
 each a ridge regression towards the layer's old weights over all tokens of all images (in the last block, what is written
 to the stream counts only at the tokens that the head reads), so each corrects the whole drift so far. No labels, no
 gradient. The streams of all images are carried from block to block, in memory or, beyond `IN_MEMORY` bytes, in files; the
-dense model's can be kept for the next repair from the same images (`Kept`), which then takes about half the time.
+dense model's can be kept for the next repair from the same images (`Kept`), which need not run it again.
 """
 
 from __future__ import annotations
