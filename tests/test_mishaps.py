@@ -240,7 +240,7 @@ def shards_of(out: Path, process: subprocess.Popen[str]) -> list[Path]:
 def test_a_stop_half_way_then_the_same_command(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
-    process = start(write_recipe(tmp_path / "r.yaml", setting), 0.4)
+    process = start(write_recipe(tmp_path / "r.yaml", setting), 1.5)  # long enough for a busy machine
     made_before = shards_of(tmp_path / "out", process)
     process.send_signal(how)
     out, err = process.communicate(timeout=200)
