@@ -18,12 +18,19 @@ from timm.models import vision_transformer as vit
 from timm.models import vision_transformer_relpos as relpos
 from torch import nn
 
+from vitprune import plain
 from vitprune.errors import UserError
 from vitprune.foreign import Foreign
 from vitprune.types import FfnSite, TokenLayout
 
-PLAIN = (vit.VisionTransformer, relpos.VisionTransformerRelPos, beit.Beit, eva.Eva, naflexvit.NaFlexVit)
+PLAIN = (
+    vit.VisionTransformer, deit.VisionTransformerDistilled, relpos.VisionTransformerRelPos, beit.Beit, eva.Eva,
+    naflexvit.NaFlexVit,
+)  # fmt: skip
 HIERARCHICAL = (hiera.Hiera, swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2)
+MOST = 1 << 16  # pixels
+ROWS = (nn.Sequential, nn.ModuleList)
+STAGES = (swin_transformer.SwinTransformerStage, swin_transformer_v2.SwinTransformerV2Stage)
 NORMS = (nn.LayerNorm, LayerNorm, RmsNorm)
 ONE_FFN = (
     vit.Block, vit.ResPostBlock, relpos.RelPosBlock, relpos.ResPostRelPosBlock, beit.Block, eva.EvaBlock,
@@ -88,68 +95,95 @@ FAMILIES: dict[str, Family] = {
 def ffn_sites(model: nn.Module) -> list[FfnSite]:
     """The model's FFNs in the order of the forward pass. Raises UserError naming the module that does not fit."""
     if isinstance(model, Foreign):
-        return model.sites()
-    if not isinstance(model, (*PLAIN, *HIERARCHICAL)):
-        raise UserError(f"model: {type(model).__name__} is not supported; see `vitprune models`")
-    sites = [site for i, (path, block) in enumerate(_blocks(model)) for site in _sites_of(i, path, block)]
+        sites = model.sites()
+    else:
+        _known(model)
+        input_shape(model)
+        sites = [site for i, (path, block) in enumerate(_blocks(model)) for site in _sites_of(i, path, block)]
     if not sites:
         raise UserError("model: has no blocks, there is nothing to prune")
     _nothing_shared(model, sites)
     return sites
 
 
+def _known(model: nn.Module) -> None:
+    """The model is of exactly one of the classes here, and does what its class says."""
+    kinds, kind = (*PLAIN, *HIERARCHICAL), type(model).__name__
+    if type(model) in kinds:
+        plain.require("model", model)
+    elif isinstance(model, kinds):
+        raise UserError(f"model: {kind} changes a class of timm's; say where its FFNs are with vitprune.declare")
+    else:
+        inside = [name for name, part in model.named_children() if isinstance(part, kinds)]
+        way = f"give the model inside, its .{inside[0]}" if inside else "see `vitprune models`"
+        raise UserError(f"model: {kind} is not supported; {way}")
+
+
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every block with its path, in the order of the forward pass."""
-    stages = [f"layers.{i}.blocks" for i in range(len(model.layers))] if hasattr(model, "layers") else ["blocks"]  # type: ignore[arg-type]
-    for stage in stages:
-        for name, block in model.get_submodule(stage).named_children():
-            yield f"{stage}.{name}", block
+    stages = [f"layers.{i}" for i in range(len(model.layers))] if hasattr(model, "layers") else []  # type: ignore[arg-type]
+    for path in stages:
+        plain.require(path, model.get_submodule(path), STAGES)
+    for path in [f"{stage}.blocks" for stage in stages] or ["blocks"]:
+        plain.require(path, model.get_submodule(path), ROWS)
+        for name, block in model.get_submodule(path).named_children():
+            yield f"{path}.{name}", block
 
 
 def _sites_of(i: int, path: str, block: nn.Module) -> list[FfnSite]:
-    if isinstance(block, ONE_FFN):
-        return [_site(i, f"{path}.mlp", block.mlp)]
-    if isinstance(block, vit.ParallelThingsBlock):
-        return [_site(i, f"{path}.ffns.{k}.mlp", ffn.mlp) for k, ffn in enumerate(block.ffns)]
-    if isinstance(block, vit.ParallelScalingBlock) and isinstance(block.mlp_out_proj, nn.Linear):
-        out = _with_bias(f"{path}.mlp_out_proj", block.mlp_out_proj)
-        return [FfnSite(i, f"{path}.in_proj", f"{path}.mlp_act", out, block.in_split[0], split=path)]
+    if type(block) in ONE_FFN:
+        plain.require(path, block)
+        return [_site(i, f"{path}.mlp", block.get_submodule("mlp"))]
+    if type(block) is vit.ParallelThingsBlock:
+        plain.require(path, block)
+        plain.require(f"{path}.ffns", block.ffns, ROWS)
+        for k, half in enumerate(block.ffns):
+            plain.require(f"{path}.ffns.{k}", half, ROWS)
+        return [_site(i, f"{path}.ffns.{k}.mlp", half.mlp) for k, half in enumerate(block.ffns)]
+    if type(block) is vit.ParallelScalingBlock and block.mlp_out_proj is not None:
+        plain.require(path, block)
+        names = ("in_proj", "mlp_act", "mlp_drop", "mlp_out_proj")
+        site = FfnSite(i, *(f"{path}.{n}" for n in names if n != "mlp_drop"), block.in_split[0], split=path)
+        _plain_layers(site, {f"{path}.{n}": block.get_submodule(n) for n in names}, f"{path}.mlp_drop")
+        return [site]
     raise UserError(f"{path}: {type(block).__name__} is not supported; see `vitprune models`")
 
 
 def _site(i: int, path: str, mlp: nn.Module) -> FfnSite:
     """The site of one of timm's FFN modules."""
     names = {Mlp: ("fc1", None), GluMlp: ("fc1", None), SwiGLU: ("fc1_x", "fc1_g")}.get(type(mlp))
-    if names is None or not isinstance(mlp.fc2, nn.Linear):
+    if names is None:
         raise UserError(f"{path}: {type(mlp).__name__} is not supported; a linear Mlp, GluMlp or SwiGLU is needed")
-    norm: str | None = f"{path}.norm"
-    if isinstance(mlp.norm, nn.Identity):
-        norm = None
-    elif type(mlp.norm) not in NORMS:
-        raise UserError(f"{norm}: {type(mlp.norm).__name__} between hidden units and fc2 is not supported")
+    plain.require(path, mlp)
     fc1, gate = (name and f"{path}.{name}" for name in names)
-    fc2 = _with_bias(f"{path}.fc2", mlp.fc2)
-    assert fc1 is not None
-    parts = 2 if type(mlp) is GluMlp else 1
-    return FfnSite(i, fc1, f"{path}.act", fc2, mlp.fc2.in_features, gate, parts, norm)
+    norm = None if type(mlp.norm) is nn.Identity else f"{path}.norm"
+    plain.require(f"{path}.norm", mlp.norm, NORMS if norm else plain.IDLE)  # type: ignore[arg-type]
+    plain.require(f"{path}.fc2", mlp.fc2, plain.LINEAR)  # type: ignore[arg-type]
+    width, parts = mlp.get_submodule("fc2").in_features, 2 if type(mlp) is GluMlp else 1
+    site = FfnSite(i, str(fc1), f"{path}.act", f"{path}.fc2", width, gate, parts, norm)  # type: ignore[arg-type]
+    _plain_layers(site, {f"{path}.{name}": part for name, part in mlp.named_children()}, f"{path}.drop1")
+    return site
 
 
-def _with_bias(path: str, layer: nn.Linear) -> str:
-    if layer.bias is None:
-        raise UserError(f"{path}: has no bias, recovery needs one")
-    return path
+def _plain_layers(site: FfnSite, parts: dict[str, nn.Module], drop: str) -> None:
+    """What stands between an FFN's input and fc2's output is what its class says; `drop` is the dropout in front of fc2."""
+    for path in (site.fc1, site.gate, site.fc2):
+        if path is not None:
+            plain.require(path, parts.get(path), plain.LINEAR)
+    plain.require(drop, parts.get(drop), plain.IDLE)
+    plain.require_per_unit(site.act, parts[site.act], site.width)
 
 
 def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:
     """An FFN's weights may serve that FFN alone."""
-    owners: dict[int, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for name, weight in module.named_parameters(recurse=False):
-            owners[id(weight)] = "" if id(weight) in owners else f"{path}.{name}"
+    places = plain.shared(model)
     for site in sites:
         for path in site.layers:
-            if any(not owners[id(weight)] for weight in model.get_submodule(path).parameters()):
-                raise UserError(f"{path}: shares its weights with another layer; this model cannot be pruned here")
+            for weight in model.get_submodule(path).parameters():
+                if id(weight) in places:
+                    raise UserError(
+                        f"{path}: shares its weights with another layer ({places[id(weight)]}); untie them first"
+                    )
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
@@ -174,14 +208,28 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
     if isinstance(model, Foreign):
         return model.input_shape
     if isinstance(model, naflexvit.NaFlexVit):
-        grid, patch = model.embeds.pos_embed_grid_size or (16, 16), model.embeds.patch_size
-        return int(model.in_chans), int(grid[0] * patch[0]), int(grid[1] * patch[1])
+        return int(model.in_chans), *_naflex_size(model)
     if isinstance(model, hiera.Hiera):
         height, width = (t * s for t, s in zip(model.tokens_spatial_shape, model.patch_stride, strict=True))
         return int(model.patch_embed.proj.in_channels), height, width
-    embed = model.get_submodule("patch_embed")
+    embed = getattr(model, "patch_embed", model)
+    if hasattr(embed, "backbone") or not isinstance(getattr(embed, "proj", None), nn.Conv2d):
+        raise UserError(
+            f"patch_embed: {type(embed).__name__} is not supported, no convolutional stem is; see `vitprune models`"
+        )
     height, width = getattr(embed, "img_size", None) or (224, 224)
     return int(embed.get_submodule("proj").in_channels), int(height), int(width)  # type: ignore[arg-type]
+
+
+def _naflex_size(model: naflexvit.NaFlexVit) -> tuple[int, int]:
+    """Height and width that its weights were made for: it takes any, and its grid of position embeddings is another's."""
+    if model.embeds.default_img_size is not None:
+        return tuple(map(int, model.embeds.default_img_size))  # type: ignore[return-value]
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if isinstance(stated, list | tuple) and len(stated) == 3 and all(type(v) is int and 1 <= v <= MOST for v in stated):
+        return int(stated[1]), int(stated[2])
+    grid, patch = model.embeds.pos_embed_grid_size or (16, 16), model.embeds.patch_size
+    return int(grid[0] * patch[0]), int(grid[1] * patch[1])
 
 
 @contextmanager

@@ -7,12 +7,15 @@ hidden units and fc2, and column j of fc2. Everything here changes weights and m
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.types import FfnSite
+
+ADDED = "added_by_vitprune"  # an attribute of a layer whose bias the architecture does not have
 
 
 def linear(model: nn.Module, path: str) -> nn.Linear:
@@ -76,6 +79,26 @@ def norm_over(small: nn.Module, units: Tensor, hidden_BTN: Tensor) -> Tensor:
     result = torch.zeros_like(hidden_BTN)
     result[..., units] = small(hidden_BTN[..., units])
     return result
+
+
+@torch.no_grad()
+def add_biases(model: nn.Module, sites: Sequence[FfnSite]) -> None:
+    """Give every fc2 that has no bias one of zeros, for what a repair has to add; nothing else changes."""
+    for site in sites:
+        fc2 = linear(model, site.fc2)
+        if fc2.bias is None:
+            fc2.bias = nn.Parameter(fc2.weight.new_zeros(fc2.out_features), requires_grad=fc2.weight.requires_grad)
+            setattr(fc2, ADDED, True)
+
+
+def has_added_biases(model: nn.Module, sites: Sequence[FfnSite]) -> bool:
+    """Whether `add_biases` gave the model some that its architecture does not have."""
+    return any(getattr(linear(model, site.fc2), ADDED, False) for site in sites)
+
+
+def bias_of(layer: nn.Linear) -> Tensor:
+    """The layer's bias [D], zeros where it has none."""
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
 
 
 def resize(model: nn.Module, site: FfnSite, width: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitprune import plain
 from vitprune.errors import UserError
 from vitprune.types import FfnSite, TokenLayout
 
@@ -45,20 +46,18 @@ class Foreign(nn.Module):
         return [self._site(i, *paths) for i, paths in enumerate(self.ffns)]
 
     def _site(self, i: int, fc1: str, act: str, fc2: str, gate: str | None = None) -> FfnSite:
-        self._layer(act)
         first, second = self._linear(fc1), self._linear(fc2)
+        plain.require_per_unit(act, self._layer(act), second.in_features)
         for path, layer in ((fc1, first), *([(gate, self._linear(gate))] if gate else [])):
             if layer.out_features != second.in_features:
                 raise UserError(f"{fc2}: reads {second.in_features} hidden units, {path} makes {layer.out_features}")
-        if second.bias is None:
-            raise UserError(f"{fc2}: has no bias, recovery needs one")
         made = (f"{NET}.{fc1}", f"{NET}.{act}", f"{NET}.{fc2}", first.out_features)
         return FfnSite(i, *made, gate=gate and f"{NET}.{gate}")
 
     def _linear(self, path: str) -> nn.Linear:
         layer = self._layer(path)
-        if not isinstance(layer, nn.Linear):
-            raise UserError(f"{path}: {type(layer).__name__} is not supported; fc1 and fc2 are linear layers")
+        plain.require(path, layer, plain.LINEAR)
+        assert isinstance(layer, nn.Linear)
         return layer
 
     def _layer(self, path: str) -> nn.Module:

@@ -7,30 +7,36 @@ Legend: R rows (images × nodes), T tokens, D width, N hidden units. Weights are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.layers import GluMlp, Mlp, SwiGLU
-from timm.layers.attention import Attention
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.diff_attention import DiffAttention
 from timm.models import beit, eva
 from timm.models import vision_transformer as vit
 from timm.models import vision_transformer_relpos as relpos
 from torch import Tensor, nn
 
-from vitprune import families, hooks
+from vitprune import families, hooks, plain
 
 IN_HALVES = (vit.Block, relpos.RelPosBlock, beit.Block, eva.EvaBlock)
+ATTENTIONS = (Attention, AttentionRope, DiffAttention, relpos.RelPosAttention, beit.Attention, eva.EvaAttention)
+PASSED_BY = {"drop_path1": plain.IDLE, "drop_path2": plain.IDLE, "ls1": plain.SCALES, "ls2": plain.SCALES,
+             "mlp.drop2": plain.IDLE}  # fmt: skip
 Part = Literal["attention", "ffn"]
 
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """The halves of every block of `model`; `beside` per block what its attention is given beside the stream."""
+    """The halves of every block of `model`; `beside` per block what its attention is given beside the stream; `changed`:
+    why a layer of an attention (by its path) is not what its class says, so that it is only ever called, never refitted."""
 
     model: nn.Module
     beside: list[dict[str, Any]]
+    changed: dict[str, str] = field(default_factory=dict)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -57,7 +63,7 @@ class Halves:
         """The first token's row of `attend`, [R, 1, D]: one query instead of T."""
         block = self.blocks[i]
         attn: Any = block.attn
-        if type(attn) is not Attention:
+        if type(attn) is not Attention or any(path.startswith(f"blocks.{i}.attn") for path in self.changed):
             return self.attend(i, x_RTD)[:, :1]
         normed, split = block.norm1(x_RTD), attn.attn_dim  # type: ignore[operator]
         weight, bias = attn.qkv.weight, attn.qkv.bias
@@ -124,12 +130,51 @@ class Halves:
 
 
 def halves(model: nn.Module) -> Halves | None:
-    """The model in halves, or None where its blocks are not of exactly this kind."""
-    if not isinstance(model, families.PLAIN) or not all(type(block) in IN_HALVES for block in model.blocks):
+    """The model in halves, or None where its blocks are not of exactly this kind (`why_not` says what is not)."""
+    if why_not(model) is not None:
         return None
-    if type(model.blocks[0]) is vit.Block and isinstance(model, vit.VisionTransformer):
-        return Halves(model, [{} for _ in model.blocks])
+    changed = _changed(model)
+    blocks: Any = model.blocks
+    if type(blocks[0]) is vit.Block and isinstance(model, vit.VisionTransformer):
+        return Halves(model, [{} for _ in blocks], changed)
     example = next(model.parameters()).new_zeros(1, *families.input_shape(model))
-    with torch.no_grad(), hooks.keywords_of(list(model.blocks)) as given:
-        model.forward_features(example)
-    return Halves(model, [{key: value for key, value in one.items() if value is not None} for one in given])
+    with torch.no_grad(), hooks.keywords_of(list(blocks)) as given:
+        model.forward_features(example)  # type: ignore[operator]
+    beside = [{key: value for key, value in one.items() if value is not None} for one in given]
+    return Halves(model, beside, changed)
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why the model cannot be taken in halves; beyond what `ffn_sites` looks at, what the halves pass by has to do nothing."""
+    if not isinstance(model, families.PLAIN):
+        return "this model has others"
+    for i, block in enumerate(model.blocks):
+        if type(block) not in IN_HALVES:
+            return f"blocks.{i} is a {type(block).__name__}"
+        for name, kinds in PASSED_BY.items():
+            owner = block.mlp if name.startswith("mlp.") else block
+            part = getattr(owner, name.removeprefix("mlp."), None)
+            reason = None if part is None else plain.why_not(part, kinds)
+            if reason is not None:
+                return f"blocks.{i}.{name}: {reason}"
+    return None
+
+
+def _changed(model: Any) -> dict[str, str]:
+    """Path → reason of the attention layers that may not be refitted, nor read past their own forward."""
+    found, places = {}, plain.shared(model)
+    for i, block in enumerate(model.blocks):
+        path, attn = f"blocks.{i}.attn", block.attn
+        reason = plain.why_not(attn, ATTENTIONS)
+        for part in filter(None, (getattr(attn, "attn_drop", None), getattr(attn, "proj_drop", None))):
+            reason = reason or plain.why_not(part, plain.IDLE)
+        for name in ("qkv", "proj"):
+            layer = getattr(attn, name, None)
+            if layer is None and reason is None:
+                continue
+            why = reason or plain.why_not(layer, plain.LINEAR)
+            if why is None and any(id(weight) in places for weight in layer.parameters()):
+                why = "shares its weights with another layer"
+            if why is not None:
+                found[f"{path}.{name}"] = why
+    return found

@@ -1,4 +1,5 @@
-"""The classifier of a specialist: outputs for its own classes only, and their logits in the dense model's numbering.
+"""The classifier: how many outputs it has; a specialist's, for its own classes only, and its logits in the dense model's
+numbering.
 
 Legend: N images, C outputs of the dense model, K of the specialist.
 """
@@ -11,9 +12,45 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitprune import plain
 from vitprune.errors import UserError
+from vitprune.families import input_shape
+from vitprune.foreign import Foreign
 
 FAR = 100.0  # nats below the lowest own logit: finite, and no probability in any precision
+
+
+def outputs(model: nn.Module) -> int:
+    """C: how many outputs the classifier has, whatever `num_classes` says of it.
+
+    Raises UserError naming a head that is no classifier (timm leaves an Identity where num_classes is 0).
+    """
+    heads = _classifier(model)
+    for path, head in heads.items():
+        if next(head.parameters(), None) is None:
+            raise UserError(
+                f"model.{path}: is {type(head).__name__}, the model has no classifier, its outputs are features; give it "
+                "one (num_classes, or model.args: {num_classes: …} in a recipe, and weights that have it)"
+            )
+    sizes = {head.out_features for head in heads.values() if type(head) is nn.Linear}
+    if not isinstance(model, Foreign) and len(sizes) == 1 and all(type(head) is nn.Linear for head in heads.values()):
+        return int(sizes.pop())
+    return _width_of_logits(model)
+
+
+@torch.no_grad()
+def _width_of_logits(model: nn.Module) -> int:
+    """C, from a pass of an empty image."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        made = model.eval()(next(model.parameters()).new_zeros(1, *input_shape(model)))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(made, torch.Tensor) or made.ndim != 2:
+        shape = list(made.shape) if isinstance(made, torch.Tensor) else type(made).__name__
+        raise UserError(f"model: gives {shape} for one image; a classifier's logits [N, C] are needed")
+    return int(made.shape[1])
 
 
 @torch.no_grad()
@@ -33,23 +70,29 @@ def narrow(model: nn.Module, outputs: Sequence[int]) -> None:
 
 def layers_of(model: nn.Module) -> list[nn.Linear]:
     """The layers that `narrow` cuts; nothing is changed. Raises UserError as it does."""
-    made = []
-    for layer in _classifier(model):
-        if not isinstance(layer, nn.Linear) or layer.out_features != model.num_classes:
+    made, count, places = [], outputs(model), plain.shared(model)
+    for path, layer in _classifier(model).items():
+        if not isinstance(layer, nn.Linear) or layer.out_features != count:
             kind = type(layer).__name__
             raise UserError(f"head: own: the classifier is a {kind} without a row per class; take head: all")
+        plain.require(f"head: own: {path}", layer, plain.LINEAR)
+        if any(id(weight) in places for weight in layer.parameters()):
+            raise UserError(f"head: own: {path} shares its weights with another layer; take head: all")
         made.append(layer)
     return made
 
 
-def _classifier(model: nn.Module) -> list[nn.Module]:
-    """Every layer that ends in the outputs: what timm says, or the heads and classifiers by name."""
+def _classifier(model: nn.Module) -> dict[str, nn.Module]:
+    """Path → layer of all that end in the outputs: what timm says, or the heads and classifiers by name."""
     if hasattr(model, "get_classifier"):
         found = model.get_classifier()  # type: ignore[operator]
-        return list(found) if isinstance(found, tuple | list) else [found]
+        layers = list(found) if isinstance(found, tuple | list) else [found]
+        paths = {id(module): path for path, module in model.named_modules()}
+        return {paths.get(id(layer), "head"): layer for layer in layers}
     last = {name: name.rpartition(".")[2] for name, _ in model.named_modules()}
-    named = [model.get_submodule(name) for name, end in last.items() if end == "head" or end.endswith("classifier")]
-    return named or [model]
+    named = [name for name, end in last.items() if end in ("head", "heads") or end.endswith("classifier")]
+    inner = [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
+    return {name: model.get_submodule(name) for name in inner} or {"": model}
 
 
 def widen(logits_NK: np.ndarray, outputs: Sequence[int], total: int) -> np.ndarray:

@@ -15,9 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vitprune import ffn
+from vitprune.plain import OURS
 from vitprune.types import FfnSite
 
 Edit = Callable[[int, Tensor], Tensor | None]
+
+
+def _ours(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, marked: a hook of somebody else's on an FFN is refused."""
+    setattr(hook, OURS, True)
+    return hook
 
 
 @contextmanager
@@ -34,7 +41,7 @@ def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iter
 
     try:
         for position, site in enumerate(sites):
-            handles.append(model.get_submodule(site.fc2).register_forward_pre_hook(hook_for(position)))
+            handles.append(model.get_submodule(site.fc2).register_forward_pre_hook(_ours(hook_for(position))))
         yield
     finally:
         for handle in handles:
@@ -48,7 +55,7 @@ def ffn_outputs(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Itera
     try:
         for position, site in enumerate(sites):
             hook = lambda _, __, out, position=position: _in_its_shape(edit(position, _as_rows(out)), out)  # noqa: E731
-            handles.append(model.get_submodule(site.fc2).register_forward_hook(hook))
+            handles.append(model.get_submodule(site.fc2).register_forward_hook(_ours(hook)))
         yield
     finally:
         for handle in handles:
@@ -85,7 +92,7 @@ def masked(model: nn.Module, sites: Sequence[FfnSite], keep: Sequence[Tensor]) -
         for site, kept in zip(sites, keep, strict=True):
             if site.norm is not None:
                 norm, units = model.get_submodule(site.norm), kept.nonzero().flatten()
-                handles.append(norm.register_forward_hook(_norm_over(ffn.norm_of(norm, units), units)))
+                handles.append(norm.register_forward_hook(_ours(_norm_over(ffn.norm_of(norm, units), units))))
         with hidden_units(model, sites, edit):
             yield
     finally:
@@ -109,7 +116,7 @@ def masked_class_token(model: nn.Module, sites: Sequence[FfnSite], keep_BN: Sequ
 def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that holds, in their order, what the calls of `module` inside return."""
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, out: seen.append(out))
+    handle = module.register_forward_hook(_ours(lambda _, __, out: seen.append(out)))
     try:
         yield seen
     finally:
@@ -120,7 +127,7 @@ def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that holds, in their order, what the calls of `module` inside are given."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = module.register_forward_pre_hook(_ours(lambda _, inputs: seen.append(inputs[0])))
     try:
         yield seen
     finally:
@@ -135,7 +142,7 @@ def keywords_of(modules: Sequence[nn.Module]) -> Iterator[list[dict[str, Any]]]:
     try:
         for kept, module in zip(given, modules, strict=True):
             hook = lambda _, __, keywords, kept=kept: kept.update(keywords)  # noqa: E731
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_ours(hook), with_kwargs=True))
         yield given
     finally:
         for handle in handles:
@@ -154,7 +161,7 @@ def input_of(module: nn.Module, forward: Callable[[], object]) -> Tensor:
         seen.append(inputs[0])
         raise _Reached
 
-    handle = module.register_forward_pre_hook(hook)
+    handle = module.register_forward_pre_hook(_ours(hook))
     try:
         with suppress(_Reached):
             forward()

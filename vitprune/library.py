@@ -5,6 +5,7 @@ Legend: N images [N, C, H, W] as the model takes them (already normalised), labe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,9 +14,22 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch import bool as bool_
 
-from vitprune import allocate, evaluation, masks, models, paths, pipeline, recipe, surgery
+from vitprune import (
+    allocate,
+    door,
+    evaluation,
+    families,
+    halves,
+    heads,
+    hooks,
+    masks,
+    models,
+    paths,
+    pipeline,
+    recipe,
+    surgery,
+)
 from vitprune.criteria import CRITERIA, WholeScore, allocation_of, applies
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
@@ -23,7 +37,7 @@ from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.foreign import Foreign
 from vitprune.paths import Gathered
-from vitprune.recovery import chosen, moments, needs_moments, repair
+from vitprune.recovery import chosen, closed_form, moments, needs_moments, repair
 from vitprune.types import Attribution, FfnSite, Mask, Metrics, Recovery, Scores, TokenLayout
 
 TRUE_ENOUGH = 1e-3  # largest difference of logits between masked and sliced, as a share of the largest logit
@@ -44,20 +58,44 @@ def declare(
     tokens come before the patches; with `class_token` the head reads the first of them alone. Raises UserError naming
     the FFN for which leaving out hidden units is not the same as setting them to zero.
     """
+    net = door.bare("declare", model)
     layout = TokenLayout(prefix_tokens, class_token, 0, 1 if class_token else None)
-    made = Foreign(model, ffns, input_shape, num_classes, layout)
+    made = Foreign(net, ffns, input_shape, num_classes, layout)
     sites = models.ffn_sites(made)
-    like = next(model.parameters())
+    like = next(net.parameters())
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape, generator=draw).to(like)
     half = [torch.arange(site.width) % 2 == 0 for site in sites]
-    with _Frozen(made):
+    with door.Inside(made):
+        _check_pass(made, sites, images, num_classes)
         if not _sliced_as_masked(made, half, images):
             for i, paths in enumerate(ffns):
                 alone = [keep if i == k else torch.ones_like(keep) for k, keep in enumerate(half)]
                 if not _sliced_as_masked(made, alone, images):
                     raise UserError(f"{paths[0]}: its outputs are not the hidden units that {paths[2]} reads")
     return made
+
+
+@torch.no_grad()
+def _check_pass(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, num_classes: int) -> None:
+    """A pass gives that many logits and goes through every declared FFN once, in their order."""
+    seen: list[int] = []
+    try:
+        with hooks.hidden_units(model, sites, lambda position, _: seen.append(position)):
+            logits = model(images)
+    except Exception as error:  # whatever a model may raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"declare: the model cannot run images {list(images.shape)} ({reason}); see input_shape"
+        ) from error
+    found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != [len(images), num_classes]:
+        raise UserError(f"declare: for {len(images)} images the model gives {found}, not logits [N, {num_classes}]")
+    if seen != list(range(len(sites))):
+        order = ", ".join(sites[i].fc2.partition(".")[2] for i in seen[:12])
+        raise UserError(
+            f"declare: a pass calls {order or 'none of the FFNs'}; each has to be called once, in the order given"
+        )
 
 
 def _sliced_as_masked(model: nn.Module, keep: list[Tensor], images: Tensor) -> bool:
@@ -87,28 +125,31 @@ def discover(
     `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
     that is not supported.
     """
-    sites = models.ffn_sites(model)
-    if criterion == "random":
-        return random(sites, seed=seed)
-    if criterion not in CRITERIA:
-        raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
-    row = CRITERIA[criterion]
-    if not row.whole:
-        masks.check_t(t, sites)
-    how = _attribution(criterion, t, seed, settings)
-    applies(criterion, how.tokens, model)
-    outputs = int(model.num_classes)  # type: ignore[arg-type]
-    _check_labels("discover", images, labels, outputs)
-    if row.whole:
-        return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
-    assert row.score is not None
-    device, parts, kept = models.device_of(model), [], t if row.ranks_by == "frequency" else 0
-    with _Frozen(model):
+    model = door.bare("discover", model)
+    door.check_batch("discover", batch)
+    with door.Inside(model):
+        sites = models.ffn_sites(model)
+        if criterion == "random":
+            return random(sites, seed=seed)
+        if criterion not in CRITERIA:
+            raise UserError(f"criterion `{criterion}`: not known; there are {', '.join([*CRITERIA, 'random'])}")
+        row = CRITERIA[criterion]
+        if not row.whole:
+            masks.check_t(t, sites)
+        how = _attribution(criterion, t, seed, settings)
+        applies(criterion, how.tokens, model)
+        outputs = heads.outputs(model)
+        images = door.images_of("discover", model, images)
+        labels = door.labels_of("discover", images, labels, outputs)
+        if row.whole:
+            return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
+        assert row.score is not None
+        device, parts, kept = models.device_of(model), [], t if row.ranks_by == "frequency" else 0
         for start in range(0, len(images), batch):
             x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
             scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
             parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
-    return paths.to_scores(paths.merge(parts), criterion, outputs, row.ranks_by)
+        return paths.to_scores(paths.merge(parts), criterion, outputs, row.ranks_by)
 
 
 def _whole(
@@ -127,22 +168,25 @@ def _whole(
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             yield x.to(device), y.to(device)
 
-    with _Frozen(model):
-        return Scores(criterion, [b.float().cpu() for b in score(model, sites, batches, how=how)], None, len(images))
+    return Scores(criterion, [b.float().cpu() for b in score(model, sites, batches, how=how)], None, len(images))
 
 
 def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:
     """JAS, joint integrated gradients and their completeness gap of given paths `units` [N, L, t], per image [N]."""
-    outputs = int(model.num_classes)  # type: ignore[arg-type]
-    _check_labels("path_scores", images, labels, outputs)
-    sites = models.ffn_sites(model)
-    if units.ndim != 3 or len(units) != len(images) or not 1 <= units.shape[1] <= len(sites):
-        raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
-    if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].width for i in range(units.shape[1])):
-        raise UserError("path_scores: a unit's index lies outside its block")
-    how = _attribution("jas", units.shape[2], 0, settings)
-    device = models.device_of(model)
-    with _Frozen(model):
+    model = door.bare("path_scores", model)
+    with door.Inside(model):
+        sites = models.ffn_sites(model)
+        images = door.images_of("path_scores", model, images)
+        labels = door.labels_of("path_scores", images, labels, heads.outputs(model))
+        if not isinstance(units, Tensor) or units.is_floating_point() or units.dtype == torch.bool:
+            raise UserError("path_scores: units are a tensor of integers [images, blocks, t]")
+        if units.ndim != 3 or len(units) != len(images) or not 1 <= units.shape[1] <= len(sites) or not units.shape[2]:
+            raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
+        if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].width for i in range(units.shape[1])):
+            raise UserError("path_scores: a unit's index lies outside its block")
+        how = _attribution("jas", units.shape[2], 0, settings)
+        device = models.device_of(model)
+        units = units.clone() if units.is_inference() else units
         return path_scores_of(model, sites, images.to(device), labels.to(device), units, how)
 
 
@@ -180,35 +224,63 @@ def prune(
     """
     if recovery not in ("auto", *get_args(Recovery)):
         raise UserError(f"recovery `{recovery}`: not known; there are auto, {', '.join(get_args(Recovery))}")
-    sites = models.ffn_sites(model)
-    mask = masks.build(
-        scores, keep, classes=classes, round_to=round_to, floor=floor,
-        allocation=allocation_of(scores.criterion, allocation),
-        prices=lambda block, widths: allocate.price(model, sites[block], widths, budget),
-    )  # fmt: skip
-    with _Frozen(model):
+    model = door.bare("prune", model)
+    door.check_batch("prune", batch)
+    with door.Inside(model):
+        sites = models.ffn_sites(model)
+        widths, scored = [site.width for site in sites], [block.shape[-1] for block in scores.blocks]
+        if widths != scored:
+            raise UserError(
+                f"prune: the scores are of FFNs of {scored} units, the model's have {widths}; discover again"
+            )
+        mask = masks.build(
+            scores, keep, classes=classes, round_to=round_to, floor=floor,
+            allocation=allocation_of(scores.criterion, allocation),
+            prices=lambda block, widths: allocate.price(model, sites[block], widths, budget),
+        )  # fmt: skip
         slim = surgery.slim(model, mask)
-        recovery = chosen(recovery, model)
+        asked, recovery = recovery, chosen(recovery, model)
         if recovery != "none":
             if images is None or (isinstance(images, Tensor) and not len(images)):
                 raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
-            given = images.split(batch) if isinstance(images, Tensor) else list(images)
+            given = door.batches_of("prune", model, images, batch)
+            if not given:
+                raise UserError(f"prune: recovery `{recovery}` needs images, and the batches given are none")
+            _tell(model, asked, recovery)
             stats = moments(model, sites, given) if needs_moments(recovery) else ()
             repair(slim, model, mask, recovery, stats=stats, batches=lambda: given, ridge=ridge)
     return slim
+
+
+def _tell(model: nn.Module, asked: str, recovery: str) -> None:
+    """A warning where a repair passes by what it would have changed, had the model been as timm makes it."""
+    parts, note = models.halves(model), None
+    if asked == "auto" and parts is None and isinstance(model, families.PLAIN):
+        note = f"recovery auto is {recovery}: {halves.why_not(model)}"
+    elif parts is not None and parts.changed and closed_form(recovery) == "layerwise":
+        first, why = next(iter(parts.changed.items()))
+        more = f" and {len(parts.changed) - 1} more" if len(parts.changed) > 1 else ""
+        note = f"recovery {recovery} leaves {first}{more} as they are: {why}"
+    if note is not None:
+        warnings.warn(note, UserWarning, stacklevel=3)
 
 
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
 ) -> Metrics:
     """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
-    outputs = int(model.num_classes)  # type: ignore[arg-type]
-    _check_labels("evaluate", images, labels, outputs)
-    if head is not None and (not len(head) or not 0 <= min(head) <= max(head) < outputs):
-        raise UserError(f"evaluate: head must name at least one of the outputs 0 to {outputs - 1}")
-    with _Frozen(model):
+    model = door.bare("evaluate", model, None)
+    door.check_batch("evaluate", batch)
+    with door.Inside(model):
+        outputs = heads.outputs(model)
+        images = door.images_of("evaluate", model, images)
+        labels = door.labels_of("evaluate", images, labels, outputs)
+        if head is not None and (not len(head) or not 0 <= min(head) <= max(head) < outputs):
+            raise UserError(f"evaluate: head must name at least one of the outputs 0 to {outputs - 1}")
         predict = evaluation.predictor(model)
         logits = np.concatenate([predict(part).numpy() for part in images.split(batch)])
+    if not np.isfinite(logits).all():
+        raise UserError("evaluate: the model gave logits that are not finite; check its weights")
     return evaluation.metrics(logits, labels.cpu().numpy(), head)
 
 
@@ -216,7 +288,8 @@ def export(model: nn.Module, path: str | Path, metadata: dict[str, Any] | None =
     """Write `model` as one checked ONNX file with a dynamic batch."""
     from vitprune import onnx_export
 
-    with _Frozen(model):
+    model = door.bare("export", model, (torch.float32,))
+    with door.Inside(model):
         onnx_export.export(model, Path(path), metadata or {})
     return Path(path)
 
@@ -225,31 +298,3 @@ def run(source: str | Path | recipe.Recipe, **options: Any) -> dict[str, Any]:
     """Run a recipe (a path, a bundled name or a Recipe) as `vitprune run` does; returns report.json's content."""
     made = source if isinstance(source, recipe.Recipe) else recipe.load(source)
     return pipeline.run(made, **options)
-
-
-def _check_labels(verb: str, images: Tensor, labels: Tensor, outputs: int) -> None:
-    if len(images) != len(labels) or not len(images):
-        raise UserError(f"{verb}: {len(images)} images and {len(labels)} labels; give as many of one as of the other")
-    if labels.is_floating_point() or labels.dtype == bool_:
-        raise UserError(f"{verb}: labels are {labels.dtype}; output indices are integers")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= outputs:
-        raise UserError(f"{verb}: labels run from {low} to {high}, outputs from 0 to {outputs - 1}")
-
-
-class _Frozen:
-    """Eval mode and frozen weights inside, as it was outside."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(m, m.training) for m in self.model.modules()]
-        self.grads = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.model.eval().requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes:
-            module.training = training
-        for parameter, grad in self.grads:
-            parameter.requires_grad_(grad)

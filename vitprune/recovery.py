@@ -131,6 +131,8 @@ def repair(
     if needs_images(recovery) and batches is None:
         raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
     solved = closed_form(recovery)
+    if solved != "none":
+        ffn.add_biases(slim, models.ffn_sites(slim))
     if solved in ("mean", "affine"):
         strength = RIDGE if ridge is None else ridge
         _refit_all(slim, dense, mask, stats, solved, strength)
@@ -156,7 +158,8 @@ def _refit_all(
             continue
         fc2, original = slim.get_submodule(site.fc2), dense.get_submodule(site.fc2)
         assert isinstance(fc2, nn.Linear) and isinstance(original, nn.Linear)
-        weight, bias = refit(original.weight.double().cpu(), original.bias.double().cpu(), keep, stat, recovery, ridge)
+        before = original.weight.double().cpu(), ffn.bias_of(original).double().cpu()
+        weight, bias = refit(*before, keep, stat, recovery, ridge)
         fc2.weight.copy_(weight)
         fc2.bias.copy_(bias)
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, models
+from vitprune import halves, hooks, models
 from vitprune.errors import UserError
 from vitprune.least_squares import SecondMoments, fit
 from vitprune.models import Halves
@@ -83,7 +83,10 @@ def repair(
     """
     new, old = models.halves(slim), models.halves(dense)
     if new is None or old is None:
-        raise UserError("recovery: block by block needs blocks of one FFN after attention; use recovery: affine")
+        why = halves.why_not(dense) or halves.why_not(slim)
+        raise UserError(
+            f"recovery: block by block needs blocks of one FFN after attention ({why}); use recovery: affine"
+        )
     with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
         work = _Work(new, old, Streams(Path(folder)), models.device_of(dense), ridge, kept)
         work.start(batches)
@@ -131,7 +134,7 @@ class _Work:
         new, old, streams = self.new, self.old, self.streams
         mine: Any = new.blocks[i].attn
         theirs: Any = old.blocks[i].attn
-        qkv, proj = (attention and _refittable(mine, name) for name in ("qkv", "proj"))
+        qkv, proj = (attention and _refittable(new, i, name) for name in ("qkv", "proj"))
         inputs = self.through_attention(i)
         if qkv:
             self.refit(mine.qkv, inputs, through=theirs.qkv)
@@ -198,7 +201,7 @@ class _Work:
             layer.bias[live] = (bias[live] / gamma[live]).to(layer.bias)
 
 
-def _refittable(attention: nn.Module, name: str) -> bool:
-    """A linear layer with a bias; a layer without one could not take over a shift of the mean, so it stays as it is."""
-    layer = getattr(attention, name, None)
-    return isinstance(layer, nn.Linear) and layer.bias is not None
+def _refittable(parts: Halves, i: int, name: str) -> bool:
+    """A plain linear layer with a bias; a layer without one could not take over a shift of the mean, so it stays as it is."""
+    layer = getattr(parts.blocks[i].attn, name, None)
+    return isinstance(layer, nn.Linear) and layer.bias is not None and f"blocks.{i}.attn.{name}" not in parts.changed

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune import models, tp_bridge
+from vitprune import models, plain, tp_bridge
 from vitprune.errors import UserError
 from vitprune.types import Attribution, FfnSite
 
@@ -81,6 +81,7 @@ def class_alignment(
     parts, head = models.halves(model), getattr(model, "head", None)
     if parts is None or not isinstance(head, nn.Linear):
         raise UserError("criterion `class-alignment`: needs blocks of one FFN after attention and a linear head")
+    plain.require("criterion `class-alignment`: head", head, plain.LINEAR)
     columns = [parts.ffn_columns(i) for i in range(len(sites))]
     if form == "raw":
         return [head.weight @ values_ND.T for values_ND in columns]
