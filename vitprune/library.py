@@ -201,7 +201,7 @@ def prune(
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
 ) -> Metrics:
-    """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
+    """Top-1 with its 95 % interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
     outputs = int(model.num_classes)  # type: ignore[arg-type]
     _check_labels("evaluate", images, labels, outputs)
     if head is not None and (not len(head) or not 0 <= min(head) <= max(head) < outputs):
