@@ -98,7 +98,7 @@ def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of `right` out of `n`: never a single point, never outside 0 to 1."""
     found = binomtest(right, n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    return float(found.low) if right else 0.0, float(found.high) if right < n else 1.0
 
 
 def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None) -> np.ndarray:

@@ -27,7 +27,8 @@ def splits_blocks(record: dict[str, Any], beside: Beside) -> list[Block]:
     text += (
         f"deviation; the dense model has {_mean(dense, 'top1')}. p: exact McNemar test on the same images against the "
     )
-    text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number; p of the loss: against the dense model."
+    text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number; "
+    text += "p of the loss: the same test against the dense model."
     columns = (
         "Criterion",
         "Recovery",
