@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STAGES = ("discover", "prune", "repair", "save, load", "ONNX")
+STAGES = ("discover", "prune", "repair", "save, load", "ONNX", "fp16", "int8")
 HEAD = """# Model families
 
 Written by `make docs-table` from a run of `tests/test_families.py`; nothing here is typed by hand. Every name goes
@@ -15,7 +15,8 @@ through the stages as a tiny model with random weights. *discover*: criteria tha
 refused with one line). *prune*: largest difference of logits between the masked and the sliced model in float64, over
 the largest logit. *repair*: repairs that came closer to the dense model than none. *save, load*: the folder gives the
 same model and, saved again, the same bytes. *ONNX*: largest difference to torch at batch 1, 2 and 7 over the largest
-logit, once per family.
+logit, once per family; *fp16*, *int8*: the same of the files made from it (int8 of tiny random models, calibrated on a
+few random images, is coarse: the column says that the file is made and runs).
 """
 
 

@@ -24,7 +24,20 @@ from torch.onnx._internal.exporter import _registration
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import checkpoint, cli, families, halves, heads, listing, models, onnx_export, pipeline, recipe, surgery
+from vitprune import (
+    checkpoint,
+    cli,
+    families,
+    halves,
+    heads,
+    listing,
+    models,
+    onnx_export,
+    onnx_precision,
+    pipeline,
+    recipe,
+    surgery,
+)
 from vitprune.checkpoint import Loaded
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.jas import jas
@@ -278,16 +291,35 @@ def operators(opset_version: int) -> Any:
 
 @pytest.mark.parametrize("name", [row.names[0] for row in families.FAMILIES.values()])
 @pytest.mark.usefixtures("one_registry")
-def test_onnx_parity(name, note, tmp_path):
-    """Once per family, one block where there is a choice: the conversion is what takes long here."""
+def test_onnx_parity(name, note, tmp_path, monkeypatch):
+    """Every precision once per family, one block where there is a choice: the conversion is what takes long here."""
+    monkeypatch.setattr(onnx_precision, "opens", lambda path: None)  # a crash would be seen here as well
     slim = slim_of(name, 1)
-    vitprune.export(slim, tmp_path / "slim.onnx")
-    images = images_for(slim, 7)
-    differences = onnx_export.parity(slim, tmp_path / "slim.onnx", images)
-    assert set(differences) == {1, 2, 7}
-    worst = max(differences.values()) / float(slim(images).abs().max())
-    assert worst < 1e-4
-    note(name, "ONNX", f"{worst:.0e}")
+    images, files = images_for(slim, 14), {p: tmp_path / f"{p}.onnx" for p in ("ONNX", "fp16", "int8")}
+    vitprune.export(slim, files["ONNX"])
+    onnx_precision.to_fp16(files["ONNX"], files["fp16"])
+    labels, parts = slim(images).argmax(1).numpy(), [images[:7].numpy(), images[7:].numpy()]
+    onnx_precision.to_int8(files["ONNX"], files["int8"], parts, parts, labels, 100.0)
+    for precision, bound in (("ONNX", 1e-4), ("fp16", 1e-2), ("int8", 0.5)):
+        differences = onnx_export.parity(slim, files[precision], images[:7])
+        assert set(differences) == {1, 2, 7}
+        worst = max(differences.values()) / float(slim(images).abs().max())
+        assert worst < bound, precision
+        note(name, precision, f"{worst:.0e}")
+
+
+@pytest.mark.usefixtures("one_registry")
+def test_int8_of_a_fresh_model_with_many_blocks(tmp_path):
+    """Equal biases are stored once; onnxruntime's copies of the shared `cat_1` were called `cat_12`, as a value was."""
+    args = PLAIN | {"depth": 6}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = checkpoint.open_model(recipe.Model(name="eva02_tiny_patch14_224", args=args)).model
+    images = images_for(model, 4)
+    onnx_export.export(model, tmp_path / "m.onnx", {})
+    parts, labels = [images.numpy()], model(images).argmax(1).numpy()
+    sweep = onnx_precision.to_int8(tmp_path / "m.onnx", tmp_path / "int8.onnx", parts, parts, labels, 100.0)
+    assert sweep.quantized == 26 and not sweep.excluded
 
 
 def test_the_command_lists_what_is_tested_here():

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vitprune import runtime
+from vitprune import runtime, timing
 from vitprune.errors import UserError
 
 BATCHES = (1, 8, 32, 128)
@@ -71,10 +71,13 @@ def bench(
         for batch in batches:
             images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
             found = runtime.interleaved(runners, images, seconds=seconds)
-            reference = facts[next(iter(runners))]
+            first = next(iter(runners))
+            reference = facts[first]
             for name, times in found.items():
                 about = {"provider": provider, "batch": batch, "model": name, "precision": facts[name]["precision"]}
-                rows.append(about | times | figures(times["relative"], facts[name], reference))
+                made = about | times | figures(times["relative"], facts[name], reference)
+                alike = facts[name]["precision"] == reference["precision"] and (name in sessions) == (first in sessions)
+                rows.append(made | {"notes": timing.notes(times, made["efficiency"] if alike else None)})
         explain(rows, provider, facts)
     return rows
 
@@ -177,13 +180,13 @@ def show(rows: list[dict[str, Any]]) -> None:
         for row in mine:
             table.add_row(
                 str(row["batch"]), escape(row["model"]), f"{row['median_ms']:.2f}", f"{row['q25_ms']:.2f}–{row['q75_ms']:.2f}",
-                _times(row["mac_ratio"]), _times(row["relative"]), f"{row['speedup']:.2f}",
+                _times(row["mac_ratio"]), _times(row["relative"]) + "?" * bool(row["notes"]), f"{row['speedup']:.2f}",
                 "—" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
             )  # fmt: skip
         console.print(table)
         for row in mine:
-            if row["why"]:
-                console.print(f"batch {row['batch']}, {row['model']}: {row['why']}", soft_wrap=True, markup=False)
+            for text in [f"in doubt: {note}" for note in row["notes"]] + ([row["why"]] if row["why"] else []):
+                console.print(f"batch {row['batch']}, {row['model']}: {text}", soft_wrap=True, markup=False)
 
 
 def _times(value: float | None) -> str:

@@ -188,6 +188,7 @@ def _line(cell: Cell, spec: Compare, found: Found) -> dict[str, Any]:
     others = [Cell(c, cell.keep, cell.recovery) for c in spec.criteria if c not in (cell.criterion, "auto")]
     best = max(others, key=lambda o: statistics.fmean(found[s][o]["top1"] for s in spec.seeds))
     p = [mcnemar(hits_of(found[s][cell]), hits_of(found[s][best])) for s in spec.seeds]
+    loss = [mcnemar(hits_of(d), hits_of(m)) for d, m in zip(dense, mine, strict=True)]
     return {
         "criterion": cell.criterion,
         "keep": cell.keep,
@@ -196,6 +197,8 @@ def _line(cell: Cell, spec: Compare, found: Found) -> dict[str, Any]:
         **_summary(mine),
         "loss_points": statistics.fmean(losses),
         "loss_points_sd": statistics.stdev(losses) if len(losses) > 1 else None,
+        "loss_p": max(loss),
+        "loss_p_of_seeds": loss,
         "best_other": best.criterion,
         "ahead_points": 100 * statistics.fmean(found[s][cell]["top1"] - found[s][best]["top1"] for s in spec.seeds),
         "mcnemar_p": max(p),
@@ -239,15 +242,19 @@ def markdown(record: dict[str, Any]) -> str:
         f"Dense: {_percent(dense)} top-1{_masked(dense)}. Test split of {len(seeds)} seed(s) of the split "
         f"({', '.join(map(str, seeds))}), mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar "
         "test on the same images against the best other criterion of the same budget and repair, the largest over the "
-        "seeds; not corrected for the number of comparisons.",
+        "seeds; not corrected for the number of comparisons. *p of the loss*: the same test against the dense model.",
         "",
-        "| keep | recovery | criterion | top-1 % | loss, points | against the best other, points | p |",
-        "|---:|---|---|---:|---:|---:|---:|",
+        "| keep | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
+        "|---:|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in sorted(record["table"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
         sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
         shown = [f"{row['keep']:g}", row["recovery"], row["criterion"], _percent(row) + _masked(row)]
-        shown += [f"{row['loss_points']:.2f}{sd}", f"{row['ahead_points']:+.2f} ({row['best_other']})"]
+        shown += [
+            f"{row['loss_points']:.2f}{sd}",
+            format(row["loss_p"], ".2g"),
+            f"{row['ahead_points']:+.2f} ({row['best_other']})",
+        ]
         lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
     for why in record["choices"]:
         lines += ["", f"Seed {why['seed']}: {choose.sentence(why)}"]

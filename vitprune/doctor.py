@@ -6,10 +6,14 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from vitprune.runtime import OLDEST
+
 NAMES = (
     "vitprune", "torch", "torchvision", "timm", "torch-pruning", "numpy", "safetensors", "onnx", "onnxscript",
     "onnxruntime", "onnxruntime-gpu",
 )  # fmt: skip
+# torch release: the torchvision releases that were built for it. torchvision does not always pin torch.
+PAIRS = {"2.13": ("0.28",), "2.14": ("0.29",), "2.15": ("0.29",)}
 
 
 def examine() -> dict[str, Any]:
@@ -18,6 +22,8 @@ def examine() -> dict[str, Any]:
     problems: list[str] = found["problems"]
     found["devices"] = _devices(problems)
     found["providers"] = _providers(found["versions"], problems)
+    if wrong := wrong_pair(found["versions"]["torch"], found["versions"]["torchvision"]):
+        problems.append(wrong)
     try:
         import torchvision  # noqa: F401
     except Exception as error:
@@ -25,6 +31,27 @@ def examine() -> dict[str, Any]:
             f"torchvision does not fit torch ({' '.join(str(error).split())[:100]}): reinstall both together"
         )
     return found
+
+
+def wrong_pair(torch: str | None, torchvision: str | None) -> str | None:
+    """One line where torch and torchvision are not of one release; None where they are, or are newer than this list."""
+    if torch is None or torchvision is None:
+        return None
+    own = PAIRS.get(".".join(torch.split(".")[:2]))
+    if own is None or any(torchvision == v or torchvision.startswith((f"{v}.", f"{v}+")) for v in own):
+        return None
+    return (
+        f"torch {torch} goes with torchvision {' or '.join(own)}, not {torchvision}: "
+        f"pip install 'torch=={torch}' 'torchvision=={own[-1]}.*'"
+    )
+
+
+def too_old(onnxruntime: str | None) -> bool:
+    """Whether an installed onnxruntime cannot open the files of this package (opset 23)."""
+    try:
+        return onnxruntime is not None and tuple(map(int, onnxruntime.split(".")[:2])) < OLDEST
+    except ValueError:
+        return False
 
 
 def _versions() -> dict[str, str | None]:
@@ -57,6 +84,11 @@ def _providers(versions: dict[str, str | None], problems: list[str]) -> list[str
             "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall -y onnxruntime onnxruntime-gpu, "
             "then install vitprune[cpu] or vitprune[gpu]"
         )
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        if too_old(versions[name]):
+            problems.append(
+                f"{name} {versions[name]} is too old for the files made here (opset 23): pip install '{name}>=1.23'"
+            )
     try:
         import onnxruntime
 

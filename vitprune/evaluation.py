@@ -66,7 +66,7 @@ def test_indices(images: Images, split: Split, only: np.ndarray | None = None) -
 def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None, seed: int = 0) -> Metrics:
     """Scores of logits [N, C] against labels [N]; `head` masks the other outputs before softmax and argmax.
 
-    The interval is a percentile bootstrap over images. Raises ValueError for no images or logits that are not finite.
+    The interval is `interval`'s. Raises ValueError for no images or logits that are not finite.
     """
     if not len(labels):
         raise ValueError("no test images of these classes")
@@ -76,13 +76,29 @@ def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None =
     hit = logits.argmax(1) == labels
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     true_probability = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
-    draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
-    low, high = np.percentile(hit[draws].mean(1), [2.5, 97.5])
     with np.errstate(invalid="ignore"):
         of_class = [
             float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])
         ]
-    return Metrics(float(hit.mean()), (float(low), float(high)), float(true_probability.mean()), of_class, len(hit))
+    return Metrics(float(hit.mean()), interval(hit, seed), float(true_probability.mean()), of_class, len(hit))
+
+
+def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the share that is right: percentile bootstrap over images, Wilson's where that is a single point.
+
+    All right or all wrong, every draw is the same; nine of nine right is no proof of 100 %, though.
+    """
+    if hit.all() or not hit.any():
+        return wilson(int(hit.sum()), len(hit))
+    draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
+    low, high = map(float, np.percentile(hit[draws].mean(1), [2.5, 97.5]))
+    return (low, high) if low < high else wilson(int(hit.sum()), len(hit))
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of `right` out of `n`: never a single point, never outside 0 to 1."""
+    found = binomtest(right, n).proportion_ci(method="wilson")
+    return float(found.low) if right else 0.0, float(found.high) if right < n else 1.0
 
 
 def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None) -> np.ndarray:

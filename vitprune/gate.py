@@ -1,4 +1,4 @@
-"""Bars for a run's report, for CI: is the exported model accurate, fast and small enough?"""
+"""Bars for a run's report, for CI: is the exported model accurate, fast and small enough, and did its checks hold?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from vitprune.errors import UserError
 from vitprune.files import read_json
-from vitprune.report.values import mapping, number, ratio, sequence
+from vitprune.report.values import clean, mapping, mappings, number, ratio, sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class Bar:
 
 
 def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
-    """One row per bar, and per group where the run has groups: name, group, value, limit, passed.
+    """One row per bar, and per group where the run has groups: name, group, value, limit, passed, notes.
 
+    A check of the run itself that did not hold (an fp16 file that is another model, say) is a missed row of its own.
     `path` is a report.json or its folder. Raises UserError where a bar cannot be judged: no such file, no bar, a run
     that did not finish, an oracle-routed figure, or a figure that was not measured.
     """
@@ -43,7 +44,8 @@ def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
         raise UserError(
             f"{path}: not the report of a finished run{f' (missing: {lacks})' if lacks else ''}; use `vitprune run`"
         )
-    return [_judge(path, record, group, mapping(result), bar) for group, result in exported.items() for bar in bars]
+    rows = [_judge(path, record, group, mapping(result), bar) for group, result in exported.items() for bar in bars]
+    return rows + [_failed(row) for row in mappings(record.get("checks")) if row.get("passed") is not True]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -51,7 +53,25 @@ def line(row: dict[str, Any]) -> str:
     group = f" [{row['group']}]" if row["group"] else ""
     side = "at least" if row["at_least"] else "at most"
     outcome = "ok" if row["passed"] else "MISSED"
-    return f"{outcome:<8}{row['name']}{group} {row['value']:.9g}, {side} {row['limit']:.9g}"
+    doubt = "".join(f"; in doubt: {note}" for note in row["notes"])
+    if row["value"] is None or row["limit"] is None:
+        return f"{outcome:<8}{row['name']}{doubt}"
+    return f"{outcome:<8}{row['name']}{group} {row['value']:.9g}, {side} {row['limit']:.9g}{doubt}"
+
+
+def _failed(row: dict[str, Any]) -> dict[str, Any]:
+    """A check of the run that did not hold."""
+    value, limit = number(row.get("value")), number(row.get("limit"))
+    name = f"check: {clean(row.get('name')) or 'unnamed'}"
+    return {
+        "name": name,
+        "group": None,
+        "value": value,
+        "limit": limit,
+        "at_least": False,
+        "passed": False,
+        "notes": [],
+    }
 
 
 def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any], bar: Bar) -> dict[str, Any]:
@@ -62,7 +82,8 @@ def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any
         where = f" of group {group}" if group else ""
         raise UserError(f"{path}: holds no {bar.name}{where}; was it measured (export.onnx for the latency)?")
     judged = {"value": value, "limit": bar.limit, "at_least": bar.at_least, "passed": bar.passed(value)}
-    return {"name": bar.name, "group": group or None, **judged}
+    notes = [clean(note) for note in sequence(result.get("latency_notes"))] if bar.name == "latency_ratio" else []
+    return {"name": bar.name, "group": group or None, **judged, "notes": notes}
 
 
 def _figure(record: dict[str, Any], result: dict[str, Any], name: str) -> float | None:

@@ -268,7 +268,7 @@ def _tell(model: nn.Module, asked: str, recovery: str) -> None:
 def evaluate(
     model: nn.Module, images: Tensor, labels: Tensor, *, head: Sequence[int] | None = None, batch: int = 64
 ) -> Metrics:
-    """Top-1 with its 95 % bootstrap interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
+    """Top-1 with its 95 % interval, mean probability of the true class, top-1 per class; `head` masks the rest."""
     model = door.bare("evaluate", model, None)
     door.check_batch("evaluate", batch)
     with door.Inside(model):

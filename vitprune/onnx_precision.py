@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +22,18 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from vitprune import onnx_export, runtime
+from vitprune import onnx_export, onnx_rewrites, runtime
+from vitprune.errors import UserError
 from vitprune.files import replacing
 
+TRIAL = """
+import sys, numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+made = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+images = made.get_inputs()[0]
+made.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float32)})
+"""
 QUANTIZED = ("Conv", "Gemm", "MatMul")  # those of them that have weights
 Batches = Sequence[np.ndarray]
 
@@ -34,12 +45,17 @@ def to_fp16(source: Path, path: Path) -> None:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     proto = onnx.load(str(source))
+    onnx_rewrites.distinct_names(proto.graph)
     for node in proto.graph.node:
         if node.op_type == "Attention" and node.domain == "":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
     kept = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax"]
     _own_constants(proto.graph, "LayerNormalization")
-    made = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept))
+    # A norm's transpose stays with it: onnxruntime 1.32 crashes on fp32 norm, cast to fp16, transpose, product.
+    normed = {name for node in proto.graph.node if node.op_type == "LayerNormalization" for name in node.output}
+    turned = [node.name for node in proto.graph.node if node.op_type == "Transpose" and node.input[0] in normed]
+    half = convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept, node_block_list=turned)
+    made = OnnxModel(half)
     made.topological_sort()
     _save(made.model, path, source, "fp16")
 
@@ -108,6 +124,9 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
         def holds(ranked: list[str], count: int) -> bool:
             """Is the floor kept with the first `count` of `ranked` in fp32?"""
             made[count] = quantizer.make(set(ranked[:count]))
+            if not tried:
+                onnx.save(made[count], str(Path(folder) / "trial.onnx"))
+                opens(Path(folder) / "trial.onnx")
             top1 = _top1(_logits(made[count].SerializeToString(), probe), labels)
             tried.append((count, top1))
             return (top1_fp32 - top1) * 100 <= floor + 1e-9
@@ -165,9 +184,10 @@ class _Quantizer:
         prepared = folder / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         self.proto = onnx.load(str(prepared))
+        onnx_rewrites.distinct_names(self.proto.graph)
+        onnx.save(self.proto, str(prepared))
         weights = {tensor.name for tensor in self.proto.graph.initializer}
         self.names = [n.name for n in self.proto.graph.node if n.op_type in QUANTIZED and set(n.input[1:2]) <= weights]
-        assert len(set(self.names)) == len(self.names) and all(self.names)
         calibrator = create_calibrator(str(prepared), list(QUANTIZED), str(folder / "augmented.onnx"))
         calibrator.collect_data(Reader())
         self.ranges = calibrator.compute_data()
@@ -213,6 +233,16 @@ def _save(proto: ModelProto, path: Path, source: Path, precision: str) -> None:
     proto.ir_version = max(proto.ir_version, onnx.load(str(source), load_external_data=False).ir_version)
     with replacing(path) as temporary:
         onnx_export.write(proto, temporary, metadata)
+        opens(temporary)
+
+
+def opens(path: Path) -> None:
+    """Raises UserError unless another process can open and run the file: onnxruntime may crash on it, not only refuse."""
+    done = subprocess.run([sys.executable, "-P", "-c", TRIAL, str(path)], capture_output=True, text=True)
+    if done.returncode < 0:
+        raise UserError(f"{path.name}: onnxruntime crashes on it (signal {-done.returncode})")
+    if done.returncode:
+        raise UserError(f"{path.name}: onnxruntime cannot run it ({(done.stderr.splitlines() or ['?'])[-1]})")
 
 
 @contextlib.contextmanager

@@ -36,8 +36,9 @@ def fuse(proto: ModelProto) -> int:
         if found is None:
             continue
         qkv, heads, last = found
-        parts = [f"{last.output[0]}_{part}" for part in "qkv"]
-        split = helper.make_node("Split", [qkv], parts, name=f"{node.name}_split", axis=-1, num_outputs=3)
+        stem = _unused(graph, f"{last.output[0]}_split")
+        parts = [f"{stem}_{part}" for part in "qkv"]
+        split = helper.make_node("Split", [qkv], parts, name=stem, axis=-1, num_outputs=3)
         scale = {a.name: a.f for a in node.attribute if a.name == "scale"}
         attention = helper.make_node(
             "Attention", parts, [last.output[0]], name=node.name, q_num_heads=heads, kv_num_heads=heads, **scale
@@ -73,7 +74,7 @@ def add_bias_in_gemm(proto: ModelProto) -> int:
         if any(reader.op_type == "Gelu" for reader in readers[add.output[0]]):
             continue
         inner, outer = constants[node.input[1]].dims
-        flat, back = f"{node.name}_flat", f"{node.name}_back"
+        flat, back = _unused(graph, f"{node.name}_flat"), _unused(graph, f"{node.name}_back")
         graph.initializer.append(numpy_helper.from_array(np.array([-1, inner], np.int64), f"{flat}_shape"))
         graph.initializer.append(numpy_helper.from_array(np.array([-1, shape[1], outer], np.int64), f"{back}_shape"))
         made = [
@@ -142,6 +143,39 @@ def drop_unused(graph: GraphProto) -> None:
     made = {name for node in graph.node for name in node.output}
     for note in [v for v in graph.value_info if v.name not in made]:
         graph.value_info.remove(note)
+
+
+def distinct_names(graph: GraphProto) -> None:
+    """Every node gets a name of its own, and every value between input and output one that no other name begins with.
+
+    onnxruntime's converters name what they add by appending to the names that are there (a copy of the shared bias
+    `cat_1` becomes `cat_12`) and do not look whether the result is taken; with a number of its own in front it is not.
+    Graphs with graphs inside are left as they are: names there may mean the values outside.
+    """
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        return
+    edges = {value.name for value in [*graph.input, *graph.output]} | {""}
+    inside = [t.name for t in graph.initializer] + [name for node in graph.node for name in node.output]
+    new = {name: f"v{i}_{name}" for i, name in enumerate(dict.fromkeys(inside)) if name not in edges}
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for named in [*graph.initializer, *graph.value_info]:
+        named.name = new.get(named.name, named.name)
+    known = {""}
+    for i, node in enumerate(graph.node):
+        while node.name in known:
+            node.name = f"{node.name or node.op_type}_{i}"
+        known.add(node.name)
+
+
+def _unused(graph: GraphProto, name: str) -> str:
+    """`name`, longer where a value or node of the graph begins with it."""
+    taken = [t.name for t in graph.initializer] + [v.name for v in graph.input]
+    taken += [n for node in graph.node for n in [node.name, *node.output]]
+    while any(other.startswith(name) for other in taken):
+        name += "x"
+    return name
 
 
 def node_counts(proto: ModelProto) -> dict[str, int]:

@@ -55,7 +55,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),
         "stages": list(done),
-        "notes": _notes(context),
+        "notes": _notes(context) + [f"{row['path']} was not made: {row['why']}" for row in _left_out(context, ran)],
         "usage": _usage(context),
     }
     record["hashes"] = {
@@ -68,7 +68,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
     record["checks"] = _checks(context, ran)
     record["files"] = _files(context, ran)
-    record["export"] = {"files": _exported(context, ran)}
+    record["export"] = {"files": _exported(context, ran), "failed": _left_out(context, ran)}
     record |= _discovered(context)
     if evaluated:
         record |= _evaluated(context, evaluated, "export" in ran)
@@ -143,16 +143,38 @@ def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
             checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
         exported = _stage_json(context, "export", f"{group}.json") if "export" in ran else None
         if exported:
+            for precision, why in exported["failed"].items():
+                row = {"name": f"{precision} file was made{label}", "passed": False, "value": None, "limit": None}
+                checks.append(row | {"detail": why})
+            if exported["dense_parity"] is not None:
+                detail = "largest logit difference, torch against onnxruntime, real images at batch 1, 2 and 7"
+                checks.append(
+                    _check(f"ONNX parity of the dense model{label}", exported["dense_parity"], TOLERANCE, detail)
+                )
             for batch, difference in exported["parity"].items():
                 detail = "largest logit difference, torch against onnxruntime, real images"
                 checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
-            a = exported["agreement"]
-            checks.append(
-                _check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images")
-            )
-            differing = a["n"] - a["same_top1"]
-            checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, "images whose top-1 differs"))
+            if a := exported["agreement"]:
+                checks.append(
+                    _check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images")
+                )
+                differing = a["n"] - a["same_top1"]
+                detail = "images whose top-1 differs"
+                checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, detail))
+            made = [check for file in exported["files"] for check in file.get("checks", [])]
+            checks += [_check(f"{c['name']}{label}", c["value"], c["limit"], c["detail"]) for c in made]
     return checks
+
+
+def _left_out(context: Context, ran: set[str]) -> list[dict[str, str]]:
+    """Files that the recipe asks for and that could not be made, and why."""
+    found: dict[str, str] = {}
+    for group in context.class_sets() if "export" in ran else []:
+        exported = _stage_json(context, "export", f"{group or 'all'}.json") or {"failed": {}}
+        for precision, why in exported["failed"].items():
+            name = "stages/export/dense.onnx" if precision == "dense" else f"{group or ''}/{FILES[precision]}"
+            found[name.lstrip("/")] = why
+    return [{"path": path, "why": why} for path, why in found.items()]
 
 
 def _check(name: str, value: float, limit: float, detail: str) -> dict[str, Any]:
@@ -251,9 +273,10 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
 
 def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
     exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
-    ratios = [x["ratio"] for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
-    ratio = ratios[0] if ratios and math.isfinite(ratios[0]) else None
+    timed = [x for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
+    ratio = timed[0]["ratio"] if timed and math.isfinite(timed[0]["ratio"]) else None
     found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    found |= {"latency_notes": timed[0]["notes"]} if ratio is not None else {}
     return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
 
 

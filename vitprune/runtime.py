@@ -13,6 +13,7 @@ import numpy as np
 from vitprune.errors import UserError
 
 FLOAT = "tensor(float)"
+OLDEST = (1, 23)  # the first that knows opset 23
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -24,6 +25,9 @@ def onnxruntime() -> ModuleType:
         raise UserError("onnxruntime is not installed: pip install 'vitprune[cpu]' (or [gpu], never both)") from error
     if not hasattr(ort, "InferenceSession"):
         raise UserError("onnxruntime is broken (both builds installed?): uninstall both, then install one extra")
+    version = str(getattr(ort, "__version__", ""))
+    if OLDEST > tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) > ():
+        raise UserError(f"onnxruntime {version} is too old for these files: pip install -U 'vitprune[cpu]' (or [gpu])")
     return ort
 
 
@@ -84,27 +88,45 @@ def predict(made: Any, images: np.ndarray) -> np.ndarray:
         raise UserError(f"a batch {list(images.shape)}: onnxruntime cannot run it ({reason})") from error
 
 
-def interleaved(runners: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, float]]:
+def interleaved(runners: dict[str, Any], images: np.ndarray, seconds: float = 3.0) -> dict[str, dict[str, Any]]:
     """Milliseconds per call of each runner (a session, or a function of the images) on the same batch, taken in turn.
 
-    Returns per runner median and quartiles over at least 5 rounds, and `relative`: the median over the rounds of its
-    time divided by the first runner's in the same round, so that a drift of the machine cancels.
+    Returns per runner median and quartiles over at least 5 rounds and `seconds`, and `relative`: the median over the
+    rounds of its time divided by the first runner's in the same round, so that a drift of the machine cancels. Rounds
+    go on until the quartiles of that ratio agree, or PATIENCE times as long; `other_cores`: what others used meanwhile.
     """
+    from vitprune import timing
+
     calls = {name: made if callable(made) else partial(predict, made) for name, made in runners.items()}
     for call in calls.values():
         for _ in range(2):
             call(images)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+    load, started, rounds, due = timing.Load(), time.perf_counter(), 0, seconds
+    found: dict[str, dict[str, Any]] = {}
+    while True:
         for name, call in calls.items():
             start = time.perf_counter()
             call(images)
             times[name].append((time.perf_counter() - start) * 1e3)
+        rounds, spent = rounds + 1, time.perf_counter() - started
+        if rounds < 5 or spent < due:
+            continue
+        due = spent + seconds / 4
+        found = _summary(times)
+        wide = any(timing.spread(x["relative_quartiles"], x["relative"]) > timing.SPREAD for x in found.values())
+        if not wide or spent >= timing.PATIENCE * seconds:
+            break
+    others = load.others()
+    return {name: row | {"rounds": rounds, "other_cores": others} for name, row in found.items()}
+
+
+def _summary(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     first = np.array(next(iter(times.values())))
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, measured in times.items():
         low, median, high = map(float, np.percentile(measured, [25, 50, 75]))
-        relative = float(np.median(np.array(measured) / first))
-        found[name] = {"q25_ms": low, "median_ms": median, "q75_ms": high, "relative": relative, "rounds": len(first)}
+        below, relative, above = map(float, np.percentile(np.array(measured) / first, [25, 50, 75]))
+        found[name] = {"q25_ms": low, "median_ms": median, "q75_ms": high, "relative": relative}
+        found[name]["relative_quartiles"] = [below, above]
     return found

@@ -40,6 +40,8 @@ def show(record: dict[str, Any], verb: str, folder: Path) -> None:
         if result.get("latency_ratio"):
             line += f", ONNX latency x {result['latency_ratio']:.3f} (batch 32)"
         console.print(f"Slim against dense: {line}")
+        for note in result.get("latency_notes", []):
+            console.print(f"The latency is in doubt: {note}", soft_wrap=True, markup=False)
     for note in record.get("notes", []):
         console.print(f"Note: {note}", soft_wrap=True, markup=False)
     failed = [check["name"] for check in record["checks"] if not check["passed"]]

@@ -9,6 +9,7 @@ import yaml
 
 from vitprune.files import read_json, write_text
 from vitprune.report.markdown import escape
+from vitprune.report.numbers import probability
 from vitprune.report.rows import dense_for, of_protocol
 from vitprune.report.values import clean, mapping, mappings, number, sequence
 
@@ -111,8 +112,9 @@ def _table(record: dict[str, Any], result: dict[str, Any]) -> str:
     lines = ["| model | top-1 | 95 % interval | parameters | multiply-adds |", "|---|---:|---:|---:|---:|"]
     lines += [_row("dense", dense)] if dense else []
     lines.append(_row("**this one**", result))
-    n = number(result.get("n"))
-    return "\n".join(lines) + (f"\n\nOn {n:,.0f} test images, which took no part in any choice." if n else "")
+    n, p = number(result.get("n")), number(mapping(dense).get("mcnemar_p"))
+    test = f" Against dense, McNemar's exact test on the same images: p = {probability(p)}." if p is not None else ""
+    return "\n".join(lines) + (f"\n\nOn {n:,.0f} test images, which took no part in any choice.{test}" if n else "")
 
 
 def _row(name: str, row: dict[str, Any]) -> str:
@@ -126,7 +128,9 @@ def _row(name: str, row: dict[str, Any]) -> str:
 def _latency(result: dict[str, Any]) -> str:
     ratio = number(result.get("latency_ratio"))
     batch = clean(result.get("latency_batch"))
-    return f"ONNX Runtime, batch {batch}: {ratio:.3f} of the dense model's time." if ratio else ""
+    doubt = "; ".join(clean(note) for note in sequence(result.get("latency_notes")))
+    text = f"ONNX Runtime, batch {batch}: {ratio:.3f} of the dense model's time." if ratio else ""
+    return f"{text} In doubt: {escape(doubt)}." if text and doubt else text
 
 
 def _use(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ def _warnings(runs: list[Run]) -> tuple[Text, ...]:
             found.append(f"{name} is not complete{f'; it lacks: {absent}' if absent else ''}.")
         if failed := failed_checks(record):
             found.append(f"{name} failed: {'; '.join(failed)}.")
+        for note in sequence(mapping(record.get("result")).get("latency_notes")):
+            found.append(f"{name}: its latency is in doubt, {clean(note)}.")
         if mapping(record.get("result")).get("protocol") == "oracle":
             found.append(f"{name} is oracle-routed: its accuracy is not a deployable one.")
     return tuple(Text(text, "warning") for text in found)
@@ -67,6 +69,7 @@ def _figures_row(run: Run) -> Row:
     top1, kept, change = (number(result.get(key)) for key in ("top1", "kept", "top1_change_points"))
     params, macs = (ratio(model.get(f"{key}_slim"), model.get(f"{key}_dense")) for key in ("params", "macs"))
     latency, images = number(result.get("latency_ratio")), number(result.get("n"))
+    doubt = " in doubt" if sequence(result.get("latency_notes")) else ""
     cells = (
         Cell(name),
         Cell(numbers.share(top1, 2), top1),
@@ -75,7 +78,7 @@ def _figures_row(run: Run) -> Row:
         Cell(numbers.share(kept), kept),
         Cell(numbers.share(params), params),
         Cell(numbers.share(macs), macs),
-        Cell(numbers.times(latency), latency),
+        Cell(numbers.times(latency) + doubt, latency, "warning" if doubt else ""),
         Cell(clean(result.get("criterion")) or numbers.NONE),
         Cell(clean(result.get("recovery")) or numbers.NONE),
         Cell(numbers.count(images), images),

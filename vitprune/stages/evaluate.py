@@ -101,6 +101,7 @@ def _evaluate_set(
     for made, hit in zip(rows, hits, strict=True):
         ours = compared.get(made["head"], compared[shown])
         made["mcnemar_p"] = None if hit is ours else evaluation.mcnemar(hit, ours)
+        made["only_right"] = None if hit is ours else [int((hit & ~ours).sum()), int((ours & ~hit).sum())]
     index = evaluation.test_indices(context.images, context.split, np.array(targets))
     return rows, examples.predictions(index, labels, **whole), _per_class(context, targets, seen, labels)
 
@@ -156,9 +157,14 @@ def _per_class(context: Context, targets: list[int], seen: dict[str, Metrics], l
             "n": int((labels == i).sum()),
             "dense_top1": _number(seen["dense"].per_class[i]),
             "slim_top1": _number(seen["slim"].per_class[i]),
+            "slim_ci95": _wilson(seen["slim"].per_class[i], int((labels == i).sum())),
         }
         for i in targets
     ]
+
+
+def _wilson(top1: float, n: int) -> list[float] | None:
+    return list(evaluation.wilson(round(top1 * n), n)) if n else None
 
 
 def _oracle_rows(context: Context) -> list[dict[str, Any]]:

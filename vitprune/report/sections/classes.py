@@ -21,11 +21,11 @@ from vitprune.report.blocks import (
     missing,
     table,
 )
-from vitprune.report.values import clean, mapping, mappings, number
+from vitprune.report.values import clean, interval, mapping, mappings, number
 
 SHOWN = 30
 MAX_GROUPS = 12
-COLUMNS = ("Class", ">Images", ">Dense top-1", ">Slim top-1", ">Change, points")
+COLUMNS = ("Class", ">Images", ">Dense top-1", ">Slim top-1", ">95 % interval", ">Change, points")
 
 
 def classes_section(record: dict[str, Any], beside: Beside) -> Section:
@@ -87,13 +87,14 @@ def _order(row: dict[str, Any]) -> tuple[bool, float]:
 
 def _row(row: dict[str, Any]) -> Row:
     images, change = number(row.get("n")), number(row.get("change_points"))
-    dense, slim = number(row.get("dense_top1")), number(row.get("slim_top1"))
+    dense, slim, pair = number(row.get("dense_top1")), number(row.get("slim_top1")), interval(row.get("slim_ci95"))
     return Row(
         (
             Cell(clean(row.get("class"))),
             Cell(numbers.count(images), images),
             Cell(numbers.share(dense), dense),
             Cell(numbers.share(slim), slim),
+            Cell(numbers.span(pair), pair[0] if pair else None),
             Cell(numbers.points(change), change),
         )
     )

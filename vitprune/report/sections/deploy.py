@@ -7,7 +7,7 @@ from typing import Any
 
 from vitprune.report import numbers
 from vitprune.report.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
-from vitprune.report.values import clean, interval, mapping, mappings, number
+from vitprune.report.values import clean, interval, mapping, mappings, number, ratio, sequence
 
 
 def deploy_section(record: dict[str, Any]) -> Section:
@@ -41,7 +41,8 @@ def _precisions(record: dict[str, Any]) -> list[Block]:
     rows = mappings(mapping(record.get("export")).get("files"))
     if not rows:
         return []
-    columns = ("ONNX file", "Precision", ">Top-1", ">Change, points", ">Largest logit difference", ">Opset")
+    columns = ("ONNX file", "Precision", ">Top-1", ">Change, points", ">Same top-1", ">Largest logit difference")
+    columns += (">Largest probability difference", ">Opset")
     found: list[Block] = [table("ONNX files on the whole test split", columns, map(_precision, rows))]
     why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]
     return found + [Text(f"{path}: {text}.", "note") for path, text in why if text]
@@ -49,14 +50,18 @@ def _precisions(record: dict[str, Any]) -> list[Block]:
 
 def _precision(row: dict[str, Any]) -> Row:
     top1, change = number(row.get("top1")), number(row.get("top1_change_points"))
-    gap = number(mapping(row.get("agreement")).get("max_abs_diff"))
+    agreement = mapping(row.get("agreement"))
+    gap, away = number(agreement.get("max_abs_diff")), number(agreement.get("max_probability_diff"))
+    same = ratio(agreement.get("same_top1"), agreement.get("n"))
     return Row(
         (
             Cell(clean(row.get("path"))),
             Cell(clean(row.get("precision"))),
             Cell(numbers.share(top1, 2), top1),
             Cell(numbers.points(change), change),
+            Cell(numbers.share(same, 2), same),
             Cell(numbers.NONE if gap is None else f"{gap:.1e}", gap),
+            Cell(numbers.NONE if away is None else f"{away:.1e}", away),
             Cell(clean(row.get("opset"))),
         )
     )
@@ -67,19 +72,24 @@ def _latency(rows: list[dict[str, Any]]) -> list[Block]:
         return [missing("latency measurements")]
     columns = (">Batch", "Precision", ">Dense", ">Slim", ">Slim / dense", "Runtime")
     caption = "Latency per batch: median, and the quartiles in brackets"
-    return [table(caption, columns, map(_latency_row, rows))]
+    doubts = [
+        Text(f"Batch {clean(row.get('batch')) or '?'} is in doubt: {clean(note)}.", "warning")
+        for row in rows
+        for note in sequence(row.get("notes"))
+    ]
+    return [table(caption, columns, map(_latency_row, rows)), *doubts]
 
 
 def _latency_row(row: dict[str, Any]) -> Row:
     dense, slim, part = number(row.get("dense_ms")), number(row.get("slim_ms")), number(row.get("ratio"))
-    slower = part is not None and part > 1
+    doubtful = (part is not None and part > 1) or bool(sequence(row.get("notes")))
     return Row(
         (
             Cell(clean(row.get("batch")) or numbers.NONE, number(row.get("batch"))),
             Cell(clean(row.get("precision")) or numbers.NONE),
             Cell(timed(row, "dense"), dense),
             Cell(timed(row, "slim"), slim),
-            Cell(numbers.times(part), part, "warning" if slower else ""),
+            Cell(numbers.times(part), part, "warning" if doubtful else ""),
             Cell(clean(row.get("runtime"))),
         )
     )

@@ -10,7 +10,9 @@ from vitprune.report.blocks import Block, Cell, Number, Numbers, Row, Section, T
 from vitprune.report.rows import dense_for
 from vitprune.report.sections.deploy import timed
 from vitprune.report.sections.splits import over_splits
-from vitprune.report.values import clean, interval, mapping, mappings, number, ratio
+from vitprune.report.values import clean, interval, mapping, mappings, number, ratio, sequence
+
+SIGNIFICANT = 0.05
 
 
 def result_section(record: dict[str, Any], beside: Beside) -> Section:
@@ -20,11 +22,11 @@ def result_section(record: dict[str, Any], beside: Beside) -> Section:
     groups = mapping(record.get("results"))
     if result:
         three = _size(mapping(record.get("model")), result), _latency(record, result), _accuracy(record, result, beside)
-        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), Numbers(three)]
+        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), *_files_warning(record), Numbers(three)]
     elif not groups:
         blocks.append(missing("an exported model (`result`), so there is no headline figure"))
     if groups:
-        blocks.append(_groups_table(groups))
+        blocks.append(_groups_table(groups, mappings(record.get("rows"))))
     return Section("result", "What did I get?", tuple(blocks))
 
 
@@ -63,7 +65,8 @@ def _smaller_faster(record: dict[str, Any], result: dict[str, Any]) -> str:
     model = mapping(record.get("model"))
     share, latency = ratio(model.get("params_slim"), model.get("params_dense")), number(result.get("latency_ratio"))
     parts = [f"{numbers.share(share, 0)} of its parameters"] if share is not None else []
-    parts += [f"{numbers.share(latency, 0)} of its latency"] if latency is not None else []
+    doubt = " (in doubt)" if sequence(result.get("latency_notes")) else ""
+    parts += [f"{numbers.share(latency, 0)} of its latency{doubt}"] if latency is not None else []
     return f", with {' and '.join(parts)}" if parts and number(result.get("top1_change_points")) is not None else ""
 
 
@@ -75,6 +78,40 @@ def _oracle_warning(result: dict[str, Any]) -> list[Block]:
     return [Text("The record does not say under which protocol this headline was measured.", "warning")]
 
 
+def _files_warning(record: dict[str, Any]) -> list[Block]:
+    """ONNX files that are missing, or that are not the slim model by the limits of their precision."""
+    files = mappings(mapping(record.get("export")).get("files"))
+    wrong = [
+        f"{clean(row.get('path'))} is not the slim model that this page speaks of: {clean(check.get('name'))} "
+        f"{numbers.general(number(check.get('value')))}, at most {numbers.general(number(check.get('limit')))} expected."
+        for row in files
+        for check in mappings(row.get("checks"))
+        if not _held(check)
+    ]
+    absent = [
+        f"{clean(row.get('path'))} is missing: {clean(row.get('why'))}"
+        for row in mappings(mapping(record.get("export")).get("failed"))
+    ]
+    return [Text(text, "warning") for text in wrong + absent]
+
+
+def _held(check: dict[str, Any]) -> bool:
+    value, limit = number(check.get("value")), number(check.get("limit"))
+    return value is not None and limit is not None and value <= limit
+
+
+def paired(dense: dict[str, Any]) -> str:
+    """What the paired test says of the dense row against the exported model; empty where there was none."""
+    p, only = number(dense.get("mcnemar_p")), [number(x) for x in sequence(dense.get("only_right"))]
+    if p is None:
+        return ""
+    counts = ""
+    if len(only) == 2:
+        counts = f" ({numbers.count(only[0])} images only dense gets right, {numbers.count(only[1])} only slim)"
+    verdict = "these images show a difference" if p < SIGNIFICANT else "these images cannot tell the two apart"
+    return f"paired test against dense: p {numbers.probability(p)}{counts}, {verdict}"
+
+
 def _accuracy(record: dict[str, Any], result: dict[str, Any], beside: Beside) -> Number:
     pair = interval(result.get("top1_ci95"))
     change = number(result.get("top1_change_points"))
@@ -84,10 +121,8 @@ def _accuracy(record: dict[str, Any], result: dict[str, Any], beside: Beside) ->
         parts.append(splits)
     if result.get("head") == "masked":
         parts.append("masked head: only the target classes compete")
-    dense = number(mapping(dense_for(mappings(record.get("rows")), result)).get("top1"))
-    if dense is not None and pair is not None:
-        where = "inside" if pair[0] <= dense <= pair[1] else "outside"
-        parts.append(f"the dense model's {numbers.share(dense)} lies {where} the interval")
+    if test := paired(mapping(dense_for(mappings(record.get("rows")), result))):
+        parts.append(test)
     top1 = number(result.get("top1"))
     return Number(
         numbers.share(top1), "top-1 of the slim model", "; ".join(parts), "" if top1 is not None else "missing"
@@ -120,17 +155,31 @@ def _latency(record: dict[str, Any], result: dict[str, Any]) -> Number:
     if row:
         pair = f"{timed(row, 'dense')} → {timed(row, 'slim')}"
         detail = f"batch {clean(row.get('batch')) or '?'}: {pair}, {clean(row.get('runtime')) or 'unknown runtime'}"
+    if notes := [clean(note) for note in sequence(result.get("latency_notes"))]:
+        detail = f"in doubt: {'; '.join(notes)}. {detail}"
+        return Number(numbers.times(value), "of the dense latency", detail, "warning")
     if value > 1:
         return Number(numbers.times(value), "of the dense latency: slower", detail, "warning")
     return Number(numbers.times(value), "of the dense latency", detail)
 
 
-def _groups_table(groups: dict[str, Any]) -> Block:
-    columns = ("Group", "Criterion", "Recovery", ">Kept", ">Top-1", ">95 % interval", ">Change, points", ">Images")
-    return table("Exported models, one per group", columns, (_group_row(k, mapping(v)) for k, v in groups.items()))
+def _groups_table(groups: dict[str, Any], rows: list[dict[str, Any]]) -> Block:
+    columns = (
+        "Group",
+        "Criterion",
+        "Recovery",
+        ">Kept",
+        ">Top-1",
+        ">95 % interval",
+        ">Change, points",
+        ">p",
+        ">Images",
+    )
+    found = (_group_row(k, mapping(v), mapping(dense_for(rows, mapping(v)))) for k, v in groups.items())
+    return table("Exported models, one per group", columns, found)
 
 
-def _group_row(name: str, row: dict[str, Any]) -> Row:
+def _group_row(name: str, row: dict[str, Any], dense: dict[str, Any]) -> Row:
     kept, top1, change = number(row.get("kept")), number(row.get("top1")), number(row.get("top1_change_points"))
     pair = interval(row.get("top1_ci95"))
     return Row(
@@ -142,6 +191,7 @@ def _group_row(name: str, row: dict[str, Any]) -> Row:
             Cell(numbers.share(top1, 2), top1),
             Cell(numbers.span(pair), pair[0] if pair else None),
             Cell(numbers.points(change), change),
+            Cell(numbers.probability(number(dense.get("mcnemar_p"))), number(dense.get("mcnemar_p"))),
             Cell(numbers.count(number(row.get("n"))), number(row.get("n"))),
         ),
         "oracle-routed" if row.get("protocol") == "oracle" else "",

@@ -27,8 +27,19 @@ def splits_blocks(record: dict[str, Any], beside: Beside) -> list[Block]:
     text += (
         f"deviation; the dense model has {_mean(dense, 'top1')}. p: exact McNemar test on the same images against the "
     )
-    text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number."
-    columns = ("Criterion", "Recovery", ">Kept", ">Top-1", ">Loss, points", "Best other", ">Ahead, points", ">p")
+    text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number; "
+    text += "p of the loss: the same test against the dense model."
+    columns = (
+        "Criterion",
+        "Recovery",
+        ">Kept",
+        ">Top-1",
+        ">Loss, points",
+        ">p of the loss",
+        "Best other",
+        ">Ahead, points",
+        ">p",
+    )
     blocks: list[Block] = [
         heading,
         Text(text),
@@ -65,6 +76,7 @@ def _order(row: dict[str, Any]) -> tuple[float, str, float]:
 def _row(row: dict[str, Any]) -> Row:
     kept, top1, p = number(row.get("kept")), number(row.get("top1")), number(row.get("mcnemar_p"))
     loss, sd, ahead = (number(row.get(key)) for key in ("loss_points", "loss_points_sd", "ahead_points"))
+    tested = number(row.get("loss_p"))
     shown = numbers.points(loss).removeprefix("+") + (f" ± {sd:.2f}" if sd is not None else "")
     return Row(
         (
@@ -73,6 +85,7 @@ def _row(row: dict[str, Any]) -> Row:
             Cell(numbers.share(kept), kept),
             Cell(_mean(row, "top1"), top1),
             Cell(shown, loss),
+            Cell(numbers.probability(tested), tested),
             Cell(clean(row.get("best_other")) or numbers.NONE),
             Cell(numbers.points(ahead), ahead),
             Cell(numbers.probability(p), p),
