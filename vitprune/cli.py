@@ -173,7 +173,7 @@ def predict(
     if as_json:
         own = None if classifier.outputs is None else [classifier.labels[i] for i in classifier.outputs]
         threshold = None if own is None else classifier.threshold
-        found = {"model": str(model), "classes": own, "labels_by_order": classifier.labels_by_order}
+        found: dict[str, Any] = {"model": str(model), "classes": own, "labels_by_order": classifier.labels_by_order}
         found |= {"threshold": threshold, "left_out": dict(left_out), "images": list(answers)}
         print(json.dumps(found, indent=1))
         return

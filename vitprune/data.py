@@ -47,7 +47,8 @@ def split_per_class(
     usable = np.ones(len(class_of), bool)
     usable[list(leave_out)] = False
     contents, sides = contents or {}, dict[Any, bool]()  # which pictures are in the probe split, of classes done
-    probes, tests = [], []
+    probes: list[np.ndarray] = []
+    tests: list[np.ndarray] = []
     for c, name in enumerate(classes):
         alike: dict[Any, list[int]] = {}
         for i in np.flatnonzero((class_of == c) & usable).tolist():

@@ -280,8 +280,8 @@ def _mapped(name: str, mapping: Mapping, known: Spellings, named: bool) -> int |
 
 def _strange(stranger: str | None, classes: Sequence[str], outputs: int) -> str:
     if stranger is not None:
-        return f"class `{stranger}` is not among the model's labels"
-    return f"{len(classes)} classes, but the model has {outputs} outputs"
+        return f"class folder `{stranger}` is not among the model's labels"
+    return f"{len(classes)} class folders, but the model has {outputs} outputs"
 
 
 def _refusal(where: str, classes: Sequence[str], outputs: int, names: Sequence[str] | None, why: str) -> UserError:

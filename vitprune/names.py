@@ -55,7 +55,7 @@ class Spellings:
 
     def find(self, name: str) -> set[int]:
         """All that the name stands for, as it is written, else as one that is equal but for its spelling."""
-        return set(self._exact.get(name) or self._alike.get(fold(name), ()))
+        return set(self._exact.get(name) or self._alike.get(fold(name)) or ())
 
 
 def merged(first: Sequence[str], second: Sequence[str]) -> dict[str, str]:
