@@ -279,6 +279,29 @@ def test_names_by_order_say_so_wherever_they_stand(tmp_path: Path, own: tuple[st
     )
 
 
+def test_classes_of_a_recipe_are_found_by_any_of_their_names(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images")
+    (tmp_path / "images" / "square").rename(tmp_path / "images" / "Squ-are")
+    model_folder(tmp_path / "model", labels=("n1\tsquare", "n2\tcircle", "n3\tcross"))
+    for name in ("Squ-are", "square", "n1", "SQUARE"):
+        content = recipe_dict(tmp_path / "model", tmp_path / "images", tmp_path / "out", classes=[name])
+        made = pipeline.run(recipe.Recipe.model_validate(content), "split")
+        assert made["target_classes"] == ["square"]
+
+
+def test_a_name_as_it_is_written_comes_before_one_alike(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images")
+    (tmp_path / "images" / "circle").rename(tmp_path / "images" / "hot dog")
+    (tmp_path / "images" / "cross").rename(tmp_path / "images" / "n7")
+    model_folder(tmp_path / "model", labels=("hotdog", "hot dog", "square"))
+    (tmp_path / "m.json").write_text('{"n7": "hotdog"}')
+    content = recipe_dict(tmp_path / "model", tmp_path / "images", tmp_path / "out")
+    content["data"]["labels"] = str(tmp_path / "m.json")
+    for name in ("hotdog", "hot dog"):
+        made = pipeline.run(recipe.Recipe.model_validate(content | {"classes": [name]}), "split")
+        assert made["target_classes"] == [name]
+
+
 def test_the_dense_figure_is_the_same_from_every_source(tmp_path: Path) -> None:
     """Twelve numbered classes, a model without names: top-1 as computed by hand, from a folder, a tar and a list."""
     model_folder(tmp_path / "model", outputs=12, labels=None)

@@ -147,6 +147,14 @@ def test_a_given_split_tells_of_copies_and_labels_that_contradict(tmp_path: Path
     ]
 
 
+def test_names_that_are_no_text_do_not_break_the_notes(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "set", 3)
+    shutil.copy(root / "cross" / "00.png", bytes(root / "cross") + b"/\xff\n.png")
+    (root / "cross" / "a.\udcffx").write_text("text")
+    notes = run(tmp_path)["split"]["notes"]
+    assert "`cross/00.png` and `cross/??.png`" in notes[0] and notes[1].endswith("1 .?x.")
+
+
 def test_the_leak_check_looks_at_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split by position, as it was: the check that must fail fails."""
     root = image_folder(tmp_path / "set", 6)

@@ -163,7 +163,8 @@ class Context:
         tiers = [Spellings(own), Spellings((self.class_name(i), i) for _, i in own), Spellings(theirs)]
 
         def known(name: str) -> set[int]:
-            return next((found for tier in tiers if (found := tier.find(name))), set())
+            looks = [tier.exact for tier in tiers] + [tier.find for tier in tiers]
+            return next((found for look in looks if (found := look(name))), set())
 
         made = set()
         for name in names:

@@ -21,6 +21,7 @@ from torch import Tensor
 from vitprune.decode import as_mode
 from vitprune.decoding import Processes
 from vitprune.errors import UserError
+from vitprune.names import printable
 from vitprune.sources import Source
 from vitprune.sources.pair import ProbeAndTest
 from vitprune.types import Split
@@ -121,7 +122,7 @@ def copies(source: Source, contents: Mapping[int, bytes], index: np.ndarray) -> 
     torn = [images for images in several if len(set(source.class_of[images].tolist())) > 1]
 
     def example(images: list[int], other: int) -> str:
-        return f"`{source.names[images[0]]}` and `{source.names[other]}`"
+        return f"`{printable(source.names[images[0]])}` and `{printable(source.names[other])}`"
 
     found = []
     if several:

@@ -53,9 +53,13 @@ class Spellings:
             self._alike.setdefault(fold(name), set()).add(meaning)
         self._alike.pop("", None)
 
+    def exact(self, name: str) -> set[int]:
+        """All that the name stands for as it is written."""
+        return set(self._exact.get(name) or ())
+
     def find(self, name: str) -> set[int]:
-        """All that the name stands for, as it is written, else as one that is equal but for its spelling."""
-        return set(self._exact.get(name) or self._alike.get(fold(name)) or ())
+        """The same, else all that a name stands for that is equal but for its spelling."""
+        return self.exact(name) or set(self._alike.get(fold(name)) or ())
 
 
 def merged(first: Sequence[str], second: Sequence[str]) -> dict[str, str]:
@@ -85,3 +89,8 @@ def some(names: Sequence[str], most: int = 12) -> str:
     """The first names of a list, two spellings of one between a slash."""
     shown = ", ".join(name.replace("\t", " / ") for name in names[:most])
     return shown + (f", … ({len(names):,} in all)" if len(names) > most else "")
+
+
+def printable(text: str) -> str:
+    """A name as one can print and write it: what is no character to see becomes `?`."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from vitprune.decode import EXTENSIONS, is_image
 from vitprune.errors import UserError
+from vitprune.names import printable
 
 HOUSEKEEPING = {
     "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin",
@@ -51,7 +52,7 @@ def named_as_image(name: str) -> bool:
 
 def kind_of(name: str) -> str:
     """What a note calls a file that is no image."""
-    return PurePosixPath(name).suffix.lower()[:12] or "without an ending"
+    return printable(PurePosixPath(name).suffix.lower()[:12]) or "without an ending"
 
 
 def note(others: Counter[str], where: str) -> str | None:
