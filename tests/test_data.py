@@ -65,8 +65,9 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "set", 3)
     first = Folder(root).fingerprint()
     assert Folder(root).fingerprint() == first
-    picture(2, 99).save(root / "cross" / "01.png")
     os.utime(root / "cross" / "01.png", (1, 1))
+    assert Folder(root).fingerprint() == first  # a time is no content
+    picture(2, 99).save(root / "cross" / "01.png")
     second = Folder(root).fingerprint()
     (root / "cross" / "01.png").rename(root / "circle" / "09.png")
     third = Folder(root).fingerprint()
@@ -168,7 +169,9 @@ def test_a_name_of_two_outputs_is_refused_not_guessed() -> None:
 
 def test_without_names_the_order_counts() -> None:
     assert output_indices(FOLDERS, 3, None, "here").tolist() == [0, 1, 2]
-    assert output_indices(("x", "y", "z"), 3, LABELS, "here").tolist() == [0, 1, 2]
+    assert output_indices(("x", "y", "z"), 3, LABELS, "here", by_order=True).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="by-order"):
+        output_indices(("x", "y", "z"), 3, LABELS, "here")
 
 
 @pytest.mark.parametrize(

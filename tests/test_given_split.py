@@ -261,13 +261,16 @@ def test_labels_are_mapped_for_a_whole_run(bench: Bench) -> None:
     for part in (bench.probe, bench.test):
         for i, name in enumerate(FOLDERS):
             (part / name).rename(part / f"n0000000{i}")
-    [note] = bench.run()["split"]["notes"]
-    assert note.startswith("None of the images' classes (n00000000, …) has a name of the model's: matched by order.")
+    assert "class folder `n00000000` is not among the model's labels" in bench.refused()
+    [note] = bench.run(data={"labels": "by-order"})["split"]["notes"]
+    assert (
+        "order of the images' classes, as the recipe says (data.labels: by-order): output 0 is n00000000, 1 is" in note
+    )
     (bench.root / "names.txt").write_text("n00000000 circle, ring\nn00000001 cross\nn00000002 square\n")
     given = {"labels": str(bench.root / "names.txt")}
     assert bench.run(data=given)["split"]["notes"] == []
     for wanted in ("circle", "n00000000", "ring"):
-        assert bench.run(data=given, classes=[wanted])["target_classes"] == ["n00000000"]
+        assert bench.run(data=given, classes=[wanted])["target_classes"] == ["circle"]
     first = bench.run(data=given)["hashes"]["data"]
     (bench.root / "names.txt").write_text("n00000000 cross\nn00000001 circle, ring\nn00000002 square\n")
     assert bench.run(data=given)["hashes"]["data"] != first

@@ -83,7 +83,8 @@ def test_numbers_are_the_models_outputs_in_their_own_order(tmp_path: Path) -> No
     made = Manifest(table(tmp_path / "list.csv", [(n, number[c]) for n, c in rows_of(folder)]))
     assert made.classes == ["2", "9", "10"] and made.numbers == [2, 9, 10]
     assert [made.classes[c] for c in made.class_of] == ["10", "10", "9", "9", "2", "2"]
-    assert grouped(["1", "02"])[2] is None and grouped(["1", "-2"])[2] is None and grouped(["1", "²"])[2] is None
+    assert grouped(["1", "02"])[2] == [1, 2] and grouped(["1.0", "02", "1"])[0] == ["1", "02"]
+    assert grouped(["1", "2.5"])[2] is None and grouped(["1", "-2"])[2] is None and grouped(["1", "²"])[2] is None
 
 
 def test_absolute_paths_are_meant_and_relative_ones_stay_inside(tmp_path: Path) -> None:
@@ -131,6 +132,8 @@ def test_a_manifests_fingerprint_follows_labels_and_files(tmp_path: Path) -> Non
     assert Manifest(table(tmp_path / "list.csv", rows)).fingerprint() == first
     second = Manifest(table(tmp_path / "list.csv", [(rows[0][0], "cross"), *rows[1:]])).fingerprint()
     os.utime(folder / "cross" / "01.png", (1, 1))
+    assert Manifest(table(tmp_path / "list.csv", rows)).fingerprint() == first  # a time is no content
+    picture(2, 99).save(folder / "cross" / "01.png")
     assert len({first, second, Manifest(table(tmp_path / "list.csv", rows)).fingerprint()}) == 3
 
 
@@ -324,7 +327,7 @@ def test_a_torchvision_dataset_of_local_files(tmp_path: Path) -> None:
 
 def test_a_dataset_without_labels_is_refused(tmp_path: Path) -> None:
     for labels, names in (([0, -1], ["a", "b"]), ([0, 2], ["a", "b"]), ([0, -1], None)):
-        made = partial(TimmDataset, "hfds/a", None, labels, names, "")  # type: ignore[arg-type]
+        made = partial(TimmDataset, "hfds/a", None, labels, names)  # type: ignore[arg-type]
         assert "image 1 has the label" in line(made)
 
 

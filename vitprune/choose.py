@@ -45,7 +45,12 @@ def fold(context: Context, among: Sequence[str]) -> Context:
     outside = np.setdiff1d(np.arange(len(context.source.names)), context.split.probe)
     try:
         split = data.split_per_class(
-            context.source.class_of, context.source.classes, seed=context.split.seed, probe=SHARE, leave_out=outside
+            context.source.class_of,
+            context.source.classes,
+            seed=context.split.seed,
+            probe=SHARE,
+            leave_out=outside,
+            contents=context.contents,
         )
     except UserError as error:
         raise UserError(f"criterion `auto`: needs a fold inside the probe split; {error}") from error

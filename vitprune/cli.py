@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,15 +166,21 @@ def predict(
 ) -> None:
     """Names and probabilities for images, from an exported ONNX file alone."""
     from vitprune import predict as prediction
+    from vitprune.sources.found import note
 
-    classifier = prediction.open_model(model)
-    answers = prediction.predict(classifier, prediction.find_images(images), top, batch)
+    classifier, left_out = prediction.open_model(model), Counter[str]()
+    answers = prediction.predict(classifier, prediction.find_images(images, left_out), top, batch)
     if as_json:
         own = None if classifier.outputs is None else [classifier.labels[i] for i in classifier.outputs]
         threshold = None if own is None else classifier.threshold
-        found = {"model": str(model), "classes": own, "threshold": threshold, "images": list(answers)}
+        found: dict[str, Any] = {"model": str(model), "classes": own, "labels_by_order": classifier.labels_by_order}
+        found |= {"threshold": threshold, "left_out": dict(left_out), "images": list(answers)}
         print(json.dumps(found, indent=1))
         return
+    if classifier.labels_by_order:
+        print("class names: by the sorted order of the images' folders; the model has none of its own", file=sys.stderr)
+    if said := note(left_out, "the folders"):
+        print(said, file=sys.stderr)
     for answer in answers:
         print(prediction.line(answer))
 

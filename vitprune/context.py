@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from vitprune import checkpoint, criteria, decoding, heads, labels, masks, memory, models, recovery
 from vitprune.checkpoint import Loaded
@@ -18,15 +20,18 @@ from vitprune.data import Images
 from vitprune.decoding import Job, Processes
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json
-from vitprune.labels import Mapping
+from vitprune.labels import Mapping, Match
+from vitprune.names import Spellings, called, some
 from vitprune.preprocess import Preprocessing
 from vitprune.progress import Reporter
-from vitprune.recipe import Recipe
+from vitprune.recipe import BY_ORDER, Recipe
 from vitprune.sequential import Kept
 from vitprune.sources import Source, open_source
+from vitprune.sources.contents import Contents
 from vitprune.types import FfnSite, Recovery, Split
 from vitprune.workspace import Workspace
 
+CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pixels
 MEMORY_SHARE = 0.4
 KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs
 MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
@@ -87,7 +92,8 @@ class Context:
     @cached_property
     def mapping(self) -> Mapping | None:
         """The images' class names against the model's, where the recipe gives a file."""
-        return Mapping(self.recipe.data.labels) if self.recipe.data.labels else None
+        file = self.recipe.data.labels
+        return Mapping(file) if isinstance(file, Path) else None
 
     @cached_property
     def processes(self) -> Processes | None:
@@ -99,20 +105,29 @@ class Context:
         return Processes(Job(self.source, preprocessing, mode), count) if count else None  # type: ignore[arg-type]
 
     @cached_property
+    def match(self) -> Match:
+        """The model's output of each of the images' classes."""
+        given, source, loaded = self.recipe.data, self.source, self.loaded
+        where, by_order = str(given.dataset or given.path or given.probe or "bundled images"), given.labels == BY_ORDER
+        known = (source.classes, loaded.outputs, loaded.labels)
+        return labels.match(*known, where, source.numbers, self.mapping, by_order=by_order)
+
+    @cached_property
     def images(self) -> Images:
         """The source through the model's transform; class folders matched to the model's outputs."""
-        given, source, loaded = self.recipe.data, self.source, self.loaded
-        where = str(given.dataset or given.path or given.probe or "bundled images")
-        outputs = labels.output_indices(
-            source.classes, loaded.outputs, loaded.labels, where, source.numbers, self.mapping
-        )
+        loaded, outputs = self.loaded, self.match.outputs
         channels = models.input_shape(loaded.model)[0]
-        return Images(source, loaded.transform(), channels, outputs, self.processes)
+        return Images(self.source, loaded.transform(), channels, outputs, self.processes)
 
     @cached_property
     def split_record(self) -> dict[str, Any]:
         """stages/split/split.json."""
         return dict(read_json(self.folder.stage_folder("split") / "split.json"))
+
+    @cached_property
+    def contents(self) -> dict[int, bytes]:
+        """Digests of the pixels of every image that can be read, by position, as the split found them."""
+        return decoding.unpacked(load_file(self.folder.stage_folder("split") / CONTENTS)["content"])
 
     @cached_property
     def split(self) -> Split:
@@ -131,27 +146,38 @@ class Context:
 
     @cached_property
     def data_digest(self) -> str:
-        found = self.source.fingerprint()
+        """Digest of the images and labels; contents decide, and no time of a file."""
+        contents = Contents(self.folder.root / "stages" / "seen")
+        found = self.source.fingerprint(contents)
+        contents.keep()
+        if self.recipe.data.labels == BY_ORDER:
+            return digest(found, BY_ORDER)
         return found if self.mapping is None else digest(found, self.mapping.fingerprint())
 
     def targets(self, names: list[str] | None) -> list[int]:
         """Output indices of class names (None: every class of the images). Raises UserError for one that is not there."""
         if names is None:
             return sorted(int(i) for i in self.images.output_of_class)
-        known = {name: int(i) for name, i in zip(self.source.classes, self.images.output_of_class, strict=True)}
-        for output, label in enumerate(self.loaded.labels or []):
-            if output in known.values():
-                known |= dict.fromkeys(label.split("\t"), output)
-        for name in names if self.mapping else ():
-            entry = self.mapping.entry(name)  # type: ignore[union-attr]
-            found = {known[other] for other in entry.names if other in known} if entry else set()
-            if len(found) == 1:
-                known.setdefault(name, found.pop())
+        own = list(zip(self.source.classes, map(int, self.images.output_of_class), strict=True))
+        theirs = [(name, i) for _, i in own if self.loaded.labels for name in self.loaded.labels[i].split("\t")]
+        tiers = [Spellings(own), Spellings((self.class_name(i), i) for _, i in own), Spellings(theirs)]
+
+        def known(name: str) -> set[int]:
+            looks = [tier.exact for tier in tiers] + [tier.find for tier in tiers]
+            return next((found for look in looks if (found := look(name))), set())
+
+        made = set()
         for name in names:
-            if name not in known:
-                shown = ", ".join(self.source.classes[:12]) + (", …" if len(self.source.classes) > 12 else "")
+            found = known(name)
+            if not found and self.mapping and (entry := self.mapping.entry(name)):
+                found = set().union(*map(known, entry.names))
+            if len(found) > 1:
+                raise UserError(f"classes: `{name}` is a name of more than one class; use another of its names")
+            if not found:
+                shown = some(self.source.classes)
                 raise UserError(f"classes: `{name}` is not a class of these images; they are {shown}")
-        return sorted({known[name] for name in names})
+            made |= found
+        return sorted(made)
 
     def class_sets(self) -> dict[str | None, list[int]]:
         """Group name (None without groups) → output indices."""
@@ -202,12 +228,20 @@ class Context:
         protocol = self.recipe.paper_protocol
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
 
+    @cached_property
+    def class_names(self) -> list[str]:
+        """What every output is called in reports, tables and exported files: as the model does, else as the images do."""
+        images = {int(i): name for name, i in zip(self.source.classes, self.images.output_of_class, strict=True)}
+        return called(self.loaded.outputs, None if self.labels_by_order else self.loaded.labels, images)
+
+    @property
+    def labels_by_order(self) -> bool:
+        """Whether the names of the outputs are the images' in their order, and no word of the model's."""
+        return self.match.how == "order"
+
     def class_name(self, output: int) -> str:
-        """The images' own name of an output (the model's where the images lack it)."""
-        mine = np.flatnonzero(self.images.output_of_class == output)
-        if len(mine):
-            return self.source.classes[int(mine[0])]
-        return self.loaded.labels[output] if self.loaded.labels else str(output)
+        """One of `class_names`."""
+        return self.class_names[output]
 
     def images_per_batch(self, nodes: int) -> int:
         """Images whose nodes fit one pass of the discovery engine in a part of the memory that is free now."""

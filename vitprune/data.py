@@ -21,6 +21,7 @@ from torch import Tensor
 from vitprune.decode import as_mode
 from vitprune.decoding import Processes
 from vitprune.errors import UserError
+from vitprune.names import printable
 from vitprune.sources import Source
 from vitprune.sources.pair import ProbeAndTest
 from vitprune.types import Split
@@ -30,24 +31,56 @@ UNBALANCED = 10  # times as many images of one class as of another, from which t
 
 
 def split_per_class(
-    class_of: np.ndarray, classes: Sequence[str], *, seed: int, probe: float, leave_out: Iterable[int] = ()
+    class_of: np.ndarray,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    probe: float,
+    leave_out: Iterable[int] = (),
+    contents: Mapping[int, bytes] | None = None,
 ) -> Split:
     """Per class a seeded shuffle, the first `probe` share to the probe split, at least one image on either side.
 
-    Indices come class by class in shuffled order. Raises UserError for a class with fewer than two images.
+    The shuffle is one of pictures: images with the same `contents` (digests of the pixels, by position) stay on one side,
+    also where they are of several classes. Indices come class by class in shuffled order, copies after the others.
+    Raises UserError for a class with fewer than two pictures.
     """
     usable = np.ones(len(class_of), bool)
     usable[list(leave_out)] = False
-    probes, tests = [], []
+    contents, sides = contents or {}, dict[Any, bool]()  # which pictures are in the probe split, of classes done
+    probes: list[np.ndarray] = []
+    tests: list[np.ndarray] = []
     for c, name in enumerate(classes):
-        members = np.flatnonzero((class_of == c) & usable)
-        if len(members) < 2:
-            raise UserError(f"class `{name}`: {len(members)} usable image(s); a probe/test split needs at least two")
-        members = np.random.default_rng([seed, c]).permutation(members)
-        cut = min(max(round(probe * len(members)), 1), len(members) - 1)
-        probes.append(members[:cut])
-        tests.append(members[cut:])
+        alike: dict[Any, list[int]] = {}
+        for i in np.flatnonzero((class_of == c) & usable).tolist():
+            alike.setdefault(contents.get(i, i), []).append(i)
+        keys = {images[0]: key for key, images in alike.items()}
+        firsts = np.random.default_rng([seed, c]).permutation(np.array(list(keys), np.int64)).tolist()
+        _divide(name, firsts, keys, sides, probe, sum(map(len, alike.values())))
+        for part, side in ((probes, True), (tests, False)):
+            own = [i for i in firsts if sides[keys[i]] is side]
+            part.append(np.array(own + [copy for i in own for copy in alike[keys[i]][1:]], np.int64))
     return Split(seed, probe, np.concatenate(probes), np.concatenate(tests))
+
+
+def _divide(
+    name: str, pictures: list[int], keys: dict[int, Any], sides: dict[Any, bool], probe: float, images: int
+) -> None:
+    """Give each of a class's pictures a side; those that another class has too keep theirs."""
+    if len(pictures) < 2:
+        same = ", all the same picture" if images > 1 else ""
+        raise UserError(f"class `{name}`: {images} usable image(s){same}; a probe/test split needs at least two")
+    free = [i for i in pictures if keys[i] not in sides]
+    chosen = sum(sides.get(keys[i], False) for i in pictures)
+    judged = len(pictures) - len(free) - chosen
+    cut = min(max(round(probe * len(pictures)), 1), len(pictures) - 1) - chosen
+    cut = min(max(cut, 0 if chosen else 1), len(free) - (0 if judged else 1))
+    if cut < 0 or not (chosen or cut):
+        raise UserError(
+            f"class `{name}`: its {len(pictures)} pictures are all in other classes too and fall to one side of the split; "
+            "remove the copies, or give data.probe and data.test"
+        )
+    sides.update({keys[i]: place < cut for place, i in enumerate(free)})
 
 
 def given_split(
@@ -77,6 +110,36 @@ def _refuse_overlap(source: ProbeAndTest, contents: Mapping[int, bytes]) -> None
             f"data.probe and data.test share an image: `{source.names[probe]}` and `{source.names[test]}` have the same "
             f"pixels{more}; what chooses may not judge, remove it from one of them"
         )
+
+
+def copies(source: Source, contents: Mapping[int, bytes], index: np.ndarray) -> list[str]:
+    """What the report says of images among `index` that have the same pixels: how many, and which have several classes."""
+    alike: dict[bytes, list[int]] = {}
+    for i in sorted(index.tolist()):
+        if i in contents:
+            alike.setdefault(contents[i], []).append(i)
+    several = [images for images in alike.values() if len(images) > 1]
+    torn = [images for images in several if len(set(source.class_of[images].tolist())) > 1]
+
+    def example(images: list[int], other: int) -> str:
+        return f"`{printable(source.names[images[0]])}` and `{printable(source.names[other])}`"
+
+    found = []
+    if several:
+        count = sum(len(images) - 1 for images in several)
+        found.append(
+            f"{count:,} of the images are copies of others by their pixels ({example(several[0], several[0][1])}"
+            f"{', …' if count > 1 else ''}); copies stay on one side of the split and count as often as they are there."
+        )
+    if torn:
+        first = torn[0]
+        other = next(i for i in first if source.class_of[i] != source.class_of[first[0]])
+        more = ", …" if len(torn) > 1 else ""
+        found.append(
+            f"{len(torn):,} picture(s) stand under more than one class ({example(first, other)}{more}): no model can be "
+            "right on all of them; remove what is labelled wrongly."
+        )
+    return found
 
 
 def beyond_limit(source: Source, limit: int | None) -> set[int]:

@@ -10,16 +10,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitprune.errors import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".bmp", ".webp", ".avif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".gif",
+}  # fmt: skip
+# What Pillow knows by its first bytes and reads by itself: others would see an image in any text or run programs.
+KNOWN = (
+    "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "ICNS", "PSD", "DDS", "QOI", "SGI",
+    "SUN",
+)  # fmt: skip
 MAX_PIXELS = 178_956_970  # where Pillow itself stops: twice its Image.MAX_IMAGE_PIXELS
 MAX_ASPECT = 200  # a strip one pixel high, resized by its shorter side, would fill the memory
 SIXTEEN = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -49,6 +58,23 @@ def read_bytes(content: Callable[[], bytes], name: str, advice: str = "mend or r
             return _loaded(image)
 
     return _named(whole, name, advice)
+
+
+def is_image(file: BinaryIO) -> bool:
+    """Whether Pillow takes an open file's content for an image, whatever its name; the pixels are not read."""
+    try:
+        with Image.open(file, formats=_known()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # one that reading will refuse by name
+    except Exception:  # a damaged file drives a decoder to any of them
+        return False
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in KNOWN if name in Image.OPEN)
 
 
 def _loaded(image: Image.Image) -> Image.Image:

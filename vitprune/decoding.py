@@ -33,6 +33,7 @@ ENOUGH = 5000  # images from which processes of their own are worth their start
 MOST = 8
 AHEAD = 256  # images asked for before their turn
 TRIES = 2
+CONTENT = 16  # bytes of a picture's digest
 Prepare = Callable[[Image.Image], np.ndarray]
 
 
@@ -56,7 +57,7 @@ class Job:
 def content(image: Image.Image) -> bytes:
     """Digest of an image's size and pixels; grey pixels in a file of colours count as the grey ones."""
     pixels = np.asarray(image.convert("RGB"))
-    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=CONTENT).digest()
 
 
 def automatic(source: Source, share: int = 1) -> int:
@@ -181,6 +182,18 @@ class Checked:
 
     bad: list[tuple[int, str]] = field(default_factory=list)
     contents: dict[int, bytes] = field(default_factory=dict)
+
+    def packed(self, count: int) -> np.ndarray:
+        """The digests of `count` images, [N, CONTENT] uint8; zeros for those without one."""
+        table = np.zeros((count, CONTENT), np.uint8)
+        for i, found in self.contents.items():
+            table[i] = np.frombuffer(found, np.uint8)
+        return table
+
+
+def unpacked(table: np.ndarray) -> dict[int, bytes]:
+    """The digests of a table [N, CONTENT], by position."""
+    return {int(i): table[i].tobytes() for i in np.flatnonzero(table.any(1))}
 
 
 def check(

@@ -15,13 +15,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vitprune.errors import UserError
 from vitprune.files import digest
-from vitprune.sources.folder import number_of
+from vitprune.names import Spellings, number_of, numbers_of, some
 
 SYNSET = re.compile(r"(n\d{8})\s+(\S.*)")
 MAX_BYTES = 16 << 20
@@ -51,17 +51,14 @@ class Mapping:
         self.entries: list[Entry] = kind(text)
         if not self.entries:
             raise UserError(f"{self.where}: names no class")
-        self.found: dict[str, list[Entry]] = {}
-        for entry in self.entries:
-            for name in dict.fromkeys(entry.names):
-                self.found.setdefault(name, []).append(entry)
+        self._known = Spellings((name, i) for i, entry in enumerate(self.entries) for name in entry.names)
 
     def entry(self, name: str) -> Entry | None:
         """The entry of a class. Raises UserError where the name is in several."""
-        found = self.found.get(name, [])
+        found = self._known.find(name)
         if len(found) > 1:
             raise UserError(f"{self.where}: `{name}` is a name of more than one class; use another of its names")
-        return found[0] if found else None
+        return self.entries[found.pop()] if found else None
 
     def fingerprint(self) -> str:
         """Digest of what the file says."""
@@ -122,6 +119,59 @@ def _spellings(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in [*(p.strip() for p in parts), *synonyms] if (name := part)))
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which of the model's outputs each class of the images is, [C] int64, and by what that was decided.
+
+    `how`: by `name`, by a `number` that is the output's, or by `order`.
+    """
+
+    outputs: np.ndarray
+    how: Literal["name", "number", "order"]
+
+
+def match(
+    classes: Sequence[str],
+    outputs: int,
+    names: Sequence[str] | None,
+    where: str,
+    numbers: Sequence[int] | None = None,
+    mapping: Mapping | None = None,
+    *,
+    by_order: bool = False,
+) -> Match:
+    """The model's output of each of the images' classes: one rule for every kind of source.
+
+    By a name that is the model's (`names` may hold two spellings per output separated by a tab, ImageNet's synset and
+    plain name), else by the `mapping`, else by a number that is an output's. Where the model has no names and there
+    are as many classes as outputs, or where the recipe says `by_order`, by the classes' own order. Anything else is
+    refused with both lists. `numbers`: the outputs that the classes' names are, where they are known already.
+    """
+    known, strict = spellings(names or ()), mapping is None and not by_order
+    own = [_own(c, known, strict, where) for c in classes]
+    numbers = numbers_of(classes) if numbers is None else numbers
+    how: Literal["name", "number", "order"] = "name"
+    if by_order:
+        how, found = "order", _by_order(classes, outputs, names, where)
+    elif mapping is not None:
+        found = _by_mapping(classes, own, mapping, known, numbers, outputs, names, where)
+    elif names and None not in own:
+        found = [i for i in own if i is not None]
+    elif numbers is not None:
+        how, found = "number", _by_number(classes, numbers, outputs, names, where)
+    elif not names and len(classes) == outputs:
+        how, found = "order", list(range(outputs))
+    else:
+        stranger = next((c for c, i in zip(classes, own, strict=True) if i is None), None) if names else None
+        raise _refusal(where, classes, outputs, names, _strange(stranger, classes, outputs))
+    for name, mine, made in zip(classes, own, found, strict=True):
+        if mine is not None and mine != made:
+            raise _refusal(
+                where, classes, outputs, names, f"class `{name}` is output {mine} by its name and {made} by its {how}"
+            )
+    return Match(_one_each(classes, found, names, where), how)
+
+
 def output_indices(
     classes: Sequence[str],
     outputs: int,
@@ -129,93 +179,128 @@ def output_indices(
     where: str,
     numbers: Sequence[int] | None = None,
     mapping: Mapping | None = None,
+    *,
+    by_order: bool = False,
 ) -> np.ndarray:
-    """For each of the images' classes, the model's output index [C]: by name where the model has names, else by order.
+    """The outputs of `match`."""
+    return match(classes, outputs, names, where, numbers, mapping, by_order=by_order).outputs
 
-    `names` may hold two spellings per output separated by a tab (ImageNet's synset and plain name). `numbers` are the
-    outputs themselves, where the images' labels are numbers. A class that the `mapping` knows goes by it.
-    """
-    known, shared = spellings(names or ())
-    if mapping is not None:
-        found = [_mapped(c, mapping, known, shared, bool(names)) for c in classes]
-        if numbers is not None:
-            found = [n if f is None else f for f, n in zip(found, numbers, strict=True)]
-        missing = [c for c, f in zip(classes, found, strict=True) if f is None]
-        if missing:
-            raise UserError(
-                f"{where}: class `{missing[0]}` is neither the model's nor, as one of them, in {mapping.where}"
-            )
-        return _one_each(classes, _in_range(classes, [f for f in found if f is not None], outputs, where), names, where)
-    if numbers is not None:
-        return np.array(_in_range(classes, list(numbers), outputs, where), np.int64)
-    if names:
-        if both := shared & set(classes):
-            raise UserError(f"{where}: `{min(both)}` names more than one of the model's outputs; use its other name")
-        missing = [c for c in classes if c not in known]
-        if not missing:
-            return _one_each(classes, [known[c] for c in classes], names, where)
-        if len(missing) < len(classes) or len(classes) != outputs:
-            raise UserError(
-                f"{where}: class folder `{missing[0]}` is not among the model's labels ({_some(names)}); "
-                "data.labels can map it"
-            )
-    if len(classes) != outputs:
-        raise UserError(
-            f"{where}: {len(classes)} class folders, but the model has {outputs} outputs and no label names; "
-            "data.labels can map them"
+
+def remark(match: Match, classes: Sequence[str], outputs: int, names: Sequence[str] | None) -> str | None:
+    """What a reader of names must know of how they were matched; None where they are the model's own."""
+    if match.how == "order":
+        pairs = [f"{i} is {c}" for i, c in enumerate(classes)]
+        why = "as the recipe says (data.labels: by-order)" if names else "for the model has no class names"
+        return f"Class names go by the sorted order of the images' classes, {why}: output {some(pairs)}."
+    if match.how == "number" and len(classes) < outputs:
+        return (
+            f"The images' classes are numbers, taken as the model's outputs counted from 0; {len(classes):,} of "
+            f"{outputs:,} outputs have images."
         )
-    return np.arange(outputs, dtype=np.int64)
+    return None
 
 
-def by_order(classes: Sequence[str], names: Sequence[str] | None, numbers: Sequence[int] | None) -> bool:
-    """Whether classes without a mapping were matched by order though the model has names."""
-    return bool(names) and numbers is None and not set(classes) & spellings(names or ())[0].keys()
+def spellings(names: Sequence[str]) -> Spellings:
+    """Every spelling of the model's labels and its output."""
+    return Spellings((spelling, i) for i, name in enumerate(names) for spelling in name.split("\t"))
 
 
-def spellings(names: Sequence[str]) -> tuple[dict[str, int], set[str]]:
-    """Every spelling of the model's labels → its output, and those that more than one output has."""
-    known: dict[str, int] = {}
-    shared: set[str] = set()
-    for i, name in enumerate(names):
-        for spelling in set(name.split("\t")):
-            shared |= {spelling} & known.keys()
-            known[spelling] = i
-    return known, shared
+def _own(name: str, known: Spellings, strict: bool, where: str) -> int | None:
+    """The output whose name a class has; where nothing else can lead to one, a name of several is refused."""
+    found = known.find(name)
+    if len(found) > 1 and strict:
+        raise UserError(f"{where}: `{name}` names more than one of the model's outputs; use its other name")
+    return found.pop() if len(found) == 1 else None
 
 
-def _mapped(name: str, mapping: Mapping, known: dict[str, int], shared: set[str], named: bool) -> int | None:
-    """The output of one class; its own name counts before the mapping's. None where nothing leads to an output."""
-    if name in known and name not in shared:
-        return known[name]
+def _by_order(classes: Sequence[str], outputs: int, names: Sequence[str] | None, where: str) -> list[int]:
+    if len(classes) != outputs:
+        raise _refusal(
+            where, classes, outputs, names, f"{len(classes)} classes cannot go by order to {outputs} outputs"
+        )
+    return list(range(outputs))
+
+
+def _by_number(
+    classes: Sequence[str], numbers: Sequence[int], outputs: int, names: Sequence[str] | None, where: str
+) -> list[int]:
+    """Numbers as outputs. Those that run from 1 may be counted from 1, which is no guess of ours."""
+    for name, number in zip(classes, numbers, strict=True):
+        if number >= outputs:
+            why = f"class `{name}` is output {number}, but the model's {outputs} outputs are 0 to {outputs - 1}"
+            raise _refusal(where, classes, outputs, names, why)
+    if len(numbers) > 1 and sorted(numbers) == list(range(1, len(numbers) + 1)):
+        why = f"the classes run from 1 to {len(numbers)}, the model's {outputs} outputs from 0 to {outputs - 1}"
+        raise _refusal(where, classes, outputs, names, why)
+    return list(numbers)
+
+
+def _by_mapping(
+    classes: Sequence[str],
+    own: list[int | None],
+    mapping: Mapping,
+    known: Spellings,
+    numbers: Sequence[int] | None,
+    outputs: int,
+    names: Sequence[str] | None,
+    where: str,
+) -> list[int]:
+    """A class's own name counts first, then the mapping, then a number."""
+    found = [_mapped(c, mapping, known, bool(names)) if i is None else i for c, i in zip(classes, own, strict=True)]
+    if numbers is not None:
+        found = [n if f is None else f for f, n in zip(found, numbers, strict=True)]
+    made = []
+    for name, output in zip(classes, found, strict=True):
+        if output is None:
+            why = f"class `{name}` is neither the model's nor, as one of them, in {mapping.where}"
+            raise _refusal(where, classes, outputs, names, why)
+        if not 0 <= output < outputs:
+            raise UserError(
+                f"{where}: class `{name}` is output {output}, but the model's {outputs} outputs are 0 to {outputs - 1}"
+            )
+        made.append(output)
+    return made
+
+
+def _mapped(name: str, mapping: Mapping, known: Spellings, named: bool) -> int | None:
+    """The output that the mapping leads a class to. None where nothing does."""
     entry = mapping.entry(name)
     if entry is None:
         return None
     if entry.output is not None and (entry.stated or not named):
         return entry.output
-    reached = {known[other] for other in entry.names if other in known and other not in shared}
+    reached: set[int] = set()
+    for other in entry.names:
+        found = known.find(other)
+        reached |= found if len(found) == 1 else set()
     if len(reached) > 1:
         raise UserError(f"{mapping.where}: the names of `{name}` lead to {len(reached)} of the model's outputs")
     return reached.pop() if reached else None
 
 
-def _in_range(classes: Sequence[str], found: list[int], outputs: int, where: str) -> list[int]:
-    for name, output in zip(classes, found, strict=True):
-        if not 0 <= output < outputs:
-            raise UserError(
-                f"{where}: class `{name}` is output {output}, but the model's {outputs} outputs are 0 to {outputs - 1}"
-            )
-    return found
+def _strange(stranger: str | None, classes: Sequence[str], outputs: int) -> str:
+    if stranger is not None:
+        return f"class folder `{stranger}` is not among the model's labels"
+    return f"{len(classes)} class folders, but the model has {outputs} outputs"
+
+
+def _refusal(where: str, classes: Sequence[str], outputs: int, names: Sequence[str] | None, why: str) -> UserError:
+    """One line with both lists and the ways out."""
+    theirs = f"labels are {some(names)}" if names else f"outputs are 0 to {outputs - 1}, without names"
+    way = "rename the classes, or map them with data.labels: FILE"
+    if len(classes) == outputs:
+        way += " (data.labels: by-order takes them in the order given here)"
+    return UserError(f"{where}: {why}; the images' classes are {some(classes)}; the model's {theirs}; {way}")
 
 
 def _one_each(classes: Sequence[str], outputs: list[int], names: Sequence[str] | None, where: str) -> np.ndarray:
-    for i, output in enumerate(outputs):
-        if output in outputs[:i]:
-            first = classes[outputs.index(output)]
-            called = _some([names[output]]) if names else str(output)
-            raise UserError(f"{where}: class folders `{first}` and `{classes[i]}` are one output ({called})")
+    first: dict[int, str] = {}
+    for name, output in zip(classes, outputs, strict=True):
+        if output in first:
+            title = some([names[output]]) if names else str(output)
+            raise UserError(
+                f"{where}: class folders `{first[output]}` and `{name}` are one output ({title}); "
+                "merge them, or name them apart"
+            )
+        first[output] = name
     return np.array(outputs, np.int64)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(n.replace("\t", " / ") for n in names[:12])
-    return shown + (", …" if len(names) > 12 else "")

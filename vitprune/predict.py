@@ -2,7 +2,8 @@
 
 numpy, Pillow and onnxruntime; never torch, timm or the library. What is read from the metadata:
 
-- `labels`: one name per output (else the outputs' numbers are shown).
+- `labels`: one name per output (else the outputs' numbers are shown); `labels_by_order`: whether they are the sorted class
+  names of the images that the model was pruned with, as the model had no names of its own.
 - `preprocessing`: timm's data_config.
 - `open_set`, in a specialist's file: {"score": "max-softmax", "outputs": [...], "threshold": τ, "true_positive_rate": 0.95,
   "images": n}. Its score is the largest softmax probability, over all outputs, among its own `outputs`; an image below
@@ -17,9 +18,11 @@ import glob
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ import numpy as np
 from vitprune import decode, runtime
 from vitprune.errors import UserError
 from vitprune.preprocess import Preprocessing
+from vitprune.sources.found import Found, below, is_housekeeping, note, sort_in
 
 TRUE_POSITIVE_RATE = 0.95
 
@@ -41,6 +45,7 @@ class Classifier:
     preprocessing: Preprocessing
     outputs: list[int] | None = None
     threshold: float = 0.0
+    labels_by_order: bool = False
 
     def logits(self, paths: Sequence[Path]) -> np.ndarray:
         """[N, C] float32. Raises UserError naming an image that cannot be read."""
@@ -65,7 +70,7 @@ def open_model(model: Path) -> Classifier:
         raise UserError(f"{path}: no such ONNX file; {advice}")
     session = runtime.session(path)
     known = session.get_modelmeta().custom_metadata_map
-    entries = {key: _entry(known, key, path) for key in ("labels", "preprocessing", "open_set")}
+    entries = {key: _entry(known, key, path) for key in ("labels", "labels_by_order", "preprocessing", "open_set")}
     shape, outputs = runtime.image_shape(session, path), session.get_outputs()[0].shape[-1]
     if not isinstance(entries["preprocessing"], dict):
         raise UserError(
@@ -81,7 +86,8 @@ def open_model(model: Path) -> Classifier:
     labels = entries["labels"] if entries["labels"] is not None else [str(i) for i in range(outputs)]
     if not isinstance(labels, list) or len(labels) != outputs:
         raise UserError(f"{path}: its metadata does not name its {outputs} outputs; export it again")
-    return Classifier(session, [str(n) for n in labels], preprocessing, *_open_set(entries["open_set"], outputs, path))
+    own = _open_set(entries["open_set"], outputs, path)
+    return Classifier(session, [str(n) for n in labels], preprocessing, *own, entries["labels_by_order"] is True)
 
 
 def calibrate(logits: np.ndarray, outputs: Sequence[int]) -> dict[str, Any]:
@@ -103,22 +109,33 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
-    """Files as given; folders' images at any depth and globs' matches, by name. Raises UserError for what is not there."""
-    found: list[Path] = []
+def find_images(arguments: Sequence[str], left_out: Counter[str] | None = None) -> list[Path]:
+    """Files as given; folders' images at any depth and globs' matches, by name. Raises UserError for what is not there.
+
+    What is an image is decided as for the images of a run; `left_out` counts what is none, by its kind.
+    """
+    files: list[Path] = []
     for argument in arguments:
-        path = Path(argument)
+        path, found = Path(argument), Found()
         if path.is_dir():
-            more = [p for p in path.rglob("*") if p.suffix.lower() in decode.EXTENSIONS and p.is_file()]
+            found = below(path)
         elif not path.is_file() and glob.has_magic(argument):
-            more = [Path(p) for p in glob.glob(argument, recursive=True)]  # noqa: PTH207 (patterns may be absolute)
-            more = [p for p in more if p.suffix.lower() in decode.EXTENSIONS and p.is_file()]
+            fixed = len(list(takewhile(lambda part: not glob.has_magic(part), path.parts)))
+            matches = [Path(p) for p in glob.glob(argument, recursive=True)]  # noqa: PTH207 (patterns may be absolute)
+            for match in sorted(matches):
+                if not match.is_dir() and not any(map(is_housekeeping, match.parts[fixed:])):
+                    sort_in(match, found)
         else:
-            more = [path]
-        if not more:
-            raise UserError(f"{argument}: holds no images ({', '.join(sorted(decode.EXTENSIONS))})")
-        found += sorted(more)
-    return found
+            found.files.append(path)
+        if left_out is not None:
+            left_out += found.others
+        if not found.files:
+            held = note(found.others, "it")
+            raise UserError(
+                f"{argument}: holds no images" + (f". {held}" if held else "; give files or folders of them")
+            )
+        files += found.files
+    return files
 
 
 def predict(classifier: Classifier, paths: Sequence[Path], top: int, batch: int) -> Iterator[dict[str, Any]]:

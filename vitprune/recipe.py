@@ -19,6 +19,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -58,6 +59,7 @@ CriterionName = Literal[
     "random",
     "auto",
 ]
+BY_ORDER = "by-order"
 AMONG: list[CriterionName] = [
     "fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas",
 ]  # fmt: skip
@@ -101,8 +103,10 @@ class Data(Part):
     dataset_split: str = Field("validation", description="which part of the dataset")
     probe: Path | None = Field(None, description="images to choose with, in place of a share of each class")
     test: Path | None = Field(None, description="images to judge with; none of them may be among the probe's")
-    labels: Path | None = Field(
-        None, description="names of the images' classes against the model's: a .json, .csv or plain text file"
+    labels: Literal["by-order"] | Path | None = Field(
+        None,
+        description="names of the images' classes against the model's: a .json, .csv or plain text file, or the word "
+        "`by-order`: the sorted classes are the outputs (a file of that name is `./by-order`)",
     )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image: stop, or leave it out and count"
@@ -124,6 +128,11 @@ class Data(Part):
                 "give either `source: bundled` or `path: FOLDER`, or `dataset: NAME`, or `probe` and `test`"
             )
         return self
+
+    @field_serializer("labels", mode="plain")
+    def file_or_word(self, labels: Path | str | None) -> str | None:
+        """A file that is called as the word is stays a file."""
+        return f"./{labels}" if labels == Path(BY_ORDER) else None if labels is None else str(labels)
 
     def content(self) -> dict[str, Any]:
         """What a result depends on: not how many processes decode."""
@@ -625,7 +634,7 @@ data:
   path: path/to/images        # one folder of images per class, named as the model's labels; or a .csv, .parquet, .tar
   # probe: DIR                # in place of `path`: images of your own to choose with,
   # test: DIR                 #   and to judge with
-  # labels: classes.txt       # where folders and the model name the classes differently
+  # labels: classes.txt       # where folders and the model name the classes differently; or the word by-order
   on_corrupt: fail            # or skip: leave unreadable images out and count them in the report
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them

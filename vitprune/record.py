@@ -51,7 +51,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "recipe_yaml": dump(recipe),
         "versions": versions(),
         "machine": machine(context),
-        "classes": list(context.source.classes),
+        "classes": [context.class_name(int(i)) for i in context.images.output_of_class],
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),
         "stages": list(done),
@@ -132,9 +132,9 @@ def _groups(context: Context) -> list[str]:
 
 
 def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
-    s = context.split
-    shared = len(set(s.probe.tolist()) & set(s.test.tolist()))
-    checks = [_check("probe and test split share no image", shared, 0, "counted by position in the image source")]
+    parts = [{context.contents.get(i, i) for i in part.tolist()} for part in (context.split.probe, context.split.test)]
+    shared = len(parts[0] & parts[1])
+    checks = [_check("probe and test split share no image", shared, 0, "counted by the images' pixels")]
     for group in _groups(context):
         label = "" if group == "all" else f" ({group})"
         pruned = _stage_json(context, "prune", f"{group}.json") if "prune" in ran else None

@@ -61,7 +61,7 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
             "command": command,
         }
         record |= {"machine": machine(context) | {"torch": torch.__version__}, "seed": recipe.split.seed}
-        record |= of_table.make(context, spec)
+        record |= of_table.make(context, spec) | {"notes": context.split_record.get("notes", [])}
         record |= {"seconds": round(time.monotonic() - started, 1)}
         record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(recipe)}
         whole, text, *drawing = files(recipe)
@@ -81,7 +81,7 @@ def files(recipe: Recipe) -> list[Path]:
 
 def show(record: dict[str, Any]) -> str:
     """The table in plain text."""
-    return TABLES[record["table"]].markdown(record)
+    return TABLES[record["table"]].markdown(record) + "".join(f"\n> {note}\n" for note in record.get("notes", []))
 
 
 def _svg(record: dict[str, Any]) -> str:

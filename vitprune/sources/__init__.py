@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +13,7 @@ from vitprune.errors import UserError
 
 if TYPE_CHECKING:
     from vitprune.recipe import Data
+    from vitprune.sources.contents import Contents
 
 ADVICE = "mend or remove it, or set data.on_corrupt: skip"
 MANIFESTS = {".csv", ".parquet"}
@@ -20,19 +22,21 @@ MANIFESTS = {".csv", ".parquet"}
 class Source(Protocol):
     """Labelled images: `classes` in order, `class_of` [N] indices into it, one name per image.
 
-    `numbers` are the model's outputs, one per class, where the labels are numbers and not names.
+    `numbers` are the classes' names as numbers, where they all are such. `left_out` counts files that are no images of a
+    class, by their kind.
     """
 
     classes: list[str]
     class_of: np.ndarray
     names: list[str]
     numbers: list[int] | None
+    left_out: Counter[str]
 
     def image(self, i: int) -> Image.Image:
         """Image i, upright, `L` or `RGB`. Raises UserError naming one that cannot be decoded."""
 
-    def fingerprint(self) -> str:
-        """Digest that changes when the images or their labels do."""
+    def fingerprint(self, contents: Contents | None = None) -> str:
+        """Digest that changes when the images or their labels do, and with nothing else; `contents` reads the files."""
 
 
 def open_source(data: Data) -> Source:

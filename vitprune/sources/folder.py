@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitprune.decode import EXTENSIONS, read
+from vitprune.decode import read
 from vitprune.errors import UserError
+from vitprune.names import in_order, numbers_of
 from vitprune.sources import ADVICE
+from vitprune.sources import found as finding
+from vitprune.sources.contents import Contents
 
 
 class Folder:
-    """An ImageFolder: one folder per class, images anywhere below it; order is by name."""
-
-    numbers: list[int] | None = None
+    """An ImageFolder: one folder per class, images anywhere below it; order is by name, numbers by their size."""
 
     def __init__(self, root: Path, key: str = "data.path") -> None:
         if not root.is_dir():
             raise UserError(f"{key} {root}: no such folder; it must hold one folder of images per class")
         self.root = root
-        self.classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.classes = in_order(finding.folders(root))
         if not self.classes:
             raise UserError(f"{key} {root}: holds no class folders; put each class's images in a folder of its own")
+        self.numbers = numbers_of(self.classes)
+        self.left_out = finding.loose(root)
         self.files: list[Path] = []
         class_of: list[int] = []
         for c, name in enumerate(self.classes):
-            found = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-            if not found:
-                raise UserError(f"{root / name}: the class folder holds no images; remove it or fill it")
-            self.files += found
-            class_of += [c] * len(found)
+            found = finding.below(root / name)
+            if not found.files:
+                held = finding.note(found.others, "it")
+                raise UserError(
+                    f"{root / name}: the class folder holds no images; remove it or fill it"
+                    + (f". {held}" if held else "")
+                )
+            self.files += found.files
+            self.left_out += found.others
+            class_of += [c] * len(found.files)
         self.class_of = np.array(class_of, np.int64)
         self.names = [p.relative_to(root).as_posix() for p in self.files]
 
@@ -41,34 +47,18 @@ class Folder:
         """Image i, upright, `L` or `RGB`. Raises UserError naming a file that cannot be decoded."""
         return read(self.files[i], ADVICE)
 
-    def fingerprint(self) -> str:
-        """Digest of names, sizes and modification times; the pixels themselves are not read."""
-        return facts(zip(self.names, self.files, strict=True))
-
-
-def facts(files: Iterable[tuple[str, Path]]) -> str:
-    """Digest of (name, size, modification time) of files; one that is gone counts as empty."""
-    found = hashlib.sha256()
-    for name, path in files:
-        try:
-            stat = path.stat()
-            size, changed = stat.st_size, stat.st_mtime_ns
-        except OSError:
-            size = changed = 0
-        found.update(f"{name}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()
-
-
-def number_of(label: str) -> int | None:
-    """The number that a label is, written plainly (`7`, not `07`), else None."""
-    return int(label) if label.isascii() and label.isdigit() and len(label) < 10 and str(int(label)) == label else None
+    def fingerprint(self, contents: Contents | None = None) -> str:
+        """Digest of names and contents."""
+        return (contents or Contents()).digest(self.names, self.files)
 
 
 def grouped(labels: list[str]) -> tuple[list[str], np.ndarray, list[int] | None]:
-    """Classes in order, the class of each image, and the outputs where every label is a number (then in its order)."""
-    found = sorted(set(labels))
-    numbers = [number_of(label) for label in found]
-    outputs = sorted(n for n in numbers if n is not None) if None not in numbers else None
-    classes = [str(n) for n in outputs] if outputs is not None else found
+    """Classes in order, the class of each image, and the outputs where every label is a number (then in its order).
+
+    A number that a table wrote as `7.0` is `7`.
+    """
+    if numbers_of(set(labels)) is not None:
+        labels = [label.split(".")[0] for label in labels]
+    classes = in_order(labels)
     position = {name: c for c, name in enumerate(classes)}
-    return classes, np.array([position[label] for label in labels], np.int64), outputs
+    return classes, np.array([position[label] for label in labels], np.int64), numbers_of(classes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from PIL import Image
 from vitprune.decode import read
 from vitprune.errors import UserError
 from vitprune.sources import ADVICE
-from vitprune.sources.folder import facts, grouped
+from vitprune.sources.contents import Contents
+from vitprune.sources.folder import grouped
 
 COLUMNS = ("path", "label")
 
@@ -32,6 +34,7 @@ class Manifest:
         where = f"{key} {file}"
         rows = _parquet(file, where) if file.suffix.lower() == ".parquet" else _csv(file, where)
         self.file = file
+        self.left_out: Counter[str] = Counter()  # what a list names is read, whatever its name
         self.files: list[Path] = []
         self.names: list[str] = []
         labels: list[str] = []
@@ -54,10 +57,11 @@ class Manifest:
         """Image i, upright, `L` or `RGB`. Raises UserError naming a file that cannot be decoded."""
         return read(self.files[i], ADVICE)
 
-    def fingerprint(self) -> str:
-        """Digest of names, labels, sizes and modification times; the pixels themselves are not read."""
+    def fingerprint(self, contents: Contents | None = None) -> str:
+        """Digest of names, labels and contents."""
         labels = "\0".join([*self.classes, *map(str, self.class_of.tolist())])
-        return hashlib.sha256((facts(zip(self.names, self.files, strict=True)) + labels).encode()).hexdigest()
+        found = (contents or Contents()).digest(self.names, self.files)
+        return hashlib.sha256((found + labels).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _inside(file: Path, name: str, where: str) -> Path:

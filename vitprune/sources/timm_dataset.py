@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from timm.data import create_dataset
 
 from vitprune.decode import flat, read_bytes
 from vitprune.errors import UserError
+from vitprune.names import numbers_of
 from vitprune.sources import ADVICE, Source
+from vitprune.sources.contents import Contents
 from vitprune.sources.folder import grouped
 
 NEEDS = {
@@ -37,15 +40,17 @@ IN_ORDER = ("hfids", "wds", "tfds")
 
 
 class Reader(Protocol):
-    """How one image is read."""
+    """How one image is read, and a digest of all."""
 
     def image(self, i: int, name: str) -> Image.Image: ...
+
+    def digest(self, count: int, contents: Contents) -> str: ...
 
 
 class TimmDataset:
     """A dataset's labelled images; classes by the dataset's own names, by number where it has none."""
 
-    def __init__(self, name: str, reader: Reader, labels: list[int], vocabulary: list[str] | None, about: str) -> None:
+    def __init__(self, name: str, reader: Reader, labels: list[int], vocabulary: list[str] | None) -> None:
         bound = len(vocabulary) if vocabulary is not None else 1 << 30
         for i, label in enumerate(labels):
             if not 0 <= label < bound:
@@ -56,19 +61,22 @@ class TimmDataset:
             self.classes, self.class_of, self.numbers = grouped([str(label) for label in labels])
         else:
             used = sorted(set(labels))
-            self.classes, self.numbers = [vocabulary[label] for label in used], None
+            self.classes = [vocabulary[label] for label in used]
+            self.numbers = numbers_of(self.classes)
             self.class_of = np.searchsorted(used, labels).astype(np.int64)
         self.names = [f"{name}/{i:07d}" for i in range(len(labels))]
-        self._reader, self._about = reader, about
+        self.left_out: Counter[str] = Counter()
+        self._about, self._reader = name, reader
 
     def image(self, i: int) -> Image.Image:
         """Image i, upright, `L` or `RGB`. Raises UserError naming one that cannot be decoded."""
         return self._reader.image(i, self.names[i])
 
-    def fingerprint(self) -> str:
-        """Digest of what the dataset says of itself, and of its labels."""
+    def fingerprint(self, contents: Contents | None = None) -> str:
+        """Digest of the dataset's name, labels and contents."""
         labels = "\0".join([*self.classes, *map(str, self.class_of.tolist())])
-        return hashlib.sha256(f"{self._about}\0{labels}".encode()).hexdigest()
+        found = self._reader.digest(len(self.names), contents or Contents())
+        return hashlib.sha256(f"{self._about}\0{found}\0{labels}".encode()).hexdigest()
 
 
 def open_dataset(name: str, root: Path | None, split: str) -> Source:
@@ -110,6 +118,13 @@ class _Bytes:
 
         return read_bytes(content, name, ADVICE)
 
+    def digest(self, count: int, contents: Contents) -> str:
+        made = hashlib.sha256()
+        for i in range(count):
+            with self.reader[i][0] as file:
+                made.update(hashlib.sha256(file.read()).digest())
+        return made.hexdigest()
+
 
 @dataclass(frozen=True)
 class _Pictures:
@@ -123,6 +138,21 @@ class _Pictures:
         except Exception as error:  # a damaged file drives a decoder to any of them
             raise UserError(f"{name}: not a readable image ({_line(error)}); {ADVICE}") from error
 
+    def digest(self, count: int, contents: Contents) -> str:
+        pixels = getattr(self.dataset, "data", None)
+        if pixels is not None:
+            return hashlib.sha256(np.ascontiguousarray(np.asarray(pixels)).tobytes()).hexdigest()
+        files = [Path(str(row[0])) for row in getattr(self.dataset, "samples", ())]
+        if len(files) == count and all(path.is_file() for path in files):
+            return contents.digest([str(i) for i in range(count)], files)
+        made = hashlib.sha256()
+        for i in range(count):
+            try:
+                made.update(np.asarray(self.image(i, str(i))).tobytes())
+            except UserError:  # reading it for the run will name it
+                made.update(b"unreadable")
+        return made.hexdigest()
+
 
 @dataclass(frozen=True)
 class _Kept:
@@ -133,26 +163,24 @@ class _Kept:
     def image(self, i: int, name: str) -> Image.Image:
         return read_bytes(lambda: self.images[i], name, ADVICE)
 
+    def digest(self, count: int, contents: Contents) -> str:
+        return hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in self.images)).hexdigest()
+
 
 def _random_access(name: str, made: Any, prefix: str) -> TimmDataset:
     if prefix == "hfds":
         labels = [int(label) for label in made.reader.iter_targets()]
-        about = f"{name}\0{getattr(made.reader.dataset, '_fingerprint', '')}"
-        return TimmDataset(name, _Bytes(made.reader), labels, _names(made.reader.class_to_idx), about)
+        return TimmDataset(name, _Bytes(made.reader), labels, _names(made.reader.class_to_idx))
     targets = next((getattr(made, key) for key in ("targets", "labels", "_labels") if hasattr(made, key)), None)
     labels = [int(label) for label in (targets if targets is not None else (row[1] for row in made.samples))]
-    pixels = getattr(made, "data", None)
-    about = hashlib.sha256(np.ascontiguousarray(np.asarray(pixels)).tobytes()).hexdigest() if pixels is not None else ""
     classes = getattr(made, "classes", None)
-    return TimmDataset(
-        name, _Pictures(made), labels, None if classes is None else list(map(str, classes)), name + about
-    )
+    return TimmDataset(name, _Pictures(made), labels, None if classes is None else list(map(str, classes)))
 
 
 def _read_once(name: str, made: Any, where: str) -> TimmDataset:
     images: list[bytes] = []
     labels: list[int] = []
-    size, found = 0, hashlib.sha256(name.encode())
+    size = 0
     with _complaints() as complaints:
         for image, label in made:
             file = BytesIO()
@@ -161,7 +189,6 @@ def _read_once(name: str, made: Any, where: str) -> TimmDataset:
             )
             images.append(file.getvalue())
             labels.append(int(label))
-            found.update(images[-1])
             size += len(images[-1])
             if size > KEPT_BYTES:
                 raise UserError(f"{where}: more than {KEPT_BYTES >> 30} GiB; unpack it to a folder, or use hfds/")
@@ -170,7 +197,7 @@ def _read_once(name: str, made: Any, where: str) -> TimmDataset:
             f"{where}: {len(complaints)} sample(s) cannot be read ({complaints[0][:80]}); "
             "data.path: FOLDER_OF_TARS reads webdataset's shards too and names each"
         )
-    return TimmDataset(name, _Kept(images), labels, _names(getattr(made.reader, "class_to_idx", {})), found.hexdigest())
+    return TimmDataset(name, _Kept(images), labels, _names(getattr(made.reader, "class_to_idx", {})))
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from vitprune.errors import UserError
 from vitprune.files import sha256, write_json
 from vitprune.onnx_precision import Sweep
 from vitprune.predict import calibrate
-from vitprune.stages.prune import label
 
 LATENCY_BATCH = 32
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -203,7 +202,8 @@ def _batches_differ(path: Path, real: np.ndarray) -> float:
 def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
     return {
-        "labels": [label(context, i).split("\t")[-1] for i in outputs],
+        "labels": [context.class_name(i) for i in outputs],
+        **({"labels_by_order": True} if context.labels_by_order else {}),
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
         "classes": [context.class_name(i) for i in targets],
         "recipe_hash": context.recipe.fingerprint(),

@@ -48,10 +48,12 @@ def prune(context: Context) -> list[Path]:
             "kept": mask.kept,
             "criterion": recipe.criterion.name,
             "recovery": context.recovery,
+            **({"labels_by_order": True} if context.labels_by_order else {}),
         }
         (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
         if context.keeps_head(targets):
-            checkpoint.save(folder, context.loaded, slim, about)
+            named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
+            checkpoint.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
         else:
             heads.narrow(slim, targets)
             labels = [label(context, i) for i in targets]
@@ -145,7 +147,8 @@ def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | fl
 
 def label(context: Context, output: int) -> str:
     """What the model calls an output, or the images where it has no names."""
-    return context.loaded.labels[output] if context.loaded.labels else context.class_name(output)
+    mine = None if context.labels_by_order else context.loaded.labels
+    return mine[output] if mine else context.class_name(output)
 
 
 def _split_by_name(context: Context) -> dict[str, Any]:

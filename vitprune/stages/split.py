@@ -1,4 +1,7 @@
-"""Decode every image once; split per class into probe and test, or take both from the user."""
+"""Decode every image once; split per class into probe and test, or take both from the user.
+
+split.json holds the split, contents.safetensors a digest of every image's pixels, by which nothing is in both parts.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from vitprune import data, decoding, labels
-from vitprune.context import Context
+from vitprune.context import CONTENTS, Context
 from vitprune.errors import UserError
-from vitprune.files import write_json
+from vitprune.files import replacing, write_json
+from vitprune.sources import found
 from vitprune.sources.pair import ProbeAndTest
 from vitprune.types import Split
 
 
 def split(context: Context) -> list[Path]:
-    """Decode every image once, split per class, write split.json."""
+    """Decode every image once, split per class."""
     recipe, source = context.recipe, context.source
     context.every_target()  # a class that does not exist is said before any work
     given = isinstance(source, ProbeAndTest)
     count = len(source.names)
     seen = decoding.check(
-        source, lambda items: context.reporter.track(items, "reading images", count), context.processes, contents=given
+        source, lambda items: context.reporter.track(items, "reading images", count), context.processes, contents=True
     )
     bad = seen.bad
     if bad and recipe.data.on_corrupt == "fail":
@@ -32,28 +37,41 @@ def split(context: Context) -> list[Path]:
         made = data.given_split(source, seen.contents, seed=recipe.split.seed, leave_out=leave_out)
     else:
         made = data.split_per_class(
-            source.class_of, source.classes, seed=recipe.split.seed, probe=recipe.split.probe, leave_out=leave_out
+            source.class_of,
+            source.classes,
+            seed=recipe.split.seed,
+            probe=recipe.split.probe,
+            leave_out=leave_out,
+            contents=seen.contents,
         )
     probe, test = (
         np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
     )
     if given:
         _every_target_can_be_served(context, probe, test)
-    notes = data.remarks(source.classes, probe, test)
-    if context.mapping is None and labels.by_order(source.classes, context.loaded.labels, source.numbers):
-        notes.append(
-            f"None of the images' classes ({source.classes[0]}, …) has a name of the model's: matched by order. "
-            "data.labels can map them."
-        )
+    notes = data.remarks(_names(context), probe, test)
+    notes += data.copies(source, seen.contents, np.concatenate([made.probe, made.test]))
+    more = (
+        labels.remark(context.match, source.classes, context.loaded.outputs, context.loaded.labels),
+        found.note(source.left_out, "the image source"),
+    )
+    notes += [note for note in more if note]
     path = context.folder.stage_folder("split") / "split.json"
     write_json(path, _record(context, made, probe, test) | {"skipped": _skipped(context, bad), "notes": notes})
+    with replacing(path.with_name(CONTENTS)) as temporary:
+        temporary.write_bytes(save({"content": seen.packed(count)}))
     for note in notes:
         context.reporter.say(note)
-    return [path]
+    return [path, path.with_name(CONTENTS)]
+
+
+def _names(context: Context) -> list[str]:
+    """What the classes of the images are called in everything that is written."""
+    return [context.class_name(int(i)) for i in context.images.output_of_class]
 
 
 def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    given, classes = context.recipe.data, context.source.classes
+    given, classes = context.recipe.data, _names(context)
     rows = zip(classes, probe.tolist(), test.tolist(), strict=True)
     return {
         "seed": made.seed,
