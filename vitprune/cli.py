@@ -307,7 +307,8 @@ def recipe_check(
     from vitprune import precheck
     from vitprune import recipe as recipe_file
 
-    loaded, notes = recipe_file.load(recipe), []
+    loaded = recipe_file.load(recipe)
+    notes: list[str] = []
     found = precheck.check(loaded, recipe_file.beside(recipe))
     if model:
         from vitprune import fullcheck

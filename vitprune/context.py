@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import checkpoint, criteria, decoding, defaults, heads, labels, masks, memory, models, recipe_paths, recovery
+from vitprune import (
+    checkpoint,
+    criteria,
+    decoding,
+    defaults,
+    heads,
+    labels,
+    masks,
+    memory,
+    models,
+    recipe_paths,
+    recovery,
+)
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images
 from vitprune.decoding import Job, Processes

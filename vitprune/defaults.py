@@ -63,7 +63,7 @@ class Facts:
 def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple[Recipe, list[str]]:
     """The recipe with defaults that the model allows, and a note for each that became another."""
     facts, notes = Facts.of(model, sites), []
-    for step in (_tokens, _t, _criterion, _baselines, _protocol):
+    for step in (_tokens, _criterion, _baselines, _t, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
     for last in (_recovery, _head):
@@ -116,7 +116,9 @@ def _tokens(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
     if not users or facts.tokens(recipe) == recipe.criterion.tokens:
         return recipe, []
     names = ", ".join(f"`{name}`" for name in users)
-    return _with(recipe, tokens="all"), [f"criterion.tokens: all for {names}, as this model's head reads no class token."]
+    return _with(recipe, tokens="all"), [
+        f"criterion.tokens: all for {names}, as this model's head reads no class token."
+    ]
 
 
 def _t(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
@@ -167,7 +169,9 @@ def _recovery(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
     taken = chosen("auto", model)
     if taken == "layerwise":
         return recipe, []
-    return recipe, [f"recovery: {taken}, as this model's blocks do not come in halves; `auto` is layerwise where they do."]
+    return recipe, [
+        f"recovery: {taken}, as this model's blocks do not come in halves; `auto` is layerwise where they do."
+    ]
 
 
 def _head(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch import bool as bool_
 
-from vitprune import keep as budgets
 from vitprune import allocate, evaluation, masks, models, paths, pipeline, recipe, surgery
+from vitprune import keep as budgets
 from vitprune.criteria import CRITERIA, WholeScore, allocation_of, applies
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
@@ -175,9 +175,9 @@ def prune(
     """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, what is left is repaired.
 
     `keep` is a ratio (0.25 or "25%") or a count per block ("25 units"), of every block, of all together, or of their
-    price, as `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform). `recovery: auto` is
-    layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no labels; needed unless
-    recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
+    price, as `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform).
+    `recovery: auto` is layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no
+    labels; needed unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
     """
     if recovery not in ("auto", *get_args(Recovery)):
         raise UserError(f"recovery `{recovery}`: not known; there are auto, {', '.join(get_args(Recovery))}")

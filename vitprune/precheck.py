@@ -151,13 +151,14 @@ def in_folder(folder: Path, foreign: bool) -> Found:
     if isinstance(stated, list) and widths and stated != widths:
         raise UserError(f"{weights}: its FFNs have {shown(widths)} hidden units, vitprune.widths says {shown(stated)}")
     outputs = args.get("num_classes") if type(args.get("num_classes")) is int else outputs_in(stored)
-    names = cfg.get("label_names") if isinstance(cfg, dict) else None
-    fits = isinstance(names, list) and (outputs is None or len(names) == outputs)
-    return Found(outputs, both_spellings(names, cfg.get("label_descriptions")) if fits else None, widths)
+    return Found(outputs, labels_in(cfg, outputs) if isinstance(cfg, dict) else None, widths)
 
 
-def both_spellings(names: list[Any], more: Any) -> list[str]:
+def labels_in(cfg: dict[str, Any], outputs: int | None) -> list[str] | None:
     """One text per output, two spellings of it (ImageNet's synset and plain name) joined by a tab."""
+    names, more = cfg.get("label_names"), cfg.get("label_descriptions")
+    if not isinstance(names, list) or (outputs is not None and len(names) != outputs):
+        return None
     if isinstance(more, dict):
         more = [more.get(name, name) for name in names]
     if not isinstance(more, list) or len(more) != len(names):
@@ -207,11 +208,14 @@ def budget(recipe: Recipe, found: Found) -> None:
     if not found.widths:
         return
     least = min(found.widths)
-    for name, value in [("keep", recipe.keep), *(("compare.keep", k) for k in (recipe.compare.keep if recipe.compare else ()))]:
+    compared = recipe.compare.keep if recipe.compare else []
+    for name, value in [("keep", recipe.keep), *(("compare.keep", k) for k in compared)]:
         if isinstance(value, int) and value > least:
             raise UserError(f"{name}: {keep.words(value)} per block, but a block has only {least}")
         if isinstance(value, float) and int(value * least + 1e-9) < 1:
-            raise UserError(f"{name}: {keep.words(value)} of {least} hidden units leaves none; keep at least one per block")
+            raise UserError(
+                f"{name}: {keep.words(value)} of {least} hidden units leaves none; keep at least one per block"
+            )
     protocol = recipe.paper_protocol
     asked = [recipe.criterion.t] if "t" in recipe.criterion.model_fields_set else []
     asked += protocol.t if protocol and "t" in protocol.model_fields_set else []
@@ -235,7 +239,7 @@ def data(recipe: Recipe, found: Found) -> None:
         placed = labels.output_indices(source.classes, found.outputs, found.names, where, source.numbers, mapping)
         of_class = [int(i) for i in placed]
     known = set(given[0])
-    for name, output in zip(source.classes, of_class, strict=True):
+    for output in of_class:
         if output is not None and found.names:
             known.update(found.names[output].split("\t"))
     groups = recipe.groups or {}
@@ -295,7 +299,8 @@ class _Folders:
     """The class folders of a large source, without their images."""
 
     def __init__(self, classes: list[str]) -> None:
-        self.classes, self.numbers, self.names = classes, None, []
+        self.classes, self.numbers = classes, None
+        self.names: list[str] = []
         self.class_of = np.zeros(0, np.int64)
 
 

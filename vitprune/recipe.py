@@ -653,8 +653,8 @@ def _is_key(node: yaml.Node, part: Any) -> bool:
     """Whether a mapping's key is the one that an error names, as it is written or as YAML reads it."""
     if not isinstance(node, yaml.ScalarNode):
         return False
-    read = yaml.SafeLoader.bool_values.get(node.value.lower()) if node.tag.endswith(":bool") else None
-    return node.value == str(part) or str(read) == str(part) or (read is not None and part in (int(read), str(int(read))))
+    read = yaml.SafeLoader("").construct_object(node)
+    return part == read or str(part) in (str(read), node.value)
 
 
 def line_of(node: yaml.Node | None, keys: list[str]) -> int | None:
@@ -703,7 +703,7 @@ data:
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them
 criterion: {name: fisher-obs, probe_per_class: 40}   # see `vitprune criteria`; jas for the paper's neuron paths
-keep: 0.25                    # share of the FFNs' hidden units; an integer is a count per block
+keep: 25%                     # share of the FFNs' hidden units; `400 units` is a count per block
 allocation: auto              # one threshold for all blocks; uniform: one width, which plain timm can load too
 round_to: 64                  # widths as multiples of this, for the hardware's sake
 recovery: auto                # layer by layer, from probe images without labels; or none, mean, affine, sequential

@@ -19,7 +19,13 @@ from vitprune.files import read_json
 from vitprune.foreign import Foreign
 from vitprune.weights import line
 
-FITTED = ("pos_embed", "patch_embed", "rel_pos", "relative_position", "attn_mask")  # timm fits these to the image's size
+FITTED = (
+    "pos_embed",
+    "patch_embed",
+    "rel_pos",
+    "relative_position",
+    "attn_mask",
+)  # timm fits these to the image's size
 
 
 def facts(spec: recipe.Model) -> Facts:
