@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small import image_folder, quicken
 from test_families import FAMILY_OF, NAMES, PLAIN, ROWS, TINY
-from torch import nn
 
-from vitprune import checkpoint, compare, context, defaults, heads, models, paper, parallel, pipeline, recipe, skeleton
+from vitprune import checkpoint, compare, defaults, models, paper, parallel, pipeline, recipe, skeleton
 from vitprune.checkpoint import Loaded
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
@@ -108,15 +109,13 @@ def test_what_is_asked_for_is_refused_by_name(images: Path) -> None:
         ({"paper_protocol": {"t": [43]}}, "paper_protocol"),
         ({"keep": "43 units"}, "keep: 43 units"),
     ]
-    import re
-
     for changed, said in asked:
         assert re.search(said, refusal(minimal(NONE, images, **changed))), changed
     assert "needs blocks of one FFN after attention" in refusal(minimal(STAGES, images, baselines=["class-alignment"]))
     assert "t: 65" in refusal(minimal(CLASS_TOKEN, images, paper_protocol={"t": [65]}))
 
 
-def test_other_defaults_that_give_way(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_defaults_that_give_way(images: Path) -> None:
     small = minimal("torchvision:vit_b_16", images, paper_protocol={"nodes": 2})
     args = small.model.args | {"mlp_dim": 8}
     model = small.model.model_copy(update={"args": args})
@@ -130,19 +129,8 @@ def test_other_defaults_that_give_way(images: Path, monkeypatch: pytest.MonkeyPa
     made, notes = settled(minimal(NONE, images, groups={"auto": 2}))
     assert made.criterion.tokens == "all" and any("`jas`" in note for note in notes)
 
-    def refused(_: nn.Module) -> list[nn.Linear]:
-        raise UserError("head: own: the classifier is a Thing without a row per class; take head: all")
-
-    monkeypatch.setattr(heads, "layers_of", refused)
-    groups = {"a": ["cross", "circle"], "b": ["square"]}
-    made, notes = settled(minimal(CLASS_TOKEN, images, groups=groups))
-    assert made.head == "all" and any(note.startswith("head: all (the classifier is a Thing") for note in notes)
-    assert "head: own: the classifier" in refusal(minimal(CLASS_TOKEN, images, groups=groups, head="own"))
-
 
 def test_a_default_criterion_that_does_not_apply_gives_way(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     monkeypatch.setitem(CRITERIA, "fisher-obs", replace(CRITERIA["fisher-obs"], class_token=True))
     made, notes = settled(minimal(NONE, images))
     assert made.criterion.name == "obs" and any(
@@ -219,4 +207,3 @@ def test_the_facts_of_a_skeleton_are_those_of_the_model(images: Path) -> None:
         bare = skeleton.opened(spec)
         assert (bare.labels, bare.widths, bare.data_config) == (whole.labels, whole.widths, whole.data_config)
         assert {p.device.type for p in bare.model.parameters()} == {"meta"}
-    assert context.Context.adapt.__doc__

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vitprune import heads, models
+from vitprune import models
 from vitprune.criteria import CRITERIA, Row, why_not
-from vitprune.errors import UserError
 from vitprune.recipe import Compare, CriterionName, Paper, Recipe
 from vitprune.recovery import chosen
 from vitprune.types import FfnSite
@@ -66,10 +65,8 @@ def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple
     for step in (_tokens, _criterion, _baselines, _t, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
-    for last in (_recovery, _head):
-        recipe, more = last(recipe, model)
-        notes += more
-    return recipe, notes
+    recipe, more = _recovery(recipe, model)
+    return recipe, notes + more
 
 
 def comparison(spec: Compare, recipe: Recipe, facts: Facts) -> tuple[Compare, list[str]]:
@@ -172,16 +169,6 @@ def _recovery(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
     return recipe, [
         f"recovery: {taken}, as this model's blocks do not come in halves; `auto` is layerwise where they do."
     ]
-
-
-def _head(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
-    if recipe.head is not None or not (recipe.own_head or recipe.clusters):
-        return recipe, []
-    try:
-        heads.layers_of(model)
-    except UserError as error:
-        return recipe.model_copy(update={"head": "all"}), [f"head: all ({str(error).removeprefix('head: own: ')})."]
-    return recipe, []
 
 
 def _reason(why: str) -> str:
