@@ -13,8 +13,17 @@ from vitprune.recipe import Recipe
 INTRO = """# Recipe reference
 
 Made from `vitprune recipe schema`, not typed. A recipe is a YAML file; `vitprune recipe new` prints one to start from
-and `vitprune recipe check FILE` spells out every default. An unknown key is refused with its line and the nearest right
-one. Paths are relative to the folder the command runs in.
+and `vitprune recipe check FILE` says in one line whether it would run: keys, paths, the model's files, class names,
+budget. `--show` prints it with every default spelled out, `--model` also builds the model, without its weights. An
+unknown key is refused with its line and the nearest right one. Paths are relative to the folder the command runs in or,
+where nothing is there, to the recipe's own.
+
+`keep` is a share (`0.25` or `25%`) or a count per block (`25 units`); a bare `25` could be either and is refused. YAML
+reads `no`, `yes`, `on`, `off`, `~` and numbers as something else than text: as names of classes they go in quotes.
+
+A default that the model does not allow becomes one that it does, and the report says so: `activation` becomes
+`mean-activation` and `tokens: cls` becomes `all` where the head reads no class token. What the recipe asks for itself is
+never changed, but refused by its name.
 """
 FAMILIES = """# Model families
 

@@ -222,8 +222,8 @@ def test_a_module_of_ones_own_goes_the_whole_road(tmp_path):
     images, labels = torch.randn(12, 1, 8, 8), torch.arange(12) % 5
     for criterion in ("variance", "magnitude-l2", "fisher", "taylor"):
         scores = vitprune.discover(model, images, labels, criterion=criterion, t=3)
-    bare = vitprune.prune(model, scores, keep=4, recovery="none")
-    slim = vitprune.prune(model, scores, keep=4, images=images)
+    bare = vitprune.prune(model, scores, keep="4 units", recovery="none")
+    slim = vitprune.prune(model, scores, keep="4 units", images=images)
     dense = model(images)
     assert (slim(images) - dense).norm() < (bare(images) - dense).norm()
     assert [site.width for site in models.ffn_sites(slim)] == [4, 4]

@@ -99,7 +99,7 @@ def keep_out_of_range(s: dict[str, Any], _: Path) -> None:
 
 
 def keep_above_the_width(s: dict[str, Any], _: Path) -> None:
-    s["keep"] = 65
+    s["keep"] = "65 units"
 
 
 def no_such_class(s: dict[str, Any], _: Path) -> None:
@@ -358,7 +358,8 @@ def test_doctor_names_the_clash_and_its_cure(call: Call, monkeypatch: pytest.Mon
 
 def test_recipe_check(call: Call, setting: dict[str, Any], tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "r.yaml", setting)
-    got = call("recipe", "check", path)
+    assert call("recipe", "check", path).out == f"ok: {path}: model of 3 outputs, all classes, jas, keep 50 %\n"
+    got = call("recipe", "check", path, "--show")
     assert got.code == 0 and recipe.parse(got.out) == recipe.load(path)
     assert yaml.safe_load(got.out)["random_draws"] == 1
     assert json.loads(call("recipe", "check", "demo", "--json").out)["name"] == "demo"
@@ -374,14 +375,23 @@ def test_recipe_schema(call: Call) -> None:
 
 
 def test_recipe_new_is_a_recipe(call: Call, tmp_path: Path) -> None:
+    """All that is wrong with it is that its images are not there."""
     (tmp_path / "new.yaml").write_text(call("recipe", "new").out)
+    got = call("recipe", "check", tmp_path / "new.yaml")
+    assert got.code == 2 and "data.path path/to/images: no such folder; looked for " in got.err
+    (tmp_path / "path" / "to" / "images" / "tench").mkdir(parents=True)
+    picture(0, 1).save(tmp_path / "path" / "to" / "images" / "tench" / "1.png")
     assert call("recipe", "check", tmp_path / "new.yaml").code == 0
 
 
 def test_a_bundled_recipe_by_name_in_an_empty_folder(tmp_path: Path) -> None:
-    got = subprocess_call("recipe", "check", "imagenet-vit-b32", cwd=tmp_path)
-    assert got.returncode == 0 and yaml.safe_load(got.stdout)["name"] == "imagenet-vit-b32"
+    got = subprocess_call("recipe", "check", "demo", "--show", cwd=tmp_path)
+    assert got.returncode == 0 and yaml.safe_load(got.stdout)["name"] == "demo"
     assert got.stderr == "" and list(tmp_path.iterdir()) == []
+    missing = subprocess_call("recipe", "check", "imagenet-vit-b32", cwd=tmp_path)
+    assert (missing.returncode, missing.stdout) == (2, "") and str(
+        tmp_path / "data" / "imagenet" / "val"
+    ) in missing.stderr
 
 
 # ---- report

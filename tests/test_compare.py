@@ -23,7 +23,7 @@ from vitprune.errors import UserError
 
 SPEC = {
     "criteria": ["jas", "magnitude-l2", "variance", "random", "auto"],
-    "keep": [0.5, 8],
+    "keep": [0.5, "8 units"],
     "recovery": ["none", "affine"],
     "seeds": [0, 3],
 }
@@ -42,7 +42,7 @@ def run(content: dict[str, Any], **options: Any) -> dict[str, Any]:
 def test_every_cell_is_there_once(content: dict[str, Any], tmp_path: Path) -> None:
     made = run(content)
     table = [(r["criterion"], r["keep"], r["recovery"]) for r in made["table"]]
-    assert sorted(table, key=str) == sorted(product(SPEC["criteria"], SPEC["keep"], SPEC["recovery"]), key=str)
+    assert sorted(table, key=str) == sorted(product(SPEC["criteria"], [0.5, 8], SPEC["recovery"]), key=str)
     rows = [(r["criterion"], r["keep"], r["recovery"], r["seed"]) for r in made["rows"]]
     assert len(set(rows)) == len(rows) == (5 * 2 * 2 + 1) * 2
     root = tmp_path / "out" / "tiny"
@@ -164,7 +164,7 @@ def test_what_is_done_is_not_done_again(content: dict[str, Any], monkeypatch: py
     calls.clear()
     again = run(content)
     assert calls == [] and again["table"] == first["table"]
-    run(content | {"compare": SPEC | {"keep": [0.5, 8, 0.25]}})
+    run(content | {"compare": SPEC | {"keep": [0.5, "8 units", 0.25]}})
     assert len(calls) == 2 * (4 * 2 + 3 * 2)
 
 
@@ -242,9 +242,11 @@ def test_what_top1_does_not_settle_the_probability_does() -> None:
 
 def test_auto_can_be_kept_to_some_of_the_criteria(content: dict[str, Any]) -> None:
     among = ["magnitude-l2", "variance"]
-    made = run(content | {"compare": SPEC | {"among": among, "keep": [8], "recovery": ["affine"], "seeds": [0]}})
+    made = run(
+        content | {"compare": SPEC | {"among": among, "keep": ["8 units"], "recovery": ["affine"], "seeds": [0]}}
+    )
     assert [sorted(why["top1"]) for why in made["choices"]] == [among]
-    everything = run(content | {"compare": SPEC | {"keep": [8], "recovery": ["affine"], "seeds": [0]}})
+    everything = run(content | {"compare": SPEC | {"keep": ["8 units"], "recovery": ["affine"], "seeds": [0]}})
     assert [sorted(why["top1"]) for why in everything["choices"]] == [["jas", *among]]
 
 

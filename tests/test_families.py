@@ -353,12 +353,16 @@ def test_a_whole_run(name, tmp_path, monkeypatch):
     content = recipe_dict("", image_folder(tmp_path / "images", 6, "RGB"), tmp_path / "out")
     content["model"] = {"name": name, "args": TINY.get(name, PLAIN) | {"num_classes": 3}}
     content["baselines"] = ["random"]
+    content["criterion"] |= {"tokens": "cls"}
     with pytest.raises(UserError, match=r"criterion `jas`: .*take tokens: all"):
         pipeline.run(recipe.Recipe.model_validate(content))
     assert not (tmp_path / "out" / "tiny" / "stages" / "discover").exists()
     content["criterion"] |= {"name": "auto", "among": ["activation", "jas", "variance", "mean-activation"]}
+    content["criterion"].pop("tokens")
     made = pipeline.run(recipe.Recipe.model_validate(content))
-    assert made["recipe"]["criterion"]["name"] in ("variance", "mean-activation")
+    assert made["recipe"]["criterion"]["name"] in ("jas", "variance", "mean-activation")
+    assert made["recipe"]["criterion"]["tokens"] == "all"
+    assert any("`auto` does not try `activation`" in note for note in made["notes"])
     slim = vitprune.load(tmp_path / "out" / "tiny")
     loaded = opened(name)
     assert [2 * site.width for site in models.ffn_sites(slim)] == loaded.widths

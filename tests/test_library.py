@@ -120,11 +120,11 @@ def test_discover_refuses(tiny_vit, make_images):
 
 
 @pytest.mark.parametrize("classes", [None, [2, 4]])
-@pytest.mark.parametrize("keep", [7, 0.5, 1.0])
+@pytest.mark.parametrize("keep", ["7 units", 1, "50%", 0.5, 1.0])
 def test_prune_removes_what_the_scores_say(tiny_vit, make_images, keep, classes, empty):
     model, images = tiny_vit(init_values=0.2), make_images(7)
     found = scores_of(model, images)
-    width = keep if isinstance(keep, int) else int(keep * 32)
+    width = {"7 units": 7, "50%": 16, "0.5": 16, "1.0": 32, "1": 1}[str(keep)]
     before = reference.snapshot(model)
     slim = vitprune.prune(model, found, keep=keep, recovery="none", classes=classes)
     assert reference.same_state(before, reference.snapshot(model))
@@ -147,14 +147,14 @@ def test_prune_repairs(tiny_vit, make_images, recovery, empty):
     model, images = trained(tiny_vit()), make_images(9)
     found = scores_of(model, images[:7])
     before = reference.snapshot(model)
-    bare = vitprune.prune(model, found, keep=20, recovery="none")
-    fixed = vitprune.prune(model, found, keep=20, recovery=recovery, images=images)
+    bare = vitprune.prune(model, found, keep="20 units", recovery="none")
+    fixed = vitprune.prune(model, found, keep="20 units", recovery=recovery, images=images)
     for given in (
         {"images": images, "batch": 2},
         {"images": iter(images.split(4))},
         {"images": [images[:1], images[1:]]},
     ):
-        again = vitprune.prune(model, found, keep=20, recovery=recovery, **given)
+        again = vitprune.prune(model, found, keep="20 units", recovery=recovery, **given)
         for a, b in zip(fixed.state_dict().values(), again.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     assert reference.same_state(before, reference.snapshot(model))
@@ -172,19 +172,19 @@ def test_the_default_is_the_recipes_and_needs_images(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(7)
     found = vitprune.discover(model, images, LABELS)
     assert (found.criterion, [block.shape for block in found.blocks]) == ("fisher-obs", [(1, 32)] * 3)
-    default = vitprune.prune(model, found, keep=9, images=images)
-    asked = vitprune.prune(model, found, keep=9, images=images, recovery="layerwise", allocation="global")
+    default = vitprune.prune(model, found, keep="9 units", images=images)
+    asked = vitprune.prune(model, found, keep="9 units", images=images, recovery="layerwise", allocation="global")
     assert all(map(torch.equal, default.state_dict().values(), asked.state_dict().values()))
     found = scores_of(model, images)
     for recovery in ("mean", "affine", "auto"):
         with pytest.raises(UserError, match="images"):
-            vitprune.prune(model, found, keep=9, recovery=recovery)
-    for keep in (0, 33, 1.5, True):
+            vitprune.prune(model, found, keep="9 units", recovery=recovery)
+    for keep in (0, 9, 33, "33 units", 1.5, True, "9", None):
         with pytest.raises(UserError, match="keep"):
             vitprune.prune(model, found, keep=keep, images=images)
-    assert [b.mlp.fc2.in_features for b in vitprune.prune(model, found, keep=21, images=images, round_to=8).blocks] == [
-        16
-    ] * 3
+    assert [
+        b.mlp.fc2.in_features for b in vitprune.prune(model, found, keep="21 units", images=images, round_to=8).blocks
+    ] == [16] * 3
 
 
 # --- evaluate
@@ -224,7 +224,7 @@ def test_flags_come_back_when_a_verb_raises(tiny_vit, make_images):
     calls = [
         lambda: scores_of(model, images),
         lambda: scores_of(model, images, criterion="activation"),
-        lambda: vitprune.prune(model, found, keep=5, recovery="affine", images=images),
+        lambda: vitprune.prune(model, found, keep="5 units", recovery="affine", images=images),
         lambda: vitprune.evaluate(model, images, LABELS),
     ]
     for call in calls:
@@ -234,12 +234,12 @@ def test_flags_come_back_when_a_verb_raises(tiny_vit, make_images):
 
 
 MISTAKES = {
-    "prune recovery": lambda m, x, s: vitprune.prune(m, s, keep=5, images=x, recovery="afine"),
-    "prune class too large": lambda m, x, s: vitprune.prune(m, s, keep=5, images=x, classes=[5]),
-    "prune class negative": lambda m, x, s: vitprune.prune(m, s, keep=5, images=x, classes=[-1]),
-    "prune no images": lambda m, x, s: vitprune.prune(m, s, keep=5, images=x[:0]),
+    "prune recovery": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x, recovery="afine"),
+    "prune class too large": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x, classes=[5]),
+    "prune class negative": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x, classes=[-1]),
+    "prune no images": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x[:0]),
     "prune scores not a number": lambda m, x, s: vitprune.prune(
-        m, Scores("s", [torch.full((5, 32), math.nan)] * 3), keep=5, images=x
+        m, Scores("s", [torch.full((5, 32), math.nan)] * 3), keep="5 units", images=x
     ),
     "discover nodes": lambda m, x, s: vitprune.discover(m, x, LABELS, t=3, nodes=0),
     "discover float labels": lambda m, x, s: vitprune.discover(m, x, LABELS.float(), t=3, nodes=2),
@@ -264,7 +264,7 @@ def test_mistakes_are_named(tiny_vit, make_images, name):
 
 def test_export_writes_one_file_that_computes_the_same(tiny_vit, make_images, empty):
     model, images = tiny_vit(dtype=torch.float32, depth=2, init_values=0.2), make_images(7, dtype=torch.float32)
-    slim = trained(vitprune.prune(model, scores_of(model, images), keep=9, images=images))
+    slim = trained(vitprune.prune(model, scores_of(model, images), keep="9 units", images=images))
     slim.pos_drop.p = 0.5
     before = reference.snapshot(slim)
     path = vitprune.export(slim, "slim.onnx", {"note": "hello", "list": [1, 2]})
@@ -317,8 +317,8 @@ def test_load_reads_a_pruned_folder(tiny_vit, make_images, empty):
     opened = checkpoint.open_model(vitprune.Recipe.model_fields["model"].annotation(name=f"local-dir:{source}"))
     generator = torch.Generator().manual_seed(0)
     found = Scores("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
-    slim = vitprune.prune(opened.model, found, keep=9, recovery="none")
-    slim.blocks[1] = vitprune.prune(opened.model, found, keep=21, recovery="none").blocks[1]
+    slim = vitprune.prune(opened.model, found, keep="9 units", recovery="none")
+    slim.blocks[1] = vitprune.prune(opened.model, found, keep="21 units", recovery="none").blocks[1]
     checkpoint.save(folder, opened, slim, {})
     back = vitprune.load(folder)
     assert [block.mlp.fc1.out_features for block in back.blocks] == [9, 21]

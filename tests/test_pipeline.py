@@ -589,11 +589,11 @@ def test_a_class_that_does_not_exist_is_said_before_any_work(bench: Bench, monke
 
 
 @pytest.mark.parametrize("recovery", ["none", "affine"])
-@pytest.mark.parametrize("keep", [1.0, WIDTH])
-def test_keeping_everything_is_the_identity(bench: Bench, keep: float, recovery: str) -> None:
+@pytest.mark.parametrize("keep", [1.0, f"{WIDTH} units"])
+def test_keeping_everything_is_the_identity(bench: Bench, keep: float | str, recovery: str) -> None:
     made = bench.run(keep=keep, recovery=recovery, baselines=[])
     dense, result = made["rows"][0], made["result"]
-    assert result["kept"] == 1.0 and result["keep"] == keep
+    assert result["kept"] == 1.0 and result["keep"] == (keep if keep == 1.0 else WIDTH)
     for key in ("top1", "mean_true_probability", "params", "macs"):
         assert result[key] == dense[key]
     x = torch.randn(3, 1, 28, 28)

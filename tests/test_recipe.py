@@ -202,7 +202,9 @@ def test_keep_out_of_range(keep: str) -> None:
     assert "line 2: `keep`" in refusal(f"name: a\nkeep: {keep}\n")
 
 
-@pytest.mark.parametrize(("text", "value", "kind"), [("1", 1, int), ("1.0", 1.0, float), ("96", 96, int)])
+@pytest.mark.parametrize(
+    ("text", "value", "kind"), [("1", 1, int), ("1.0", 1.0, float), ("96 units", 96, int), ("400", 400, int)]
+)
 def test_a_count_and_a_ratio_stay_what_they_are(text: str, value: Any, kind: type) -> None:
     made = recipe.parse(f"name: a\nkeep: {text}")
     again = recipe.parse(recipe.dump(made))
@@ -357,7 +359,7 @@ def test_the_template_parses_and_shows_every_section() -> None:
     "text",
     [
         "name: a",
-        "name: a\nkeep: 3\nclasses: [b, ä]\nround_to: 8\nout: some/where\npaper_protocol: {t: [1]}\n",
+        "name: a\nkeep: 3 units\nclasses: [b, ä]\nround_to: 8\nout: some/where\npaper_protocol: {t: [1]}\n",
         "name: a\ngroups: {x: [b], y: [c, d]}\nmodel: {name: vit, args: {img_size: 28}, checkpoint: w.pth}\n"
         "data: {path: p, limit_per_class: 4}\n",
         recipe.TEMPLATE,

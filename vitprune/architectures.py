@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
+from vitprune import timm_names
 from vitprune.errors import UserError
 from vitprune.foreign import Foreign
 from vitprune.types import TokenLayout
@@ -60,7 +61,7 @@ def close_to(name: str) -> list[str]:
         return difflib.get_close_matches(own, TORCHVISION)
     if source == "transformers":
         return difflib.get_close_matches(own, TRANSFORMERS)
-    return list(timm.list_models(f"*{own.split('.')[0].split('_patch')[0]}*")[:3])
+    return timm_names.close(own.split(".")[0], timm_names.names().ours or timm.list_models())
 
 
 def build(name: str, args: dict[str, Any], *, pretrained: bool = False) -> nn.Module:

@@ -37,12 +37,9 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on 
 
 def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
     from vitprune import pipeline, summary
-    from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
 
-    loaded = recipe_file.load(recipe)
-    if out is not None:
-        loaded = loaded.model_copy(update={"out": out})
+    loaded = _load(recipe, out)
     command = _command(verb, recipe, out, device)
     record = pipeline.run(
         loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
@@ -54,6 +51,16 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
     else:
         summary.show(record, verb, folder)
+
+
+def _load(recipe: str, out: Path | None) -> Any:
+    """The recipe to be run, whose paths are there."""
+    from vitprune import recipe as recipe_file
+    from vitprune import recipe_paths
+
+    loaded = recipe_file.load(recipe)
+    recipe_paths.require(loaded, recipe_file.beside(recipe))
+    return loaded if out is None else loaded.model_copy(update={"out": out})
 
 
 def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:
@@ -141,12 +148,9 @@ def compare(
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
     from vitprune import compare as comparison
-    from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
 
-    loaded = recipe_file.load(recipe)
-    if out is not None:
-        loaded = loaded.model_copy(update={"out": out})
+    loaded = _load(recipe, out)
     record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
     folder = loaded.out / loaded.name
     if as_json:
@@ -235,12 +239,9 @@ def check(
 def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: Json = False) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
     from vitprune import paper as tables
-    from vitprune import recipe as recipe_file
     from vitprune.progress import Reporter
 
-    loaded = recipe_file.load(recipe)
-    if out is not None:
-        loaded = loaded.model_copy(update={"out": out})
+    loaded = _load(recipe, out)
     record = tables.run(loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device))
     if as_json:
         print(json.dumps(record, indent=1))
@@ -303,15 +304,31 @@ def models(as_json: Json = False) -> None:
 
 
 @recipes.command("check")
-def recipe_check(recipe: RecipeArg, as_json: Json = False) -> None:
-    """Validate a recipe and print it with every default spelled out."""
+def recipe_check(
+    recipe: RecipeArg,
+    model: Annotated[bool, typer.Option("--model", help="also build the model, without its weights")] = False,
+    show: Annotated[bool, typer.Option("--show", help="print the recipe with every default spelled out")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """Whether a recipe would run: keys, paths, the model's files, class names, budget; one line, what is wrong or ok."""
+    from vitprune import precheck
     from vitprune import recipe as recipe_file
 
     loaded = recipe_file.load(recipe)
-    print(
-        json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else recipe_file.dump(loaded),
-        end="\n" * as_json,
-    )
+    notes: list[str] = []
+    found = precheck.check(loaded, recipe_file.beside(recipe))
+    if model:
+        from vitprune import fullcheck
+
+        loaded, notes = fullcheck.check(loaded, found)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(loaded.model_dump(mode="json"), indent=1))
+    elif show:
+        print(recipe_file.dump(loaded), end="")
+    else:
+        print(precheck.ok(loaded, recipe, found, model))
 
 
 @recipes.command("schema")

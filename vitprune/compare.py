@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, masks, parallel, pipeline
+from vitprune import choose, defaults, masks, parallel, pipeline, skeleton
 from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
@@ -48,6 +48,12 @@ def compare(
         raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
     if recipe.groups is not None:
         raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
+    notes: list[str] = []
+    if {"criteria", "recovery"} - spec.model_fields_set:  # a default may not fit the model
+        spec, notes = defaults.comparison(spec, recipe, skeleton.facts(recipe.model))
+        recipe = recipe.model_copy(update={"compare": spec}) if notes else recipe
+    for note in notes:
+        reporter.say(f"note: {note}")
     root = recipe.out / recipe.name / "compare"
     names = [c for c in spec.criteria if c != "auto"]
     if len(names) < 2:
@@ -73,6 +79,7 @@ def compare(
                 for site in context.sites:
                     masks.width(budget, site.width, recipe.round_to)
             inputs, _ = pipeline.advance(context, "moments", force)
+            notes += [note for note in context.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
             found[seed] = _of_seed(context, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in discover.notes_of(context)]
@@ -88,6 +95,7 @@ def compare(
         "dense": _summary([found[s][None] for s in spec.seeds]),
         "table": [_line(Cell(c, k, r), spec, found) for k in spec.keep for r in spec.recovery for c in spec.criteria],
         "choices": choices,
+        "notes": notes,
         "costs": _costs(costs),
         "rows": [
             row
@@ -258,6 +266,8 @@ def markdown(record: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
     for why in record["choices"]:
         lines += ["", f"Seed {why['seed']}: {choose.sentence(why)}"]
+    for note in record["notes"]:
+        lines += ["", f"Default {note}"]
     lines += [
         "",
         "| criterion | needs | probe images | seconds | peak memory | source |",

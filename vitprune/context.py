@@ -14,7 +14,19 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from vitprune import checkpoint, criteria, decoding, heads, labels, masks, memory, models, recovery
+from vitprune import (
+    checkpoint,
+    criteria,
+    decoding,
+    defaults,
+    heads,
+    labels,
+    masks,
+    memory,
+    models,
+    recipe_paths,
+    recovery,
+)
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images
 from vitprune.decoding import Job, Processes
@@ -41,7 +53,7 @@ MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
 class Context:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
-    `shared`: other processes may take part in this context's discovery.
+    `shared`: other processes may take part in this context's discovery. `notes`: which defaults became others.
     """
 
     recipe: Recipe
@@ -51,6 +63,7 @@ class Context:
     workers: int = 1
     choice: dict[str, Any] | None = None
     shared: bool = True
+    notes: list[str] = field(default_factory=list, init=False)
     _streams: tuple[tuple[bytes, int], Kept] | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -215,17 +228,33 @@ class Context:
                 self._streams = key, {}
         return self._streams[1] if self._streams else None
 
+    def adapt(self) -> None:
+        """Defaults that the model does not allow become others, and it is said; what the recipe asks for stays."""
+        self.recipe, notes = defaults.adapted(self.recipe, self.loaded.model, self.sites)
+        for note in notes:
+            if note not in self.notes:
+                self.notes.append(note)
+                self.reporter.say(f"note: {note}")
+
     def preflight(self) -> None:
-        """What can be refused before any work and before any file: classes, budget, units per path."""
+        """What can be refused before any work and before any file: paths, classes, budget, criteria, units per path."""
+        recipe_paths.require(self.recipe)
+        self.adapt()
         self.every_target()
-        for site in self.sites:
-            masks.width(self.recipe.keep, site.width, self.recipe.round_to)
         if not all(self.keeps_head(targets) for targets in self.class_sets().values()):
             heads.layers_of(self.loaded.model)
+        self.fits()
+
+    def fits(self) -> None:
+        """Raises UserError where the model does not allow what the recipe asks for."""
+        for site in self.sites:
+            masks.width(self.recipe.keep, site.width, self.recipe.round_to)
         own = self.recipe.criterion
-        for name in {own.name, *self.recipe.baselines}:
-            criteria.applies(name, own.tokens, self.loaded.model)
         protocol = self.recipe.paper_protocol
+        for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
+            criteria.applies(name, own.tokens, self.loaded.model)
+        if protocol is not None:
+            models.require_class_token(self.loaded.model, "jas` of `paper_protocol")
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
 
     @cached_property

@@ -30,6 +30,7 @@ from vitprune import (
     recipe,
     surgery,
 )
+from vitprune import keep as budgets
 from vitprune.criteria import CRITERIA, WholeScore, allocation_of, applies
 from vitprune.criteria.path_scores import PathScores
 from vitprune.criteria.path_scores import path_scores as path_scores_of
@@ -204,7 +205,7 @@ def prune(
     model: nn.Module,
     scores: Scores,
     *,
-    keep: int | float,
+    keep: int | float | str,
     recovery: Recovery | Literal["auto"] = "auto",
     images: Tensor | Iterable[Tensor] | None = None,
     classes: Sequence[int] | None = None,
@@ -217,13 +218,17 @@ def prune(
 ) -> nn.Module:
     """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, what is left is repaired.
 
-    `keep` is a count per block (int) or a ratio (float), of every block, of all together, or of their price, as
-    `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform). `recovery: auto` is
-    layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no labels; needed unless
-    recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
+    `keep` is a ratio (0.25 or "25%") or a count per block ("25 units"), of every block, of all together, or of their
+    price, as `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform).
+    `recovery: auto` is layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no
+    labels; needed unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
     """
     if recovery not in ("auto", *get_args(Recovery)):
         raise UserError(f"recovery `{recovery}`: not known; there are auto, {', '.join(get_args(Recovery))}")
+    try:
+        kept = budgets.parse(keep)
+    except ValueError as error:
+        raise UserError(f"prune: keep {keep!r}: {error}") from error
     model = door.bare("prune", model)
     door.check_batch("prune", batch)
     with door.Inside(model):
@@ -234,7 +239,7 @@ def prune(
                 f"prune: the scores are of FFNs of {scored} units, the model's have {widths}; discover again"
             )
         mask = masks.build(
-            scores, keep, classes=classes, round_to=round_to, floor=floor,
+            scores, kept, classes=classes, round_to=round_to, floor=floor,
             allocation=allocation_of(scores.criterion, allocation),
             prices=lambda block, widths: allocate.price(model, sites[block], widths, budget),
         )  # fmt: skip

@@ -122,6 +122,7 @@ def serve(context: Context, rank: int, size: int, gone: Callable[[], bool] = lam
     from vitprune.pipeline import STAGES, stage_digest
     from vitprune.stages import discover
 
+    context.adapt()
     split = stage_digest(STAGES[0], context, {})
     if not _until(lambda: context.folder.is_current("split", split), gone):
         return

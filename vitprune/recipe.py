@@ -1,12 +1,14 @@
 """The recipe: YAML in, a checked model out; unknown keys are refused with the nearest right one.
 
-`load` takes a path or the name of a bundled recipe. Paths inside a recipe are relative to the working folder.
+`load` takes a path or the name of a bundled recipe. Paths inside a recipe are relative to the working folder or, where
+nothing is there, to the recipe's own.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,20 +18,31 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     StrictFloat,
     StrictInt,
     ValidationError,
     field_serializer,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from vitprune import keep as budgets
+from vitprune import recipe_paths
 from vitprune.errors import UserError
 from vitprune.files import digest
 from vitprune.types import Attribution, Recovery
 
 MAX_BYTES = 1_000_000
 Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
+Keep = Annotated[
+    int | float,
+    PlainValidator(budgets.parse),
+    PlainSerializer(budgets.spelled),
+    WithJsonSchema(budgets.SCHEMA),
+]
 TAKEN = {"stages", "config.json", "recipe.yaml", "masks.safetensors", "model.safetensors", "model.onnx"}
 TAKEN |= {"split.json", "README.md"}
 TAKEN |= {"report.json", "report.md", "report.html", "report-data", "model.fp16.onnx", "model.int8.onnx"}
@@ -236,14 +249,9 @@ class Compare(Part):
     among: list[CriterionName] | None = Field(
         None, min_length=2, description="what `auto` chooses among; without it all the criteria but random"
     )
-    keep: list[StrictInt | StrictFloat] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
+    keep: list[Keep] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
     recovery: list[Recovery] = Field(["none", "affine"], min_length=1, description="repairs, as `recovery`")
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
-
-    @field_validator("keep")
-    @classmethod
-    def keep_range(cls, keep: list[int | float]) -> list[int | float]:
-        return [check_keep(k) for k in keep]
 
     @model_validator(mode="after")
     def nothing_twice(self) -> Compare:
@@ -296,15 +304,6 @@ class Paper(Part):
         return self.units or (["image"] if self.table == "table-1" else ["frequency"])
 
 
-def check_keep(keep: int | float) -> int | float:
-    """A budget in range. Raises ValueError."""
-    if isinstance(keep, int) and keep < 1:
-        raise ValueError("a count of hidden units per block is at least 1")
-    if isinstance(keep, float) and not 0 < keep <= 1:
-        raise ValueError("a ratio lies above 0 and at most at 1.0 (write an integer for a count per block)")
-    return keep
-
-
 class Export(Part):
     """What is written for deployment, beside the checkpoint."""
 
@@ -331,7 +330,7 @@ class Export(Part):
 
 
 class Recipe(Part):
-    """One run. `keep`: an integer is a count of hidden units per block, a float up to 1.0 a ratio."""
+    """One run. `keep`: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block."""
 
     version: Literal[1] = Field(1, description="of the recipe's format")
     name: str = Field(description="results go to `<out>/<name>/`: letters, digits, `.`, `_` and `-`, at most 64")
@@ -350,8 +349,9 @@ class Recipe(Part):
         description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
-    keep: StrictInt | StrictFloat = Field(
-        0.25, description="the budget: a float up to 1.0 is a share of the hidden units, an integer a count per block"
+    keep: Keep = Field(
+        0.25,
+        description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "auto",
@@ -417,11 +417,6 @@ class Recipe(Part):
                 raise ValueError(f"group `{name}` names no class")
         return groups
 
-    @field_validator("keep")
-    @classmethod
-    def keep_range(cls, keep: int | float) -> int | float:
-        return check_keep(keep)
-
     @field_validator("baselines")
     @classmethod
     def no_auto(cls, baselines: list[CriterionName]) -> list[CriterionName]:
@@ -436,6 +431,12 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def auto_is_for_one_class_set(self) -> Recipe:
+        if self.criterion.name == "auto" and (self.groups or self.clusters):
+            raise ValueError("`criterion: auto` goes with one class set: use `classes`, or one recipe per group")
+        return self
+
+    @model_validator(mode="after")
     def rounds_of_one_recipe(self) -> Recipe:
         if self.rounds > 1 and (self.compare or self.criterion.name == "random" or self.criterion.train_weights):
             raise ValueError("`rounds` above 1 goes with one criterion that scores what is left: no compare, no random")
@@ -445,8 +446,9 @@ class Recipe(Part):
     def trained_weights_are_not_repaired(self) -> Recipe:
         names = {self.criterion.name, *self.baselines, *(self.compare.criteria if self.compare else ())}
         names |= set(self.criterion.among) if "auto" in names else set()
-        repairs = {self.recovery, *(self.compare.recovery if self.compare else ())}
-        if self.criterion.train_weights and "vit-slim" in names and repairs != {"none"}:
+        compared = self.compare.recovery if self.compare and "recovery" in self.compare.model_fields_set else ()
+        repairs = {self.recovery, *compared} - {"auto"}
+        if self.criterion.train_weights and "vit-slim" in names and repairs - {"none"}:
             raise ValueError("vit-slim with `train_weights` brings weights of its own: `recovery: none` goes with it")
         return self
 
@@ -504,11 +506,24 @@ def bundled_folder() -> Path:
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
-def load(source: str | Path) -> Recipe:
-    """Read a recipe file, or a bundled recipe by its name (`demo`). Raises UserError, one line."""
+def file_of(source: str | Path) -> Path:
+    """The file that a recipe's path or the name of a bundled one means."""
     path = Path(source)
     if path.suffix == "" and not _is_file(path) and _is_file(bundled_folder() / f"{source}.yaml"):
         path = bundled_folder() / f"{source}.yaml"
+    return path
+
+
+def beside(source: str | Path) -> list[Path]:
+    """Where a recipe's paths are looked for beside the working folder: where the recipe is, if it is one's own."""
+    path = file_of(source)
+    return [path.parent] if path == Path(source) else []
+
+
+def load(source: str | Path) -> Recipe:
+    """Read a recipe file, or a bundled recipe by its name (`demo`); its paths are looked for in the working folder and,
+    where they are not there, beside the recipe. Raises UserError, one line."""
+    path = file_of(source)
     try:
         size = path.stat().st_size
         text = path.read_text(encoding="utf-8") if size <= MAX_BYTES else ""
@@ -521,7 +536,10 @@ def load(source: str | Path) -> Recipe:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if size > MAX_BYTES:
         raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
-    return parse(text, str(path))
+    made = parse(text, str(path))
+    for folder in beside(source):
+        made = recipe_paths.located(made, folder)
+    return made
 
 
 def parse(text: str, where: str = "recipe") -> Recipe:
@@ -577,9 +595,14 @@ def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
         if candidate["type"] == "extra_forbidden":
             first = candidate
             break
-    keys = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
-    keys = [k for k in keys if k not in ("int", "float", "str", "list", "is-instance[Path]")]
+    keys = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-", "literal["))]
+    keys = [k for k in keys if k not in ("int", "float", "str", "list", "is-instance[Path]", "[key]")]
+    keys = ["groups", "auto"] if keys == ["clusters"] and not line_of(node, keys) else keys
+    found = node_at(node, first["loc"])
     line = line_of(node, keys)
+    if isinstance(found, yaml.ScalarNode) and first["type"] != "extra_forbidden":
+        line = found.start_mark.line + 1
+        keys[-1:] = [found.value] if first["loc"][-1] == "[key]" else keys[-1:]
     place = f"{where}, line {line}" if line else where
     name = ".".join(keys)[:120]
     if first["type"] == "extra_forbidden":
@@ -588,9 +611,59 @@ def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
         advice = f"did you mean `{close[0]}`?" if close else f"known keys here: {', '.join(known)}"
         return f"{place}: unknown key `{name}`; {advice}"
     message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
+    given = found.value if isinstance(found, yaml.ScalarNode) else first.get("input")
     shown = f" (given: {str(given)[:60]!r})" if isinstance(given, str | int | float) else ""
-    return " ".join(f"{place}: `{name or 'recipe'}`: {message}{shown}".split())
+    advice = nearest(first, given) or unquoted(first, found)
+    return " ".join(f"{place}: `{name or 'recipe'}`: {message}{shown}{advice}".split())
+
+
+def nearest(error: Any, given: Any) -> str:
+    """The one of the values that are allowed which a wrong one was meant to be."""
+    if error["type"] != "literal_error" or not isinstance(given, str):
+        return ""
+    allowed = re.findall(r"'([^']*)'", str((error.get("ctx") or {}).get("expected", "")))
+    plain = {re.sub(r"[-_ ]", "", value).lower(): value for value in allowed}
+    written = plain.get(re.sub(r"[-_ ]", "", given[:80]).lower())
+    close = [written] if written else difflib.get_close_matches(given[:80], allowed, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def unquoted(error: Any, node: yaml.Node | None) -> str:
+    """A word about quotes where a text is needed and YAML reads something else: `no` is false, `1` a number."""
+    if error["type"] not in ("string_type", "list_type", "path_type") or not isinstance(node, yaml.ScalarNode):
+        return ""
+    kind = node.tag.rsplit(":", 1)[-1]
+    if kind == "str" or node.style in ("'", '"'):
+        return ""
+    read = {"int": "a number", "float": "a number", "null": "nothing", "timestamp": "a date"}.get(kind, kind)
+    if kind == "bool":
+        read = str(yaml.SafeLoader.bool_values.get(node.value.lower())).lower()
+    written = node.value[:60]
+    meant = f'"{written}"' if error["type"] != "list_type" else f'["{written}"]'
+    return f"; YAML reads `{written}` as {read}: put a name in quotes, {meant}" if written else "; it is empty"
+
+
+def node_at(node: yaml.Node | None, path: Sequence[Any]) -> yaml.Node | None:
+    """The node that an error's path leads to: a value, or a key where the path ends in `[key]`."""
+    for i, part in enumerate(path):
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if _is_key(key, part)), None)
+            if pair is None:
+                return None
+            if path[i + 1 : i + 2] == ("[key]",):
+                return pair[0]
+            node = pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+    return node
+
+
+def _is_key(node: yaml.Node, part: Any) -> bool:
+    """Whether a mapping's key is the one that an error names, as it is written or as YAML reads it."""
+    if not isinstance(node, yaml.ScalarNode):
+        return False
+    read = yaml.SafeLoader("").construct_object(node)
+    return part == read or str(part) in (str(read), node.value)
 
 
 def line_of(node: yaml.Node | None, keys: list[str]) -> int | None:
@@ -639,7 +712,7 @@ data:
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them
 criterion: {name: fisher-obs, probe_per_class: 40}   # see `vitprune criteria`; jas for the paper's neuron paths
-keep: 0.25                    # share of the FFNs' hidden units; an integer is a count per block
+keep: 25%                     # share of the FFNs' hidden units; `400 units` is a count per block
 allocation: auto              # one threshold for all blocks; uniform: one width, which plain timm can load too
 round_to: 64                  # widths as multiples of this, for the hardware's sake
 recovery: auto                # layer by layer, from probe images without labels; or none, mean, affine, sequential

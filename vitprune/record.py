@@ -111,6 +111,7 @@ def _notes(context: Context) -> list[str]:
     m = context.recipe.model
     notes = [choose.sentence(context.choice)] if context.choice else []
     notes += context.split_record.get("notes", [])
+    notes += [f"Default {note}" for note in context.notes]
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
         return notes
     return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]

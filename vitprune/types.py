@@ -6,10 +6,11 @@ Legend: N images, C classes, L blocks, n hidden units of a block, t units kept p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from torch import Tensor
+if TYPE_CHECKING:  # recipes are read, and checked, without either
+    import numpy as np
+    from torch import Tensor
 
 Recovery = Literal[
     "none", "mean", "affine", "sequential", "layerwise",
@@ -94,7 +95,7 @@ class Split:
     test: np.ndarray
 
     def __post_init__(self) -> None:
-        if np.intersect1d(self.probe, self.test).size:
+        if set(self.probe.tolist()) & set(self.test.tolist()):
             raise ValueError("probe and test share images")
 
 

@@ -13,7 +13,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from vitprune import parallel, pipeline
+from vitprune import defaults, parallel, pipeline
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json, write_text
@@ -48,9 +48,15 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
     spec = recipe.paper
     if spec is None:
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
-    of_table, found_first = TABLES[spec.table], interventions.probe_criteria(recipe)
-    part = recipe.model_copy(update={"baselines": found_first, "compare": None})
+    of_table = TABLES[spec.table]
+    part = recipe.model_copy(update={"baselines": [], "compare": None})
     with Context.open(part, device, reporter or Reporter(quiet=True)) as context:
+        spec, notes = defaults.table(spec, part, defaults.Facts.of(context.loaded.model, context.sites))
+        for note in notes:
+            context.reporter.say(f"note: {note}")
+        recipe = recipe.model_copy(update={"paper": spec}) if notes else recipe
+        found_first = interventions.probe_criteria(recipe)
+        context.recipe = part.model_copy(update={"baselines": found_first, "paper": spec})
         of_table.check(context, spec)
         pipeline.advance(context, "discover" if found_first or spec.table != "table-1" else "split")
         started = time.monotonic()

@@ -1,0 +1,32 @@
+"""`vitprune recipe check --model`: the recipe against its model, built on the meta device, by the run's own preflight."""
+
+from __future__ import annotations
+
+from vitprune import precheck, skeleton
+from vitprune.context import Context
+from vitprune.progress import Reporter
+from vitprune.recipe import Recipe
+
+
+def check(recipe: Recipe, found: precheck.Found) -> tuple[Recipe, list[str]]:
+    """The recipe with the defaults that its model allows, and the notes that say so; `found` is what is known already.
+
+    Raises UserError for what the run would refuse before any work.
+    """
+    context = Context.join(recipe, "cpu", Reporter(quiet=True))
+    context.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
+    source = precheck.images(recipe.data, precheck.Found())
+    try:
+        if source is None:  # a dataset, or too many files: its classes are for the run
+            context.adapt()
+            context.fits()
+        else:
+            context.__dict__["source"] = source
+            context.__dict__["processes"] = None
+            context.preflight()
+    finally:
+        context.close()
+    found.outputs, found.names, found.widths = loaded.outputs, loaded.labels, loaded.widths
+    if "the model's shapes" in found.unseen:
+        found.unseen.remove("the model's shapes")
+    return context.recipe, context.notes

@@ -1,0 +1,118 @@
+"""A recipe's model without its weights: built on the meta device, its shapes held against the file's header.
+
+For what only needs to know which model it is: `vitprune recipe check --model`, and defaults that a model may not allow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitprune import architectures, checkpoint, headers, models, recipe
+from vitprune.checkpoint import Loaded
+from vitprune.defaults import Facts
+from vitprune.errors import UserError
+from vitprune.files import read_json
+from vitprune.foreign import Foreign
+from vitprune.weights import line
+
+FITTED = (
+    "pos_embed",
+    "patch_embed",
+    "rel_pos",
+    "relative_position",
+    "attn_mask",
+)  # timm fits these to the image's size
+
+
+def facts(spec: recipe.Model) -> Facts:
+    """What a default may not fit in the model that a recipe names."""
+    model = opened(spec).model
+    return Facts.of(model, models.ffn_sites(model))
+
+
+def opened(spec: recipe.Model) -> Loaded:
+    """What `checkpoint.open_model` gives, on the meta device. Raises UserError as it does, less what only weights tell.
+
+    A model of the Hugging Face hub is not fetched, but opened where it has been.
+    """
+    found = _folder(spec)
+    if found is None:
+        return _named(spec)
+    config, weights = checkpoint._folder_of(found)
+    record = read_json(config)
+    stored = headers.shapes(weights)
+    if spec.name.startswith("transformers:"):
+        if not isinstance(record, dict):
+            raise UserError(f"{config}: not a transformers configuration")
+        architecture, args = architectures.transformers_folder(found, record)
+        checkpoint._in_range(args, config)
+        prepared = found / "preprocessor_config.json"
+        cfg = architectures.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
+        return _described(architecture, args, None, cfg, f"{config}: ")
+    architecture, args, widths = checkpoint._checked(record, config)
+    loaded = _described(architecture, args, widths, record.get("pretrained_cfg"), f"{config}: ")
+    expected = checkpoint._shapes(loaded.model)
+    for key in sorted(expected.keys() | stored.keys()):
+        if expected.get(key) != stored.get(key):
+            raise UserError(
+                f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
+            )
+    return loaded
+
+
+def _folder(spec: recipe.Model) -> Path | None:
+    """The model's own folder, where it has one."""
+    foreign = spec.name.startswith("transformers:") and not architectures.known(spec.name)
+    if spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign:
+        if spec.checkpoint is not None or spec.args or spec.pretrained:
+            raise UserError(
+                f"model `{spec.name[:80]}`: brings its own weights; "
+                "remove model.checkpoint, model.args and model.pretrained"
+            )
+        return checkpoint.BUNDLED if spec.name == "bundled" else Path(spec.name.partition(":")[2])
+    return checkpoint._fetched(spec) if spec.name.startswith("hf-hub:") else None
+
+
+def _named(spec: recipe.Model) -> Loaded:
+    """A name of timm's, torchvision's or transformers' with its arguments."""
+    name = spec.name
+    if not architectures.known(name.split(".")[0]):
+        near = architectures.close_to(name)
+        hint = f"; did you mean `{near[0]}`?" if near else "; see `vitprune models`"
+        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
+    bad = checkpoint.FORBIDDEN_ARGS & spec.args.keys()
+    if bad:
+        raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
+    loaded = _described(name, dict(spec.args), None, None, f"model `{name}`: ")
+    if spec.checkpoint is not None and spec.checkpoint.suffix == ".safetensors":
+        _fits(loaded.model, spec.checkpoint)
+    return loaded
+
+
+def _described(
+    architecture: str, args: dict[str, Any], widths: list[int] | None, cfg: dict[str, Any] | None, where: str
+) -> Loaded:
+    try:
+        with torch.device("meta"):
+            model = checkpoint._resized(architectures.build(architecture, args), widths)
+    except UserError:
+        raise
+    except Exception as error:  # timm raises what the architecture's constructor happens to raise
+        raise UserError(f"{where}`{architecture}` cannot be built ({line(error)}); see model.args") from error
+    return checkpoint._describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, cfg)
+
+
+def _fits(model: nn.Module, file: Path) -> None:
+    """Raises UserError for a tensor of the model's own name in another shape. Only what is fitted to another size of image
+    may differ, and a file in other names is left to the run, which knows how trainers write them."""
+    stored, expected = headers.shapes(file), checkpoint._shapes(model.net if isinstance(model, Foreign) else model)
+    for key in sorted(expected.keys() & stored.keys()):
+        if expected[key] != stored[key] and not any(part in key for part in FITTED):
+            raise UserError(
+                f"model.checkpoint {file}: `{key}` is {stored[key]}, the model's is {expected[key]}; see model.args "
+                "(num_classes, img_size)"
+            )
