@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +19,11 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from vitprune import onnx_export, runtime
-from vitprune.files import replacing
+from vitprune import external, onnx_export, runtime
+from vitprune.errors import UserError
+from vitprune.files import scratch, temporary_files_in
 
+MOST_INT8 = 1900 << 20  # bytes of weights: the quantizer passes graphs on whole, and protobuf ends at two gigabytes
 QUANTIZED = ("Conv", "Gemm", "MatMul")  # those of them that have weights
 Batches = Sequence[np.ndarray]
 
@@ -34,14 +35,30 @@ def to_fp16(source: Path, path: Path) -> None:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     proto = onnx.load(str(source))
+    large = onnx_export.weight_bytes(proto) >= onnx_export.LARGE
+    if large:
+        _infer_shapes(proto)
     for node in proto.graph.node:
         if node.op_type == "Attention" and node.domain == "":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
     kept = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization", "Softmax"]
     _own_constants(proto.graph, "LayerNormalization")
-    made = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept))
+    made = OnnxModel(convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept, disable_shape_infer=large))
     made.topological_sort()
     _save(made.model, path, source, "fp16")
+
+
+def _infer_shapes(proto: ModelProto) -> None:
+    """Note every value's shape, as the converter does of a graph that can be passed on whole; weights take no part."""
+    bare = ModelProto()
+    bare.CopyFrom(proto)
+    for tensor in bare.graph.initializer:
+        if len(tensor.raw_data) >= onnx_export.SMALL:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+    inferred = onnx.shape_inference.infer_shapes(bare)
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(inferred.graph.value_info)
 
 
 def _own_constants(graph: GraphProto, operator: str) -> None:
@@ -97,8 +114,10 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
     tried first; if they break the floor, each is tried alone, and the worst are left out: one, two, four, … until the
     floor holds, then as few as still hold it between the last two.
     """
-    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder, _quiet():
-        quantizer = _Quantizer(source, Path(folder), calibration)
+    if onnx_export.bytes_of(source) > MOST_INT8:
+        raise UserError(f"{path}: int8 is not made of more than {MOST_INT8 >> 20:,} MiB of weights; fp16 is")
+    with scratch(path.parent) as folder, temporary_files_in(folder), _quiet():
+        quantizer = _Quantizer(_in_one(source, folder), folder, calibration)
         expected = _logits(source, probe)
         top1_fp32 = _top1(expected, labels)
         names = quantizer.names
@@ -132,6 +151,14 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
         floor, top1_fp32, dict(tried)[len(excluded)], len(labels), sum(map(len, calibration)),
         len(names) - len(excluded), excluded, effects, tried,
     )  # fmt: skip
+
+
+def _in_one(source: Path, folder: Path) -> Path:
+    """The file itself, or one in `folder` that holds its weights: the quantizer moves files and would lose them."""
+    if not external.check(source):
+        return source
+    onnx.save(onnx.load(str(source)), str(folder / "whole.onnx"))
+    return folder / "whole.onnx"
 
 
 def _effects(quantizer: _Quantizer, probe: Batches, expected: np.ndarray) -> dict[str, float]:
@@ -210,9 +237,9 @@ def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _save(proto: ModelProto, path: Path, source: Path, precision: str) -> None:
     metadata: dict[str, Any] = onnx_export.metadata(source) | {"precision": precision}
+    metadata.pop(external.KEY, None)  # of the file beside the source
     proto.ir_version = max(proto.ir_version, onnx.load(str(source), load_external_data=False).ir_version)
-    with replacing(path) as temporary:
-        onnx_export.write(proto, temporary, metadata)
+    onnx_export.save(proto, path, metadata)
 
 
 @contextlib.contextmanager

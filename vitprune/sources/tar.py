@@ -23,6 +23,7 @@ from vitprune.sources import ADVICE
 from vitprune.sources.folder import facts, grouped
 
 MAX_CLS = 1000  # bytes of a label
+MAX_IMAGE = 1 << 30  # and of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,14 @@ class Tar:
         return hashlib.sha256(facts((file.name, file) for file in self.files).encode()).hexdigest()
 
     def _bytes(self, member: Member) -> bytes:
+        if member.size > MAX_IMAGE:
+            raise ValueError(f"{member.size:,} bytes; at most {MAX_IMAGE:,} are read")
+        return self._start(member, member.size)
+
+    def _start(self, member: Member, most: int) -> bytes:
         with self.files[member.tar].open("rb") as handle:
             handle.seek(member.start)
-            return handle.read(member.size)
+            return handle.read(min(member.size, most))
 
     def _by_folder(self) -> list[str]:
         folders = [m.parts[:-1] for m in self.members]
@@ -80,7 +86,7 @@ class Tar:
             beside = sidecars.get((m.tar, _stem(m.parts)))
             if beside is None:
                 raise UserError(f"{where}: `{name}` has no .cls beside it, but other images have")
-            text = self._bytes(beside)[:MAX_CLS].decode("utf-8", "replace").strip()
+            text = self._start(beside, MAX_CLS).decode("utf-8", "replace").strip()
             if not text:
                 raise UserError(f"{where}: the .cls of `{name}` is empty")
             labels.append(text)
@@ -92,7 +98,7 @@ def tars_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    return [] if any(p.is_dir() for p in found) else sorted(p for p in found if p.suffix.lower() == ".tar")
+    return [] if any(p.is_dir() for p in found) else sorted(p for p in found if p.suffix.lower() == ".tar" and p.is_file())
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:

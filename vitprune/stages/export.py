@@ -35,7 +35,7 @@ def export(context: Context) -> list[Path]:
     outputs = list(range(context.loaded.outputs))
     every = metadata(context, context.every_target(), outputs) | onnx_export.size(context.loaded.model)
     onnx_export.export(context.loaded.model, dense, every)
-    files = [dense]
+    files = onnx_export.parts(dense)
     for group, targets in context.class_sets().items():
         folder = context.folder.root / (group or "")
         slim, path = checkpoint.load(folder, context.device), folder / FILES["fp32"]
@@ -57,7 +57,8 @@ def export(context: Context) -> list[Path]:
             "sha256": sha256(path),
         }
         write_json(stage / f"{group or 'all'}.json", result)
-        files += [path, *made.values(), stage / f"{group or 'all'}.json"]
+        files += [part for file in (path, *made.values()) for part in onnx_export.parts(file)]
+        files.append(stage / f"{group or 'all'}.json")
     return files
 
 
@@ -111,7 +112,7 @@ def _examined(
         found[precision] = {
             "path": path.relative_to(root).as_posix(),
             "precision": precision,
-            "bytes": path.stat().st_size,
+            "bytes": onnx_export.bytes_of(path),
             "sha256": sha256(path),
             **onnx_export.facts(path),
             "parity": parity,
