@@ -154,9 +154,8 @@ def _open_transformers(folder: Path) -> Loaded:
     except Exception as error:
         raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
     prepared = folder / "preprocessor_config.json"
-    return _describe(
-        model, architecture, args, architectures.transformers_cfg(read_json(prepared, MAX_CONFIG)) if prepared.is_file() else None
-    )
+    cfg = architectures.transformers_cfg(read_json(prepared, MAX_CONFIG)) if prepared.is_file() else None
+    return _describe(model, architecture, args, cfg)
 
 
 def _folder_of(folder: Path) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -21,17 +22,18 @@ from vitprune.files import explain, read_sealed
 from vitprune.ledger import Ledger
 
 STAGES = {"split", "discover", "moments", "prune", "evaluate", "export", "choose", "cluster"}
+ONNX = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
 AT_ROOT = (
-    "config.json", "model.safetensors", "masks.safetensors", "split.json", "recipe.yaml", "README.md", "model.onnx",
-    "model.fp16.onnx", "model.int8.onnx", "model.onnx.data", "model.fp16.onnx.data", "model.int8.onnx.data", "report.json", "report.md", "report.html", "compare.json", "compare.md",
-    "compare.svg",
+    "config.json", "model.safetensors", "masks.safetensors", "split.json", "recipe.yaml", "README.md", "report.json",
+    "report.md", "report.html", "compare.json", "compare.md", "compare.svg", *ONNX, *(f"{name}.data" for name in ONNX),
 )  # fmt: skip
 OLD_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{4,8}\.tmp")
 HOUSEKEEPING = {".DS_Store", "Thumbs.db", "desktop.ini"}
-SYSTEM = (
-    "bin boot dev etc lib lib32 lib64 libx32 opt proc root run sbin snap srv sys usr var "
-    "System Library Applications private"
-).split()
+SYSTEM = {
+    "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "opt", "proc", "root", "run", "sbin", "snap", "srv",
+    "sys", "usr", "var", "System", "Library", "Applications", "private",
+}  # fmt: skip
+TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")
 PAGES = {"comparison.md", "comparison.html"}
 
 
@@ -42,15 +44,12 @@ def claim(root: Path) -> None:
             return
         if ledger.of(root) is None:
             _refuse_system(root.parent)
-        if root.is_dir() and (found := sorted(p.name for p in root.iterdir() if p.name not in HOUSEKEEPING)):
-            if found != [".lock"]:
-                if not is_old(root):
-                    shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
-                    raise UserError(
-                        f"{root}: holds files that vitprune did not make ({shown}); choose another `name` or --out"
-                    )
-                adopt(root)
-                return
+        found = sorted(p.name for p in root.iterdir() if p.name not in HOUSEKEEPING) if root.is_dir() else []
+        if found and found != [".lock"]:
+            if is_old(root):
+                return adopt(root)
+            shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+            raise UserError(f"{root}: holds files that vitprune did not make ({shown}); choose another `name` or --out")
         root.mkdir(parents=True, exist_ok=True)
         Ledger(root).create()
     except OSError as error:
@@ -188,10 +187,14 @@ def _refuse_system(out: Path) -> None:
 
 def _free() -> Iterator[Path]:
     """The home, the working folder and the folders for temporary files, unless one of them is the root of everything."""
-    places = [os.environ.get("HOME") or "~", Path.cwd(), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    places += [os.environ[key] for key in ("TMPDIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME") if os.environ.get(key)]
+    places = [os.environ.get("HOME") or "~", str(Path.cwd()), *TEMPORARY_FOLDERS]
+    with suppress(OSError):  # where nothing can be written, none is found
+        places.append(tempfile.gettempdir())
+    places += [
+        os.environ[key] for key in ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME") if os.environ.get(key)
+    ]
     for place in places:
-        found = Path(os.path.realpath(os.path.expanduser(place)))
+        found = Path(os.path.realpath(Path(place).expanduser()))
         if len(found.parts) > 1:
             yield found
 

@@ -8,7 +8,6 @@ before that, and neither onnx nor torch is needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.errors import UserError
-from vitprune.files import opened
+from vitprune.files import opened, sha256
 
 KEY = "external_data"  # in metadata_props: {"file": …, "bytes": …, "sha256": …}
 DEEPEST = 64
@@ -59,7 +58,7 @@ def check(path: Path) -> list[Path]:
             raise UserError(f"{found[place.file]}: is shorter than {path.name} says; copy or export both again")
     if known is not None:
         data = found.get(known["file"])
-        if data is None or data.stat().st_size != known["bytes"] or _sha256(data) != known["sha256"]:
+        if data is None or data.stat().st_size != known["bytes"] or sha256(data) != known["sha256"]:
             where = data or path.parent / str(known["file"])
             raise UserError(f"{where}: does not belong to {path.name} or is damaged; copy or export both again")
     return sorted(found.values())
@@ -167,7 +166,9 @@ def _place(content: Any, start: int, end: int) -> Place | None:
         raise ValueError("a tensor with two places")
     if "location" not in known:
         raise ValueError("a tensor without a place")
-    return Place(known["location"], _whole(known.get("offset", "0")), _whole(known["length"]) if "length" in known else None)
+    return Place(
+        known["location"], _whole(known.get("offset", "0")), _whole(known["length"]) if "length" in known else None
+    )
 
 
 def _whole(text: str) -> int:
@@ -188,7 +189,9 @@ def _inside(path: Path, name: str) -> Path:
         try:
             mode = place.lstat().st_mode
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: its weights are in `{_printable(name)}`, which is not beside it; copy both") from error
+            raise UserError(
+                f"{path}: its weights are in `{_printable(name)}`, which is not beside it; copy both"
+            ) from error
         if stat.S_ISLNK(mode):
             raise UserError(f"{path}: keeps its weights behind the link `{_printable(name)}`, which is not followed")
     if not stat.S_ISREG(mode):
@@ -211,8 +214,3 @@ def _sealed(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise UserError(f"{path}: `{KEY}` in its metadata cannot be used; export it again")
-
-
-def _sha256(path: Path) -> str:
-    with opened(path) as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

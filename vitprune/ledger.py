@@ -88,15 +88,20 @@ class Ledger:
 
     def name_of(self, path: Path) -> str:
         """A path below the folder as it is listed."""
-        return Path(os.path.abspath(path)).relative_to(os.path.abspath(self.root)).as_posix()
+        return plain(path).relative_to(plain(self.root)).as_posix()
 
     def files(self, below: Path) -> set[Path]:
         """Every listed file below a folder that is there and ours; links are not followed out of the ledger's folder."""
-        root, below = Path(os.path.abspath(self.root)), Path(os.path.abspath(below))
+        root, below = plain(self.root), plain(below)
         found = {Path(os.path.normpath(root / name)) for name in self.read()}
         found = {p for p in found if below in p.parents and os.path.lexists(p) and not p.is_dir()}
         real = root.resolve()
         return {p for p in found if p.parent.resolve().is_relative_to(real) and why_not(p, self) is None}
+
+
+def plain(path: Path) -> Path:
+    """The absolute path, `..` worked out, links as they are."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 @lru_cache(maxsize=8)
@@ -115,7 +120,7 @@ def _entries(path: Path, inode: int, size: int, changed: int) -> dict[str, str |
 
 def of(path: Path) -> Ledger | None:
     """The list that speaks of a path: that of the nearest folder above it which has one."""
-    for folder in Path(os.path.abspath(path)).parents:
+    for folder in plain(path).parents:
         made = Ledger(folder)
         if made.exists():
             return made

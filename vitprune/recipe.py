@@ -31,7 +31,7 @@ from vitprune.types import Attribution, Recovery
 
 MAX_BYTES = 1_000_000
 Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
-TAKEN = {"stages", "stage", "all", "onnx", "report-data", "compare", "parts", "rows", "dense"}  # folders and files of ours
+TAKEN = {"stages", "stage", "all", "onnx", "report-data", "compare", "parts", "rows", "dense"}  # folders, files of ours
 OURS = re.compile(r".*\.(json|ya?ml|md|html|svg|csv|onnx|data|safetensors|weights|moments|lock|tmp)")  # more of them
 RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|com[0-9]|lpt[0-9])(\..*)?")  # devices, to Windows
 PAGES = {"comparison.md", "comparison.html"}
@@ -417,7 +417,9 @@ class Recipe(Part):
         if not NAME.fullmatch(name):
             raise ValueError("letters, digits, `.`, `_` and `-` only, at most 64, it becomes a folder's name")
         if on_any_disk(name) != name.lower() or RESERVED.fullmatch(name.lower()) or name.lower() in PAGES:
-            raise ValueError("cannot be a folder's name everywhere (Windows' devices, a dot at the end, a page of ours)")
+            raise ValueError(
+                "cannot be a folder's name everywhere (Windows' devices, a dot at the end, a page of ours)"
+            )
         return name
 
     @field_validator("out")
@@ -438,7 +440,9 @@ class Recipe(Part):
                 )
             plain = on_any_disk(name)
             if plain in TAKEN or OURS.fullmatch(plain) or RESERVED.fullmatch(plain) or plain != name.lower():
-                raise ValueError(f"group `{name}`: a folder of that name is vitprune's own or the system's; use another")
+                raise ValueError(
+                    f"group `{name}`: a folder of that name is vitprune's own or the system's; use another"
+                )
             if plain in taken:
                 raise ValueError(f"groups `{taken[plain]}` and `{name}` are one folder on a disk without upper case")
             taken[plain] = name

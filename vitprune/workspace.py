@@ -78,7 +78,7 @@ class Workspace:
         made = ledger.of(folder / "any")
         if made is None or not folder.is_dir():
             return
-        top = Path(os.path.abspath(folder))
+        top = ledger.plain(folder)
         for path in made.files(top):
             if path.relative_to(top).parts[0] not in keep:
                 path.unlink(missing_ok=True)

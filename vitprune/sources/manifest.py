@@ -100,7 +100,7 @@ def _parquet(file: Path, where: str) -> Iterator[tuple[int, str, str]]:
             columns = batch.to_pydict()
             for name, label in zip(columns["path"], columns["label"], strict=True):
                 row += 1
-                yield row, *(_cell(value, f"{where}, line {row}") for value in (name, label))
+                yield row, _cell(name, f"{where}, line {row}"), _cell(label, f"{where}, line {row}")
     except UserError:
         raise
     except Exception as error:  # a damaged file drives arrow to any of them

@@ -98,7 +98,9 @@ def tars_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    return [] if any(p.is_dir() for p in found) else sorted(p for p in found if p.suffix.lower() == ".tar" and p.is_file())
+    return (
+        [] if any(p.is_dir() for p in found) else sorted(p for p in found if p.suffix.lower() == ".tar" and p.is_file())
+    )
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:
