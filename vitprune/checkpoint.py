@@ -20,10 +20,10 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import architectures, checksums, ffn, models, recipe
+from vitprune import architectures, checksums, ffn, ledger, models, recipe
 from vitprune import weights as weights_of
 from vitprune.errors import UserError
-from vitprune.files import read_json, replacing, write_json
+from vitprune.files import opened, read_json, replacing, write_json
 from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
 from vitprune.preprocess import Preprocessing
@@ -107,8 +107,9 @@ def _open_named(spec: recipe.Model) -> Loaded:
     bad = FORBIDDEN_ARGS & spec.args.keys()
     if bad:
         raise UserError(f"model.args.{sorted(bad)[0]}: not accepted there; use model.pretrained or model.checkpoint")
-    if spec.checkpoint is not None and not spec.checkpoint.is_file():
-        raise UserError(f"model.checkpoint {spec.checkpoint}: no such file")
+    if spec.checkpoint is not None:
+        with opened(spec.checkpoint, f"model.checkpoint {spec.checkpoint}"):
+            pass
     try:
         model = architectures.build(name, spec.args, pretrained=spec.pretrained)
     except UserError:
@@ -141,7 +142,7 @@ def _fetched(spec: recipe.Model) -> Path:
 def _open_transformers(folder: Path) -> Loaded:
     """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
     config, weights = _folder_of(folder)
-    record = read_json(config)
+    record = read_json(config, MAX_CONFIG)
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a transformers configuration")
     architecture, args = architectures.transformers_folder(folder, record)
@@ -153,9 +154,8 @@ def _open_transformers(folder: Path) -> Loaded:
     except Exception as error:
         raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
     prepared = folder / "preprocessor_config.json"
-    return _describe(
-        model, architecture, args, architectures.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
-    )
+    cfg = architectures.transformers_cfg(read_json(prepared, MAX_CONFIG)) if prepared.is_file() else None
+    return _describe(model, architecture, args, cfg)
 
 
 def _folder_of(folder: Path) -> tuple[Path, Path]:
@@ -173,7 +173,7 @@ def _folder_of(folder: Path) -> tuple[Path, Path]:
 
 def _open_folder(folder: Path) -> Loaded:
     config, weights = _folder_of(folder)
-    record = read_json(config)
+    record = read_json(config, MAX_CONFIG)
     architecture, args, widths = _checked(record, config)
     checksums.verify(record, config, weights)
     model = _build(architecture, args, widths, config, weights)
@@ -317,6 +317,8 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
         if ratio is None:
             args[RAGGED] = True
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    for name in ("model.safetensors", "config.json"):
+        ledger.guard(folder / name, anywhere=True)
     with replacing(folder / "model.safetensors") as temporary:
         temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
     record = {

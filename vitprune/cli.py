@@ -195,6 +195,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="where the comparison of several runs goes")] = Path("exported"),
 ) -> None:
     """Write a run's report again, or one page that compares several runs."""
+    from vitprune import claims
     from vitprune.files import read_json
     from vitprune.report import compare_reports, write_report
 
@@ -207,6 +208,8 @@ def report(
         if not isinstance(content, dict):
             raise UserError(f"{path}: is not a report")
         found.append((folder, content))
+    if len(found) == 1:
+        claims.recognise(found[0][0])
     made = write_report(found[0][1], found[0][0]) if len(found) == 1 else compare_reports(found, out)
     for path in made:
         print(path)

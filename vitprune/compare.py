@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, defaults, masks, parallel, pipeline, skeleton
+from vitprune import choose, claims, defaults, masks, parallel, pipeline, skeleton
 from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
@@ -58,6 +58,8 @@ def compare(
     names = [c for c in spec.criteria if c != "auto"]
     if len(names) < 2:
         raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+    claims.claim(recipe.out / recipe.name)
+    claims.refuse_strangers(recipe.out / recipe.name, (), recipe.file)
     found: Found = {}
     costs: list[dict[str, Any]] = []
     choices: list[dict[str, Any]] = []

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from vitprune import (
     checkpoint,
+    claims,
     criteria,
     decoding,
     defaults,
@@ -31,12 +32,12 @@ from vitprune.checkpoint import Loaded
 from vitprune.data import Images
 from vitprune.decoding import Job, Processes
 from vitprune.errors import UserError
-from vitprune.files import digest, read_json
+from vitprune.files import digest, explain, read_json, write_text
 from vitprune.labels import Mapping, Match
 from vitprune.names import Spellings, called, some
 from vitprune.preprocess import Preprocessing
 from vitprune.progress import Reporter
-from vitprune.recipe import BY_ORDER, Recipe
+from vitprune.recipe import BY_ORDER, Recipe, dump
 from vitprune.sequential import Kept
 from vitprune.sources import Source, open_source
 from vitprune.sources.contents import Contents
@@ -69,13 +70,25 @@ class Context:
     @classmethod
     @contextmanager
     def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Iterator[Context]:
-        """Lock the run's folder and hand out the context."""
+        """Lock the run's folder and hand out the context. Raises UserError where the run would replace what is not its
+        own, and says in one line when a disk is full or may not be written, whoever wrote."""
         context = cls.join(recipe, device, reporter, workers)
+        root = context.folder.root
+        claims.refuse_inputs(root, recipe.model.folders())
         with context.folder.locked():
+            claims.refuse_strangers(root, recipe.groups or (), recipe.file)
             try:
                 yield context
+            except OSError as error:
+                raise explain(error, Path(error.filename) if isinstance(error.filename, str) else root) from error
             finally:
                 context.close()
+
+    def write_recipe(self, folder: Path) -> None:
+        """The recipe as resolved, beside what it makes; the file that it was read from stays as it is."""
+        path = folder / "recipe.yaml"
+        if not claims.same(path, self.recipe.file):
+            write_text(path, dump(self.recipe))
 
     @classmethod
     def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitprune import external
 from vitprune.errors import UserError
 from vitprune.files import read_json
 from vitprune.report.values import clean, mapping, mappings, number, ratio, sequence
@@ -44,8 +45,18 @@ def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
         raise UserError(
             f"{path}: not the report of a finished run{f' (missing: {lacks})' if lacks else ''}; use `vitprune run`"
         )
+    _whole(path, record)
     rows = [_judge(path, record, group, mapping(result), bar) for group, result in exported.items() for bar in bars]
     return rows + [_failed(row) for row in mappings(record.get("checks")) if row.get("passed") is not True]
+
+
+def _whole(path: Path, record: dict[str, Any]) -> None:
+    """Raise UserError where an ONNX file that lies beside the report lacks the weights it keeps in another."""
+    for file in mappings(mapping(record.get("export")).get("files")):
+        name = file.get("path")
+        beside = path.parent / name if isinstance(name, str) and not {"\0", ".."} & {*name, *name.split("/")} else path
+        if beside.suffix == ".onnx" and beside.resolve().is_relative_to(path.parent.resolve()) and beside.is_file():
+            external.check(beside)
 
 
 def line(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitprune.errors import UserError
-from vitprune.files import digest
+from vitprune.files import digest, read_text
 from vitprune.names import Spellings, number_of, numbers_of, some
 
 SYNSET = re.compile(r"(n\d{8})\s+(\S.*)")
@@ -41,12 +41,7 @@ class Mapping:
 
     def __init__(self, file: Path) -> None:
         self.where = f"data.labels {file}"
-        try:
-            text = file.read_text(encoding="utf-8-sig") if file.stat().st_size <= MAX_BYTES else None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.where}: cannot be read ({error})") from error
-        if text is None:
-            raise UserError(f"{self.where}: larger than {MAX_BYTES >> 20} MiB, no list of class names")
+        text = read_text(file, MAX_BYTES, self.where, "utf-8-sig")
         kind = {".json": self._json, ".csv": self._csv}.get(file.suffix.lower(), self._lines)
         self.entries: list[Entry] = kind(text)
         if not self.entries:

@@ -1,5 +1,7 @@
 """Torch model → one ONNX file with a dynamic batch, checked, with preprocessing and labels inside.
 
+From LARGE bytes of weights on, they lie in `<name>.onnx.data` beside it, as protobuf holds no more than two gigabytes.
+
 Only the onnx_* files import onnx. The graph uses ONNX's own operators, no contrib ones, so it is not tied to
 onnxruntime; what onnxruntime fuses beyond that, it fuses when it opens the file.
 """
@@ -20,15 +22,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from vitprune import evaluation, families, ffn, models, onnx_rewrites, runtime
-from vitprune.files import replacing
+import vitprune
+from vitprune import evaluation, external, families, ffn, ledger, models, onnx_rewrites, runtime
+from vitprune.files import put, replacing, scratch, sha256
 
 OPSET = 23  # the first with an Attention operator
+LARGE = 3 << 29  # bytes of weights: 1.5 GiB
+SMALL = 1024  # bytes of a tensor that stays in the graph, as what shapes are worked out from must
+ALIGNED = 4096  # where a tensor may start in the file beside, for those who map it into memory
 PARITY_BATCHES = (1, 2, 7)
 
 
 def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """Write `model` to `path`; `metadata` values go to metadata_props as text or JSON."""
+    ledger.guard(path, anywhere=True)  # before the work
     example = torch.zeros(2, *models.input_shape(model), device=models.device_of(model))
     with _quiet(), families.written_out(model):
         program = torch.onnx.export(
@@ -42,17 +49,71 @@ def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
             verbose=False,
         )
     assert program is not None
-    with replacing(path) as temporary:
-        program.save(str(temporary), external_data=False)
-        proto = onnx.load(str(temporary))
-        onnx_rewrites.fuse(proto)
-        onnx_rewrites.add_bias_in_gemm(proto)
-        onnx_rewrites.drop_unused(proto.graph)
-        write(proto, temporary, metadata)
+    proto = program.model_proto
+    onnx_rewrites.fuse(proto)
+    onnx_rewrites.add_bias_in_gemm(proto)
+    onnx_rewrites.drop_unused(proto.graph)
+    save(proto, path, metadata)
 
 
-def write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
-    """Save a graph with exactly this metadata and check the file."""
+def save(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a graph with exactly this metadata, checked; a large one with its weights beside it, and without them here."""
+    for file in (path, data_of(path)):
+        ledger.guard(file, anywhere=True)
+    proto.producer_name, proto.producer_version = "vitprune", vitprune.__version__
+    if weight_bytes(proto) < LARGE:
+        with replacing(path) as temporary:
+            _write(proto, temporary, metadata)
+        ledger.discard(data_of(path))  # of a larger model that was here before
+        return
+    with scratch(path.parent) as folder:
+        whole = folder / path.name
+        _move_out(proto, data_of(whole))
+        about = {"file": data_of(path).name, "bytes": data_of(whole).stat().st_size, "sha256": sha256(data_of(whole))}
+        _write(proto, whole, metadata | {external.KEY: about})
+        ledger.discard(path)  # between the two there is no file, rather than one beside another's weights
+        put(data_of(whole), data_of(path))
+        put(whole, path)
+
+
+def data_of(path: Path) -> Path:
+    """Where the weights of a large ONNX file are."""
+    return path.with_name(f"{path.name}.data")
+
+
+def parts(path: Path) -> list[Path]:
+    """An ONNX file, and the file beside it that holds its weights where it is large."""
+    return [path, *external.check(path)]
+
+
+def weight_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of the weights that a graph holds itself."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of an ONNX file with its weights."""
+    return sum(part.stat().st_size for part in parts(path))
+
+
+def _move_out(proto: onnx.ModelProto, data: Path) -> None:
+    """Write the weights to a file beside and leave in the graph where they are."""
+    with data.open("wb") as handle:
+        for tensor in proto.graph.initializer:
+            if len(tensor.raw_data) < SMALL:
+                continue
+            handle.write(bytes(-handle.tell() % ALIGNED))
+            place = {"location": data.name, "offset": str(handle.tell()), "length": str(len(tensor.raw_data))}
+            handle.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            del tensor.external_data[:]
+            for key, value in place.items():
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value
+
+
+def _write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
     del proto.metadata_props[:]
     for key, value in metadata.items():
         entry = proto.metadata_props.add()

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +21,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
-from vitprune import onnx_export, onnx_rewrites, runtime
+from vitprune import external, onnx_export, onnx_rewrites, runtime
 from vitprune.errors import UserError
-from vitprune.files import replacing
+from vitprune.files import scratch, temporary_files_in
 
 TRIAL = """
 import sys, numpy, onnxruntime
@@ -34,6 +33,7 @@ made = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecuti
 images = made.get_inputs()[0]
 made.run(None, {images.name: numpy.zeros([2, *images.shape[1:]], numpy.float32)})
 """
+MOST_INT8 = 1900 << 20  # bytes of weights: the quantizer passes graphs on whole, and protobuf ends at two gigabytes
 QUANTIZED = ("Conv", "Gemm", "MatMul")  # those of them that have weights
 Batches = Sequence[np.ndarray]
 
@@ -46,6 +46,9 @@ def to_fp16(source: Path, path: Path) -> None:
 
     proto = onnx.load(str(source))
     onnx_rewrites.distinct_names(proto.graph)
+    large = onnx_export.weight_bytes(proto) >= onnx_export.LARGE
+    if large:
+        _infer_shapes(proto)
     for node in proto.graph.node:
         if node.op_type == "Attention" and node.domain == "":
             node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
@@ -54,10 +57,25 @@ def to_fp16(source: Path, path: Path) -> None:
     # A norm's transpose stays with it: onnxruntime 1.32 crashes on fp32 norm, cast to fp16, transpose, product.
     normed = {name for node in proto.graph.node if node.op_type == "LayerNormalization" for name in node.output}
     turned = [node.name for node in proto.graph.node if node.op_type == "Transpose" and node.input[0] in normed]
-    half = convert_float_to_float16(proto, keep_io_types=True, op_block_list=kept, node_block_list=turned)
+    half = convert_float_to_float16(
+        proto, keep_io_types=True, op_block_list=kept, node_block_list=turned, disable_shape_infer=large
+    )
     made = OnnxModel(half)
     made.topological_sort()
     _save(made.model, path, source, "fp16")
+
+
+def _infer_shapes(proto: ModelProto) -> None:
+    """Note every value's shape, as the converter does of a graph that can be passed on whole; weights take no part."""
+    bare = ModelProto()
+    bare.CopyFrom(proto)
+    for tensor in bare.graph.initializer:
+        if len(tensor.raw_data) >= onnx_export.SMALL:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+    inferred = onnx.shape_inference.infer_shapes(bare)
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(inferred.graph.value_info)
 
 
 def _own_constants(graph: GraphProto, operator: str) -> None:
@@ -113,8 +131,10 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
     tried first; if they break the floor, each is tried alone, and the worst are left out: one, two, four, … until the
     floor holds, then as few as still hold it between the last two.
     """
-    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder, _quiet():
-        quantizer = _Quantizer(source, Path(folder), calibration)
+    if onnx_export.bytes_of(source) > MOST_INT8:
+        raise UserError(f"{path}: int8 is not made of more than {MOST_INT8 >> 20:,} MiB of weights; fp16 is")
+    with scratch(path.parent) as folder, temporary_files_in(folder), _quiet():
+        quantizer = _Quantizer(_in_one(source, folder), folder, calibration)
         expected = _logits(source, probe)
         top1_fp32 = _top1(expected, labels)
         names = quantizer.names
@@ -151,6 +171,14 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
         floor, top1_fp32, dict(tried)[len(excluded)], len(labels), sum(map(len, calibration)),
         len(names) - len(excluded), excluded, effects, tried,
     )  # fmt: skip
+
+
+def _in_one(source: Path, folder: Path) -> Path:
+    """The file itself, or one in `folder` that holds its weights: the quantizer moves files and would lose them."""
+    if not external.check(source):
+        return source
+    onnx.save(onnx.load(str(source)), str(folder / "whole.onnx"))
+    return folder / "whole.onnx"
 
 
 def _effects(quantizer: _Quantizer, probe: Batches, expected: np.ndarray) -> dict[str, float]:
@@ -230,10 +258,10 @@ def _top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def _save(proto: ModelProto, path: Path, source: Path, precision: str) -> None:
     metadata: dict[str, Any] = onnx_export.metadata(source) | {"precision": precision}
+    metadata.pop(external.KEY, None)  # of the file beside the source
     proto.ir_version = max(proto.ir_version, onnx.load(str(source), load_external_data=False).ir_version)
-    with replacing(path) as temporary:
-        onnx_export.write(proto, temporary, metadata)
-        opens(temporary)
+    onnx_export.save(proto, path, metadata)
+    opens(path)
 
 
 def opens(path: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from vitprune import choose, cluster, memory, parallel, record, report_data
 from vitprune.context import Context
 from vitprune.errors import UserError
-from vitprune.files import digest, write_text
+from vitprune.files import digest
 from vitprune.progress import Reporter
-from vitprune.recipe import Recipe, dump
+from vitprune.recipe import Recipe
 from vitprune.stages import CODE, discover, evaluate, export, moments, prune, split
 from vitprune.workspace import PARTS
 
@@ -88,7 +88,7 @@ def run(
 def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
     context.preflight()
-    write_text(context.folder.root / "recipe.yaml", dump(context.recipe))
+    context.write_recipe(context.folder.root)
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
     for stage in STAGES:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    PrivateAttr,
     StrictFloat,
     StrictInt,
     ValidationError,
@@ -32,7 +34,7 @@ from pydantic import (
 from vitprune import keep as budgets
 from vitprune import recipe_paths
 from vitprune.errors import UserError
-from vitprune.files import digest
+from vitprune.files import digest, read_text
 from vitprune.types import Attribution, Recovery
 
 MAX_BYTES = 1_000_000
@@ -43,9 +45,10 @@ Keep = Annotated[
     PlainSerializer(budgets.spelled),
     WithJsonSchema(budgets.SCHEMA),
 ]
-TAKEN = {"stages", "config.json", "recipe.yaml", "masks.safetensors", "model.safetensors", "model.onnx"}
-TAKEN |= {"split.json", "README.md"}
-TAKEN |= {"report.json", "report.md", "report.html", "report-data", "model.fp16.onnx", "model.int8.onnx"}
+TAKEN = {"stages", "stage", "all", "onnx", "report-data", "compare", "parts", "rows", "dense"}  # folders, files of ours
+OURS = re.compile(r".*\.(json|ya?ml|md|html|svg|csv|onnx|data|safetensors|weights|moments|lock|tmp)")  # more of them
+RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|com[0-9]|lpt[0-9])(\..*)?")  # devices, to Windows
+PAGES = {"comparison.md", "comparison.html"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -78,6 +81,13 @@ AMONG: list[CriterionName] = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a recipe was read from; no part of what it says, so all are equal."""
+
+    file: Path | None = field(default=None, compare=False)
+
+
 class Part(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
@@ -97,6 +107,12 @@ class Model(Part):
         None, description="a local .safetensors, .pth or .npz file in the model's own key names"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="extra arguments for timm.create_model")
+
+    def folders(self) -> list[tuple[str, Path | None]]:
+        """Where the model is read from on this machine, each with its key."""
+        kind, _, place = self.name.partition(":")
+        own = Path(place) if kind in ("local-dir", "transformers") and place else None
+        return [("model.name", own), ("model.checkpoint", self.checkpoint)]
 
 
 class Data(Part):
@@ -304,6 +320,11 @@ class Paper(Part):
         return self.units or (["image"] if self.table == "table-1" else ["frequency"])
 
 
+def on_any_disk(name: str) -> str:
+    """What a name is to a disk that knows neither case nor Unicode forms, nor a dot or a space at the end."""
+    return unicodedata.normalize("NFKC", name).casefold().rstrip(". ")
+
+
 class Export(Part):
     """What is written for deployment, beside the checkpoint."""
 
@@ -388,6 +409,7 @@ class Recipe(Part):
     paper: Paper | None = Field(None, description="which of the paper's tables `vitprune paper` makes")
     export: Export = Field(default_factory=lambda: Export(), description="what is written for deployment")
     out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
 
     @model_validator(mode="before")
     @classmethod
@@ -403,16 +425,36 @@ class Recipe(Part):
     def plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError("letters, digits, `.`, `_` and `-` only, at most 64, it becomes a folder's name")
+        if on_any_disk(name) != name.lower() or RESERVED.fullmatch(name.lower()) or name.lower() in PAGES:
+            raise ValueError(
+                "cannot be a folder's name everywhere (Windows' devices, a dot at the end, a page of ours)"
+            )
         return name
+
+    @field_validator("out")
+    @classmethod
+    def a_path(cls, out: Path) -> Path:
+        if "\0" in str(out):
+            raise ValueError("holds a character that no path can have")
+        return out
 
     @field_validator("groups")
     @classmethod
     def plain_groups(cls, groups: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        taken: dict[str, str] = {}
         for name, members in (groups or {}).items():
-            if not NAME.fullmatch(name) or name in TAKEN:
+            if not NAME.fullmatch(name):
                 raise ValueError(
                     f"group `{name[:64]}`: its name becomes a folder's: letters, digits, `.`, `_`, `-` only"
                 )
+            plain = on_any_disk(name)
+            if plain in TAKEN or OURS.fullmatch(plain) or RESERVED.fullmatch(plain) or plain != name.lower():
+                raise ValueError(
+                    f"group `{name}`: a folder of that name is vitprune's own or the system's; use another"
+                )
+            if plain in taken:
+                raise ValueError(f"groups `{taken[plain]}` and `{name}` are one folder on a disk without upper case")
+            taken[plain] = name
             if not members:
                 raise ValueError(f"group `{name}` names no class")
         return groups
@@ -451,6 +493,11 @@ class Recipe(Part):
         if self.criterion.train_weights and "vit-slim" in names and repairs - {"none"}:
             raise ValueError("vit-slim with `train_weights` brings weights of its own: `recovery: none` goes with it")
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the recipe was read from."""
+        return self._origin.file
 
     def fingerprint(self) -> str:
         """Digest of what the slim model depends on: not of where it is written or how it is examined."""
@@ -525,20 +572,18 @@ def load(source: str | Path) -> Recipe:
     where they are not there, beside the recipe. Raises UserError, one line."""
     path = file_of(source)
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= MAX_BYTES else ""
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; a recipe is a YAML file") from error
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; a recipe is a YAML file")
+        path.stat()
     except FileNotFoundError as error:
         names = ", ".join(sorted(p.stem for p in bundled_folder().glob("*.yaml")))
         raise UserError(f"{path}: no such recipe; bundled ones are {names}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if size > MAX_BYTES:
-        raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
-    made = parse(text, str(path))
+    made = parse(read_text(path, MAX_BYTES), str(path))
     for folder in beside(source):
         made = recipe_paths.located(made, folder)
+    made._origin = Origin(path)
     return made
 
 
@@ -578,12 +623,14 @@ def refuse_aliases(node: yaml.Node | None, where: str) -> None:
             raise UserError(f"{where}, line {item.start_mark.line + 1}: YAML anchors are not accepted in recipes")
         seen.add(id(item))
         if isinstance(item, yaml.MappingNode):
-            keys = [key.value for key, _ in item.value if isinstance(key, yaml.ScalarNode)]
+            keys: set[str] = set()
             for key, _ in item.value:
-                if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                if isinstance(key, yaml.ScalarNode) and key.value in keys:
                     raise UserError(
                         f"{where}, line {key.start_mark.line + 1}: `{key.value[:80]}` is given more than once"
                     )
+                if isinstance(key, yaml.ScalarNode):
+                    keys.add(key.value)
         pairs = item.value if isinstance(item, yaml.SequenceNode) else [part for pair in item.value for part in pair]
         stack.extend(pairs)
 

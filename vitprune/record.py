@@ -24,6 +24,7 @@ from vitprune.report.values import plain
 from vitprune.stages import discover
 from vitprune.stages.export import FILES, LATENCY_BATCH
 
+BESIDE = {f"{name}.data": name for name in FILES.values()}  # where the weights of a large file are
 PRECISION = {"model.safetensors": "fp32", **{name: precision for precision, name in FILES.items()}}
 TOLERANCE = 1e-4
 MADE_BY = {
@@ -31,7 +32,7 @@ MADE_BY = {
     "config.json": "prune",
     "masks.safetensors": "prune",
     "split.json": "prune",
-    **dict.fromkeys(FILES.values(), "export"),
+    **dict.fromkeys((*FILES.values(), *BESIDE), "export"),
     "recipe.yaml": "",
 }
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
@@ -190,6 +191,7 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
         "masks.safetensors": "which hidden units were kept",
         "split.json": "names of the probe and test images",
         **{name: f"ONNX, {precision}, dynamic batch" for precision, name in FILES.items()},
+        **{name: f"the weights of {of}, to be kept beside it" for name, of in BESIDE.items()},
         "recipe.yaml": "the recipe as resolved",
     }
     found: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vitprune import external
 from vitprune.errors import UserError
 
 FLOAT = "tensor(float)"
@@ -38,7 +39,8 @@ def available() -> list[str]:
 
 
 def session(model: Path | bytes, provider: str = "cpu", threads: int | None = None, in_turn: bool = False) -> Any:
-    """An inference session on exactly the provider asked for. Raises UserError when it is not active.
+    """An inference session on exactly the provider asked for. Raises UserError when it is not active, or when the file
+    keeps its weights where they are not read from (external.py).
 
     `in_turn`: its threads stop waiting actively as soon as a run ends, for sessions that are timed one after the other.
     """
@@ -50,7 +52,10 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
         raise UserError(
             f"provider `{provider}`: not available in this onnxruntime (it has {shown}); see `vitprune doctor`"
         )
+    if isinstance(model, Path):
+        external.check(model)
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name ends with
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads

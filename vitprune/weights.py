@@ -10,17 +10,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from vitprune import archives
 from vitprune.errors import UserError
 from vitprune.foreign import Foreign
 
 
 def load(model: nn.Module, path: Path) -> None:
     """A local file in the model's own key names: safetensors, torch (no pickled code) or Google's npz."""
+    archives.check(path, sum(4 * weight.numel() for weight in model.state_dict().values()))
     try:
         if isinstance(model, Foreign):
             plain = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
             model.net.load_state_dict(plain, strict=True)
-        elif path.suffix == ".npz":
+        elif path.suffix.lower() == ".npz":
             _npz(model, path)
         else:
             timm.models.load_checkpoint(model, str(path), weights_only=True)

@@ -2,6 +2,8 @@
 
 exported/<name>/stages/<stage>/stage.json holds the digest of the stage's inputs and of each file it made. It is written
 last, so a stage without it is unfinished; a stage with other digests is done again. No time of any clock is compared.
+
+Only a folder that vitprune made is worked in, and in it only files of its list (ledger.py) are replaced or removed.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vitprune import claims, ledger
 from vitprune.errors import UserError
 from vitprune.files import explain, read_sealed, sha256, write_sealed
+from vitprune.ledger import TEMPORARY, Ledger
 
 PARTS = "parts"
 
@@ -53,9 +57,9 @@ class Workspace:
     def remove(self, files: set[Path]) -> None:
         """Remove what an earlier run of a stage made and this one did not, and folders that are left empty."""
         for path in files:
-            path.unlink(missing_ok=True)
+            ledger.discard(path)
             if path.name == "config.json":  # a checkpoint's card goes with it
-                (path.parent / "README.md").unlink(missing_ok=True)
+                ledger.discard(path.parent / "README.md")
             if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
 
@@ -63,17 +67,25 @@ class Workspace:
         """Forget the stage's record and what it made; parts, which say themselves what they are of, stay."""
         folder = self.stage_folder(stage)
         try:
-            (folder / "stage.json").unlink(missing_ok=True)
+            ledger.discard(folder / "stage.json")
             self.clear(folder, {PARTS})
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain(error, folder) from error
 
     def clear(self, folder: Path, keep: set[str]) -> None:
-        """Remove everything in a folder of this run but the names in `keep`."""
-        for path in folder.glob("*") if folder.is_dir() else ():
-            if path.name not in keep:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        """Remove what vitprune made in a folder of this run, but for the names in `keep`, and what is left empty."""
+        made = ledger.of(folder / "any")
+        if made is None or not folder.is_dir():
+            return
+        top = ledger.plain(folder)
+        for path in made.files(top):
+            if path.relative_to(top).parts[0] not in keep:
+                path.unlink(missing_ok=True)
+        for place, _, _ in os.walk(top, topdown=False):
+            if Path(place) != top:
+                with suppress(OSError):  # not empty
+                    Path(place).rmdir()
 
     def finish(
         self, stage: str, inputs: str, files: list[Path], started: float, peak_memory_mb: float | None = None
@@ -86,7 +98,9 @@ class Workspace:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. Raises UserError when another run holds it or it cannot be made."""
+        """Hold the folder for this process. Raises UserError when another run holds it, when it cannot be made, or when
+        vitprune did not make it."""
+        claims.claim(self.root)
         handle = self._open_lock()
         try:
             try:
@@ -95,17 +109,30 @@ class Workspace:
                 raise UserError(
                     f"{self.root}: another run is working here; wait for it or choose another --out"
                 ) from error
-            for leftover in self.root.rglob(".*.tmp"):
-                leftover.unlink(missing_ok=True)  # of a run that was killed
+            self._clear_temporary()
+            Ledger(self.root).tidy()
             yield
         finally:
             handle.close()
 
+    def _clear_temporary(self) -> None:
+        """Remove the temporary files of a run that was killed; not those in a run's folder inside this one."""
+        for place, folders, files in os.walk(self.root):
+            ours = {name for name in (*folders, *files) if name.startswith(".") and name.endswith(TEMPORARY)}
+            for name in ours:
+                path = Path(place, name)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            folders[:] = [f for f in folders if f not in ours and not Ledger(Path(place, f)).exists()]
+
     def _open_lock(self) -> IO[str]:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(self.root / ".lock") and not (self.root / ".lock").is_file():
+                raise UserError(f"{self.root / '.lock'}: is no plain file; remove it or choose another --out")
             return open(
-                self.root / ".lock", "w", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
+                self.root / ".lock", "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
             )
         except OSError as error:
             raise explain(error, self.root) from error

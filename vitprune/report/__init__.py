@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitprune import ledger
 from vitprune.files import write_text
 from vitprune.report.beside import Beside
 from vitprune.report.compare import comparison
@@ -44,6 +45,8 @@ def compare_reports(records: list[tuple[Path, dict[str, Any]]], folder: Path) ->
 
 
 def _write(folder: Path, texts: dict[str, str]) -> list[Path]:
+    for name in texts:
+        ledger.guard(folder / name, anywhere=True)
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]

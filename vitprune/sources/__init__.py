@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitprune.errors import UserError
+from vitprune.files import kind
 
 if TYPE_CHECKING:
     from vitprune.recipe import Data
@@ -71,5 +72,7 @@ def open_path(path: Path, key: str) -> Source:
         raise UserError(
             f"{key} {path}: no such folder; a file of images is one of {known} (a packed tar: unpack it once)"
         )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{key} {path}: is {kind(path)}, no file or folder of images")
     tars = tars_in(path)
     return Tar(tars, key) if tars else Folder(path, key)

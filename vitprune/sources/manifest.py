@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ from vitprune.sources.contents import Contents
 from vitprune.sources.folder import grouped
 
 COLUMNS = ("path", "label")
+MAX_LINE = 1 << 17
+MAX_ROWS = 1 << 26
 
 
 class Manifest:
@@ -77,7 +80,7 @@ def _inside(file: Path, name: str, where: str) -> Path:
 def _csv(file: Path, where: str) -> Iterator[tuple[int, str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, skipinitialspace=True)
+            reader = csv.DictReader(_lines(handle, where), skipinitialspace=True)
             _has_columns([name.strip() for name in reader.fieldnames or []], where)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             for row in reader:
@@ -93,13 +96,34 @@ def _parquet(file: Path, where: str) -> Iterator[tuple[int, str, str]]:
         raise UserError(f"{where}: Parquet needs pyarrow; pip install 'vitprune[parquet]', or write a CSV") from error
     try:
         _has_columns(parquet.read_schema(file).names, where)
-        columns = parquet.read_table(file, columns=list(COLUMNS)).to_pydict()
+        opened = parquet.ParquetFile(file, read_dictionary=list(COLUMNS))
+        if opened.metadata.num_rows > MAX_ROWS:
+            raise UserError(f"{where}: has {opened.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read")
+        row = 0
+        for batch in opened.iter_batches(1024, columns=list(COLUMNS)):  # a few bytes of it may say gigabytes
+            columns = batch.to_pydict()
+            for name, label in zip(columns["path"], columns["label"], strict=True):
+                row += 1
+                yield row, _cell(name, f"{where}, line {row}"), _cell(label, f"{where}, line {row}")
     except UserError:
         raise
     except Exception as error:  # a damaged file drives arrow to any of them
         raise UserError(f"{where}: cannot be read as Parquet ({str(error)[:80]})") from error
-    for row, (name, label) in enumerate(zip(columns["path"], columns["label"], strict=True), 1):
-        yield row, "" if name is None else str(name).strip(), "" if label is None else str(label).strip()
+
+
+def _cell(value: object, where: str) -> str:
+    text = "" if value is None else str(value).strip()
+    if len(text) > MAX_LINE:
+        raise UserError(f"{where}: {len(text):,} characters are no path and no label")
+    return text
+
+
+def _lines(handle: TextIO, where: str) -> Iterator[str]:
+    """The lines of a table, none of them without an end."""
+    for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), ""), 1):
+        if len(line) > MAX_LINE:
+            raise UserError(f"{where}, line {number}: more than {MAX_LINE:,} characters; this is no list of images")
+        yield line
 
 
 def _has_columns(names: list[str], where: str) -> None:

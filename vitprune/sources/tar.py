@@ -28,6 +28,7 @@ from vitprune.sources.folder import grouped
 from vitprune.sources.found import BESIDE, is_left_out, kind_of, named_as_image
 
 MAX_CLS = 1000  # bytes of a label
+MAX_IMAGE = 1 << 30  # and of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,14 @@ class Tar:
         return f"{self.files[member.tar].name}/{'/'.join(member.parts)}"
 
     def _bytes(self, member: Member) -> bytes:
+        if member.size > MAX_IMAGE:
+            raise ValueError(f"{member.size:,} bytes; at most {MAX_IMAGE:,} are read")
+        return self._start(member, member.size)
+
+    def _start(self, member: Member, most: int) -> bytes:
         with self.files[member.tar].open("rb") as handle:
             handle.seek(member.start)
-            return handle.read(member.size)
+            return handle.read(min(member.size, most))
 
     def _by_folder(self, images: list[Member]) -> list[str | None]:
         """The class of each image; None for one that lies beside the class folders."""
@@ -94,7 +100,7 @@ class Tar:
             name, beside = self._name(m), sidecars.get((m.tar, _stem(m.parts)))
             if beside is None:
                 raise UserError(f"{where}: `{name}` has no .cls beside it, but other images have")
-            text = self._bytes(beside)[:MAX_CLS].decode("utf-8", "replace").strip()
+            text = self._start(beside, MAX_CLS).decode("utf-8", "replace").strip()
             if not text:
                 raise UserError(f"{where}: the .cls of `{name}` is empty")
             labels.append(text)
@@ -153,7 +159,8 @@ def tars_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [p for p in folder.iterdir() if not is_left_out(p.name)]
-    return [] if any(p.is_dir() for p in found) else sorted(p for p in found if p.suffix.lower() == ".tar")
+    tars = sorted(p for p in found if p.suffix.lower() == ".tar" and p.is_file())
+    return [] if any(p.is_dir() for p in found) else tars
 
 
 def _stem(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def export(context: Context) -> list[Path]:
         return max(onnx_export.parity(context.loaded.model, dense, _real(context)).values())
 
     parity = _attempt(context, no_dense, "dense", dense, whole)
-    files += [dense] if parity is not None else []
+    files += onnx_export.parts(dense) if parity is not None else []
     for group, targets in context.class_sets().items():
         folder = context.folder.root / (group or "")
         slim = checkpoint.load(folder, context.device)
@@ -69,7 +69,8 @@ def export(context: Context) -> list[Path]:
             "sha256": fp32.get("sha256"),
         }
         write_json(stage / f"{group or 'all'}.json", result)
-        files += [*(made[precision] for precision in examined), stage / f"{group or 'all'}.json"]
+        files += [part for precision in examined for part in onnx_export.parts(made[precision])]
+        files.append(stage / f"{group or 'all'}.json")
     return files
 
 
@@ -171,7 +172,7 @@ def _examined(
         row = {
             "path": relative,
             "precision": precision,
-            "bytes": path.stat().st_size,
+            "bytes": onnx_export.bytes_of(path),
             "sha256": sha256(path),
             **onnx_export.facts(path),
             "parity": {str(batch): gap for batch, gap in onnx_export.parity(slim, path, real).items()},

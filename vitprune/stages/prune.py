@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune import allocate, checkpoint, data, heads, masks, models, recovery, surgery
+from vitprune import allocate, checkpoint, data, heads, ledger, masks, models, recovery, surgery
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
-from vitprune.files import replacing, write_json, write_text
-from vitprune.recipe import dump
+from vitprune.files import replacing, write_json
 from vitprune.recovery import Moments
 from vitprune.stages import moments
 from vitprune.stages.discover import discover, model_of, scores_of
@@ -50,7 +48,7 @@ def prune(context: Context) -> list[Path]:
             "recovery": context.recovery,
             **({"labels_by_order": True} if context.labels_by_order else {}),
         }
-        (folder / "README.md").unlink(missing_ok=True)  # the card of what was here before
+        ledger.discard(folder / "README.md")  # the card of what was here before
         if context.keeps_head(targets):
             named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
             checkpoint.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
@@ -64,7 +62,7 @@ def prune(context: Context) -> list[Path]:
         write_json(folder / "split.json", _split_by_name(context))
         made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
         if group:  # the run's own is at its root, and written by every run
-            write_text(folder / "recipe.yaml", dump(recipe))
+            context.write_recipe(folder)
             made.append("recipe.yaml")
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
@@ -107,7 +105,7 @@ def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets
     inner.__dict__.update(shared, loaded=dataclasses.replace(context.loaded, model=slim))
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed)
-    shutil.rmtree(folder)  # nothing reads a round's discovery again
+    inner.folder.clear(folder, set())  # nothing reads a round's discovery again
     return scores
 
 
