@@ -23,12 +23,12 @@ from torch import nn
 from vitprune import architectures, checksums, ffn, models, prepared, recipe
 from vitprune import weights as weights_of
 from vitprune.errors import UserError
+from vitprune.errors import one_line as line
 from vitprune.files import read_json, replacing, write_json
 from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
 from vitprune.prepared import Origin
 from vitprune.preprocess import Preprocessing
-from vitprune.weights import line
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20

@@ -14,7 +14,9 @@ from vitprune.foreign import Foreign
 if TYPE_CHECKING:
     from vitprune.readings import Misfit, Reading
 
-CLASSIFIER = re.compile(r"(head|head\.fc|heads\.head|head_dist|classifier|cls_classifier|distillation_classifier)\.(weight|bias)")
+CLASSIFIER = re.compile(
+    r"(head|head\.fc|heads\.head|head_dist|classifier|cls_classifier|distillation_classifier)\.(weight|bias)"
+)
 POSITIONS = re.compile(r"pos_embed|position_embeddings|pos_embedding")
 PATCHES = re.compile(r"(patch_embed\.proj|conv_proj|patch_embeddings\.projection)\.weight")
 

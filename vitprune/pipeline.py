@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, cluster, memory, parallel, record, report_data
+from vitprune import choose, cluster, memory, parallel, record, report_data, told
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest, write_text
@@ -88,7 +88,8 @@ def run(
 def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
     context.preflight()
-    write_text(context.folder.root / "recipe.yaml", dump(context.recipe))
+    root = context.folder.root
+    write_text(root / "recipe.yaml", dump(told.recipe(context.recipe, root)))
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
     for stage in STAGES:

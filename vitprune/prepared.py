@@ -56,7 +56,12 @@ def apply(config: dict[str, Any], given: Preprocess | None, fixed: bool) -> dict
 
 
 def origin(
-    before: Mapping[str, Any], after: Mapping[str, Any], given: Preprocess | None, stated: set[str], name: str, trained: bool
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    given: Preprocess | None,
+    stated: set[str],
+    name: str,
+    trained: bool,
 ) -> Origin:
     """Who says what of a data_config, `before` and `after` the recipe; `stated` is what the weights' configuration says.
 

@@ -114,9 +114,7 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
-def _dictionaries(
-    content: Any, where: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+def _dictionaries(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Every dictionary of tensors by name, with the keys that lead to it."""
     if len(where) > DEPTH or any(NO_WEIGHTS.search(key) for key in where[-1:]):
         return
@@ -137,14 +135,14 @@ def _of_one(where: tuple[str, ...], tensors: dict[str, Tensor], names: set[str])
     plain = {key: ".".join(part for part in key.split(".") if part not in WRAPPERS) for key in tensors}
     if len(set(plain.values())) < len(plain):
         plain = {key: key for key in tensors}
-    counts = Counter(
-        name[:start] for name in plain.values() for start in _starts(name) if name[start:] in names
-    )
+    counts = Counter(name[:start] for name in plain.values() for start in _starts(name) if name[start:] in names)
     prefixes = [p for p, n in counts.items() if n == len(names)] or [p for p, _ in counts.most_common(1)]
     found = []
     for prefix in prefixes:
         others = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
-        mine = {key for key, name in plain.items() if name.startswith(prefix) and not (others and name.startswith(others))}
+        mine = {
+            key for key, name in plain.items() if name.startswith(prefix) and not (others and name.startswith(others))
+        }
         spelled = _spelled(next(key for key in mine if plain[key][len(prefix) :] in names), plain, prefix)
         own = {plain[key][len(prefix) :]: tensors[key] for key in tensors if key in mine}
         found.append(Reading(where, prefix, spelled, own, [key for key in tensors if key not in mine]))

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vitprune import readings
-from vitprune.errors import UserError
+from vitprune.errors import UserError, one_line
 from vitprune.foreign import Foreign
 from vitprune.readings import Reading
 
 T = TypeVar("T")
-LONGEST = 320
 
 
 def load(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
@@ -37,7 +36,9 @@ def load(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
         raise UserError(f"{path}: {error}") from error
     net = readings.inner(model)
     names = net.state_dict().keys()
-    _in_one_line(path, lambda: net.load_state_dict({k: v for k, v in chosen.tensors.items() if k in names}, strict=True))
+    _in_one_line(
+        path, lambda: net.load_state_dict({k: v for k, v in chosen.tensors.items() if k in names}, strict=True)
+    )
     return _said(path, content, chosen)
 
 
@@ -52,7 +53,9 @@ def _in_one_line(path: Path, work: Callable[[], T]) -> T:
                 f"{path}: holds pickled Python objects{_objects(path)}, which could run code; where you trust it, load "
                 "it with torch and re-save its state_dict as safetensors"
             ) from error
-        raise UserError(f"{path}: cannot be read as weights ({line(error)}); save them again as safetensors") from error
+        raise UserError(
+            f"{path}: cannot be read as weights ({one_line(error)}); save them again as safetensors"
+        ) from error
 
 
 def _content(path: Path) -> Any:
@@ -103,9 +106,3 @@ def _npz(model: nn.Module, path: Path) -> None:
     for name, weight in model.named_parameters():
         if bool(weight.isnan().any()):
             raise UserError(f"{path}: holds nothing of this shape for `{name}`; see model.args (num_classes, img_size)")
-
-
-def line(error: BaseException) -> str:
-    """An error of another library in one line; of a long one both ends, as the cause may stand at either."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2 - 3]} […] {text[-LONGEST // 2 + 3 :]}"

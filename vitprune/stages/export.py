@@ -127,6 +127,7 @@ def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[s
     return {
         "labels": [label(context, i).split("\t")[-1] for i in outputs],
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
+        "preprocessing_said_by": context.loaded.origin.said_by,
         "classes": [context.class_name(i) for i in targets],
         "recipe_hash": context.recipe.fingerprint(),
         "versions": {"vitprune": vitprune.__version__, "torch": torch.__version__},

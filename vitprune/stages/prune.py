@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune import allocate, checkpoint, data, heads, masks, models, recovery, surgery
+from vitprune import allocate, checkpoint, data, heads, masks, models, recovery, surgery, told
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError
@@ -62,7 +62,7 @@ def prune(context: Context) -> list[Path]:
         write_json(folder / "split.json", _split_by_name(context))
         made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
         if group:  # the run's own is at its root, and written by every run
-            write_text(folder / "recipe.yaml", dump(recipe))
+            write_text(folder / "recipe.yaml", dump(told.recipe(recipe, folder)))
             made.append("recipe.yaml")
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
@@ -151,7 +151,7 @@ def label(context: Context, output: int) -> str:
 def _split_by_name(context: Context) -> dict[str, Any]:
     """The split for whoever gets the checkpoint: images by their names in the source."""
     split = context.split
-    names = [name.encode(errors="backslashreplace").decode() for name in context.source.names]
+    names = [name.encode(errors="backslashreplace").decode() for name in told.names(context.source.names)]
     return {
         "seed": split.seed,
         "probe_share": split.probe_share,
