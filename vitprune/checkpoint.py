@@ -291,7 +291,7 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], source:
     channels, height, width = models.input_shape(model)
     own["input_size"] = (channels, height, width)
     for key in ("mean", "std"):  # a model made for other channels than its weights' keeps their average
-        if isinstance(own.get(key), list | tuple) and own[key] and len(own[key]) != channels and cfg is None:
+        if isinstance(own.get(key), list | tuple) and own[key] and len(own[key]) != channels and key not in (cfg or {}):
             own[key] = (sum(own[key]) / len(own[key]),) * channels
     try:
         before = resolve_model_data_config(model, pretrained_cfg=own)

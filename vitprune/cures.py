@@ -18,11 +18,14 @@ CLASSIFIER = re.compile(
     r"(head|head\.fc|heads\.head|head_dist|classifier|cls_classifier|distillation_classifier)\.(weight|bias)"
 )
 POSITIONS = re.compile(r"pos_embed|position_embeddings|pos_embedding")
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 PATCHES = re.compile(r"(patch_embed\.proj|conv_proj|patch_embeddings\.projection)\.weight")
 
 
 def cure(misfit: Misfit, reading: Reading, model: nn.Module) -> str:
     """The end of the line: what to change, and in which key of the recipe."""
+    if {"dist_token", "head_dist.weight"} & misfit.unexpected.keys():
+        return "the file is a distilled model's: take the model.name with `distilled`"
     args, explained = _arguments(misfit, model)
     if args and explained:
         return f"give model.args: {{{', '.join(f'{key}: {value}' for key, value in args.items())}}}"
@@ -36,8 +39,6 @@ def cure(misfit: Misfit, reading: Reading, model: nn.Module) -> str:
         near = [name for name in reading.beside if name.endswith((".weight", ".bias"))][:2]
         beside = f" (beside them stands `{'`, `'.join(near)}`)" if near else ""
         return f"the file has no classifier of the model's{beside}: save one model with its head, or train a head first"
-    if {"dist_token", "head_dist.weight"} & misfit.unexpected.keys():
-        return "the file is a distilled model's: take the model.name with `distilled`"
     if misfit.missing:
         return "the file is of another model or another library: see model.name and model.args"
     return "remove it from the file, or name the model that has it in model.name and model.args"
@@ -48,22 +49,27 @@ def _arguments(misfit: Misfit, model: nn.Module) -> tuple[dict[str, Any], bool]:
     args: dict[str, Any] = {}
     left = {*misfit.missing, *misfit.unexpected, *misfit.kinds}
     timms = not isinstance(model, Foreign)
+    registers = misfit.unexpected["reg_token"][1] if "reg_token" in misfit.unexpected else 0
+    if registers:
+        args["reg_tokens"] = registers
+        left.discard("reg_token")
     for name, (file, own) in misfit.shapes.items():
         if CLASSIFIER.fullmatch(name) and file[1:] == own[1:]:
             args["num_classes"] = file[0]
-        elif POSITIONS.search(name) and (size := _image_size(file, own, model)):
-            args["img_size" if timms else "image_size"] = size
+        elif POSITIONS.search(name) and (size := _image_size([*file[:-2], file[-2] - registers, file[-1]], own, model)):
+            args |= {"img_size" if timms else "image_size": size} if size != models.input_shape(model)[1] else {}
         elif PATCHES.search(name) and len(file) == len(own) == 4 and file[0] == own[0] and timms:
             args |= {"in_chans": file[1]} if file[1] != own[1] else {}
             args |= {"patch_size": file[2]} if file[2:] != own[2:] else {}
         else:
             left.add(name)
+    blocks = {name: int(found[1]) for name in left if (found := BLOCK.match(name)) and timms}
+    if blocks and (blocks.keys() <= misfit.missing.keys() or blocks.keys() <= misfit.unexpected.keys()):
+        args["depth"] = min(blocks.values()) if blocks.keys() <= misfit.missing.keys() else max(blocks.values()) + 1
+        left -= blocks.keys()
     if {"norm.weight", "norm.bias"} <= left and {"fc_norm.weight", "fc_norm.bias"} <= left:
         args["global_pool"] = "avg" if "fc_norm.weight" in misfit.unexpected else "token"
         left -= {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias"}
-    if "reg_token" in misfit.unexpected:
-        args["reg_tokens"] = misfit.unexpected["reg_token"][1]
-        left.discard("reg_token")
     return args, not left
 
 

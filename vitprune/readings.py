@@ -58,11 +58,20 @@ def find(content: Any, model: nn.Module) -> list[Reading]:
     return [reading for where, tensors in _dictionaries(content) for reading in _of_one(where, tensors, set(names))]
 
 
-def choose(found: list[Reading], model: nn.Module, key: str | None) -> Reading:
-    """The one set that fits, of those that `key` names. Raises UserError, without the file's name, where none or two do."""
+def choose(content: Any, model: nn.Module, key: str | None) -> Reading:
+    """The one set in a file that fits, of those that `key` names. Raises UserError, without the file's name."""
+    found = find(content, model)
+    if not found:
+        names = [name for _, tensors in _dictionaries(content) for name in tensors]
+        held = f"its names are as `{names[0][:80]}`" if names else "it holds no tensors by name"
+        wanted = next(iter(inner(model).state_dict()))
+        raise UserError(
+            f"does not hold the model's weights: {held}, the model's are as `{wanted}`; give a state_dict with the model's "
+            "own names, or another model.name (transformers:FOLDER reads a folder of that library)"
+        )
     asked = [r for r in found if key is None or r.name == key] or [r for r in found if r.answers_to(str(key))]
     if key is not None and not asked:
-        there = ", ".join(f"`{r.name}`" for r in found) or "nothing of the model's"
+        there = ", ".join(f"`{r.name}`" for r in found[:8])
         raise UserError(f"has no weights under `{key[:80]}` (model.checkpoint_key); there is {there}")
     fitting = [r for r in asked if not Misfit.of(r, model)]
     different: list[Reading] = []
@@ -136,7 +145,8 @@ def _of_one(where: tuple[str, ...], tensors: dict[str, Tensor], names: set[str])
     if len(set(plain.values())) < len(plain):
         plain = {key: key for key in tensors}
     counts = Counter(name[:start] for name in plain.values() for start in _starts(name) if name[start:] in names)
-    prefixes = [p for p, n in counts.items() if n == len(names)] or [p for p, _ in counts.most_common(1)]
+    prefixes = [p for p, n in counts.items() if n == len(names)]
+    prefixes = prefixes or [p for p, n in counts.most_common(1) if 4 * n >= len(names)]
     found = []
     for prefix in prefixes:
         others = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
@@ -167,29 +177,27 @@ def _equal(one: Reading, other: Reading) -> bool:
 
 def _why_none(found: list[Reading], model: nn.Module) -> str:
     """The nearest set, what of it differs, and the way out."""
-    if not found:
-        return f"holds no weights that have a name of the model's, such as `{next(iter(inner(model).state_dict()))}`"
     misfits = [(Misfit.of(reading, model), reading) for reading in found]
     misfit, reading = min(misfits, key=lambda m: (len(m[0].missing), len(m[0].shapes), len(m[0].unexpected)))
-    under = f"`{'.'.join(reading.where)}`" if reading.where else "the weights"
+    under = f"the set `{'.'.join(reading.where)}`" if reading.where else "its set of weights"
     under += f" (names begin with `{reading.spelled[:60]}`)" if reading.spelled else ""
-    return f"{under} do not fit {type(inner(model)).__name__}: {_difference(misfit)}; {cure(misfit, reading, model)}"
+    return f"{under} does not fit {type(inner(model)).__name__}: {_difference(misfit)}; {cure(misfit, reading, model)}"
 
 
 def _difference(misfit: Misfit) -> str:
     if misfit.shapes:
         name, (file, own) = min(misfit.shapes.items(), key=lambda item: _telling(item[0]))
-        return f"`{name[:80]}` is {file} in the file, {own} in the model{_more(misfit.shapes, 'shapes differ')}"
+        return f"`{name[:80]}` is {file} in the file, {own} in the model{_more(misfit.shapes)}"
     if misfit.kinds:
         name, kind = next(iter(misfit.kinds.items()))
-        return f"`{name[:80]}` is {kind}, not a number with a point{_more(misfit.kinds, 'are')}"
+        return f"`{name[:80]}` is {kind} in the file, a float in the model{_more(misfit.kinds)}"
     parts = []
     if misfit.missing:
         name, shape = next(iter(misfit.missing.items()))
-        parts.append(f"`{name[:80]}` {shape} is missing{_more(misfit.missing, 'are missing')}")
+        parts.append(f"`{name[:80]}` {shape} is missing{_more(misfit.missing)}")
     if misfit.unexpected:
         name, shape = next(iter(misfit.unexpected.items()))
-        parts.append(f"the file has `{name[:80]}` {shape}, the model has not{_more(misfit.unexpected, 'like it')}")
+        parts.append(f"the file has `{name[:80]}` {shape}, the model has not{_more(misfit.unexpected)}")
     return "; ".join(parts)
 
 
@@ -199,5 +207,5 @@ def _telling(name: str) -> int:
     return next((rank for rank, word in enumerate(order) if word in name), len(order))
 
 
-def _more(of: Mapping[str, Any], what: str) -> str:
-    return f" ({len(of) - 1} more {what})" if len(of) > 1 else ""
+def _more(of: Mapping[str, Any]) -> str:
+    return f" (and {len(of) - 1} more)" if len(of) > 1 else ""

@@ -23,16 +23,17 @@ def place(path: str | Path, beside: Path | None = None) -> str:
     if not given.is_absolute():
         return str(path)
     plain, here = Path(os.path.normpath(given)), Path.cwd()
-    if plain != here and plain.is_relative_to(here):
+    if plain != here and plain.is_relative_to(here) and _tells_nothing(here):
         return plain.relative_to(here).as_posix()
-    if beside is not None and _near(plain, folder := beside.resolve()):
+    folder = beside.resolve() if beside is not None else None
+    if folder is not None and _tells_nothing(Path(os.path.commonpath([plain, folder]))):
         return Path(os.path.relpath(plain, folder)).as_posix()
     return plain.name or "."
 
 
-def _near(path: Path, folder: Path) -> bool:
-    """Whether what they share is the home folder or no part of the way to it: `../../me/images` would tell a name."""
-    shared, home = Path(os.path.commonpath([path, folder])), Path.home()
+def _tells_nothing(shared: Path) -> bool:
+    """Whether paths from here tell no more than names below it: `/home` and what is above a home folder tell users' names."""
+    home = Path.home()
     return shared != Path(shared.anchor) and (shared == home or not home.is_relative_to(shared))
 
 
@@ -99,7 +100,7 @@ def scrubbed(value: Any, given: Recipe, folder: Path) -> Any:
     if not replaced:
         return value
     pattern = "|".join(
-        re.escape(p) + ("" if p.endswith("/") else r"(?![\w.-])") for p in sorted(replaced, key=len)[::-1]
+        re.escape(p) + ("" if p.endswith("/") else r"(?![\w-]|\.\w)") for p in sorted(replaced, key=len)[::-1]
     )
     return _replaced(value, re.compile(rf"(?<![\w./-])(?:{pattern})"), replaced)
 

@@ -31,7 +31,7 @@ def load(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
         return []
     content = _in_one_line(path, lambda: _content(path))
     try:
-        chosen = readings.choose(readings.find(content, model), model, key)
+        chosen = readings.choose(content, model, key)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     net = readings.inner(model)
