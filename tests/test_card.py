@@ -53,6 +53,7 @@ def written(tmp_path: Path, made: dict[str, Any], config: dict[str, Any]) -> tup
 def test_the_hub_reads_the_front_matter(tmp_path: Path) -> None:
     made, text = written(tmp_path, record(), configuration(96, 96))
     data = made.data
+    assert "Licence of its weights: mit" in text
     assert (data.library_name, data.license, data.pipeline_tag) == ("timm", "mit", "image-classification")
     assert {"vitprune", "timm", "onnx", "image-classification"} <= set(data.tags)
     (result,) = data.eval_results
@@ -77,11 +78,11 @@ def test_ragged_widths_say_so(tmp_path: Path) -> None:
     assert "ragged_widths_need_vitprune_load" in text and "vitprune.load" in text and "local-dir:" not in text
 
 
-def test_a_specialist_a_base_model_and_a_folder_of_images(tmp_path: Path) -> None:
+def test_a_specialist_and_a_folder_of_images(tmp_path: Path) -> None:
     about = {"threshold": 0.53125, "true_positive_rate": 0.95, "images": 320}
     made = record(
         result=ROW | {"open_set": about},
-        recipe={"model": {"name": "local-dir:/home/me/vit", "pretrained": True}, "data": {"path": "/data/shoes"}},
+        recipe={"model": {"name": "local-dir:/home/me/vit", "pretrained": False}, "data": {"path": "/data/shoes"}},
         checks=[{"name": "parity", "passed": False}],
         notes=["The model's weights are RANDOM"],
         files=[],
@@ -89,12 +90,29 @@ def test_a_specialist_a_base_model_and_a_folder_of_images(tmp_path: Path) -> Non
     front, text = written(tmp_path, made, configuration(8, 8, license=None))
     assert "a local folder, vit" in text and "/home/me" not in text
     assert "0.5312" in text and "95 % of 320 probe images" in text
-    assert front.data.base_model == "timm/vit_tiny_patch16_224.augreg" and front.data.license == "unknown"
+    assert "base_model" not in front.data.to_dict() and front.data.license == "unknown"
+    assert "Licence of its weights: not stated" in text
     assert (front.data.eval_results[0].dataset_name, front.data.eval_results[0].dataset_type) == (
         "shoes",
         "imagefolder",
     )
     assert "**Failed checks:** parity" in text and "RANDOM" in text and "predict" not in text and "onnx" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ({"name": "vit_tiny_patch16_224", "pretrained": True}, "timm/vit_tiny_patch16_224.augreg"),
+        ({"name": "hf-hub:someone/theirs@main", "pretrained": True}, "someone/theirs"),
+        ({"name": "vit_tiny_patch16_224", "pretrained": False, "checkpoint": "w.pth"}, None),
+        ({"name": "local-dir:vit", "pretrained": False}, None),
+        ({"name": "bundled", "pretrained": False}, None),
+    ],
+    ids=str,
+)
+def test_the_base_model_is_what_was_fetched(tmp_path: Path, model: dict[str, Any], base: str | None) -> None:
+    front, _ = written(tmp_path, record(recipe={"model": model, "data": {"path": "shoes"}}), configuration(8, 8))
+    assert front.data.to_dict().get("base_model") == base
 
 
 @pytest.mark.parametrize(

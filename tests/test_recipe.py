@@ -37,7 +37,14 @@ def test_every_default() -> None:
     assert made == {
         "version": 1,
         "name": "plain",
-        "model": {"name": "bundled", "pretrained": False, "checkpoint": None, "args": {}},
+        "model": {
+            "name": "bundled",
+            "pretrained": False,
+            "checkpoint": None,
+            "checkpoint_key": None,
+            "args": {},
+            "preprocess": None,
+        },
         "data": {
             "source": "bundled",
             "path": None,

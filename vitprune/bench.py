@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune import runtime, timing
-from vitprune.errors import UserError
+from vitprune.errors import UserError, one_line
 
 BATCHES = (1, 8, 32, 128)
 POOR = 0.85
@@ -141,13 +141,13 @@ def torch_runners(folder: Path, threads: int | None = None) -> dict[str, tuple[C
     """Dense and slim torch models of a run, eager and compiled, on the processor."""
     import torch
 
-    from vitprune import checkpoint, onnx_export, recipe
+    from vitprune import checkpoint, onnx_export, recipe, told
 
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: has no recipe.yaml; --torch needs the folder of a run")
     if threads:
         torch.set_num_threads(threads)
-    dense = checkpoint.open_model(recipe.load(folder / "recipe.yaml").model).model
+    dense = checkpoint.open_model(told.found(recipe.load(folder / "recipe.yaml").model, folder)).model
     found: dict[str, tuple[Callable[[np.ndarray], object], Facts]] = {}
     for name, model in (("dense", dense), ("slim", checkpoint.load(folder))):
         size = onnx_export.size(model)
@@ -161,9 +161,7 @@ def torch_runners(folder: Path, threads: int | None = None) -> dict[str, tuple[C
                 except Exception as error:
                     if how == "eager":
                         raise
-                    raise UserError(
-                        f"torch.compile failed ({' '.join(str(error).split())[:120]}); it needs a C++ compiler"
-                    ) from error
+                    raise UserError(f"torch.compile failed ({one_line(error)}); it needs a C++ compiler") from error
 
             found[f"torch {how} {name}"] = run, facts | {"precision": "fp32"}
     return found

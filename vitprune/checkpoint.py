@@ -20,18 +20,20 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import architectures, checksums, ffn, ledger, models, recipe
+from vitprune import architectures, checksums, ffn, ledger, models, prepared, recipe
 from vitprune import weights as weights_of
 from vitprune.errors import UserError
+from vitprune.errors import one_line as line
 from vitprune.files import opened, read_json, replacing, write_json
 from vitprune.foreign import Foreign
 from vitprune.models import ffn_sites
+from vitprune.prepared import Origin
 from vitprune.preprocess import Preprocessing
-from vitprune.weights import line
 
 BUNDLED = Path(__file__).parent / "demo" / "model"
 MAX_CONFIG = 1 << 20
 RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm model takes: plain timm's error quotes it
+ASSUMED = "preprocessing_assumed"  # of a folder's pretrained_cfg: what no configuration and no recipe has said
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
@@ -45,7 +47,8 @@ KEPT_CFG = (
 class Loaded:
     """A model in eval mode with frozen weights, and what is needed to build it again and to feed it.
 
-    `about` is the `vitprune` block of the folder it came from, less what `save` works out itself.
+    `about` is the `vitprune` block of the folder it came from, less what `save` works out itself; `origin` tells who says
+    how images are prepared, `notes` what a report should say of the weights.
     """
 
     model: nn.Module
@@ -55,6 +58,8 @@ class Loaded:
     labels: list[str] | None
     widths: list[int] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def outputs(self) -> int:
@@ -75,13 +80,13 @@ def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded
             f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
         )
     if spec.name == "bundled":
-        loaded = _open_folder(BUNDLED)
+        loaded = _open_folder(BUNDLED, spec.preprocess)
     elif spec.name.startswith("local-dir:"):
-        loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")))
+        loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")), spec.preprocess)
     elif spec.name.startswith("hf-hub:"):
-        loaded = _open_folder(_fetched(spec))
+        loaded = _open_folder(_fetched(spec), spec.preprocess)
     elif foreign_folder:
-        loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")))
+        loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")), spec.preprocess)
     else:
         loaded = _open_named(spec)
     ffn_sites(loaded.model)
@@ -120,9 +125,11 @@ def _open_named(spec: recipe.Model) -> Loaded:
         ) from error
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
         raise UserError(f"model `{name}`: timm cannot build it ({line(error)}); see model.args") from error
-    if spec.checkpoint is not None:
-        weights_of.load(model, spec.checkpoint)
-    return _describe(model, name.split(".")[0], dict(spec.args), None)
+    notes = weights_of.load(model, spec.checkpoint, spec.checkpoint_key) if spec.checkpoint is not None else []
+    source = Source(None, spec.preprocess, timms=spec.pretrained, trained=spec.checkpoint is not None)
+    loaded = _describe(model, name.split(".")[0], dict(spec.args), source)
+    loaded.notes = [*notes, *loaded.notes]
+    return loaded
 
 
 def _fetched(spec: recipe.Model) -> Path:
@@ -139,7 +146,7 @@ def _fetched(spec: recipe.Model) -> Path:
         ) from error
 
 
-def _open_transformers(folder: Path) -> Loaded:
+def _open_transformers(folder: Path, given: recipe.Preprocess | None) -> Loaded:
     """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
     config, weights = _folder_of(folder)
     record = read_json(config, MAX_CONFIG)
@@ -153,9 +160,9 @@ def _open_transformers(folder: Path) -> Loaded:
         raise
     except Exception as error:
         raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
-    prepared = folder / "preprocessor_config.json"
-    cfg = architectures.transformers_cfg(read_json(prepared, MAX_CONFIG)) if prepared.is_file() else None
-    return _describe(model, architecture, args, cfg)
+    path = folder / "preprocessor_config.json"
+    cfg = architectures.transformers_cfg(read_json(path, MAX_CONFIG)) if path.is_file() else None
+    return _describe(model, architecture, args, Source(cfg, given))
 
 
 def _folder_of(folder: Path) -> tuple[Path, Path]:
@@ -171,7 +178,7 @@ def _folder_of(folder: Path) -> tuple[Path, Path]:
     return config, weights
 
 
-def _open_folder(folder: Path) -> Loaded:
+def _open_folder(folder: Path, given: recipe.Preprocess | None = None) -> Loaded:
     config, weights = _folder_of(folder)
     record = read_json(config, MAX_CONFIG)
     architecture, args, widths = _checked(record, config)
@@ -181,9 +188,11 @@ def _open_folder(folder: Path) -> Loaded:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
-    loaded = _describe(model, architecture, args, record.get("pretrained_cfg"))
     about = record.get("vitprune") or {}
-    loaded.about = {key: value for key, value in about.items() if key not in ("widths", *checksums.KEYS)}
+    assumed = about.get(ASSUMED)
+    unsaid = {str(key) for key in assumed} if isinstance(assumed, list) else set()
+    loaded = _describe(model, architecture, args, Source(record.get("pretrained_cfg"), given, unsaid=unsaid))
+    loaded.about = {key: value for key, value in about.items() if key not in ("widths", ASSUMED, *checksums.KEYS)}
     return loaded
 
 
@@ -259,29 +268,46 @@ def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
     return model
 
 
-def _describe(model: nn.Module, architecture: str, args: dict[str, Any], cfg: dict[str, Any] | None) -> Loaded:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is known of weights beside them: the folder's own `cfg`, less what it only assumed (`unsaid`); what the recipe
+    says of the preprocessing; whether they are `timms` own, whose facts timm knows, or `trained` elsewhere."""
+
+    cfg: dict[str, Any] | None
+    given: recipe.Preprocess | None
+    timms: bool = False
+    trained: bool = True
+    unsaid: set[str] = field(default_factory=set)
+
+
+def _describe(model: nn.Module, architecture: str, args: dict[str, Any], source: Source) -> Loaded:
     ffn_sites(model)
+    cfg = source.cfg
     own = dict(getattr(model, "pretrained_cfg", None) or {})
-    if cfg is not None:
-        own |= {k: v for k, v in cfg.items() if k in KEPT_CFG}
-        model.pretrained_cfg = own  # type: ignore[assignment]
+    stated = {key for key, value in (own if source.timms else cfg or {}).items() if value is not None} - source.unsaid
+    if not source.timms and not isinstance(model, Foreign):  # timm's default weights are not these
+        own = {key: value for key, value in own.items() if key not in prepared.OF_WEIGHTS}
+    own |= {k: v for k, v in (cfg or {}).items() if k in KEPT_CFG}
+    model.pretrained_cfg = own  # type: ignore[assignment]
     channels, height, width = models.input_shape(model)
     own["input_size"] = (channels, height, width)
     for key in ("mean", "std"):  # a model made for other channels than its weights' keeps their average
-        if isinstance(own.get(key), list | tuple) and own[key] and len(own[key]) != channels and cfg is None:
+        if isinstance(own.get(key), list | tuple) and own[key] and len(own[key]) != channels and key not in (cfg or {}):
             own[key] = (sum(own[key]) / len(own[key]),) * channels
     try:
-        data_config = resolve_model_data_config(model, pretrained_cfg=own)
+        before = resolve_model_data_config(model, pretrained_cfg=own)
     except Exception as error:
         raise UserError(f"model `{architecture}`: its preprocessing cannot be read ({line(error)})") from error
-    data_config["input_size"] = (channels, height, width)
+    before["input_size"] = (channels, height, width)
+    data_config = prepared.apply(before, source.given, fixed=cfg is not None)
     try:
         Preprocessing.of(data_config)
     except ValueError as error:
         raise UserError(f"model `{architecture}`: preprocessing {error} cannot be used") from error
     labels = _labels(own, int(getattr(model, "num_classes", 0)))
     widths = [site.width for site in ffn_sites(model)]
-    return Loaded(model, architecture, args, data_config, labels, widths)
+    origin = prepared.origin(before, data_config, source.given, stated, architecture, source.trained)
+    return Loaded(model, architecture, args, data_config, labels, widths, origin=origin, notes=origin.notes)
 
 
 def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
@@ -327,7 +353,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
         **own,
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
-        "vitprune": {"widths": widths, **about},
+        "vitprune": {"widths": widths, **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}), **about},
     }
     record = json.loads(json.dumps(record))  # as it will be read: lists, not tuples
     checksums.add(record, folder / "model.safetensors")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprune.errors import UserError
+from vitprune.errors import UserError, one_line
 
 TERMINATED = 128 + signal.SIGTERM
 STOPPED = "vitprune: stopped; the same command continues where it was"
@@ -65,9 +65,11 @@ def _load(recipe: str, out: Path | None) -> Any:
 
 def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:
     """The command that was given, for the record."""
+    from vitprune import told
+
     return (
-        f"vitprune {verb} {recipe}"
-        + (f" --out {out}" if out else "")
+        f"vitprune {verb} {told.place(recipe)}"
+        + (f" --out {told.place(out)}" if out else "")
         + (f" --device {device}" if device != "auto" else "")
     )
 
@@ -398,9 +400,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         _fail(
-            f"vitprune: internal error, {type(error).__name__}: {text} (add --debug before the verb for the trace)",
+            f"vitprune: internal error, {type(error).__name__}: {one_line(error)} (add --debug before the verb for the trace)",
             1,
             debug,
         )

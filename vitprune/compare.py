@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, claims, defaults, masks, parallel, pipeline, skeleton
+from vitprune import choose, claims, defaults, masks, parallel, pipeline, skeleton, told
 from vitprune.cells import Cell, examine, hits_of
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
@@ -105,7 +105,7 @@ def compare(
             for cell in found[seed].values()
             for row in _plain(cell, costs, found[seed][None])
         ],
-        "recipe_yaml": dump(recipe),
+        "recipe_yaml": dump(told.recipe(recipe, recipe.out / recipe.name)),
     }
     return _write(record, recipe.out / recipe.name)
 

@@ -27,6 +27,7 @@ from vitprune import (
     models,
     recipe_paths,
     recovery,
+    told,
 )
 from vitprune.checkpoint import Loaded
 from vitprune.data import Images
@@ -88,7 +89,7 @@ class Context:
         """The recipe as resolved, beside what it makes; the file that it was read from stays as it is."""
         path = folder / "recipe.yaml"
         if not claims.same(path, self.recipe.file):
-            write_text(path, dump(self.recipe))
+            write_text(path, dump(told.recipe(self.recipe, folder)))
 
     @classmethod
     def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:

@@ -7,3 +7,13 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         printable = "".join(c if c.isprintable() else " " for c in message)  # names and keys may hold anything
         super().__init__(" ".join(printable.split()))
+
+
+LONGEST = 320
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library in one line; of a long one both ends, as the cause may stand at either."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    half = (LONGEST - 5) // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} […] {text[-half:]}"

@@ -114,12 +114,31 @@ def _move_out(proto: onnx.ModelProto, data: Path) -> None:
 
 
 def _write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+    """Save a graph with exactly this metadata and check the file.
+
+    The exporter's remarks on each node go: they are stack traces, with the paths of the machine they were made on.
+    """
+    _without_remarks(proto)
     del proto.metadata_props[:]
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _without_remarks(proto: onnx.ModelProto) -> None:
+    proto.doc_string = ""
+    graphs: list[Any] = [proto.graph, *proto.functions]
+    while graphs:
+        graph = graphs.pop()
+        of_values = [getattr(graph, kind, ()) for kind in ("input", "output", "value_info", "initializer")]
+        for part in (graph, *graph.node, *(value for values in of_values for value in values)):
+            if hasattr(part, "metadata_props"):  # a function's inputs are plain names
+                part.doc_string = ""
+                del part.metadata_props[:]
+        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        graphs += [g for node in graph.node for a in node.attribute for g in a.graphs]
 
 
 def facts(path: Path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     ValidationError,
-    field_serializer,
     WithJsonSchema,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -94,6 +94,57 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Preprocess(Part):
+    """How a model's images are prepared: what is left out stays as the weights' own configuration says it."""
+
+    input_size: StrictInt | list[StrictInt] | None = Field(
+        None, description="side of the square, [height, width] or [channels, height, width]; must be the model's"
+    )
+    mean: list[Annotated[float, Field(strict=True, ge=0, le=1)]] | None = Field(
+        None, min_length=1, description="one per channel, of pixels from 0 to 1"
+    )
+    std: list[Annotated[float, Field(strict=True, ge=1e-6, le=1)]] | None = Field(
+        None, min_length=1, description="one per channel, of pixels from 0 to 1"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = Field(
+        None, description="of the resize"
+    )
+    crop_pct: Annotated[float, Field(strict=True, ge=0.1, le=1)] | None = Field(
+        None, description="the input's share of the side that images are resized to"
+    )
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def of_pixels_to_one(cls, given: Any) -> Any:
+        numbers = [v for v in given if type(v) in (int, float)] if isinstance(given, list) else []
+        if any(v > 1 for v in numbers):
+            raise ValueError("is of pixels from 0 to 1: divide what is of pixels to 255 by 255")
+        return given
+
+    @field_validator("crop_pct", mode="before")
+    @classmethod
+    def a_share(cls, given: Any) -> Any:
+        if type(given) in (int, float) and given > 1:
+            raise ValueError("is a share of at most 1, as 0.875")
+        return given
+
+    @field_validator("input_size")
+    @classmethod
+    def sides(cls, given: int | list[int] | None) -> int | list[int] | None:
+        sizes = given if isinstance(given, list) else [1 if given is None else given]
+        if len(sizes) not in (1, 2, 3) or (isinstance(given, list) and len(sizes) == 1) or min(sizes) < 1:
+            raise ValueError("is one side, [height, width] or [channels, height, width]")
+        return given
+
+    def size(self, channels: int) -> tuple[int, ...] | None:
+        """(channels, height, width), of a model of so many channels where the recipe leaves them out."""
+        given = self.input_size
+        if given is None:
+            return None
+        sides = [given, given] if isinstance(given, int) else given
+        return tuple(sides) if len(sides) == 3 else (channels, *sides)
+
+
 class Model(Part):
     """Which model: `bundled`, a timm name, `local-dir:FOLDER` with config.json and model.safetensors, or another's."""
 
@@ -104,9 +155,19 @@ class Model(Part):
     )
     pretrained: bool = Field(False, description="fetch the name's own weights (needs a network)")
     checkpoint: Path | None = Field(
-        None, description="a local .safetensors, .pth or .npz file in the model's own key names"
+        None, description="a local .safetensors, .pth or .npz file in the model's own key names, also below a prefix"
+    )
+    checkpoint_key: str | None = Field(
+        None, min_length=1, description="which of the sets of weights in the checkpoint, as `model_ema` or `teacher`"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="extra arguments for timm.create_model")
+    preprocess: Preprocess | None = Field(None, description="how images are prepared, where the weights do not say it")
+
+    @model_validator(mode="after")
+    def key_of_a_checkpoint(self) -> Model:
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise ValueError("`checkpoint_key` names a set of weights in `checkpoint`, which is not given")
+        return self
 
     def folders(self) -> list[tuple[str, Path | None]]:
         """Where the model is read from on this machine, each with its key."""

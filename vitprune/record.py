@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vitprune
-from vitprune import choose, evaluation, report_data, utilisation
+from vitprune import choose, evaluation, prepared, report_data, told, utilisation
 from vitprune.context import Context
 from vitprune.files import digest, read_json, sha256
 from vitprune.recipe import dump
@@ -40,7 +40,7 @@ PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntim
 
 def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """Gather what the finished stages left; what is missing is named in `missing`."""
-    recipe = context.recipe
+    recipe, root = context.recipe, context.folder.root
     ran = {stage["name"] for stage in done}
     evaluated = _stage_json(context, "evaluate", "rows.json") if "evaluate" in ran else None
     record: dict[str, Any] = {
@@ -48,13 +48,14 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "name": recipe.name,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_yaml": dump(recipe),
+        "recipe": told.recipe(recipe, root).model_dump(mode="json"),
+        "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
         "machine": machine(context),
         "classes": [context.class_name(int(i)) for i in context.images.output_of_class],
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),
+        "preprocessing": prepared.facts(context.loaded.data_config, context.loaded.origin.said_by),
         "stages": list(done),
         "notes": _notes(context) + [f"{row['path']} was not made: {row['why']}" for row in _left_out(context, ran)],
         "usage": _usage(context),
@@ -76,7 +77,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]
-    return record
+    return dict(told.scrubbed(record, recipe, root))
 
 
 def write(record: dict[str, Any], folder: Path) -> list[Path]:
@@ -111,7 +112,7 @@ def machine(context: Context) -> dict[str, Any]:
 def _notes(context: Context) -> list[str]:
     m = context.recipe.model
     notes = [choose.sentence(context.choice)] if context.choice else []
-    notes += context.split_record.get("notes", [])
+    notes += [*context.split_record.get("notes", []), *context.loaded.notes]
     notes += [f"Default {note}" for note in context.notes]
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
         return notes
@@ -119,7 +120,7 @@ def _notes(context: Context) -> list[str]:
 
 
 def _usage(context: Context) -> str:
-    folder = context.folder.root.as_posix()
+    folder = told.place(context.folder.root)
     return f"import vitprune\nmodel = vitprune.load({folder!r})  # a timm model in eval mode\nlogits = model(images)"
 
 
@@ -260,7 +261,7 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
     dense_widths = [site.width for site in context.sites]
     pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
     found["model"] = {
-        "name": context.recipe.model.name,
+        "name": told.model_name(context.recipe.model.name),
         "architecture": context.loaded.architecture,
         "params_dense": evaluation.parameters(context.loaded.model),
         "params_slim": first["params"],

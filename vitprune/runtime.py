@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitprune import external
-from vitprune.errors import UserError
+from vitprune.errors import UserError, one_line
 
 FLOAT = "tensor(float)"
 OLDEST = (1, 23)  # the first that knows opset 23
@@ -67,7 +67,7 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
         made = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=chain)
     except Exception as error:
         where = str(model) if isinstance(model, Path) else "model"
-        raise UserError(f"{where}: onnxruntime cannot open it ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"{where}: onnxruntime cannot open it ({one_line(error)})") from error
     if made.get_providers()[0] != name:
         raise UserError(
             f"provider `{provider}`: onnxruntime fell back to {made.get_providers()[0]}; see `vitprune doctor`"
@@ -89,7 +89,7 @@ def predict(made: Any, images: np.ndarray) -> np.ndarray:
     try:
         return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
     except Exception as error:  # onnxruntime raises classes of its own
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise UserError(f"a batch {list(images.shape)}: onnxruntime cannot run it ({reason})") from error
 
 

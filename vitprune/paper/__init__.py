@@ -13,7 +13,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from vitprune import defaults, parallel, pipeline
+from vitprune import defaults, parallel, pipeline, told
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import write_json, write_text
@@ -69,7 +69,8 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
         record |= {"machine": machine(context) | {"torch": torch.__version__}, "seed": recipe.split.seed}
         record |= of_table.make(context, spec) | {"notes": context.split_record.get("notes", [])}
         record |= {"seconds": round(time.monotonic() - started, 1)}
-        record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(recipe)}
+        as_told = told.recipe(recipe, recipe.out / recipe.name)
+        record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(as_told)}
         whole, text, *drawing = files(recipe)
         write_json(whole, record)
         write_text(text, show(record))

@@ -46,12 +46,12 @@ def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any
     front: dict[str, Any] = {
         "library_name": "vitprune" if _ragged(config) else "timm",
         "pipeline_tag": "image-classification",
-        "license": clean(cfg.get("license")) or "unknown",
+        "license": clean(cfg.get("license")) or "unknown",  # the Hub's word for one that is not stated
         "tags": tags,
         "metrics": ["accuracy"],
     }
-    if model.get("pretrained") and cfg.get("tag"):
-        front["base_model"] = f"timm/{clean(config.get('architecture'))}.{clean(cfg['tag'])}"
+    if base := _base(model, config):
+        front["base_model"] = base
     named, path = clean(data.get("dataset")), clean(data.get("test") or data.get("path"))
     dataset = {"name": Path(path).name or path, "type": "imagefolder"} if path else _BUNDLED
     dataset = {"name": Path(named).name, "type": named.split("/")[0]} if named else dataset
@@ -62,6 +62,15 @@ def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any
         "metrics": [metric],
     }
     return front | {"model-index": [{"name": _name(record, result), "results": [entry]}]}
+
+
+def _base(model: dict[str, Any], config: dict[str, Any]) -> str:
+    """The Hub's name of the weights that were pruned, where they came from there; local weights have none."""
+    name, tag = clean(model.get("name")), clean(mapping(config.get("pretrained_cfg")).get("tag"))
+    if name.startswith("hf-hub:"):
+        return name.removeprefix("hf-hub:").partition("@")[0]
+    fetched = model.get("pretrained") is True and ":" not in name
+    return f"timm/{clean(config.get('architecture'))}.{tag}" if fetched and tag else ""
 
 
 _BUNDLED = {"name": "Fashion-MNIST (test images, vitprune's held-out fifth)", "type": "fashion_mnist"}
@@ -161,11 +170,14 @@ def _origin(record: dict[str, Any], config: dict[str, Any]) -> str:
     block, versions = mapping(config.get("vitprune")), mapping(record.get("versions"))
     made = ", ".join(f"{name} {clean(versions[name])}" for name in ("vitprune", "torch", "timm") if name in versions)
     model = clean(mapping(mapping(record.get("recipe")).get("model")).get("name"))
-    if model.startswith("local-dir:"):
-        model = f"a local folder, {Path(model).name}"  # where it was is nobody's business
+    folder = model.startswith("local-dir:") or (model.startswith("transformers:") and "/" in model)
+    if folder:
+        model = f"a local folder, {Path(model.partition(':')[2]).name}"  # where it was is nobody's business
+    licence = clean(mapping(config.get("pretrained_cfg")).get("license")) or "not stated"
     return "\n".join(
         [
             f"- Model before: {escape(model)}",
+            f"- Licence of its weights: {escape(licence)}",
             f"- Recipe: `recipe.yaml`, fingerprint `{clean(block.get('recipe_hash'))}`",
             f"- Weights: `model.safetensors`, sha256 `{clean(block.get('sha256'))}`",
             "- Which units were kept: `masks.safetensors`; which images chose and which judged: `split.json`",

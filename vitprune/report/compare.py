@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitprune import told
 from vitprune.report import numbers, plots
 from vitprune.report.blocks import Block, Cell, Document, Row, Section, Text, figure, missing, table
 from vitprune.report.rows import dense_for
@@ -36,7 +37,7 @@ def _named(records: list[tuple[Path, dict[str, Any]]]) -> list[Run]:
     """Runs with their names, numbered where two share one."""
     names = [clean(record.get("name")) or "unnamed run" for _, record in records]
     unique = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, 1)]
-    return [(name, clean(path), record) for name, (path, record) in zip(unique, records, strict=True)]
+    return [(name, clean(told.place(path)), record) for name, (path, record) in zip(unique, records, strict=True)]
 
 
 def _warnings(runs: list[Run]) -> tuple[Text, ...]:

@@ -22,7 +22,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from vitprune.decode import flat, read_bytes
-from vitprune.errors import UserError
+from vitprune.errors import UserError, one_line
 from vitprune.names import numbers_of
 from vitprune.sources import ADVICE, Source
 from vitprune.sources.contents import Contents
@@ -97,7 +97,7 @@ def open_dataset(name: str, root: Path | None, split: str) -> Source:
         raise
     except Exception as error:  # every kind of dataset raises its own
         raise UserError(
-            f"{where}, split `{split[:80]}`: cannot be opened ({_line(error)}); check the name, data.dataset_split and "
+            f"{where}, split `{split[:80]}`: cannot be opened ({one_line(error)}); check the name, data.dataset_split and "
             "data.path, and where there is no local copy the network"
         ) from error
     if not found.names:
@@ -136,7 +136,7 @@ class _Pictures:
         try:
             return flat(self.dataset[i][0])
         except Exception as error:  # a damaged file drives a decoder to any of them
-            raise UserError(f"{name}: not a readable image ({_line(error)}); {ADVICE}") from error
+            raise UserError(f"{name}: not a readable image ({one_line(error)}); {ADVICE}") from error
 
     def digest(self, count: int, contents: Contents) -> str:
         pixels = getattr(self.dataset, "data", None)
@@ -221,7 +221,3 @@ def _complaints() -> Iterator[list[str]]:
 def _names(index_of: dict[str, int]) -> list[str] | None:
     """The dataset's class names in the order of their numbers, where it has them."""
     return [str(name) for name, _ in sorted(index_of.items(), key=lambda pair: pair[1])] if index_of else None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
+from vitprune import told
 from vitprune.context import Context
 from vitprune.decode import as_mode
 from vitprune.files import replacing
@@ -56,8 +57,9 @@ def worst_of(found: dict[str, np.ndarray]) -> np.ndarray:
 def worst(context: Context, files: list[Path], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """What report.json says of the worst images; `files` as `write` made them."""
     rows = []
+    names = told.names(context.source.names)
     for row, path in zip(worst_of(found), files[1:], strict=True):
-        made: dict[str, Any] = {"image": context.source.names[int(found["image"][row])]}
+        made: dict[str, Any] = {"image": names[int(found["image"][row])]}
         made["class"] = context.class_name(int(found["label"][row]))
         for name in ("dense", "slim"):
             made[f"{name}_class"] = context.class_name(int(found[name][row]))

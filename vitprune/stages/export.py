@@ -206,6 +206,7 @@ def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[s
         "labels": [context.class_name(i) for i in outputs],
         **({"labels_by_order": True} if context.labels_by_order else {}),
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
+        "preprocessing_said_by": context.loaded.origin.said_by,
         "classes": [context.class_name(i) for i in targets],
         "recipe_hash": context.recipe.fingerprint(),
         "versions": {"vitprune": vitprune.__version__, "torch": torch.__version__},

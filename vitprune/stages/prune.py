@@ -152,7 +152,7 @@ def label(context: Context, output: int) -> str:
 def _split_by_name(context: Context) -> dict[str, Any]:
     """The split for whoever gets the checkpoint: images by their names in the source."""
     split = context.split
-    names = [name.encode(errors="backslashreplace").decode() for name in context.source.names]
+    names = [name.encode(errors="backslashreplace").decode() for name in told.names(context.source.names)]
     return {
         "seed": split.seed,
         "probe_share": split.probe_share,

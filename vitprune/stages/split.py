@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from vitprune import data, decoding, labels
+from vitprune import data, decoding, labels, told
 from vitprune.context import CONTENTS, Context
 from vitprune.errors import UserError
 from vitprune.files import replacing, write_json
@@ -76,7 +76,11 @@ def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) 
     return {
         "seed": made.seed,
         "probe_share": made.probe_share,
-        **({"given": {"probe": str(given.probe), "test": str(given.test)}} if given.probe else {}),
+        **(
+            {"given": {"probe": told.place(given.probe), "test": told.place(given.test)}}
+            if given.probe and given.test
+            else {}
+        ),
         "classes": classes,
         "per_class": [{"class": name, "probe": p, "test": t} for name, p, t in rows],
         "probe": made.probe.tolist(),
@@ -85,7 +89,8 @@ def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) 
 
 
 def _skipped(context: Context, bad: list[tuple[int, str]]) -> list[dict[str, str]]:
-    return [{"path": context.source.names[i], "reason": "not readable"} for i, _ in bad]
+    names = told.names(context.source.names) if bad else []
+    return [{"path": names[i], "reason": "not readable"} for i, _ in bad]
 
 
 def _every_target_can_be_served(context: Context, probe: np.ndarray, test: np.ndarray) -> None:

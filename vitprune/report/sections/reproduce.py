@@ -17,6 +17,7 @@ def reproduce_section(record: dict[str, Any]) -> Section:
     blocks += [_recipe(record)]
     for key, title in (("hashes", "Hashes"), ("versions", "Versions"), ("machine", "Machine")):
         blocks += _facts(title, mapping(record.get(key)))
+    blocks += _preprocessing(mapping(record.get("preprocessing")))
     blocks += _stages(mappings(record.get("stages")))
     return Section("reproduce", "How do I reproduce it?", (*blocks, *_discoveries(mappings(record.get("discoveries")))))
 
@@ -33,6 +34,20 @@ def _facts(title: str, facts: dict[str, Any]) -> list[Block]:
     if not facts:
         return [missing(f"the {title.lower()}")]
     return [Heading(title), Facts(tuple((clean(key), clean(value) or numbers.NONE) for key, value in facts.items()))]
+
+
+def _preprocessing(found: dict[str, Any]) -> list[Block]:
+    """How images are prepared, and who says so."""
+    if not found:
+        return []
+    said_by = mapping(found.get("said_by"))
+    rows = [(key, _values(value), clean(said_by.get(key))) for key, value in found.items() if key != "said_by"]
+    items = tuple((clean(key), f"{value} ({who})" if who else value) for key, value, who in rows)
+    return [Heading("Preprocessing"), Facts(items)]
+
+
+def _values(value: Any) -> str:
+    return ", ".join(map(clean, value)) if isinstance(value, list) else clean(value) or numbers.NONE
 
 
 def _stages(stages: list[dict[str, Any]]) -> list[Block]:
