@@ -41,11 +41,12 @@ def test_the_runner_tells_a_guarded_promise_from_one_that_nothing_guards(
 ) -> None:
     """In a tree of two files: killed, survived, and a test that is not there is no kill."""
     for name, text in {
+        "vitprune/__init__.py": "",
         "vitprune/sums.py": "def add(a, b):\n    return a + b\n",
         "tests/test_sums.py": "from vitprune.sums import add\n\ndef test_add():\n    assert add(2, 3) == 5\n\n"
         "def test_two():\n    assert add(2, 0) == 2\n",
     }.items():
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
     found = {
