@@ -215,6 +215,11 @@ MUTANTS = (
            ("test_sequential.py::test_targets_through_a_layer_need_not_be_made_row_by_row",)),
     Mutant("activation looks at the last token", "criteria/activation.py", "[:, 0]", "[:, -1]",
            ("test_criteria.py::test_activation_is_the_class_tokens_hidden_value",)),
+    Mutant("a score of the class token is taken over all tokens", "models.py", "return slice(0, 1)", "return slice(0, None)",
+           ("test_jas.py::test_every_setting_is_that_of_the_replica",)),
+    Mutant("the paper's mask hides every token's units", "hooks.py", "return torch.cat([first, hidden_BTN[:, 1:]], 1)",
+           "return hidden_BTN * keep_BN[position].to(hidden_BTN)[:, None]",
+           ("test_evaluation.py::test_oracle_logits_are_those_of_a_loop",)),
     Mutant("units that a round removed come back", "stages/prune.py",
            "lowest = min(float(block.min()) for block in blocks) - 1",
            "lowest = max(float(block.max()) for block in blocks) + 1",
@@ -342,6 +347,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="mutants at a time")
     given = parser.parse_args()
     numbers = given.only or range(1, len(MUTANTS) + 1)
+    if not all(1 <= n <= len(MUTANTS) for n in numbers):
+        parser.error(f"--only: the table goes from 1 to {len(MUTANTS)}")
     chosen = [(n, MUTANTS[n - 1]) for n in numbers]
     with tempfile.TemporaryDirectory(prefix="mutant-none-") as name:
         code, said = pytest_in(copy_of_the_tree(Path(name)), sorted({t for _, m in chosen for t in m.tests}))
