@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from records import Page
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small import FOLDERS, LABELS, WIDTH, image_folder, model_folder, picture, quicken, recipe_dict
 from timm.data import create_transform, resolve_model_data_config
 
@@ -32,6 +32,7 @@ from vitprune.stages import examples
 
 Made = dict[str, Any]
 SMALL = {"t": 3, "nodes": 2, "probe_per_class": 20}  # more than a class has: what is added to them is looked at too
+GROUPS = {"two": ["circle", "cross"], "one": ["square", "cross"]}
 ROADS: dict[str, Made] = {
     "defaults": {},  # fisher-obs, one threshold for all blocks, layer by layer
     "jas-affine": {"criterion": SMALL | {"name": "jas", "probe_per_class": 6}, "recovery": "affine"},
@@ -39,7 +40,8 @@ ROADS: dict[str, Made] = {
     "sequential-distill": {"criterion": SMALL | {"name": "taylor"}, "recovery": "sequential+distill"},
     "rounds": {"rounds": 2},
     "auto": {"criterion": SMALL | {"name": "auto", "among": ["fisher-obs", "jas", "variance"]}},
-    "groups": {"groups": {"two": ["circle", "cross"], "one": ["square", "cross"]}},
+    "groups": {"groups": GROUPS},
+    "groups-jas-affine": {"groups": GROUPS, "criterion": SMALL | {"name": "jas"}, "recovery": "affine"},
     "clusters": {"groups": {"auto": 2}},
     "every-criterion": {
         "recovery": "mean",
@@ -109,8 +111,13 @@ class Run:
 def place_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, images, and the road's results below."""
     place = tmp_path_factory.mktemp("honest")
-    model_folder(place / "model")
-    image_folder(place / "images", 14)
+    folder, images = model_folder(place / "model"), image_folder(place / "images", 14)
+    model = vitprune.load(folder)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    mean = model(torch.stack([transform(Image.open(p).convert("L")) for p in sorted(images.rglob("*.png"))])).mean(0)
+    weights = load_file(folder / "model.safetensors")
+    weights["head.bias"] -= mean  # no output is the largest for every image: what is told of one is not true of another
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return place
 
 
@@ -278,23 +285,38 @@ def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Run],
         assert 0 <= low <= result["top1"] <= high <= 1
 
 
-def test_a_specialist_is_examined_on_its_own_head(runs: Callable[[str], Run]) -> None:
-    """Its rows among the specialists: the own classes' outputs alone, in their order, on images of every class."""
-    run = runs("groups")
+def above(inside: torch.Tensor, outside: torch.Tensor) -> float:
+    """How often a score of the own classes' images is above one of the others'; ties half."""
+    pairs = inside[:, None] - outside[None]
+    return float(((pairs > 0).double() + 0.5 * (pairs == 0).double()).mean())
+
+
+@pytest.mark.parametrize("road", ["groups", "groups-jas-affine"])
+def test_a_specialist_is_examined_on_its_own_head(runs: Callable[[str], Run], road: str) -> None:
+    """And the dense model beside it with its head whole and closed: on images of every class, from the written folders."""
+    run = runs(road)
     for group, folder in run.folders.items():
-        row = next(r for r in run.made["specialists"] if (r["group"], r["model"]) == (group, "specialist"))
-        logits, labels = logits_by_hand(run, folder)
+        rows = {(r["model"], r["head"]): r for r in run.made["specialists"] if r["group"] == group}
+        assert ("specialist", "all") not in rows
         targets = sorted(LABELS.index(name) for name in run.content["groups"][group])
-        predicted = torch.tensor(targets)[logits.argmax(1)]
-        inside = torch.isin(labels, torch.tensor(targets))
-        assert (row["head"], row["n"], row["n_other"]) == ("masked", 6, 3)
-        assert row["top1"] == pytest.approx((predicted == labels)[inside].double().mean().item())
-        assert row["top1_all_classes"] == pytest.approx((predicted == labels).double().mean().item())
-        dense = next(
-            r for r in run.made["specialists"] if (r["group"], r["model"], r["head"]) == (group, "dense", "all")
-        )
+        own, labels = logits_by_hand(run, folder)
         whole, _ = logits_by_hand(run, Path(run.content["model"]["name"].removeprefix("local-dir:")))
-        assert dense["top1"] == pytest.approx((whole.argmax(1) == labels)[inside].double().mean().item())
+        inside = torch.isin(labels, torch.tensor(targets))
+        for (model, head), logits in {
+            ("specialist", "masked"): own,
+            ("dense", "masked"): whole[:, targets],
+            ("dense", "all"): whole,
+        }.items():
+            row, shares = rows[model, head], logits.double().softmax(1)
+            predicted = logits.argmax(1) if head == "all" else torch.tensor(targets)[logits.argmax(1)]
+            assert len(predicted.unique()) > 1, "an answer that never changes proves nothing"
+            assert (row["n"], row["n_other"]) == (6, 3)
+            assert row["top1"] == pytest.approx((predicted == labels)[inside].double().mean().item())
+            assert row["top1_all_classes"] == pytest.approx((predicted == labels).double().mean().item())
+            certain = (shares[:, targets] if head == "all" else shares).max(1).values
+            energy = (logits[:, targets] if head == "all" else logits).double().logsumexp(1)
+            assert row["auroc_max_softmax"] == pytest.approx(above(certain[inside], certain[~inside]))
+            assert row["auroc_energy"] == pytest.approx(above(energy[inside], energy[~inside]))
 
 
 @pytest.mark.parametrize("road", BOTH)
