@@ -4,7 +4,7 @@ VENV ?= .venv
 DATA ?= /usr/share/datasets/fashion-mnist
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz coverage docs docs-table lint model clean
+.PHONY: demo test fuzz mutants coverage docs docs-table lint model clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitprune run recipes/demo.yaml
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-test
 # 5,000 damaged recipes, models, reports and ONNX files; ends with `N passed, M failed`.
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 5000
+
+# Some ninety small faults, each against the tests of the promise it breaks; ends with `N passed, M failed`.
+mutants: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --jobs 2
 
 # The whole suite again, slower: names every line of vitprune/ that no test runs, and fails below 90 %.
 coverage: $(VENV)/.installed-test

@@ -111,7 +111,7 @@ def test_models_of_other_images_are_not_timed_together(run: Path, monkeypatch: p
 
 
 def test_a_file_from_elsewhere_has_no_efficiency(run: Path, tmp_path: Path) -> None:
-    onnx_export.write(onnx.load(str(run / "model.onnx")), tmp_path / "plain.onnx", {})
+    onnx_export.save(onnx.load(str(run / "model.onnx")), tmp_path / "plain.onnx", {})
     rows = bench.bench({"a": tmp_path / "plain.onnx", "b": run / "model.onnx"}, [1], ["cpu"], seconds=0.0)
     assert [r["efficiency"] for r in rows] == [None, None] and [r["why"] for r in rows] == [None, None]
     bench.show(rows)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -34,12 +33,11 @@ from small import (
 from timm.data import create_transform, resolve_model_data_config
 
 import vitprune
-from vitprune import data, decoding, onnx_export, pipeline, recipe, record, runtime, shards, told
+from vitprune import decoding, onnx_export, pipeline, recipe, record, runtime, shards, told
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
 from vitprune.report import write_report
-from vitprune.sources.folder import Folder
 from vitprune.workspace import Workspace
 
 CONTRACT = ["model.safetensors", "config.json", "model.onnx", "report.json", "report.md", "report.html", "recipe.yaml"]
@@ -269,13 +267,6 @@ def test_the_onnx_file_says_what_it_is(finished: Bench) -> None:
     onnx.checker.check_model(str(finished.root / "model.onnx"), full_check=True)
 
 
-def test_the_onnx_file_agrees_with_the_folder_on_every_image(finished: Bench) -> None:
-    slim, session = vitprune.load(finished.root), runtime.session(finished.root / "model.onnx")
-    x = torch.randn(11, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        np.testing.assert_allclose(runtime.predict(session, x.numpy()), slim(x).numpy(), atol=1e-4)
-
-
 def test_the_split_is_recorded(finished: Bench) -> None:
     found = json.loads((finished.root / "stages" / "split" / "split.json").read_text())
     assert found["classes"] == list(FOLDERS) and found["seed"] == 0
@@ -302,16 +293,6 @@ def test_a_second_run_changes_nothing(finished: Bench) -> None:
     second = report(finished)
     for key in ("rows", "result", "checks", "files", "split", "hashes", "latency", "recipe"):
         assert second[key] == first[key], key
-
-
-def test_the_same_recipe_elsewhere_gives_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
-    bench.run("prune")
-    other = Bench(bench.content | {"out": str(tmp_path / "else")}, tmp_path / "else")
-    other.run("prune")
-    for name in ("model.safetensors", "masks.safetensors", "stages/split/split.json"):
-        assert (bench.root / name).read_bytes() == (other.root / name).read_bytes()
-    for path in (bench.root / "stages" / "discover").glob("*.safetensors"):
-        assert path.read_bytes() == (other.root / "stages" / "discover" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -783,41 +764,6 @@ def test_verbs_in_a_row_are_the_run(bench: Bench) -> None:
     assert bench.done("evaluate") == ["evaluate"]
     assert bench.done("run") == ["export"]
     assert bench.done("run") == []
-
-
-# ---- who reads the test split
-
-
-def test_nothing_before_the_exam_reads_the_test_split(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: set[int] = set()
-    image = Folder.image
-    monkeypatch.setattr(decoding, "check", lambda *_, **__: decoding.Checked())
-    monkeypatch.setattr(Folder, "image", lambda self, i: (read.add(int(i)), image(self, i))[1])
-    asked: set[int] = set()
-    batches = data.Images.batches
-    monkeypatch.setattr(
-        data.Images, "batches", lambda self, index, size: (asked.update(index.tolist()), batches(self, index, size))[1]
-    )
-    bench.run("prune", paper_protocol={"t": [1], "nodes": 2, "probe_per_class": 8})
-    split = json.loads((bench.root / "stages" / "split" / "split.json").read_text())
-    assert len(split["test"]) == 6 and read and asked
-    assert not (read | asked) & set(split["test"])
-    assert read == asked == set(split["probe"])
-    read.clear()
-    bench.run("evaluate", paper_protocol={"t": [1], "nodes": 2, "probe_per_class": 8})
-    assert read == set(split["test"])
-
-
-def test_other_test_images_give_the_same_model(own: Bench, tmp_path: Path) -> None:
-    own.run("prune")
-    source = Path(own.content["data"]["path"])
-    files = sorted(source.rglob("*.png"))
-    for i in json.loads((own.root / "stages" / "split" / "split.json").read_text())["test"]:
-        picture(i % 3, 1000 + i).save(files[i])
-    other = Bench(own.content | {"out": str(tmp_path / "else")}, tmp_path / "else")
-    other.run("prune")
-    for name in ("model.safetensors", "masks.safetensors"):
-        assert (own.root / name).read_bytes() == (other.root / name).read_bytes()
 
 
 # ---- one run at a time, and nothing stale

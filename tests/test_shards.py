@@ -94,7 +94,12 @@ def test_twenty_kills_at_random_leave_no_trace(setting: dict[str, Any], tmp_path
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_workers_leave_no_trace(setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("criterion", ["fisher-obs", "jas"])
+def test_workers_leave_no_trace(
+    setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], criterion: str
+) -> None:
+    """The default's baseline is shared work too, though the criterion itself is one process's."""
+    setting |= {"criterion": setting["criterion"] | {"name": criterion}}
     run(setting | {"out": str(tmp_path / "alone")})
     run(setting, workers=3)
     found, alone = results(tmp_path / "out"), results(tmp_path / "alone")

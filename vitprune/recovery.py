@@ -130,6 +130,8 @@ def repair(
     """
     if needs_images(recovery) and batches is None:
         raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
+    if all(bool(keep.all()) for keep in mask.blocks):
+        return  # nothing is gone, so nothing is repaired: every weight stays to the bit
     solved = closed_form(recovery)
     if solved != "none":
         ffn.add_biases(slim, models.ffn_sites(slim))

@@ -15,9 +15,9 @@ from vitprune import architectures, checkpoint, headers, models, recipe
 from vitprune.checkpoint import Loaded
 from vitprune.defaults import Facts
 from vitprune.errors import UserError
+from vitprune.errors import one_line as line
 from vitprune.files import read_json
 from vitprune.foreign import Foreign
-from vitprune.weights import line
 
 FITTED = (
     "pos_embed",

@@ -104,7 +104,7 @@ CRITERIA: dict[str, Row] = {
     "mean-activation": Row("mean |a| over all tokens", mean_activation, needs=("images",), ranks_by="mean"),
     "knowledge-attribution": Row(
         "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient", knowledge_attribution, needs=_LEARN,
-        uses=_ALONE,
+        uses=(*_ALONE, "precision"),
     ),
     "influence-pattern": Row(
         "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product", influence_pattern,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune import allocate, checkpoint, data, heads, ledger, masks, models, recovery, surgery
+from vitprune import allocate, checkpoint, data, heads, ledger, masks, models, recovery, surgery, told
 from vitprune.context import Context
 from vitprune.criteria import allocation_of
 from vitprune.errors import UserError

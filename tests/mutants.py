@@ -1,0 +1,377 @@
+"""Small faults that would each break a promise, and whether the promise's own tests notice: `make mutants`.
+
+Each is put into a copy of the source, alone; then the tests that docs/promises.md names for its promise run, and nothing
+else. A fault that they let pass is a promise that nothing guards. Usage: python tests/mutants.py [--only N] [--jobs J]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROMISES = ROOT / "docs" / "promises.md"
+NEEDED = ("vitprune", "tests", "recipes", "docs", "benchmarks", "pyproject.toml", "mkdocs.yml", "README.md", "Makefile")
+LIMIT = 900  # seconds for the tests of one promise
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault: in `file`, `old` (which stands there once) becomes `new`; `tests` belong to the promise it breaks."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+READS = ("test_honest.py::test_nothing_before_the_exam_reads_the_test_split",)
+EXPORTS = ("test_honest.py::test_what_the_export_makes_is_made_without_the_test_split",)
+AGREES = ("test_honest.py::test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check",)
+FIGURES = ("test_honest.py::test_the_figures_are_those_of_the_written_folder",)
+REDONE = ("test_digests.py::test_another_value_does_again_what_depends_on_it",)
+HASHED = ("test_digests.py::test_the_recipes_hash_in_a_result_follows_what_the_model_depends_on",)
+CONTENT = ("test_digests.py::test_another_model_and_other_images_do_everything_again",)
+PIXELS = ("test_digests.py::test_other_pixels_and_other_weights_are_noticed",)
+USES = ("test_digests.py::test_a_criterion_names_every_setting_that_changes_it",)
+DRAWS = ("test_honest.py::test_every_random_draw_is_its_own",)
+PAIRED = (
+    "test_compare.py::test_mcnemar_is_the_exact_binomial_test",
+    "test_report_parts.py::test_the_significance_of_a_row_is_that_of_its_images",
+)
+SPECIALIST = (
+    "test_honest.py::test_a_specialist_is_examined_on_its_own_head",
+    "test_groups.py::test_figures_by_hand",
+)
+ORACLE = (
+    "test_report.py::test_oracle_rows_stay_out_of_the_honest_table",
+    "test_honest.py::test_oracle_rows_stay_out_of_the_honest_ones",
+)
+RATIO = ("test_honest.py::test_a_slower_slim_file_has_a_ratio_above_one", "test_bench.py::test_drift_cancels")
+SLIM = ("test_surgery.py::test_slim_equals_masked",)
+GATED = ("test_gated.py::test_a_slim_ffn_is_the_sum_over_its_kept_units",)
+BEST = ("test_paths_masks.py::test_random_tables_against_plain_sorting",)
+SHARE = ("test_paths_masks.py::test_a_ratio_is_rounded_down_and_never_above_the_budget",)
+AFFINE = ("test_recovery.py::test_affine_ridge_is_the_formula",)
+LAYERS = ("test_sequential.py::test_every_layer_is_the_least_squares_fit_of_what_it_sees",)
+PREPARED = ("test_predict.py::test_the_logits_are_those_of_timm_and_torch", "test_preprocess.py::test_every_crop_mode")
+NAMES = ("test_honest.py::test_predict_names_what_the_model_says",)
+CLASSES = ("test_data.py::test_classes_are_matched_to_outputs_by_name",)
+PARTS = (
+    "test_pipeline.py::test_a_damaged_shard_is_computed_again",
+    "test_digests.py::test_the_parts_of_a_discovery_are_of_exactly_its_job",
+)
+UNPICKLED = (
+    "test_checkpoint.py::test_a_pickle_in_place_of_the_weights_is_not_opened",
+    "test_checkpoint.py::test_a_checkpoint_that_does_not_fit",
+    "test_no_code.py::test_weights_are_not_unpickled",
+    "test_no_code.py::test_files_of_a_finished_run_are_not_unpickled",
+)
+
+MUTANTS = (
+    # ---- who reads the test split
+    Mutant("fisher-obs reads the test split", "stages/discover.py", "default_rng(c.seed).permutation(index)",
+           "default_rng(c.seed).permutation(np.concatenate([index, context.split.test]))", READS),
+    Mutant("jas reads the test split", "stages/discover.py",
+           "return data.first_per_class(probe, context.source.class_of, found.per_class)",
+           "return np.append(data.first_per_class(probe, context.source.class_of, found.per_class), "
+           "context.split.test[:1])", READS),
+    Mutant("the repair layer by layer reads the test split", "stages/prune.py",
+           "return np.random.default_rng(context.split.seed).permutation(index)[:most]",
+           "return np.append(np.random.default_rng(context.split.seed).permutation(index)[:most], context.split.test)",
+           READS),
+    Mutant("the moments of the affine repair read the test split", "stages/moments.py",
+           "index = probe[np.isin(images.labels[probe], targets)]",
+           "index = np.append(probe[np.isin(images.labels[probe], targets)], context.split.test[-1:])", READS),
+    Mutant("auto's fold is made of every image", "choose.py",
+           "outside = np.setdiff1d(np.arange(len(context.source.names)), context.split.probe)",
+           "outside = np.zeros(0, np.int64)", READS),
+    Mutant("a later round reads the test split", "stages/prune.py", "inner.__dict__.update(shared, loaded=",
+           "inner.__dict__.update(shared, split=dataclasses.replace(context.split, probe=np.append("
+           "context.split.probe, context.split.test), test=context.split.test[:0]), loaded=", READS),
+    Mutant("groups by similarity read the test split", "cluster.py", "record = context.split_record\n",
+           'record = context.split_record | {"probe": context.split_record["probe"] + context.split_record["test"], '
+           '"test": []}\n', READS),
+    Mutant("masked = sliced is tried on test images", "stages/prune.py", "[:16]\n    x, _", "[:15]\n    index = np.append("
+           "index, context.split.test[:1])\n    x, _", READS),
+    Mutant("int8 is calibrated on test images", "stages/export.py", "calibration, judging = two_parts(probe,",
+           "calibration, judging = two_parts(context.split.test,", EXPORTS),
+    Mutant("a specialist's threshold is set on test images", "stages/export.py",
+           "index = probe[np.isin(context.images.labels[probe], targets)]\n    ask",
+           "index = context.split.test\n    ask", EXPORTS),
+    Mutant("the exam leaves the last image out", "evaluation.py",
+           "return split.test if only is None else split.test[np.isin(images.labels[split.test], only)]",
+           "return split.test[:-1] if only is None else split.test[np.isin(images.labels[split.test], only)][:-1]", READS),
+    Mutant("the split leaves an image in both parts", "data.py",
+           "return Split(seed, probe, np.concatenate(probes), np.concatenate(tests))",
+           "return Split(seed, probe, np.concatenate(probes), np.concatenate([*tests, probes[0][:1]]))",
+           ("test_data.py::test_the_split_is_per_class_and_disjoint_and_complete",)),
+    Mutant("an overlapping split is let be", "types.py", 'raise ValueError("probe and test share images")', "return",
+           ("test_data.py::test_an_overlapping_split_cannot_be_made",)),
+    Mutant("given parts may share an image", "data.py", "    _refuse_overlap(source, contents)\n    kept", "    kept",
+           ("test_given_split.py::test_an_image_in_both_is_refused_with_its_two_names",
+            "test_given_split.py::test_the_same_pixels_in_another_file_are_the_same_image")),
+    # ---- the figures
+    Mutant("ONNX is compared on a first batch only", "stages/export.py", "    hit = onnx_logits.argmax(1) ==",
+           "    onnx_logits[2:] = torch_logits[2:]\n    hit = onnx_logits.argmax(1) ==", AGREES),
+    Mutant("ONNX is compared on all but the last image", "stages/export.py", "    hit = onnx_logits.argmax(1) ==",
+           "    onnx_logits[-1:] = torch_logits[-1:]\n    hit = onnx_logits.argmax(1) ==", AGREES),
+    Mutant("labels are matched by order", "context.py", "loaded.transform(), channels, outputs,",
+           "loaded.transform(), channels, np.sort(outputs),", FIGURES),
+    Mutant("a class is matched to its neighbour", "labels.py", "return np.array(outputs, np.int64)",
+           "return np.roll(np.array(outputs, np.int64), 1)", CLASSES),
+    Mutant("top-1 along the wrong axis", "evaluation.py", "hit = logits.argmax(1) == labels",
+           "hit = np.resize(logits.argmax(0), len(labels)) == labels",
+           ("test_evaluation.py::test_metrics_are_those_of_a_loop",)),
+    Mutant("the probability is of the predicted class", "evaluation.py",
+           "true_probability = shifted[np.arange(len(labels)), labels]", "true_probability = shifted.max(1)", FIGURES),
+    Mutant("the interval is drawn anew each time", "evaluation.py", "draws = np.random.default_rng(seed)",
+           "draws = np.random.default_rng()", ("test_evaluation.py::test_the_interval",)),
+    Mutant("the interval is of half the images", "evaluation.py", "(BOOTSTRAPS, len(hit))",
+           "(BOOTSTRAPS, max(1, len(hit) // 2))", ("test_evaluation.py::test_the_interval",)),
+    Mutant("a group's figures are of every class's images", "stages/evaluate.py", "context.batch, np.array(targets)",
+           "context.batch, None", FIGURES),
+    Mutant("McNemar on unpaired counts", "evaluation.py",
+           "only, not_only = int((one & ~other).sum()), int((other & ~one).sum())",
+           "only, not_only = int(one.sum()), int(other.sum())", PAIRED),
+    Mutant("McNemar one-sided", "evaluation.py", "binomtest(only, only + not_only)",
+           'binomtest(only, only + not_only, alternative="greater")', PAIRED),
+    Mutant("parameters are those of the dense model", "stages/evaluate.py", "evaluation.parameters(model)",
+           "evaluation.parameters(context.loaded.model)", FIGURES),
+    Mutant("multiply-adds are those of the dense model", "stages/evaluate.py", "evaluation.macs(model)",
+           "evaluation.macs(context.loaded.model)", FIGURES),
+    Mutant("multiply-adds are counted twice", "evaluation.py", "counter.get_total_flops() // 2",
+           "counter.get_total_flops()", ("test_evaluation.py::test_macs_by_hand",)),
+    Mutant("parameters leave the biases out", "evaluation.py", "sum(p.numel() for p in model.parameters())",
+           "sum(p.numel() for p in model.parameters() if p.ndim > 1)", FIGURES),
+    Mutant("every random draw is the same", "criteria/random.py", "manual_seed(seed)", "manual_seed(0)", DRAWS),
+    Mutant("the exam draws one random mask for all", "stages/evaluate.py",
+           "mask = mask_of(context, scores_of(context, name, seed, group), targets)",
+           "mask = mask_of(context, scores_of(context, name, 0, group), targets)", DRAWS),
+    Mutant("oracle rows are called honest", "stages/evaluate.py", '{"protocol": "oracle", "t": t,',
+           '{"protocol": "honest", "t": t,', ORACLE),
+    Mutant("the honest table takes every row", "report/rows.py", 'if row.get("protocol") == protocol', "if protocol",
+           ORACLE),
+    Mutant("a specialist's logits are widened in the wrong order", "specialists.py",
+           "heads.widen(found, targets, context.loaded.outputs)",
+           "heads.widen(found, targets[::-1], context.loaded.outputs)", SPECIALIST),
+    Mutant("a specialist is examined on the whole head", "specialists.py", 'masked=head == "masked"', "masked=False",
+           SPECIALIST),
+    Mutant("a specialist is the general model", "specialists.py", '"specialist": _every_logit(context, own)',
+           '"specialist": logits["generic"][:, targets]', SPECIALIST),
+    Mutant("a bar is missed at its limit", "gate.py", "value >= self.limit if", "value > self.limit if",
+           ("test_gate.py::test_a_bar_is_cleared_when_it_is_reached_and_missed_beyond",)),
+    Mutant("a bar is held against an oracle's figure", "gate.py", 'if result.get("protocol") != "honest":', "if False:",
+           ("test_gate.py::test_what_cannot_be_judged_is_refused_in_one_line",)),
+    Mutant("the latency ratio is inverted", "runtime.py", "np.array(measured) / first", "first / np.array(measured)",
+           RATIO),
+    Mutant("the report's latency ratio is inverted", "stages/export.py", '"ratio": s["relative"]',
+           '"ratio": 1 / s["relative"]', RATIO),
+    # ---- what is pruned
+    Mutant("the mask is shifted by one", "masks.py", "order[:count].copy()", "order[1 : count + 1].copy()", BEST),
+    Mutant("the worst units stay", "masks.py", "np.lexsort((np.arange(len(block)), -ties, -block))",
+           "np.lexsort((np.arange(len(block)), -ties, block))", BEST),
+    Mutant("ties go to the larger index", "masks.py", "np.lexsort((np.arange(len(block)), -ties, -block))",
+           "np.lexsort((-np.arange(len(block)), -ties, -block))", BEST),
+    Mutant("one unit more than the budget", "masks.py", "int(keep * n + 1e-9)", "int(keep * n + 1)", SHARE),
+    Mutant("a share is rounded to the nearest", "masks.py", "int(keep * n + 1e-9)", "round(keep * n)", SHARE),
+    Mutant("the widths exceed the budget", "allocate.py", "room = int(budget / atom + 1e-6)",
+           "room = int(1.2 * budget / atom + 1e-6)",
+           ("test_allocate.py::test_the_widths_are_those_of_every_combination_tried",)),
+    Mutant("fc2 keeps other columns than fc1 rows", "ffn.py", "fc2.weight[:, units]", "fc2.weight[:, units.flip(0)]", SLIM),
+    Mutant("fc1's bias keeps the first entries", "ffn.py", "layer.bias[kept]", "layer.bias[: len(kept)]", SLIM),
+    Mutant("the rows of a packed gate are out of step", "ffn.py", "part * site.width + units for part",
+           "part * (site.width - 1) + units for part", GATED),
+    Mutant("a gate layer keeps the first rows", "ffn.py", "_keep_rows(linear(model, site.gate), units)",
+           "_keep_rows(linear(model, site.gate), torch.arange(len(units)))", GATED),
+    Mutant("the norm inside an FFN keeps the first entries", "ffn.py", "setattr(small, name, _like(weight, weight[units]))",
+           "setattr(small, name, _like(weight, weight[: len(units)]))", GATED),
+    Mutant("the affine repair has the wrong sign", "recovery.py", "return weight_S + weight_P @ B,",
+           "return weight_S - weight_P @ B,", AFFINE),
+    Mutant("the affine repair forgets the mean of the kept units", "recovery.py",
+           "(stat.mean[gone] - B @ stat.mean[kept])", "stat.mean[gone]", AFFINE),
+    Mutant("the last block's statistics are of all tokens", "recovery.py", "hidden_BTN[:, read] if", "hidden_BTN if",
+           ("test_recovery.py::test_moments_are_those_of_the_stack",)),
+    Mutant("what is whole is repaired as well", "recovery.py",
+           "    if all(bool(keep.all()) for keep in mask.blocks):", "    if not mask.blocks:",
+           ("test_honest.py::test_keeping_everything_is_the_identity",)),
+    Mutant("the repair layer by layer has the wrong sign", "sequential.py", "(self.dense(2 * i + 1, n) - z)[:, read]",
+           "(z - self.dense(2 * i + 1, n))[:, read]", LAYERS),
+    Mutant("LayerScale is forgotten in the repair", "sequential.py", "if scale is None else scale.double()",
+           "if scale is None else torch.ones_like(scale).double()", LAYERS),
+    Mutant("the repaired bias is not divided by LayerScale", "sequential.py", "(bias[live] / gamma[live])",
+           "(bias[live] * gamma[live])", LAYERS),
+    Mutant("qkv's bias is forgotten in its targets", "least_squares.py",
+           "shift = 0 if layer.bias is None else layer.bias.double()", "shift = 0",
+           ("test_sequential.py::test_targets_through_a_layer_need_not_be_made_row_by_row",)),
+    Mutant("activation looks at the last token", "criteria/activation.py", "[:, 0]", "[:, -1]",
+           ("test_criteria.py::test_activation_is_the_class_tokens_hidden_value",)),
+    Mutant("a score of the class token is taken over all tokens", "models.py", "return slice(0, 1)", "return slice(0, None)",
+           ("test_jas.py::test_every_setting_is_that_of_the_replica",)),
+    Mutant("the paper's mask hides every token's units", "hooks.py", "return torch.cat([first, hidden_BTN[:, 1:]], 1)",
+           "return hidden_BTN * keep_BN[position].to(hidden_BTN)[:, None]",
+           ("test_evaluation.py::test_oracle_logits_are_those_of_a_loop",)),
+    Mutant("units that a round removed come back", "stages/prune.py",
+           "lowest = min(float(block.min()) for block in blocks) - 1",
+           "lowest = max(float(block.max()) for block in blocks) + 1",
+           ("test_rounds.py::test_two_rounds_are_two_prunings_by_hand",)),
+    # ---- nothing old passes for new
+    Mutant("the criterion is not in its stage's digest", "pipeline.py", "r.groups, r.criterion, r.baselines",
+           "r.groups, r.baselines", REDONE),
+    Mutant("the classes are not in the digest", "pipeline.py", "lambda r: (r.classes, r.groups, r.criterion",
+           "lambda r: (r.groups, r.criterion", REDONE),
+    Mutant("the repair is not in the moments' digest", "pipeline.py", "(r.classes, r.groups, r.recovery)",
+           "(r.classes, r.groups)", REDONE),
+    Mutant("keep is not in the digest", "pipeline.py", "(r.keep, r.recovery,", "(r.recovery,", REDONE),
+    Mutant("the allocation is not in the digest", "recipe.py", 'names = {"round_to", "allocation", ', 'names = {"round_to", ',
+           REDONE),
+    Mutant("the split's seed is not in the digest", "pipeline.py", "r.data.content(), r.split)",
+           "r.data.content(), r.split.probe)", REDONE),
+    Mutant("the content of the images is not in the digest", "pipeline.py",
+           "else [context.model_digest, context.data_digest]", "else [context.model_digest]", CONTENT),
+    Mutant("the weights are not in the model's digest", "context.py",
+           "result.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())", "pass", PIXELS),
+    Mutant("the recipe's hash leaves keep out", "recipe.py", '            "keep",\n', "", HASHED),
+    Mutant("the seed of fisher-obs is no setting of it", "criteria/__init__.py",
+           'needs=("images", "gradients"),\n        uses=("seed",), across_blocks=True,',
+           'needs=("images", "gradients"),\n        across_blocks=True,', USES),
+    Mutant("the quadrature is no setting of jas", "criteria/__init__.py", '_RULE = ("quadrature", "nodes", "objective")',
+           '_RULE = ("nodes", "objective")', USES),
+    Mutant("a resumed discovery trusts a part without its seal", "paths.py",
+           'if notes.pop("sha256", None) != _checksum(c):', 'if notes.pop("sha256", None) is None:', PARTS),
+    Mutant("a part of other images is taken", "shards.py",
+           "return found if np.array_equal(found.paths.image, self.index[start : start + self.step]) else None",
+           "return found", PARTS),
+    Mutant("the order of the images is not in a plan's digest", "shards.py", "return digest(about, index.tolist())",
+           "return digest(about, sorted(index.tolist()))", PARTS),
+    Mutant("a stage's record is believed without its seal", "files.py", "seal is not None and seal == digest(found)",
+           "seal is not None", ("test_hostile.py::test_a_sealed_file_is_what_was_written_or_none",)),
+    Mutant("a stage's files are not looked at", "workspace.py", "path.is_file() and sha256(path) == made",
+           "path.is_file()", ("test_pipeline.py::test_a_lost_file_is_made_again",)),
+    # ---- at work, and what is read
+    Mutant("mean and deviation change places", "preprocess.py", "for values in (self.mean, self.std)",
+           "for values in (self.std, self.mean)", PREPARED),
+    Mutant("the crop is one pixel off", "preprocess.py", "round((image.width - width) / 2)",
+           "round((image.width - width) / 2) + 1", PREPARED),
+    Mutant("names are shifted by one in predict", "predict.py", '"label": classifier.labels[i],',
+           '"label": classifier.labels[i - 1],', NAMES),
+    Mutant("the ONNX labels are in the images' order", "stages/export.py", "for i in outputs],\n",
+           "for i in sorted(outputs, key=lambda i: label(context, i))],\n", NAMES),
+    Mutant("a manifest's path may leave its folder", "sources/manifest.py", 'if plain.parts[:1] == ("..",):', "if False:",
+           ("test_sources.py::test_absolute_paths_are_meant_and_relative_ones_stay_inside",)),
+    Mutant("a name may leave the output folder", "recipe.py", "if not NAME.fullmatch(name):\n            raise",
+           "if False:\n            raise", ("test_recipe.py::test_names_that_leave_the_folder",)),
+    Mutant("a recipe's tags make objects", "recipe.py", "loader = yaml.SafeLoader(text)",
+           "loader = yaml.UnsafeLoader(text)", ("test_no_code.py::test_a_recipe_makes_no_object_of_a_tag",)),
+    Mutant("weights are unpickled", "weights.py", 'torch.load(path, "cpu", weights_only=True)',
+           'torch.load(path, "cpu", weights_only=False)', UNPICKLED),
+    Mutant("a flipped bit in saved weights is let be", "checksums.py", 'block["sha256"] != sha256(weights)',
+           'len(block["sha256"]) != len(sha256(weights))',
+           ("test_checkpoint.py::test_a_flipped_bit_in_the_weights_is_noticed",)),
+    Mutant("a half-written file takes the place", "files.py", "    try:\n        yield temporary\n",
+           "    try:\n        try:\n            yield temporary\n        except BaseException:\n"
+           "            os.replace(temporary, path)\n            raise\n",
+           ("test_mishaps.py::test_replacing_is_all_or_nothing",)),
+    Mutant("the lock is shared", "workspace.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB",
+           ("test_pipeline.py::test_two_runs_in_one_folder",)),
+    Mutant("a link in the output folder is followed", "workspace.py", "flags | os.O_NOFOLLOW", "flags",
+           ("test_mishaps.py::test_results_do_not_follow_a_link_out_of_the_folder",)),
+)  # fmt: skip
+
+
+def named_in_promises() -> set[str]:
+    """The tests of every promise, as `test_file.py::test_name`."""
+    return set(re.findall(r"`tests/(\w+\.py::\w+)`", PROMISES.read_text("utf-8")))
+
+
+def mutated(mutant: Mutant) -> str | None:
+    """The file's text with the fault in it; None where `old` does not stand there exactly once."""
+    path = ROOT / "vitprune" / mutant.file
+    text = path.read_text("utf-8") if path.is_file() else ""
+    return text.replace(mutant.old, mutant.new) if text.count(mutant.old) == 1 else None
+
+
+def pytest_in(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit status and output of these tests in a copy of the tree."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"tests/{name}" for name in tests]
+    env = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, "out of time"
+    return done.returncode, done.stdout + done.stderr
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """What the tests need."""
+    for name in NEEDED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp"))
+        elif source.is_file():
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def outcome(mutant: Mutant) -> str:
+    """killed, survived, stale (it has nowhere to go) or broken (the tests could not run)."""
+    text = mutated(mutant)
+    if text is None:
+        return "stale"
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = copy_of_the_tree(Path(name))
+        (folder / "vitprune" / mutant.file).write_text(text, "utf-8")
+        code, said = pytest_in(folder, mutant.tests)
+    if code not in (0, 1):
+        print(said[-2000:], file=sys.stderr)
+    return {0: "survived", 1: "killed"}.get(code, "broken")
+
+
+def main() -> int:
+    """Every mutant, or those named; the table, and `N passed, M failed`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="these numbers of the table, from 1")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="mutants at a time")
+    given = parser.parse_args()
+    numbers = given.only or range(1, len(MUTANTS) + 1)
+    if not all(1 <= n <= len(MUTANTS) for n in numbers):
+        parser.error(f"--only: the table goes from 1 to {len(MUTANTS)}")
+    chosen = [(n, MUTANTS[n - 1]) for n in numbers]
+    with tempfile.TemporaryDirectory(prefix="mutant-none-") as name:
+        code, said = pytest_in(copy_of_the_tree(Path(name)), sorted({t for _, m in chosen for t in m.tests}))
+    if code:
+        print(said[-4000:])
+        print("The tests do not pass without a mutant, so nothing can be said of them.\n0 passed, 1 failed")
+        return 1
+
+    def one(item: tuple[int, Mutant]) -> tuple[int, Mutant, str]:
+        started = time.monotonic()
+        found = outcome(item[1])
+        print(f"{item[0]:3}  {found:9} {time.monotonic() - started:5.0f} s  {item[1].what}", flush=True)
+        return (*item, found)
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        rows = list(pool.map(one, chosen))
+    print("\n| | fault | file | tests | outcome |\n|---:|---|---|---|---|")
+    for n, mutant, found in rows:
+        tests = ", ".join(f"`{name}`" for name in mutant.tests)
+        print(f"| {n} | {mutant.what} | `{mutant.file}` | {tests} | {found} |")
+    killed = sum(found == "killed" for *_, found in rows)
+    print(f"{killed} passed, {len(rows) - killed} failed")
+    return 0 if killed == len(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
