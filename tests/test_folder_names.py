@@ -35,7 +35,16 @@ def test_groups_that_another_unicode_form_could_make_equal(name: str) -> None:
 
 
 TAKEN = ["stages", "Stages", "all", "ALL", "stage", "onnx", "compare", "report-data", "Report-Data", "parts"]
-TAKEN += [*claims.AT_ROOT, *FILES.values(), "Model.ONNX", "REPORT.JSON", "readme.md", "README.MD", "x.json", "red.weights"]
+TAKEN += [
+    *claims.AT_ROOT,
+    *FILES.values(),
+    "Model.ONNX",
+    "REPORT.JSON",
+    "readme.md",
+    "README.MD",
+    "x.json",
+    "red.weights",
+]
 TAKEN += ["paths.safetensors", "class-similarity.safetensors", "paper-table-1.svg", "red.moments", "x.tmp"]
 WINDOWS = ["con", "CON", "Prn", "aux", "NUL", "nul.txt", "com1", "COM9", "lpt1", "LPT5.log", "com0", "red.", "red..."]
 
@@ -46,7 +55,9 @@ def test_group_names_that_are_taken(name: str) -> None:
     assert name[:64] in said
 
 
-@pytest.mark.parametrize("name", ["red", "con1", "console", "com10", "a.b", "v1.2", "group-1", "stages2", "x" * 64, "0"])
+@pytest.mark.parametrize(
+    "name", ["red", "con1", "console", "com10", "a.b", "v1.2", "group-1", "stages2", "x" * 64, "0"]
+)
 def test_group_names_that_are_free(name: str) -> None:
     assert name in (with_groups(name, "other").groups or {})
 
@@ -63,7 +74,13 @@ def test_two_groups_never_share_a_file() -> None:
     """What the stages name after a group, for groups that are accepted together."""
     names = ["red", "a.b", "a", "b", "red-of-b"]
     made: list[Any] = [*(with_groups(*names).groups or {}), "all"]
-    for pattern in ("{}.json", "{}.safetensors", "{}.moments.safetensors", "x-of-{}.safetensors", "x-of-{}.weights.safetensors"):
+    for pattern in (
+        "{}.json",
+        "{}.safetensors",
+        "{}.moments.safetensors",
+        "x-of-{}.safetensors",
+        "x-of-{}.weights.safetensors",
+    ):
         assert len({pattern.format(name).lower() for name in made} | {"stage.json", "rows.json"}) == len(made) + 2
 
 

@@ -123,9 +123,7 @@ def test_compare_and_paper_refuse_it_too(setting: dict[str, Any], tmp_path: Path
 # ---- a file of the user's in a folder of ours
 
 
-def test_a_finished_run_leaves_other_peoples_files_alone(
-    finished: tuple[dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_a_finished_run_leaves_other_peoples_files_alone(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     content, out = finished
     root = Path(shutil.copytree(out, tmp_path / "out")) / "tiny"
     mine = ["notes.md", ".notes.tmp", "stages/prune/mine.txt", "stages/discover/parts/mine.bin", "report-data/a.png"]
@@ -393,7 +391,9 @@ def test_a_checkpoint_replaces_its_own_files_only(tmp_path: Path) -> None:
 # ---- where results may go
 
 
-@pytest.mark.parametrize("out", ["/etc/x", "/usr/local/share/x", "/var/lib/x", "/opt/x/y", "/x", "/", "/proc/x", "/srv/x"])
+@pytest.mark.parametrize(
+    "out", ["/etc/x", "/usr/local/share/x", "/var/lib/x", "/opt/x/y", "/x", "/", "/proc/x", "/srv/x"]
+)
 def test_a_folder_of_the_systems_is_refused(setting: dict[str, Any], out: str) -> None:
     setting["out"] = out
     assert "lies among the system's folders" in refusal(setting, "discover")
