@@ -224,7 +224,7 @@ def test_a_mistake_is_one_line(
     assert leftovers(tmp_path) == []
     if (tmp_path / "out").is_dir() and mistake is not run_folder_is_a_file:
         written = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
-        allowed = {"recipe.yaml", ".lock"} | (
+        allowed = {"recipe.yaml", ".lock", ".vitprune"} | (
             {"split.json", "stage.json"} if mistake in LATE | {too_many_units} else set()
         )
         assert {n for n in written if not n.startswith(("jas-", "activation-", "t3-"))} - {

@@ -20,6 +20,7 @@ from small import contents, image_folder, leftovers, model_folder, recipe_dict, 
 from vitprune import files, pipeline, recipe, shards
 from vitprune.context import Context
 from vitprune.errors import UserError
+from vitprune.ledger import TEMPORARY
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -265,7 +266,9 @@ def test_what_a_killed_run_left_behind_is_cleared(setting: dict[str, Any], tmp_p
     run(setting, "prune")
     root = tmp_path / "out" / "tiny"
     for folder in (root, root / "stages" / "prune"):
-        (folder / ".model.safetensors.abcd.tmp").write_bytes(b"half")
+        (folder / f".model.safetensors.abcd{TEMPORARY}").write_bytes(b"half")
+        (folder / f".work.abcd{TEMPORARY}").mkdir()
+        (folder / f".work.abcd{TEMPORARY}" / "streams").write_bytes(b"half")
     run(setting | {"keep": 0.25}, "prune")
     assert leftovers(root) == []
 
@@ -295,14 +298,15 @@ def test_something_else_stands_in_the_way(setting: dict[str, Any], tmp_path: Pat
 
 
 def test_results_do_not_follow_a_link_out_of_the_folder(setting: dict[str, Any], tmp_path: Path) -> None:
-    """A link in a file's place is replaced, what it points to stays as it is."""
+    """A link in the place of a file of the run is replaced, what it points to stays as it is."""
     (tmp_path / "precious").write_text("mine")
     root = tmp_path / "out" / "tiny"
-    root.mkdir(parents=True)
-    for name in ("recipe.yaml", "model.safetensors", "config.json"):
+    run(setting, "prune")
+    for name in ("masks.safetensors", "model.safetensors", "config.json"):
+        (root / name).unlink()
         (root / name).symlink_to(tmp_path / "precious")
     run(setting, "prune")
-    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "precious").read_text() == "mine" and not (root / "config.json").is_symlink()
     (root / ".lock").unlink()
     (root / ".lock").symlink_to(tmp_path / "precious")
     refusal(setting, "prune")

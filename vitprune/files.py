@@ -129,7 +129,7 @@ def opened(path: Path, where: str = "") -> Iterator[BinaryIO]:
         if found is None:  # a pipe that took its place meanwhile does not make this wait
             handle = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except FileNotFoundError as error:
-        raise UserError(f"{where}: no such file") from error
+        raise UserError(f"{where}: cannot be read (no such file)") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({_reason(error)})") from error
     if found is not None:

@@ -71,9 +71,9 @@ def save(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
         _move_out(proto, data_of(whole))
         about = {"file": data_of(path).name, "bytes": data_of(whole).stat().st_size, "sha256": sha256(data_of(whole))}
         _write(proto, whole, metadata | {external.KEY: about})
-        ledger.discard(path)  # between the two there is no file, rather than one beside another's weights
-        put(data_of(whole), data_of(path))
+        ledger.discard(data_of(path))  # on the way a file lacks its weights, which is seen, and never has another's
         put(whole, path)
+        put(data_of(whole), data_of(path))
 
 
 def data_of(path: Path) -> Path:

@@ -635,12 +635,14 @@ def load(source: str | Path) -> Recipe:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; a recipe is a YAML file")
-        path.stat()
+        size = path.stat().st_size
     except FileNotFoundError as error:
         names = ", ".join(sorted(p.stem for p in bundled_folder().glob("*.yaml")))
         raise UserError(f"{path}: no such recipe; bundled ones are {names}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
     made = parse(read_text(path, MAX_BYTES), str(path))
     for folder in beside(source):
         made = recipe_paths.located(made, folder)

@@ -80,7 +80,7 @@ def _inside(file: Path, name: str, where: str) -> Path:
 def _csv(file: Path, where: str) -> Iterator[tuple[int, str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(_lines(handle, where), skipinitialspace=True)
+            reader = csv.DictReader(_lines(handle), skipinitialspace=True)
             _has_columns([name.strip() for name in reader.fieldnames or []], where)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             for row in reader:
@@ -118,11 +118,11 @@ def _cell(value: object, where: str) -> str:
     return text
 
 
-def _lines(handle: TextIO, where: str) -> Iterator[str]:
+def _lines(handle: TextIO) -> Iterator[str]:
     """The lines of a table, none of them without an end."""
     for number, line in enumerate(iter(lambda: handle.readline(MAX_LINE + 1), ""), 1):
         if len(line) > MAX_LINE:
-            raise UserError(f"{where}, line {number}: more than {MAX_LINE:,} characters; this is no list of images")
+            raise csv.Error(f"line {number} has more than {MAX_LINE:,} characters, which no path and label have")
         yield line
 
 
