@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune import hooks, memory, models
@@ -154,8 +155,11 @@ def parameters(model: nn.Module) -> int:
 
 
 def macs(model: nn.Module) -> int:
-    """Multiply-adds of one image: half of torch's FLOP count (linear, convolution and attention products)."""
+    """Multiply-adds of one image: half of torch's FLOP count (linear, convolution and attention products).
+
+    Attention is written out as products: which fused kernels torch counts differs between its releases and devices.
+    """
     example = next(model.parameters()).new_zeros(1, *models.input_shape(model))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(example)
     return counter.get_total_flops() // 2

@@ -34,7 +34,7 @@ def export(context: Context) -> list[Path]:
     if not context.recipe.export.onnx:
         return []
     stage = context.folder.stage_folder("export")
-    dense, files, no_dense = stage / "dense.onnx", [], {}
+    dense, no_dense = stage / "dense.onnx", dict[str, str]()
     outputs = list(range(context.loaded.outputs))
     every = metadata(context, context.every_target(), outputs) | onnx_export.size(context.loaded.model)
 
@@ -43,7 +43,7 @@ def export(context: Context) -> list[Path]:
         return max(onnx_export.parity(context.loaded.model, dense, _real(context)).values())
 
     parity = _attempt(context, no_dense, "dense", dense, whole)
-    files += onnx_export.parts(dense) if parity is not None else []
+    files = onnx_export.parts(dense) if parity is not None else []
     for group, targets in context.class_sets().items():
         folder = context.folder.root / (group or "")
         slim = checkpoint.load(folder, context.device)
@@ -98,7 +98,7 @@ def _written(
 ) -> tuple[dict[str, Path], Sweep | None]:
     """The files of a class set that could be written, fp32 first; the others are made from it and probe images alone."""
     paths = {precision: folder / FILES[precision] for precision in FILES}
-    wanted = [precision for precision in FILES if precision in context.recipe.export.precisions]
+    wanted = [precision for precision in paths if precision in list[str](context.recipe.export.precisions)]
     sweep: Sweep | None = None
 
     def write(precision: str) -> bool:
@@ -111,7 +111,7 @@ def _written(
             sweep = _int8(context, paths["fp32"], paths["int8"], targets)
         return True
 
-    made = {}
+    made: dict[str, Path] = {}
     for precision in wanted:
         if "fp32" in failed:
             failed[precision] = "it is made from the fp32 file"

@@ -41,8 +41,8 @@ def _precisions(record: dict[str, Any]) -> list[Block]:
     rows = mappings(mapping(record.get("export")).get("files"))
     if not rows:
         return []
-    columns = ("ONNX file", "Precision", ">Top-1", ">Change, points", ">Same top-1", ">Largest logit difference")
-    columns += (">Largest probability difference", ">Opset")
+    columns = ["ONNX file", "Precision", ">Top-1", ">Change, points", ">Same top-1", ">Largest logit difference"]
+    columns += [">Largest probability difference", ">Opset"]
     found: list[Block] = [table("ONNX files on the whole test split", columns, map(_precision, rows))]
     why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]
     return found + [Text(f"{path}: {text}.", "note") for path, text in why if text]
