@@ -10,6 +10,7 @@ import difflib
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,32 +229,42 @@ def data(recipe: Recipe, found: Found) -> None:
     from vitprune import labels
 
     spec = recipe.data
-    mapping = labels.Mapping(Path(spec.labels)) if spec.labels and str(spec.labels) != "by-order" else None
+    mapping = labels.Mapping(spec.labels) if isinstance(spec.labels, Path) else None
     source = images(spec, found)
     if source is None:
         return
-    given = [source.classes, *([source.numbers] if source.numbers is not None else [])]
     where = str(spec.dataset or spec.path or spec.probe or "bundled images")
     of_class: list[int | None] = [None] * len(source.classes)
-    if found.outputs is not None and (found.names or found.outputs != 1000):  # ImageNet's names are timm's to know
+    by_order = isinstance(spec.labels, str)  # the word, not a file
+    if by_order and found.outputs not in (None, len(source.classes)):
+        raise UserError(
+            f"{where}: {len(source.classes)} classes cannot go by order to {found.outputs} outputs; see data.labels"
+        )
+    known_names = found.names or found.outputs != 1000  # ImageNet's names are timm's to know
+    if found.outputs is not None and known_names and not by_order:
         placed = labels.output_indices(source.classes, found.outputs, found.names, where, source.numbers, mapping)
         of_class = [int(i) for i in placed]
-    known = set(given[0])
+    known = {plain(name): name for name in source.classes}
     for output in of_class:
         if output is not None and found.names:
-            known.update(found.names[output].split("\t"))
+            known |= {plain(name): name for name in found.names[output].split("\t")}
     groups = recipe.groups or {}
     for place, names in [("classes", recipe.classes or []), *((f"groups.{g}", m) for g, m in groups.items())]:
         for name in names:
             entry = mapping.entry(name) if mapping else None
-            if name not in known and not (entry and known & set(entry.names)):
-                near = difflib.get_close_matches(name[:200], sorted(known), n=1)
-                hint = f"did you mean `{near[0]}`?" if near else f"they are {shown(source.classes)}"
+            if plain(name) not in known and not (entry and known.keys() & set(map(plain, entry.names))):
+                near = difflib.get_close_matches(plain(name[:200]), sorted(known), n=1)
+                hint = f"did you mean `{known[near[0]]}`?" if near else f"they are {shown(source.classes)}"
                 raise UserError(f"{place}: `{name}` is not a class of these images; {hint}")
     if recipe.clusters and recipe.clusters > len(source.classes):
         raise UserError(
             f"groups.auto: {recipe.clusters} groups of {len(source.classes)} classes; ask for {len(source.classes)} at most"
         )
+
+
+def plain(name: str) -> str:
+    """A name without what two spellings of it may differ in: Unicode form, case, spaces, `_` and `-`."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def images(spec: Data, found: Found) -> Any:

@@ -47,7 +47,7 @@ def named(recipe: Recipe) -> Iterator[Named]:
         if value is not None and not (key == "path" and data.dataset is not None):  # a dataset makes its own folder
             what = "file" if Path(value).suffix.lower() in IMAGES else "folder"
             yield Named("data", key, value, str(value), what)
-    if data.labels is not None and str(data.labels) != "by-order":  # a word, not a path
+    if isinstance(data.labels, Path):  # `by-order` is a word
         yield Named("data", "labels", data.labels, str(data.labels), "file")
 
 
