@@ -426,7 +426,7 @@ def test_damaged_files_are_one_line_or_read(own: Path, seed: int) -> None:
     try:
         external.check(own)
     except UserError as error:
-        assert len(str(error).splitlines()) == 1
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
 def test_a_file_of_another_tool_that_keeps_weights_beside_is_read(own: Path, model: nn.Module) -> None:

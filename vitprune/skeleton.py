@@ -52,9 +52,10 @@ def opened(spec: recipe.Model) -> Loaded:
         checkpoint._in_range(args, config)
         prepared = found / "preprocessor_config.json"
         cfg = architectures.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
-        return _described(architecture, args, None, cfg, f"{config}: ")
+        return _described(architecture, args, None, checkpoint.Source(cfg, spec.preprocess), f"{config}: ")
     architecture, args, widths = checkpoint._checked(record, config)
-    loaded = _described(architecture, args, widths, record.get("pretrained_cfg"), f"{config}: ")
+    source = checkpoint.Source(record.get("pretrained_cfg"), spec.preprocess)
+    loaded = _described(architecture, args, widths, source, f"{config}: ")
     expected = checkpoint._shapes(loaded.model)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
@@ -87,14 +88,14 @@ def _named(spec: recipe.Model) -> Loaded:
     bad = checkpoint.FORBIDDEN_ARGS & spec.args.keys()
     if bad:
         raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
-    loaded = _described(name, dict(spec.args), None, None, f"model `{name}`: ")
+    loaded = _described(name, dict(spec.args), None, checkpoint.Source(None, spec.preprocess), f"model `{name}`: ")
     if spec.checkpoint is not None and spec.checkpoint.suffix == ".safetensors":
         _fits(loaded.model, spec.checkpoint)
     return loaded
 
 
 def _described(
-    architecture: str, args: dict[str, Any], widths: list[int] | None, cfg: dict[str, Any] | None, where: str
+    architecture: str, args: dict[str, Any], widths: list[int] | None, source: checkpoint.Source, where: str
 ) -> Loaded:
     try:
         with torch.device("meta"):
@@ -103,7 +104,7 @@ def _described(
         raise
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
         raise UserError(f"{where}`{architecture}` cannot be built ({line(error)}); see model.args") from error
-    return checkpoint._describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, cfg)
+    return checkpoint._describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, source)
 
 
 def _fits(model: nn.Module, file: Path) -> None:
