@@ -55,7 +55,8 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),
         "stages": list(done),
-        "notes": _notes(context) + [f"{row['path']} was not made: {row['why']}" for row in _left_out(context, ran)],
+        "notes": _notes(context)
+        + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(context, ran)],
         "usage": _usage(context),
     }
     record["hashes"] = {
