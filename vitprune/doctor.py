@@ -22,7 +22,7 @@ def examine() -> dict[str, Any]:
     problems: list[str] = found["problems"]
     found["devices"] = _devices(problems)
     found["providers"] = _providers(found["versions"], problems)
-    if wrong := wrong_pair(found["versions"]["torch"], found["versions"]["torchvision"]):
+    if wrong := wrong_pair(found["versions"].get("torch"), found["versions"].get("torchvision")):
         problems.append(wrong)
     try:
         import torchvision  # noqa: F401
@@ -85,7 +85,7 @@ def _providers(versions: dict[str, str | None], problems: list[str]) -> list[str
             "then install vitprune[cpu] or vitprune[gpu]"
         )
     for name in ("onnxruntime", "onnxruntime-gpu"):
-        if too_old(versions[name]):
+        if too_old(versions.get(name)):
             problems.append(
                 f"{name} {versions[name]} is too old for the files made here (opset 23): pip install '{name}>=1.23'"
             )

@@ -57,7 +57,8 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "split": _split(context),
         "preprocessing": prepared.facts(context.loaded.data_config, context.loaded.origin.said_by),
         "stages": list(done),
-        "notes": _notes(context) + [f"{row['path']} was not made: {row['why']}" for row in _left_out(context, ran)],
+        "notes": _notes(context)
+        + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(context, ran)],
         "usage": _usage(context),
     }
     record["hashes"] = {
