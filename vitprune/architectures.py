@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from timm.models.naflexvit import NaFlexVit
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
@@ -71,7 +74,33 @@ def build(name: str, args: dict[str, Any], *, pretrained: bool = False) -> nn.Mo
         return _torchvision(own, args, pretrained)
     if source == "transformers":
         return _transformers(own, args, pretrained)
-    return timm.create_model(name, pretrained=pretrained, **args)
+    return _sized(timm.create_model(name, pretrained=pretrained, **args), args)
+
+
+def _sized(model: nn.Module, args: dict[str, Any]) -> nn.Module:
+    """A NaFlexViT takes any size, so `img_size` alone leaves no trace in it: it is what its images are made to."""
+    size, cfg = args.get("img_size"), getattr(model, "pretrained_cfg", None)
+    if isinstance(model, NaFlexVit) and size is not None and isinstance(cfg, dict):
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        model.pretrained_cfg = {**cfg, "input_size": (int(model.in_chans), int(height), int(width))}  # type: ignore[assignment]
+    return model
+
+
+class _Skipped(TorchFunctionMode):
+    """Nothing that would only fill a tensor without memory: three quarters of the time that a build takes there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+        if fills and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(name: str, args: dict[str, Any]) -> nn.Module:
+    """The architecture without memory for its weights. Raises what `build` raises."""
+    with torch.device("meta"), _Skipped():
+        return build(name, args)
 
 
 def _torchvision(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from vitprune import architectures, checksums, ffn, ledger, models, prepared, recipe
+from vitprune import architectures, checksums, ffn, heads, ledger, models, prepared, recipe
 from vitprune import weights as weights_of
 from vitprune.errors import UserError
 from vitprune.errors import one_line as line
@@ -90,6 +90,12 @@ def open_model(spec: recipe.Model, device: torch.device | None = None) -> Loaded
     else:
         loaded = _open_named(spec)
     ffn_sites(loaded.model)
+    heads.outputs(loaded.model)
+    channels = models.input_shape(loaded.model)[0]
+    if channels not in (1, 3):
+        raise UserError(
+            f"model: takes images of {channels} channels; files give 1 (grey) or 3 (RGB), see model.args.in_chans"
+        )
     loaded.model = _ready(loaded.model).to(device or "cpu")
     return loaded
 
@@ -183,16 +189,17 @@ def _open_folder(folder: Path, given: recipe.Preprocess | None = None) -> Loaded
     record = read_json(config, MAX_CONFIG)
     architecture, args, widths = _checked(record, config)
     checksums.verify(record, config, weights)
-    model = _build(architecture, args, widths, config, weights)
+    about = record.get("vitprune") or {}
+    model = _build(architecture, args, widths, config, weights, about.get("added_biases") is True)
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
-    about = record.get("vitprune") or {}
     assumed = about.get(ASSUMED)
     unsaid = {str(key) for key in assumed} if isinstance(assumed, list) else set()
     loaded = _describe(model, architecture, args, Source(record.get("pretrained_cfg"), given, unsaid=unsaid))
-    loaded.about = {key: value for key, value in about.items() if key not in ("widths", ASSUMED, *checksums.KEYS)}
+    worked_out = ("widths", "added_biases", ASSUMED, *checksums.KEYS)
+    loaded.about = {key: value for key, value in about.items() if key not in worked_out}
     return loaded
 
 
@@ -229,7 +236,9 @@ def _in_range(args: dict[str, Any], path: Path) -> None:
                 raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
 
 
-def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path) -> nn.Module:
+def _build(
+    architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path, biases: bool
+) -> nn.Module:
     """The empty model, made only after its shapes on the meta device are those of the weights' header."""
     try:
         with safe_open(weights, "pt") as f:
@@ -238,7 +247,7 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
         raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
-            plan = _resized(architectures.build(architecture, args), widths)
+            plan = _resized(architectures.build(architecture, args), widths, biases)
     except UserError:
         raise
     except Exception as error:
@@ -249,18 +258,21 @@ def _build(architecture: str, args: dict[str, Any], widths: list[int] | None, co
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
-    return _resized(architectures.build(architecture, args), widths)
+    return _resized(architectures.build(architecture, args), widths, biases)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
-def _resized(model: nn.Module, widths: list[int] | None) -> nn.Module:
-    """Give every FFN the hidden width in `widths` (fresh weights); None leaves the model as it is."""
+def _resized(model: nn.Module, widths: list[int] | None, biases: bool) -> nn.Module:
+    """Give every FFN the hidden width in `widths` (fresh weights) and, with `biases`, a bias where its fc2 has none; None
+    leaves the model as it is."""
     if widths is None:
         return model
     sites = ffn_sites(model)
+    if biases:
+        ffn.add_biases(model, sites)
     if len(sites) != len(widths):
         raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
     for site, width in zip(sites, widths, strict=True):
@@ -332,6 +344,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
     """
     widths = [site.width for site in ffn_sites(model)]
+    added = ffn.has_added_biases(model, ffn_sites(model))  # for a repair; the architecture has none there
     args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
     own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
     if "global_pool" in own:
@@ -353,7 +366,12 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
         **own,
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
-        "vitprune": {"widths": widths, **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}), **about},
+        "vitprune": {
+            "widths": widths,
+            **({"added_biases": True} if added else {}),
+            **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}),
+            **about,
+        },
     }
     record = json.loads(json.dumps(record))  # as it will be read: lists, not tuples
     checksums.add(record, folder / "model.safetensors")

@@ -300,10 +300,22 @@ def criteria(as_json: Json = False) -> None:
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    everything: Annotated[
+        bool, typer.Option("--all", help="every timm name: supported, or why not (takes a while)")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Every family of models with the names that are tested, and which criteria and repairs apply."""
     from vitprune import listing
 
+    if everything:
+        if as_json:
+            print("[\n" + ",\n".join(map(json.dumps, listing.every())) + "\n]")
+            return
+        for row in listing.every():
+            print(listing.name_line(row))
+        return
     rows = listing.families()
     print(json.dumps(rows, indent=1) if as_json else "\n".join(map(listing.line, rows)))
 

@@ -69,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     "vit-things": Family("ViT, two FFNs side by side", ("vit_small_patch16_18x2_224",), "class", False),
     "siglip": Family("SigLIP, attention pooling", ("vit_base_patch16_siglip_224",), "patches"),
     "clip": Family("CLIP's image tower", ("vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224")),
+    "aimv2": Family("AIMv2, SwiGLU without biases", ("aimv2_large_patch14_224",), "patches"),
     "beit": Family("BEiT", ("beit_base_patch16_224", "beitv2_base_patch16_224"), "patches"),
     "eva": Family("EVA", ("eva_giant_patch14_224",), "patches"),
     "eva02": Family("EVA-02, SwiGLU", ("eva02_tiny_patch14_224",), "patches"),

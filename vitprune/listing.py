@@ -1,14 +1,25 @@
-"""What `vitprune models` says: per family the tested names, which criteria apply, and which repairs."""
+"""What `vitprune models` says: per family the tested names, which criteria apply, and which repairs; with `--all` every
+timm name of the modules that the families come from, built on the meta device, and whether it is supported."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import timm
+
+from vitprune import architectures, heads, models
 from vitprune.criteria import CRITERIA, why_not
+from vitprune.errors import UserError
 from vitprune.families import FAMILIES
 from vitprune.recovery import RECOVERIES, closed_form
 
 BY_BLOCK = ("sequential", "layerwise")
+MODULES = (
+    "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "deit", "beit",
+    "eva", "naflexvit", "hiera", "swin_transformer", "swin_transformer_v2",
+)  # fmt: skip
 
 
 def families() -> list[dict[str, Any]]:
@@ -38,4 +49,38 @@ def line(row: dict[str, Any]) -> str:
     but += [f"with tokens: all {', '.join(row['all_tokens_only'])}"] if row["all_tokens_only"] else []
     return f"{row['family']:<16}{', '.join(row['names'])}\n{'':<16}{row['title']}; " + (
         "; ".join(but) or "every criterion"
+    )
+
+
+def every() -> Iterator[dict[str, Any]]:
+    """A row for every timm name: `why_not` it is not supported (None: it is), its input size and FFN widths, and whether
+    it comes with a classifier (else `num_classes` has to be given)."""
+    for module in MODULES:
+        for name in timm.list_models(module=module):
+            yield {"name": name, "module": module, **_examined(name)}
+
+
+def _examined(name: str) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = architectures.on_meta(name, {})
+    try:
+        widths = sorted({site.width for site in models.ffn_sites(model)})
+        models.token_layout(model)
+        found = {"why_not": None, "input_size": list(models.input_shape(model)), "widths": widths}
+    except UserError as error:
+        return {"why_not": str(error)}
+    try:
+        return {**found, "classifier": heads.outputs(model) > 0}
+    except UserError:
+        return {**found, "classifier": False}
+
+
+def name_line(row: dict[str, Any]) -> str:
+    """A timm name in one line of a terminal."""
+    if row["why_not"] is not None:
+        return f"{row['name']:<48}no: {row['why_not']}"
+    size = "x".join(map(str, row["input_size"]))
+    return f"{row['name']:<48}yes, {size}" + (
+        "" if row["classifier"] else ", no classifier: give model.args.num_classes"
     )
