@@ -585,18 +585,18 @@ def test_keeping_everything_is_the_identity(bench: Bench, keep: float | str, rec
 
 @pytest.mark.parametrize(
     ("keep", "round_to", "width"),
-    [(0.3, None, 19), (0.3, 8, 16), (0.3, 32, 32), (7, None, 7), (1, None, 1), (0.999, None, 63)],
+    [(0.3, None, 19), (0.3, 8, 16), (0.3, 32, 32), ("7 units", None, 7), (1, None, 1), (0.999, None, 63)],
 )
-def test_widths(bench: Bench, keep: float, round_to: int | None, width: int) -> None:
+def test_widths(bench: Bench, keep: float | str, round_to: int | None, width: int) -> None:
     made = bench.run("prune", keep=keep, round_to=round_to)
     assert [b.mlp.fc1.out_features for b in vitprune.load(bench.root).blocks] == [width, width]
     assert made["missing"] == ["evaluate"]
     assert json.loads((bench.root / "config.json").read_text())["vitprune"]["kept"] == width / WIDTH
 
 
-@pytest.mark.parametrize("keep", [WIDTH + 1, 0.001, 10**9])
+@pytest.mark.parametrize("keep", [f"{WIDTH + 1} units", 0.001, 10**9])
 def test_a_budget_that_no_block_has_is_said_before_discovery(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, keep: float
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keep: float | str
 ) -> None:
     calls = counted(monkeypatch, "jas")
     assert "keep" in bench.refused(keep=keep)
