@@ -55,7 +55,8 @@ def opened(spec: recipe.Model) -> Loaded:
         return _described(architecture, args, None, checkpoint.Source(cfg, spec.preprocess), f"{config}: ")
     architecture, args, widths = checkpoint._checked(record, config)
     source = checkpoint.Source(record.get("pretrained_cfg"), spec.preprocess)
-    loaded = _described(architecture, args, widths, source, f"{config}: ")
+    biases = (record.get("vitprune") or {}).get("added_biases") is True
+    loaded = _described(architecture, args, widths, source, f"{config}: ", biases)
     expected = checkpoint._shapes(loaded.model)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
@@ -95,11 +96,16 @@ def _named(spec: recipe.Model) -> Loaded:
 
 
 def _described(
-    architecture: str, args: dict[str, Any], widths: list[int] | None, source: checkpoint.Source, where: str
+    architecture: str,
+    args: dict[str, Any],
+    widths: list[int] | None,
+    source: checkpoint.Source,
+    where: str,
+    biases: bool = False,
 ) -> Loaded:
     try:
         with torch.device("meta"):
-            model = checkpoint._resized(architectures.build(architecture, args), widths)
+            model = checkpoint._resized(architectures.build(architecture, args), widths, biases)
     except UserError:
         raise
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
