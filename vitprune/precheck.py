@@ -36,7 +36,6 @@ HEADS = re.compile(
     r"(?:net\.)?(?:(?:head|fc|classifier|heads\.head|cls_classifier)(?:\.fc)?|head_dist|distillation_classifier)\.weight"
 )
 FC2 = re.compile(r"(?:.*\.)?blocks\.\d+\.(?:.*\.)?mlp\.fc2\.weight")
-HOUSEKEEPING = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
 @dataclass(slots=True)
@@ -270,6 +269,7 @@ def plain(name: str) -> str:
 def images(spec: Data, found: Found) -> Any:
     """The classes of the images as the run's own source reads them; of too many files to open, by the folders' names."""
     from vitprune.sources import open_source
+    from vitprune.sources.found import folders
 
     if spec.dataset is not None:
         found.unseen.append("the dataset")
@@ -279,7 +279,7 @@ def images(spec: Data, found: Found) -> Any:
         return open_source(spec)
     if all(path.is_dir() and not any(entry.suffix == ".tar" for entry in path.iterdir()) for path in places):
         found.unseen.append("the image files")
-        names = [{entry.name for entry in path.iterdir() if entry.is_dir() and visible(entry.name)} for path in places]
+        names = [set(folders(path)) for path in places]
         return _Folders(sorted(set().union(*names)))
     found.unseen.append("the images' classes")
     return None
@@ -299,11 +299,6 @@ def files(folder: Path) -> Iterator[str]:
     """Every file below a folder."""
     for _, _, names in os.walk(folder):
         yield from names
-
-
-def visible(name: str) -> bool:
-    """Whether a folder's name may be a class's."""
-    return not name.startswith((".", "@", "~")) and name not in HOUSEKEEPING
 
 
 class _Folders:
