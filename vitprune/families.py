@@ -137,15 +137,19 @@ def _sites_of(i: int, path: str, block: nn.Module) -> list[FfnSite]:
         return [_site(i, f"{path}.mlp", block.get_submodule("mlp"))]
     if type(block) is vit.ParallelThingsBlock:
         plain.require(path, block)
-        plain.require(f"{path}.ffns", block.ffns, ROWS)
-        for k, half in enumerate(block.ffns):
+        side_by_side = block.get_submodule("ffns")
+        plain.require(f"{path}.ffns", side_by_side, ROWS)
+        for k, half in side_by_side.named_children():
             plain.require(f"{path}.ffns.{k}", half, ROWS)
-        return [_site(i, f"{path}.ffns.{k}.mlp", half.mlp) for k, half in enumerate(block.ffns)]
+        return [
+            _site(i, f"{path}.ffns.{k}.mlp", half.get_submodule("mlp")) for k, half in side_by_side.named_children()
+        ]
     if type(block) is vit.ParallelScalingBlock and block.mlp_out_proj is not None:
         plain.require(path, block)
-        names = ("in_proj", "mlp_act", "mlp_drop", "mlp_out_proj")
-        site = FfnSite(i, *(f"{path}.{n}" for n in names if n != "mlp_drop"), block.in_split[0], split=path)
-        _plain_layers(site, {f"{path}.{n}": block.get_submodule(n) for n in names}, f"{path}.mlp_drop")
+        parts = {f"{path}.{name}": part for name, part in block.named_children()}
+        fc1, act, fc2, width = f"{path}.in_proj", f"{path}.mlp_act", f"{path}.mlp_out_proj", block.in_split[0]  # type: ignore[index]
+        site = FfnSite(i, fc1, act, fc2, int(width), split=path)
+        _plain_layers(site, parts, f"{path}.mlp_drop")
         return [site]
     raise UserError(f"{path}: {type(block).__name__} is not supported; see `vitprune models`")
 

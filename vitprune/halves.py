@@ -169,7 +169,7 @@ def _changed(model: Any) -> dict[str, str]:
         for part in filter(None, (getattr(attn, "attn_drop", None), getattr(attn, "proj_drop", None))):
             reason = reason or plain.why_not(part, plain.IDLE)
         for name in ("qkv", "proj"):
-            layer = getattr(attn, name, None)
+            layer: Any = getattr(attn, name, None)
             if layer is None and reason is None:
                 continue
             why = reason or plain.why_not(layer, plain.LINEAR)
