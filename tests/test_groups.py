@@ -190,8 +190,8 @@ def test_a_specialist_tells_its_own_classes_only(content, tmp_path):
 
 
 def test_a_head_that_cannot_be_narrowed_is_refused_before_any_work(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(heads, "_classifier", lambda model: [torch.nn.Identity()])
-    with pytest.raises(UserError, match="Identity without a row per class; take head: all"):
+    monkeypatch.setattr(heads, "_classifier", lambda model: {"head": torch.nn.Bilinear(2, 2, 5)})
+    with pytest.raises(UserError, match="Bilinear without a row per class; take head: all"):
         run(content, tmp_path, groups={"two": ["circle", "cross"]})
     assert not list((tmp_path / "tiny").rglob("*.safetensors"))
     run(content, tmp_path, "split", groups={"two": ["circle", "cross"]}, head="all")

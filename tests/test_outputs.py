@@ -53,7 +53,8 @@ def test_a_head_that_was_replaced_is_what_counts(tiny_vit, make_images):
 
 
 @pytest.mark.parametrize(
-    "head", [nn.Sequential(nn.Dropout(), nn.Linear(16, 20)), nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 20)), nn.Bilinear],  # noqa: E501
+    "head",
+    [nn.Sequential(nn.Dropout(), nn.Linear(16, 20)), nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 20)), nn.Bilinear],
     ids=["dropout", "norm", "another layer"],
 )  # fmt: skip
 def test_a_head_of_another_kind_is_counted_by_a_pass(tiny_vit, make_images, head):

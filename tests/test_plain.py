@@ -124,7 +124,12 @@ def on(path: str, work: Callable[[Any], Any]) -> Change:
 
 def patched(path: str, name: str = "forward") -> Change:
     """The same method, bound again: whatever it does, it is not the class's any more."""
-    return on(path, lambda m: setattr(m, name, types.MethodType(lambda self, x, f=getattr(m, name): f(x), m)))  # noqa: B008
+
+    def change(module: nn.Module) -> None:
+        before = getattr(module, name)
+        setattr(module, name, types.MethodType(lambda self, x: before(x), module))
+
+    return on(path, change)
 
 
 def tied(model: nn.Module) -> None:
@@ -158,7 +163,9 @@ for _path in (FC1, FC2):
         f"a hook that looks {_path}": (_path, on(_path, lambda m: m.register_forward_hook(lambda *_: None))),
         f"a hook backwards {_path}": (_path, on(_path, lambda m: m.register_full_backward_hook(lambda *_: None))),
         f"forward replaced {_path}": (_path, patched(_path)),
-        f"one more weight {_path}": (_path, on(_path, lambda m: m.register_parameter("scale", nn.Parameter(torch.ones(1).double())))),  # noqa: E501
+        f"one more weight {_path}": (
+            _path, on(_path, lambda m: m.register_parameter("scale", nn.Parameter(torch.ones(1).double()))),
+        ),
         f"a buffer {_path}": (_path, on(_path, lambda m: m.register_buffer("mask", torch.ones(1)))),
         f"a weight of another shape {_path}": (_path, on(_path, lambda m: setattr(m, "out_features", m.out_features + 1))),
     }  # fmt: skip

@@ -82,8 +82,8 @@ NAFLEX = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_cla
 
 @pytest.mark.parametrize(
     ("args", "size"),
-    [({}, (384, 384)), ({"img_size": 32}, (32, 32)), ({"img_size": [48, 32]}, (48, 32)), ({"pos_embed_grid_size": [2, 2]}, (384, 384)),  # noqa: E501
-     ({"pos_embed_grid_size": None, "img_size": 64}, (64, 64))],
+    [({}, (384, 384)), ({"img_size": 32}, (32, 32)), ({"img_size": [48, 32]}, (48, 32)),
+     ({"pos_embed_grid_size": [2, 2]}, (384, 384)), ({"pos_embed_grid_size": None, "img_size": 64}, (64, 64))],
 )  # fmt: skip
 def test_a_naflexvit_has_timms_size_or_the_one_asked_for(args, size):
     loaded = checkpoint.open_model(recipe.Model(name="naflexvit_base_patch16_gap", args=NAFLEX | args))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from timm.layers import GluMlp, LayerNorm, Mlp, RmsNorm, SwiGLU
 from timm.models import beit, deit, eva, hiera, naflexvit, swin_transformer, swin_transformer_v2
@@ -137,18 +137,19 @@ def _sites_of(i: int, path: str, block: nn.Module) -> list[FfnSite]:
         return [_site(i, f"{path}.mlp", block.get_submodule("mlp"))]
     if type(block) is vit.ParallelThingsBlock:
         plain.require(path, block)
-        ffns: Any = block.ffns
-        plain.require(f"{path}.ffns", ffns, ROWS)
-        for k, half in enumerate(ffns):
+        side_by_side = block.get_submodule("ffns")
+        plain.require(f"{path}.ffns", side_by_side, ROWS)
+        for k, half in side_by_side.named_children():
             plain.require(f"{path}.ffns.{k}", half, ROWS)
-        return [_site(i, f"{path}.ffns.{k}.mlp", half.mlp) for k, half in enumerate(ffns)]
+        return [
+            _site(i, f"{path}.ffns.{k}.mlp", half.get_submodule("mlp")) for k, half in side_by_side.named_children()
+        ]
     if type(block) is vit.ParallelScalingBlock and block.mlp_out_proj is not None:
         plain.require(path, block)
-        names = ("in_proj", "mlp_act", "mlp_drop", "mlp_out_proj")
-        fused: Any = block
-        fc1, act, _, fc2 = (f"{path}.{name}" for name in names)
-        site = FfnSite(i, fc1, act, fc2, int(fused.in_split[0]), split=path)
-        _plain_layers(site, {f"{path}.{n}": block.get_submodule(n) for n in names}, f"{path}.mlp_drop")
+        parts = {f"{path}.{name}": part for name, part in block.named_children()}
+        fc1, act, fc2, width = f"{path}.in_proj", f"{path}.mlp_act", f"{path}.mlp_out_proj", block.in_split[0]  # type: ignore[index]
+        site = FfnSite(i, fc1, act, fc2, int(width), split=path)
+        _plain_layers(site, parts, f"{path}.mlp_drop")
         return [site]
     raise UserError(f"{path}: {type(block).__name__} is not supported; see `vitprune models`")
 

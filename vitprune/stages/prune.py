@@ -106,6 +106,7 @@ def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed)
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
+    folder.rmdir()
     return scores
 
 
