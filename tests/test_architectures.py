@@ -96,7 +96,7 @@ def test_torchvision_with_a_local_file_of_its_own(tmp_path, suffix):
     loaded = open_spec(name="torchvision:vit_b_16", checkpoint=path, args=settings)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(loaded.model(images), net.eval()(images).detach())
-    with pytest.raises(UserError, match="does not fit the model VisionTransformer"):
+    with pytest.raises(UserError, match="does not fit VisionTransformer"):
         open_spec(name="torchvision:vit_b_16", checkpoint=path, args=settings | {"mlp_dim": 32})
 
 
