@@ -183,7 +183,7 @@ def test_provider_selection(monkeypatch: pytest.MonkeyPatch, provider: str, chai
     fake = FakeRuntime([TRT, CUDA, CPU])
     monkeypatch.setattr(runtime, "onnxruntime", lambda: fake)
     assert runtime.available() == ["cpu", "cuda", "tensorrt"]
-    made = runtime.session(Path("m.onnx"), provider, threads=2, in_turn=True)
+    made = runtime.session(b"a graph", provider, threads=2, in_turn=True)
     ((asked, options),) = fake.asked
     assert asked == chain and made.get_providers()[0] == chain[0]
     assert options.intra_op_num_threads == 2 and getattr(options, "session.force_spinning_stop") == "1"
@@ -193,7 +193,7 @@ def test_provider_selection(monkeypatch: pytest.MonkeyPatch, provider: str, chai
 def test_a_silent_fallback_is_an_error(monkeypatch: pytest.MonkeyPatch, provider: str, active: list[str]) -> None:
     monkeypatch.setattr(runtime, "onnxruntime", lambda: FakeRuntime([TRT, CUDA, CPU], active))
     with pytest.raises(UserError, match=f"`{provider}`: onnxruntime fell back to {active[0]}"):
-        runtime.session(Path("m.onnx"), provider)
+        runtime.session(b"a graph", provider)
 
 
 def test_only_what_is_there_is_timed_unasked(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:

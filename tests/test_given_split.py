@@ -71,7 +71,7 @@ def counts(made: Made) -> dict[str, tuple[int, int]]:
 def test_the_parts_are_the_folders(bench: Bench) -> None:
     made = bench.run()
     assert (made["split"]["probe"], made["split"]["test"]) == (15, 9)
-    assert made["split"]["given"] == {"probe": str(bench.probe), "test": str(bench.test)}
+    assert made["split"]["given"] == {"probe": bench.probe.name, "test": bench.test.name}
     assert made["split"]["probe_share"] is None and made["split"]["skipped"] == made["split"]["notes"] == []
     found = bench.split()
     assert found["probe"] == list(range(15)) and found["test"] == list(range(15, 24))
@@ -115,7 +115,7 @@ def test_a_limit_is_for_each_part(bench: Bench) -> None:
 def test_the_report_says_that_the_split_was_given(bench: Bench) -> None:
     made = bench.run()
     said = str(trust_section(made))
-    assert f"Both were given: {bench.probe} and {bench.test}, with no image in common." in said
+    assert f"Both were given: {bench.probe.name} and {bench.test.name}, with no image in common." in said
     assert "Split seed" not in said
     schema = json.loads((Path(report.__file__).parent / "schema.json").read_text())["properties"]["split"]
     assert set(made["split"]) <= {*schema["properties"], "classes"}

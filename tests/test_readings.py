@@ -163,6 +163,11 @@ def test_a_part_of_the_name_will_do(tmp_path: Path, what: str, key: str) -> None
     assert same(load(tmp_path, PAIRS[what][0], key=key), state(seed=1))
 
 
+def test_the_top_level_is_told_too(tmp_path: Path) -> None:
+    loaded = load(tmp_path, PAIRS["beside"][0], key=".")
+    assert same(loaded, state()) and "its top level; not read: `ema_model." in loaded.notes[0]
+
+
 def test_two_sets_that_are_equal_are_one(tmp_path: Path) -> None:
     assert same(load(tmp_path, {"model": state(), "ema": under("module.", state())}), state())
 

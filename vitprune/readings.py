@@ -79,9 +79,9 @@ def choose(content: Any, model: nn.Module, key: str | None) -> Reading:
         if not any(_equal(reading, other) for other in different):
             different.append(reading)
     if len(different) > 1:
-        shown = ", ".join(f"`{r.name}`" for r in different[:8])
+        sets = ", ".join(f"`{r.name}`" for r in different[:8])
         raise UserError(
-            f"holds {len(different)} sets of weights that fit and differ: {shown}; say which is meant, "
+            f"holds {len(different)} sets of weights that fit and differ: {sets}; say which is meant, "
             f"as model.checkpoint_key: {different[0].name}"
         )
     if not different:

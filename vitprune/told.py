@@ -10,9 +10,10 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitprune.recipe import Data, Model, Recipe
+if TYPE_CHECKING:
+    from vitprune.recipe import Data, Model, Recipe
 
 PATHS = ("path", "probe", "test", "labels")  # of a recipe's `data`
 

@@ -28,22 +28,21 @@ def load(model: nn.Module, path: Path, key: str | None = None) -> list[str]:
     if path.suffix.lower() == ".npz" and not isinstance(model, Foreign):
         if key is not None:
             raise UserError(f"{path}: an .npz file holds one set of weights; remove model.checkpoint_key")
-        _in_one_line(path, lambda: _npz(model, path))
+        _in_one_line(model, path, lambda: _npz(model, path))
         return []
-    content = _in_one_line(path, lambda: _content(path))
+    content = _in_one_line(model, path, lambda: _content(path))
     try:
         chosen = readings.choose(content, model, key)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     net = readings.inner(model)
     names = net.state_dict().keys()
-    _in_one_line(
-        path, lambda: net.load_state_dict({k: v for k, v in chosen.tensors.items() if k in names}, strict=True)
-    )
+    wanted = {name: value for name, value in chosen.tensors.items() if name in names}
+    _in_one_line(model, path, lambda: net.load_state_dict(wanted, strict=True))
     return _said(path, content, chosen)
 
 
-def _in_one_line(path: Path, work: Callable[[], T]) -> T:
+def _in_one_line(model: nn.Module, path: Path, work: Callable[[], T]) -> T:
     try:
         return work()
     except UserError:
@@ -54,8 +53,10 @@ def _in_one_line(path: Path, work: Callable[[], T]) -> T:
                 f"{path}: holds pickled Python objects{_objects(path)}, which could run code; where you trust it, load "
                 "it with torch and re-save its state_dict as safetensors"
             ) from error
+        what = "does not fit" if path.suffix.lower() == ".npz" else "cannot be read as weights of"
         raise UserError(
-            f"{path}: cannot be read as weights ({one_line(error)}); save them again as safetensors"
+            f"{path}: {what} {type(readings.inner(model)).__name__} ({one_line(error)}); see model.args, or save the model's "
+            "state_dict as safetensors"
         ) from error
 
 
@@ -87,12 +88,13 @@ def _said(path: Path, content: Any, chosen: Reading) -> list[str]:
     top = content if isinstance(content, dict) else {}
     outside = [str(key) for key in top if key not in chosen.where[:1]] if chosen.where else []
     left = [*chosen.beside, *outside]
-    if not chosen.where and not chosen.spelled:
+    if not chosen.where and not chosen.spelled and not left:
         return []
     place = " and ".join(
         [f"the set `{'.'.join(chosen.where)}`"] * bool(chosen.where)
         + [f"the names after `{chosen.spelled}`"] * bool(chosen.spelled)
     )
+    place = place or "those at its top level"
     more = f", and {len(left) - 6} more" if len(left) > 6 else ""
     rest = f"; not read: {', '.join(f'`{name[:60]}`' for name in left[:6])}{more}" if left else ""
     return [f"Weights of {path.name}: {place}{rest}."]
