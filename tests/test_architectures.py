@@ -76,12 +76,12 @@ def test_an_npz_that_leaves_something_out_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"head\.weight"):
         open_spec(**spec, args={**ARGS, "num_classes": 4})
     np.savez(tmp_path / "w.npz", **{key: value for key, value in whole.items() if not key.startswith("cls")})
-    with pytest.raises(UserError, match=r"w\.npz: cannot be read as weights"):
+    with pytest.raises(UserError, match=r"w\.npz: does not fit"):
         open_spec(**spec, args={**ARGS, "num_classes": 3})
     np.savez(tmp_path / "w.npz", **whole, more=np.array([{"a": 1}], dtype=object))  # pickled
     open_spec(**spec, args={**ARGS, "num_classes": 3})  # what nobody asks for is not read
     np.savez(tmp_path / "w.npz", **(whole | {"cls": np.array([{"a": 1}], dtype=object)}))
-    with pytest.raises(UserError, match=r"w\.npz: cannot be read as weights"):
+    with pytest.raises(UserError, match=r"w\.npz: does not fit"):
         open_spec(**spec, args={**ARGS, "num_classes": 3})
 
 

@@ -22,7 +22,7 @@ from vitprune.types import Attribution
 
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
-    "name": "a", "data": {"path": "i"}, "paper_protocol": {"t": [1]},
+    "name": "a", "model": {"name": "vit", "checkpoint": "first.pth"}, "data": {"path": "i"}, "paper_protocol": {"t": [1]},
     "criterion": {"name": "jas", "candidates": "each"}, "keep": 0.5, "recovery": "affine",
 }  # fmt: skip
 # Key → another value, and the stages that it does again.
@@ -34,6 +34,12 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "model.pretrained": (True, EVERY),
     "model.checkpoint": ("w.pth", EVERY),
     "model.args": ({"img_size": 32}, EVERY),
+    "model.checkpoint_key": ("teacher", EVERY),
+    "model.preprocess.input_size": (32, EVERY),
+    "model.preprocess.mean": ([0.4], EVERY),
+    "model.preprocess.std": ([0.4], EVERY),
+    "model.preprocess.interpolation": ("box", EVERY),
+    "model.preprocess.crop_pct": (0.5, EVERY),
     "data.path": ("other", EVERY),
     "data.dataset": ("torch/x", EVERY),
     "data.dataset_split": ("train", EVERY),
