@@ -274,9 +274,9 @@ def test_a_batch_that_does_not_fit_is_halved(
     for one, other in zip(wide.shards(2), narrow.shards(2), strict=True):
         assert np.array_equal(one.paths.image, other.paths.image) and np.array_equal(one.paths.units, other.paths.units)
         assert all(np.array_equal(a, b) for a, b in zip(one.counts, other.counts, strict=True))
-        assert all(np.allclose(a, b, rtol=1e-12) for a, b in zip(one.sums, other.sums, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(one.sums, other.sums, strict=True))
     assert [s.notes["batch"] for s in wide.shards(2)] == ["6", "6"]
-    assert [s.notes["batch"] for s in narrow.shards(2)] == ["1", "6"]  # 6 → 3 and 3 → 2 and 1; the last has one image
+    assert [s.notes["batch"] for s in narrow.shards(2)] == ["2", "6"]  # 6 → 3 → 2; the last has one image
 
 
 def test_a_single_image_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_halved_batches_are_recorded_and_change_next_to_nothing(
+def test_halved_batches_are_recorded_and_change_nothing(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 4)
@@ -320,13 +320,7 @@ def test_halved_batches_are_recorded_and_change_next_to_nothing(
           (("whole", whole), ("made", made))}  # fmt: skip
     assert (of["whole"]["batch"], of["whole"]["smallest_batch"]) == (4, 4)
     assert (of["made"]["batch"], of["made"]["smallest_batch"]) == (4, 2)
-    for name in results(tmp_path / "out"):
-        one, other = (load_file(next((tmp_path / n).rglob(name))) for n in ("out", "whole"))
-        for key in one:
-            scale = np.abs(other[key]).max() if other[key].size else 0
-            assert np.allclose(one[key], other[key], atol=1e-5 * scale) or key.startswith("counts")
-            if key.startswith("counts"):
-                assert np.abs(one[key] - other[key]).sum() <= 0.02 * other[key].sum()
+    assert results(tmp_path / "out") == results(tmp_path / "whole") != {}
 
 
 # ---- what is computed again and what is not
@@ -365,14 +359,18 @@ def test_the_columns_of_a_long_run_are_not_held_together(setting: dict[str, Any]
         assert content["sums.0"].shape == (3, 64) and content["images"].tolist() == [24, 24, 24]
 
 
-def test_free_memory_decides_the_batch(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_decides_the_passes_and_never_the_parts(
+    setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vitprune import memory
 
     context = Context.join(recipe.Recipe.model_validate(setting), "cpu", pipeline.Reporter(quiet=True))
-    sizes = []
-    for free in (1 << 40, 4_000_000, 0):
+    rooms, sizes = [], []
+    for free in (1 << 40, 3_000_000, 0):
         monkeypatch.setattr(memory, "free", lambda _, free=free: free)
-        sizes.append(context.images_per_batch(2))
-    assert sizes[0] == 40 and 1 < sizes[1] < 40 and sizes[2] == 1
+        rooms.append(context.room(2))
+        sizes.append((context.images_per_batch(2), context.batch, context.repair_batch))
+    assert rooms[0] > 40 > rooms[1] > rooms[2] == 1
+    assert sizes == [(40, 80, 64)] * 3
     alone = context.images_per_batch(1)
     assert alone >= 1 and Attribution().nodes == 5

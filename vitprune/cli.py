@@ -412,6 +412,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
+        if _lacks_memory(error):
+            _fail("vitprune: not enough memory; free some and run the same command again, it continues", 2, debug)
         _fail(
             f"vitprune: internal error, {type(error).__name__}: {one_line(error)} (add --debug before the verb for the trace)",
             1,
@@ -419,6 +421,15 @@ def main() -> None:
         )
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Without torch, which `predict` does not need, only what Python and numpy raise."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from vitprune import memory
+
+    return memory.lacking(error)
 
 
 def _terminated(*_: object) -> None:

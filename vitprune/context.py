@@ -25,6 +25,7 @@ from vitprune import (
     masks,
     memory,
     models,
+    pieces,
     recipe_paths,
     recovery,
     told,
@@ -46,9 +47,8 @@ from vitprune.types import FfnSite, Recovery, Split
 from vitprune.workspace import Workspace
 
 CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pixels
-MEMORY_SHARE = 0.4
 KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs
-MAX_ROWS = 80  # on a processor; more rows fall out of its cache and are slower
+REPAIR_IMAGES = 64  # of one part of a repair, at most
 
 
 @dataclass
@@ -287,24 +287,25 @@ class Context:
         return self.class_names[output]
 
     def images_per_batch(self, nodes: int) -> int:
-        """Images whose nodes fit one pass of the discovery engine in a part of the memory that is free now."""
-        row = self._bytes_per_row
-        most = MAX_ROWS if self.device.type == "cpu" else 2048
+        """Images of one part, each at so many nodes: the model and the kind of device say it, not the free memory."""
+        return pieces.size(self._footprint, self.device, nodes)
+
+    def room(self, nodes: int) -> int:
+        """Images of a part that the memory which is free now has room for; the others come after them, in pieces."""
         here = self.workers if self.device.type == "cpu" else 1
-        room = MEMORY_SHARE * memory.free(self.device) / here
-        return max(1, int(min(most, room // row)) // nodes)
+        return pieces.room(self._footprint, self.device, nodes, pieces.SHARE / here)
 
     @cached_property
-    def _bytes_per_row(self) -> int:
-        """What one image's pass keeps, about."""
-        model, sites = self.loaded.model, self.sites
-        counts = models.tokens_per_site(model, sites)
-        return sum(
-            4 * tokens * (2 * site.width + 14 * models.stream_width(model, site))
-            for tokens, site in zip(counts, sites, strict=True)
-        )
+    def _footprint(self) -> int:
+        return pieces.footprint(self.loaded.model, self.sites)
 
     @property
     def batch(self) -> int:
-        """Images per forward pass where no gradient is kept."""
+        """Images per forward pass."""
         return max(1, self.images_per_batch(1) // 2 * 2)
+
+    @cached_property
+    def repair_batch(self) -> int:
+        """Images of one part of a repair, which keeps no gradient."""
+        footprint = pieces.footprint(self.loaded.model, self.sites, gradient=False)
+        return min(REPAIR_IMAGES, pieces.size(footprint, self.device))

@@ -88,6 +88,8 @@ def _loaded(image: Image.Image) -> Image.Image:
 def _named(make: Callable[[], Image.Image], name: str, advice: str) -> Image.Image:
     try:
         return make()
+    except MemoryError:  # the machine's, not the file's: it must not count as unreadable
+        raise
     except Exception as error:  # a damaged file drives a decoder to any of them
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no format that Pillow knows" if unknown else str(error)[:80] or type(error).__name__

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune import models
+from vitprune import models, pieces
 
 RATE = 2e-4
 
@@ -24,6 +24,7 @@ def distill(
     """Train `slim` in place on batches of images [B, C, H, W]; it is left in eval mode with frozen weights."""
     trained = _trained(slim)
     device = models.device_of(slim)
+    part = pieces.size(pieces.footprint(dense, models.ffn_sites(dense)), device)  # what one backward pass may take
     steps = epochs * sum(1 for _ in batches())
     optimiser = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     done = 0
@@ -33,14 +34,15 @@ def distill(
         with torch.enable_grad():
             for _ in range(epochs):
                 for images in batches():
-                    x = images.to(device)
-                    with torch.no_grad():
-                        target = dense(x).log_softmax(-1)
-                    loss = F.kl_div(slim(x).log_softmax(-1), target, reduction="batchmean", log_target=True)
                     for group in optimiser.param_groups:
                         group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done / max(steps, 1)))
                     optimiser.zero_grad()
-                    loss.backward()
+                    for x in images.split(part):
+                        given = x.to(device)
+                        with torch.no_grad():
+                            target = dense(given).log_softmax(-1)
+                        loss = F.kl_div(slim(given).log_softmax(-1), target, reduction="batchmean", log_target=True)
+                        (loss * (len(x) / len(images))).backward()
                     optimiser.step()
                     done += 1
     finally:

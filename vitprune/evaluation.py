@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitprune import hooks, memory, models
+from vitprune import hooks, models, pieces
 from vitprune.data import Images
 from vitprune.errors import UserError
 from vitprune.types import FfnSite, Metrics, Split
@@ -25,12 +25,12 @@ Predictor = Callable[..., Tensor]
 
 
 def predictor(model: nn.Module) -> Predictor:
-    """Images [B, C, H, W] on the CPU → logits [B, C] on the CPU, float32."""
+    """Images [B, C, H, W] on the CPU → logits [B, C] on the CPU, float32; the same bits where a batch needs several passes."""
     device = models.device_of(model)
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        return model(images.to(device)).float().cpu()
+        return pieces.joined(lambda x: model(x.to(device)).float().cpu(), images, advice=ADVICE)
 
     return predict
 
@@ -51,12 +51,8 @@ def test_logits(
 
 
 def _fitting(predict: Predictor, x: Tensor, *more: Tensor) -> np.ndarray:
-    """Logits [B, C] of a batch, in halves where it does not fit; `more` [B, …] goes along row by row."""
-
-    def work(rows: np.ndarray) -> np.ndarray:
-        return predict(*(part[rows] for part in (x, *more))).numpy()
-
-    return np.concatenate([made for _, made in memory.halving(np.arange(len(x)), work, ADVICE)])
+    """Logits [B, C] of a batch, in pieces where it does not fit; `more` [B, …] goes along row by row."""
+    return pieces.joined(predict, x, *more, advice=ADVICE).numpy()
 
 
 def test_indices(images: Images, split: Split, only: np.ndarray | None = None) -> np.ndarray:

@@ -36,8 +36,8 @@ class SecondMoments:
         for h_part, t_part in zip(h.split(CHUNK), t.split(CHUNK), strict=True):
             ones = h_part.new_ones(len(h_part), 1)
             row, target = torch.cat([h_part - self.origin[0], ones], 1), t_part - self.origin[1]
-            self.gram += (row.T @ row).double()
-            self.cross += (row.T @ target).double()
+            self.gram += row.T @ row
+            self.cross += row.T @ target
             self.square += target.square().sum(0).double()
         self.rows += len(h)
 

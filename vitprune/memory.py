@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import psutil
 import torch
 
 from vitprune.errors import UserError
 
-T = TypeVar("T")
 _SELF = Path("/proc/self")
 _around: list[float] = []  # per `peak` that is open: the highest use seen before one inside it began the count again
 
@@ -41,32 +39,32 @@ def _left_to_the_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 def lacking(error: BaseException) -> bool:
     """Whether a failed pass would fit with fewer rows."""
-    texts = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    texts = ["not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc"]
+    texts += ["status_alloc_failed", "failed to allocate memory"]  # CUDA's libraries
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts))
     )
 
 
-def halving(rows: np.ndarray, work: Callable[[np.ndarray], T], advice: str) -> Iterator[tuple[np.ndarray, T]]:
-    """The work on all rows together, or, where memory does not suffice, half by half: (rows, result) in order.
-
-    Raises UserError, `advice`, when a single row is too much.
-    """
-    try:
-        made = work(rows)
-    except (RuntimeError, MemoryError) as error:
-        if not lacking(error):
-            raise
-        if len(rows) == 1:
-            raise UserError(advice) from error
-    else:
-        yield rows, made
-        return
+def release() -> None:
+    """Give back what nothing holds any more, after a pass that did not fit."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = math.ceil(len(rows) / 2)
-    yield from halving(rows[:half], work, advice)
-    yield from halving(rows[half:], work, advice)
+
+
+@contextmanager
+def refused(what: str, device: torch.device) -> Iterator[None]:
+    """Work that cannot be taken in pieces: where memory does not suffice for it, one line with the figure."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not lacking(error):
+            raise
+        left = free(device) / 1e6
+        raise UserError(f"{what}: not enough memory ({left:,.0f} MB are free); free some and run again") from error
 
 
 @contextmanager

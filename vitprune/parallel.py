@@ -138,7 +138,7 @@ def serve(context: Context, rank: int, size: int, gone: Callable[[], bool] = lam
         for start in me.order(plan[0])[: len(range(rank, len(plan[0].starts), size))]:
             if gone():
                 return
-            plan[0].ensure(start, discover.scorer(context, found), discover.keeps(found))
+            plan[0].ensure(start, discover.scorer(context, found), discover.keeps(found), context.room(found.nodes))
 
 
 def _until(done: Callable[[], bool], gone: Callable[[], bool]) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune import choose, cluster, memory, parallel, record, report_data
+from vitprune import choose, cluster, memory, parallel, pieces, record, report_data
 from vitprune.context import Context
 from vitprune.errors import UserError
 from vitprune.files import digest
@@ -107,7 +107,9 @@ def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
     parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
     roots = [] if stage.after else [context.model_digest, context.data_digest]
-    return digest(stage.name, CODE, str(context.device), parts, [earlier[name] for name in stage.after], roots)
+    return digest(
+        stage.name, CODE, context.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots
+    )
 
 
 def _flat(stage: Stage, context: Context) -> list[Any]:
@@ -127,7 +129,7 @@ def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, A
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()
-    with memory.peak(context.device) as highest:
+    with memory.peak(context.device) as highest, memory.refused(stage.name, context.device):
         made = stage.work(context)
     folder.remove(before - set(made))
     peak = None if highest[0] is None else round(highest[0], 1)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from vitprune import distill, ffn, hooks, models, sequential
+from vitprune import distill, ffn, hooks, models, pieces, sequential
 from vitprune.errors import UserError
 from vitprune.least_squares import SecondMoments
 from vitprune.types import FfnSite, Mask, Recovery
@@ -30,6 +31,7 @@ from vitprune.types import FfnSite, Mask, Recovery
 RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
 RIDGE = 1e-3
 DISTILL_EPOCHS = 3
+ADVICE = "statistics: not enough memory for a single image; free some, or take a device with more"
 
 
 def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
@@ -81,7 +83,7 @@ class Stream:
         rows = rows - self.origin
         self.total += rows.sum(0, dtype=torch.float64)
         for chunk in rows.split(8192):
-            self.gram += (chunk.T @ chunk).double()
+            self.gram += chunk.T @ chunk
         self.tokens += len(rows)
 
     def finish(self) -> Moments:
@@ -97,14 +99,23 @@ def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor
     """Hidden-unit moments of every block over batches of images [B, C, H, W]; memory does not grow with their number."""
     streams = [Stream() for _ in sites]
     read, last = models.tokens_read(model), models.ffn_sites(model)[-1].block
+    device, footprint = models.device_of(model), pieces.footprint(model, sites)
 
-    def collect(position: int, hidden_BTN: Tensor) -> None:
-        streams[position].add(hidden_BTN[:, read] if sites[position].block == last else hidden_BTN)
+    def hidden_of(images: Tensor) -> list[Tensor]:
+        seen: dict[int, Tensor] = {}
 
-    device = models.device_of(model)
-    for images in batches:
+        def collect(position: int, hidden_BTN: Tensor) -> None:
+            seen[position] = hidden_BTN[:, read] if sites[position].block == last else hidden_BTN
+
         with hooks.hidden_units(model, sites, collect):
             model(images.to(device))
+        return [seen[position] for position in range(len(sites))]
+
+    for images in batches:
+        fits = pieces.room(footprint, device)
+        found = pieces.taken(len(images), lambda rows, x=images: hidden_of(x[rows]), ADVICE, fits, device)  # type: ignore[misc]
+        for stream in streams:
+            stream.add(pieces.first_of(found))
     return [stream.finish() for stream in streams]
 
 
@@ -121,10 +132,12 @@ def repair(
     epochs: int = DISTILL_EPOCHS,
     track: sequential.Track = iter,
     kept: sequential.Kept | None = None,
+    scratch: Path | None = None,
 ) -> None:
     """Repair `slim` in place. `stats` are the dense model's moments (mean, affine), `batches` gives images [B, C, H, W]
     (the others). `ridge` None: 1e-3 for affine, chosen per layer on a fifth of the images by those that go block by block.
-    `kept`: the dense streams of an earlier repair from the same batches, or to be filled.
+    `kept`: the dense streams of an earlier repair from the same batches, or to be filled. `scratch`: a folder for what does
+    not fit into memory, that of temporary files if None; nothing is left there, however this process ends.
 
     Raises UserError where the recovery needs images and there are none.
     """
@@ -146,7 +159,9 @@ def repair(
     elif solved != "none":
         assert batches is not None
         layers = solved == "layerwise"
-        sequential.repair(slim, dense, batches(), attention=layers, ridge=ridge, track=track, kept=kept)
+        sequential.repair(
+            slim, dense, batches(), attention=layers, ridge=ridge, track=track, kept=kept, scratch=scratch
+        )
     if recovery.endswith("distill"):
         assert batches is not None
         distill.distill(slim, dense, batches, epochs=epochs)

@@ -10,28 +10,32 @@ attention, y* the dense one after the whole block, a what attention hands to its
 
 each a ridge regression towards the layer's old weights over all tokens of all images (in the last block, what is written
 to the stream counts only at the tokens that the head reads), so each corrects the whole drift so far. No labels, no
-gradient. The streams of all images are carried from block to block, in memory or, beyond `IN_MEMORY` bytes, in files; the
+gradient. The streams of all images are carried from block to block, in memory or, beyond `IN_MEMORY` bytes, in a file; the
 dense model's can be kept for the next repair from the same images (`Kept`), which need not run it again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import halves, hooks, models
+from vitprune import halves, hooks, models, pieces
 from vitprune.errors import UserError
+from vitprune.files import explain
 from vitprune.least_squares import SecondMoments, fit
 from vitprune.models import Halves
 
 IN_MEMORY = 2 << 30
 HELD_OUT = 5  # every fifth image chooses the ridge
+ADVICE = "repair: not enough memory for a single image; free some, or take a device with more"
 Track = Callable[[Iterable[int]], Iterable[int]]
 Kept = dict[
     tuple[int, int], Tensor
@@ -39,30 +43,59 @@ Kept = dict[
 
 
 class Streams:
-    """Tensors by name and batch. Those that do not fit into `IN_MEMORY` bytes together lie in files of a temporary folder."""
+    """Tensors by name and batch. Those that do not fit into `IN_MEMORY` bytes together lie in a file of `folder` (None: that
+    of temporary files) that has no name, so that none of it is left however this process ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder, self.room = folder, IN_MEMORY
         self.kept: dict[tuple[str, int], Tensor] = {}
+        self.places: dict[tuple[str, int], tuple[int, int]] = {}  # where in the file, and how many bytes
+        self.forms: dict[tuple[str, int], tuple[torch.Size, torch.dtype]] = {}
 
     def put(self, name: str, batch: int, value: Tensor) -> None:
         """Keep `value`, in the place of what had the name."""
-        old = self.kept.pop((name, batch), None)
+        key = name, batch
+        old = self.kept.pop(key, None)
         self.room += 0 if old is None else old.nbytes
         if value.nbytes <= self.room:
             self.room -= value.nbytes
-            self.kept[name, batch] = value
-        else:
-            np.save(self._file(name, batch), value.cpu().numpy())
+            self.kept[key] = value
+            return
+        try:
+            self._write(key, value.cpu().contiguous())
+        except OSError as error:
+            raise explain(error, self.folder or Path(tempfile.gettempdir())) from error
 
     def get(self, name: str, batch: int, device: torch.device) -> Tensor:
         """What `put` was given last."""
-        if (name, batch) in self.kept:
-            return self.kept[name, batch]
-        return torch.from_numpy(np.load(self._file(name, batch), allow_pickle=False)).to(device)
+        key = name, batch
+        if key in self.kept:
+            return self.kept[key]
+        shape, kind = self.forms[key]
+        value = torch.empty(shape, dtype=kind)
+        at, count = self.places[key]
+        self._file.seek(at)
+        if self._file.readinto(value.flatten().view(torch.uint8).numpy().data) != count:  # type: ignore[attr-defined]
+            raise OSError(f"{self.folder}: the file of the repair's streams is shorter than what was written")
+        return value.to(device)
 
-    def _file(self, name: str, batch: int) -> Path:
-        return self.folder / f"{name}-{batch}.npy"
+    def _write(self, key: tuple[str, int], value: Tensor) -> None:
+        place = self.places.get(key)
+        at = place[0] if place and place[1] == value.nbytes else self._file.seek(0, os.SEEK_END)
+        self._file.seek(at)
+        self._file.write(value.flatten().view(torch.uint8).numpy().data)
+        self._file.flush()
+        self.places[key], self.forms[key] = (at, value.nbytes), (value.shape, value.dtype)
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self.folder)
+
+    def close(self) -> None:
+        """Give the file's space back now."""
+        if "_file" in self.__dict__:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 @torch.no_grad()
@@ -75,11 +108,14 @@ def repair(
     ridge: float | None = None,
     track: Track = iter,
     kept: Kept | None = None,
+    scratch: Path | None = None,
 ) -> None:
     """Rewrite `slim` in place from batches of images [B, C, H, W]; with `attention` qkv and proj too, not fc2 alone.
 
     `ridge` None: chosen per layer on a fifth of the images. `kept` is filled with the dense streams, or read if an earlier
-    repair from the same batches and the same `dense` has filled it. Raises UserError for blocks that do not come in halves.
+    repair from the same batches and the same `dense` has filled it. `scratch`: the folder for what does not fit into memory.
+    A batch is a fixed part: where a pass of it does not fit, it is taken in pieces, to the same bits. Raises UserError for
+    blocks that do not come in halves.
     """
     new, old = models.halves(slim), models.halves(dense)
     if new is None or old is None:
@@ -87,8 +123,8 @@ def repair(
         raise UserError(
             f"recovery: block by block needs blocks of one FFN after attention ({why}); use recovery: affine"
         )
-    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
-        work = _Work(new, old, Streams(Path(folder)), models.device_of(dense), ridge, kept)
+    with contextlib.closing(Streams(scratch)) as streams:
+        work = _Work(new, old, streams, models.device_of(dense), ridge, kept)
         work.start(batches)
         if not work.count:
             raise UserError("recovery: no images were given")
@@ -109,7 +145,7 @@ class _Work:
 
     def start(self, batches: Iterable[Tensor]) -> None:
         for images in batches:
-            self.carry(-1, self.count, lambda images=images: self.old.stream_into_blocks(images.to(self.device)))  # type: ignore[misc]
+            self.carry(-1, self.count, lambda x: self.old.stream_into_blocks(x.to(self.device)), images)
             self.streams.put("x", self.count, self.dense(-1, self.count))
             self.count += 1
 
@@ -123,11 +159,19 @@ class _Work:
         if they are not kept, the last that was carried."""
         return self.streams.get("dense", n, self.device) if self.kept is None else self.kept[half, n]
 
-    def carry(self, half: int, n: int, forward: Callable[[], Tensor]) -> None:
+    def carry(self, half: int, n: int, forward: Callable[[Tensor], Tensor], x: Tensor | None = None) -> None:
+        if self.kept is not None and (half, n) in self.kept:
+            return
+        before = half - 1 if half >= 0 else half
+        made = self.passed(forward, self.dense(before, n) if x is None else x)
         if self.kept is None:
-            self.streams.put("dense", n, forward())
-        elif (half, n) not in self.kept:
-            self.kept[half, n] = forward()
+            self.streams.put("dense", n, made)
+        else:
+            self.kept[half, n] = made
+
+    def passed(self, forward: Callable[..., Tensor], *streams: Tensor) -> Tensor:
+        """`forward` of a batch, in as many pieces as it takes."""
+        return pieces.joined(forward, *streams, advice=ADVICE)
 
     def block(self, i: int, read: slice, attention: bool) -> None:
         """Refit block i's layers and carry both streams through it."""
@@ -145,17 +189,20 @@ class _Work:
             self.refit(mine.proj, self.mixed(i, read), new.scale(i, "attention"))
         for n, x in self.x():
             a = streams.get("mixed", n, self.device) if proj else None
-            z = new.attend(i, x) if a is None else new.project(i, x, a)
+            if a is None:
+                z = self.passed(lambda x: new.attend(i, x), x)
+            else:
+                z = self.passed(lambda x, a: new.project(i, x, a), x, a)
             streams.put("x", n, z)
         for n in range(self.count):
-            self.carry(2 * i + 1, n, lambda n=n: self._after_ffn(i, self.dense(2 * i, n)))  # type: ignore[misc]
-        rows = ((new.hidden(i, z[:, read]), (self.dense(2 * i + 1, n) - z)[:, read]) for n, z in self.x())
+            self.carry(2 * i + 1, n, lambda z: self.old.add_ffn(i, z, self.old.hidden(i, z)))
+        rows = (
+            (self.passed(lambda z: new.hidden(i, z), z[:, read]), (self.dense(2 * i + 1, n) - z)[:, read])
+            for n, z in self.x()
+        )
         self.refit(new.fc2(i), rows, new.scale(i, "ffn"))
         for n, z in self.x():
-            streams.put("x", n, new.add_ffn(i, z, new.hidden(i, z)))
-
-    def _after_ffn(self, i: int, z: Tensor) -> Tensor:
-        return self.old.add_ffn(i, z, self.old.hidden(i, z))
+            streams.put("x", n, self.passed(lambda z: new.add_ffn(i, z, new.hidden(i, z)), z))
 
     def through_attention(self, i: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Carry the dense stream through block i's attention; what the pruned model's qkv sees and what the dense one's."""
@@ -163,14 +210,14 @@ class _Work:
         theirs: Any = self.old.blocks[i].norm1
         for n, x in self.x():
             d = self.dense(2 * i - 1, n)
-            self.carry(2 * i, n, lambda d=d: self.old.attend(i, d))  # type: ignore[misc]
+            self.carry(2 * i, n, lambda d: self.old.attend(i, d), d)
             yield mine(x), theirs(d)
 
     def mixed(self, i: int, read: slice) -> Iterator[tuple[Tensor, Tensor]]:
         """What attention hands to its projection, kept as `mixed`, and what the projection should write to the stream."""
         attn: Any = self.new.blocks[i].attn
         for n, x in self.x():
-            a = hooks.input_of(attn.proj, lambda x=x: self.new.attention(i, x))  # type: ignore[misc]
+            a = self.passed(lambda x: hooks.input_of(attn.proj, lambda: self.new.attention(i, x)), x)
             self.streams.put("mixed", n, a)
             yield a[:, read], (self.dense(2 * i, n) - x)[:, read]
 

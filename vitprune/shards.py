@@ -1,11 +1,11 @@
 """A long per-image job cut into shards that survive interruption, in one folder per discovery.
 
-manifest.json   what is computed on which images in which order; batch and shard size, fixed by the first run
+manifest.json   what is computed on which images in which order; batch and shard size
 t<t>/<start>.safetensors   one shard: whole batches, written to a temporary name and renamed, with its own checksum
 
-The same manifest and the same batch size give the same bits, whoever computes which shard and however often the work
-is interrupted: a valid shard is taken as it is, a missing or damaged one is computed again, and shards are merged in
-their order. A batch that does not fit in memory is halved; the shard says so.
+The same manifest gives the same bits, whoever computes which shard and however often the work is interrupted: a valid
+shard is taken as it is, a missing or damaged one is computed again, and shards are merged in their order. A batch that
+does not fit in memory is taken in pieces, to the same bits (vitprune/pieces.py); the shard says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from vitprune import memory, paths
+from vitprune import paths, pieces
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
@@ -42,7 +42,7 @@ class Manifest:
 
     @classmethod
     def open(cls, folder: Path, index: np.ndarray, ts: Sequence[int], about: Any, batch: Callable[[], int]) -> Manifest:
-        """The plan in `folder` when it is of the same job; else a new one, with the batch size chosen now."""
+        """The plan in `folder` when it is of the same job; else a new one, of the batch size said here."""
         made = cls.read(folder, index, ts, about)
         if made is None:
             size = batch()
@@ -82,27 +82,29 @@ class Manifest:
         """Whether every t of a shard has a file; whether it is whole shows when it is read."""
         return all(self.path(t, start).is_file() for t in self.ts)
 
-    def compute(self, start: int, score: Score, keep: Callable[[int], int]) -> None:
-        """Make one shard, for every t; `keep(t)` units of each image are kept as its path."""
+    def compute(self, start: int, score: Score, keep: Callable[[int], int], room: int | None = None) -> None:
+        """Make one shard, for every t; `keep(t)` units of each image are kept as its path. `room`: images of a pass."""
         parts: dict[int, list[Gathered]] = {t: [] for t in self.ts}
         smallest = self.batch
         part = self.index[start : start + self.step]
         for at in range(0, len(part), self.batch):
             whole = part[at : at + self.batch]
-            for index, (scores, labels) in memory.halving(whole, score, ADVICE):
-                smallest = min(smallest, len(index)) if len(index) < len(whole) else smallest
-                for t in self.ts:
-                    parts[t].append(Gathered.of(scores[t], labels, index, keep(t)))
+            found = pieces.taken(len(whole), lambda rows, whole=whole: score(whole[rows]), ADVICE, room)  # type: ignore[misc]
+            smallest = min([smallest, *(len(labels) for _, labels in found if len(found) > 1)])
+            label = torch.cat([labels for _, labels in found])
+            for t in self.ts:
+                scores = [torch.cat(blocks) for blocks in zip(*(of[t] for of, _ in found), strict=True)]
+                parts[t].append(Gathered.of(scores, label, whole, keep(t)))
         for t in self.ts:
             made = paths.merge(parts[t])
             made.notes = {"batch": str(smallest)}
             with replacing(self.path(t, start)) as temporary:
                 temporary.write_bytes(made.to_bytes())
 
-    def ensure(self, start: int, score: Score, keep: Callable[[int], int]) -> None:
+    def ensure(self, start: int, score: Score, keep: Callable[[int], int], room: int | None = None) -> None:
         """Make the shard unless it is there whole."""
         if not all(self.read_shard(t, start) for t in self.ts):
-            self.compute(start, score, keep)
+            self.compute(start, score, keep, room)
 
     def shards(self, t: int) -> Iterator[Gathered]:
         """Every shard in order. Raises UserError when one has gone or is damaged."""

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, models
+from vitprune import hooks, models, pieces
 from vitprune.criteria.joint_gates import draw
 from vitprune.criteria.statistics import columns, curve, eliminate
 from vitprune.criteria.weights import Batches
-from vitprune.recovery import Stream
+from vitprune.recovery import ADVICE, Stream
 from vitprune.types import Attribution, FfnSite
 
 
@@ -47,27 +47,38 @@ def statistics(
     fishers: list[Tensor] = []
     tokens, rows = [0] * len(sites), [0] * len(sites)
     read, last = models.tokens_read(model), models.ffn_sites(model)[-1].block
-    outputs: list[Tensor] = []
+    device, footprint = models.device_of(model), pieces.footprint(model, sites)
 
-    def collect(position: int, hidden_BTN: Tensor) -> None:
-        streams[position].add((hidden_BTN[:, read] if sites[position].block == last else hidden_BTN).detach())
+    def of(images: Tensor) -> list[Tensor]:
+        """Every block's hidden units, then every block's gradients."""
+        hidden: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
 
-    def keep(_: int, out_BTD: Tensor) -> Tensor:
-        out_BTD = out_BTD if out_BTD.requires_grad else out_BTD.requires_grad_()
-        outputs.append(out_BTD)
-        return out_BTD
+        def collect(position: int, hidden_BTN: Tensor) -> None:
+            hidden[position] = (hidden_BTN[:, read] if sites[position].block == last else hidden_BTN).detach()
 
-    for images, _ in batches():
-        outputs.clear()
+        def keep(position: int, out_BTD: Tensor) -> Tensor:
+            outputs[position] = out_BTD if out_BTD.requires_grad else out_BTD.requires_grad_()
+            return outputs[position]
+
         with torch.enable_grad(), hooks.hidden_units(model, sites, collect), hooks.ffn_outputs(model, sites, keep):
             log_p = model(images)[:, among].log_softmax(-1)
             drawn = draw(log_p.detach().double().softmax(-1), images, seed)
-            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), outputs)
-        for position, grad in enumerate(grads):
+            every = range(len(sites))
+            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+        return [hidden[i] for i in every] + list(grads)
+
+    for images, _ in batches():
+        fits = pieces.room(footprint, device)
+        found = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), ADVICE, fits, device)  # type: ignore[misc]
+        for stream in streams:
+            stream.add(pieces.first_of(found))
+        for position in range(len(sites)):
+            grad = pieces.first_of(found)
             flat = grad.reshape(-1, grad.shape[-1])
             if len(fishers) <= position:
                 fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device))
-            fishers[position] += (flat.T @ flat).double()
+            fishers[position] += flat.T @ flat
             rows[position] += len(flat)
             tokens[position] = grad.shape[1]
     covariances = [stream.finish().covariance for stream in streams]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vitprune import models, quadrature
+from vitprune import models, pieces, quadrature
 from vitprune.criteria.jas_plain import Follow, best, jas_plain, objective, only_shortlist, summed, without_path
 from vitprune.models import Halves
 from vitprune.types import Attribution, FfnSite
@@ -250,7 +250,7 @@ class _Engine:
         how, nodes, batch = self.how, len(weights), len(clean_BSN)
         units_BK = best(parallel_BN, min(how.shortlist or parallel_BN.shape[1], parallel_BN.shape[1]))
         exact = torch.empty_like(units_BK, dtype=parallel_BN.dtype)
-        step = max(1, EACH_ROWS // (nodes * batch))
+        step = max(1, EACH_ROWS // (nodes * pieces.whole(batch)))
         columns_ND = self.parts.ffn_columns(i)
         for k in range(0, units_BK.shape[1], step):
             units_BJ = units_BK[:, k : k + step]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune import hooks
+from vitprune import hooks, pieces
 from vitprune.criteria.weights import Batches
 from vitprune.types import Attribution, FfnSite, Mask
 
@@ -30,6 +30,7 @@ def train(
     """
     trained = copy.deepcopy(model).train(how.train_weights).requires_grad_(how.train_weights)
     like = next(trained.parameters())
+    part = pieces.size(pieces.footprint(model, sites), like.device)  # what one backward pass may take
     gates = [torch.ones(site.width, device=like.device, dtype=like.dtype, requires_grad=True) for site in sites]
     groups = [{"params": gates, "weight_decay": 0.0}]
     if how.train_weights:
@@ -39,11 +40,13 @@ def train(
         torch.manual_seed(how.seed)
         for _ in range(how.epochs):
             for images, labels in batches():
-                with hooks.hidden_units(trained, sites, lambda i, hidden: hidden * gates[i]):
-                    loss = F.cross_entropy(trained(images), labels)
-                loss = loss + how.pressure * sum(gate.abs().sum() for gate in gates)
                 optimiser.zero_grad()
-                loss.backward()
+                for k, (x, y) in enumerate(zip(images.split(part), labels.split(part), strict=True)):
+                    with hooks.hidden_units(trained, sites, lambda i, hidden: hidden * gates[i]):
+                        loss = F.cross_entropy(trained(x), y) * (len(x) / len(images))
+                    if not k:  # once a step
+                        loss = loss + how.pressure * sum(gate.abs().sum() for gate in gates)
+                    loss.backward()
                 optimiser.step()
     optimiser.zero_grad()
     return [gate.detach()[None].float() for gate in gates], trained.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from vitprune import data, masks, memory, parallel, paths
+from vitprune import data, masks, memory, parallel, paths, pieces
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.criteria.path_scores import path_scores
@@ -23,12 +23,13 @@ from vitprune.criteria.random import random
 from vitprune.errors import UserError
 from vitprune.files import digest, read_json, replacing, write_json
 from vitprune.paths import Gathered
-from vitprune.shards import Manifest, job
+from vitprune.shards import ADVICE, Manifest, job
 from vitprune.stages import CODE
 from vitprune.types import Attribution, PathSet, Scores
 from vitprune.workspace import PARTS
 
 GAP_IMAGES = 16
+WHOLE_IMAGES = 64  # of one batch, for criteria that look at many images together
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ class Discovery:
         how = asdict(self.how)
         used = {name: how[name] for name in CRITERIA[self.criterion].uses}
         return {"criterion": self.criterion, "per_class": self.per_class, **used}
+
+    @property
+    def nodes(self) -> int:
+        """How often an image stands in one pass."""
+        return self.how.nodes if CRITERIA[self.criterion].integrates else 1
 
     def name(self, t: int) -> str:
         """File name of the result at t."""
@@ -86,7 +92,9 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
     started = time.monotonic()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x, y in images.batches(index, min(context.batch, 64)):
+        for x, y in images.batches(
+            index, WHOLE_IMAGES if "training" in row.needs else min(context.batch, WHOLE_IMAGES)
+        ):
             yield x.to(context.device), y.to(context.device)
 
     with memory.peak(context.device) as highest:
@@ -157,7 +165,7 @@ def _index(context: Context, found: Discovery) -> np.ndarray:
 def _plan(context: Context, found: Discovery) -> tuple[Path, np.ndarray, dict[str, Any]]:
     """The folder of a discovery's shards, its images, and what its manifest says of the job."""
     about = {"model": context.model_digest, "data": context.data_digest, "code": CODE, "device": context.device.type}
-    about |= found.settings
+    about |= found.settings | {"batch": context.images_per_batch(found.nodes)}
     index = _index(context, found)
     name = f"{found.criterion}-{job(index, about)[:16]}"
     return context.folder.stage_folder("discover") / PARTS / name, index, about
@@ -175,8 +183,7 @@ def _discover(context: Context, found: Discovery, team: parallel.Team) -> list[P
     """Every shard of one discovery, then the sums of each t; shards of an interrupted run are taken as they are."""
     row = CRITERIA[found.criterion]
     folder, index, about = _plan(context, found)
-    nodes = found.how.nodes if row.integrates else 1
-    manifest = Manifest.open(folder, index, found.ts, about, lambda: context.images_per_batch(nodes))
+    manifest = Manifest.open(folder, index, found.ts, about, lambda: context.images_per_batch(found.nodes))
     label = f"discover {found.criterion}" + (
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
@@ -184,7 +191,7 @@ def _discover(context: Context, found: Discovery, team: parallel.Team) -> list[P
     with memory.peak(context.device) as highest:
         for start in context.reporter.track(team.order(manifest), label, len(index), manifest.step):
             team.wait(manifest, start)
-            manifest.ensure(start, scorer(context, found), keeps(found))
+            manifest.ensure(start, scorer(context, found), keeps(found), context.room(found.nodes))
     seconds = time.monotonic() - started
     classes = np.array(context.every_target(), np.int64)
     files = []
@@ -243,7 +250,11 @@ def _completeness(context: Context, found: Discovery, manifest: Manifest, t: int
             x, y = next(context.images.batches(shard.paths.image[row], len(row)))
             units = torch.from_numpy(shard.paths.units[row])
             x, y = x.to(context.device), y.to(context.device)
-            gaps += path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap.abs().tolist()
+
+            def gap(x: torch.Tensor, y: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+                return path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap
+
+            gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=context.room(found.nodes)).abs().tolist()
     return {"mean_abs_gap": float(np.mean(gaps)), "max_abs_gap": float(np.max(gaps)), "images": len(gaps)}
 
 

@@ -24,8 +24,6 @@ from vitprune.stages.discover import discover, model_of, scores_of
 from vitprune.types import Mask, Recovery, Scores
 from vitprune.workspace import Workspace
 
-REFIT_BATCH = 64
-
 
 def prune(context: Context) -> list[Path]:
     """The slim model of every class set as a checkpoint folder with its masks."""
@@ -175,7 +173,7 @@ def slimmed(
     set's probe images."""
     dense, r = context.loaded.model if dense is None else dense, context.recipe
     slim = surgery.slim(dense, mask)
-    index, size = refit_index(context, targets), min(context.batch, REFIT_BATCH)
+    index, size = refit_index(context, targets), context.repair_batch
 
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in context.images.batches(index, size))
@@ -187,8 +185,9 @@ def slimmed(
     by_block = recovery.closed_form(how) in ("sequential", "layerwise")
     kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
     recovery.repair(
-        slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept
-    )
+        slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
+        scratch=context.folder.root,
+    )  # fmt: skip
     return slim
 
 
