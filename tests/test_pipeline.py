@@ -37,6 +37,7 @@ from vitprune import decoding, onnx_export, pipeline, recipe, record, runtime, s
 from vitprune.context import Context
 from vitprune.criteria import CRITERIA
 from vitprune.errors import UserError
+from vitprune.files import write_text
 from vitprune.report import write_report
 from vitprune.workspace import Workspace
 
@@ -149,7 +150,7 @@ def test_the_files_of_the_contract(finished: Bench) -> None:
     assert leftovers(finished.out) == []
     assert sorted(p.name for p in finished.out.iterdir()) == ["tiny"]
     assert {p.name for p in finished.root.iterdir()} == {
-        *CONTRACT, "masks.safetensors", "split.json", "README.md", "report-data", "stages", ".lock",
+        *CONTRACT, "masks.safetensors", "split.json", "README.md", "report-data", "stages", ".lock", ".vitprune",
     }  # fmt: skip
 
 
@@ -749,7 +750,7 @@ def test_each_verb_stops_where_it_should(bench: Bench, verb: str, done: list[str
     assert [s["name"] for s in made["stages"]] == done
     assert {p.name for p in (bench.root / "stages").iterdir()} == set(done)
     files = {p.name for p in bench.root.iterdir() if p.is_file()}
-    expected = {"recipe.yaml", ".lock"}
+    expected = {"recipe.yaml", ".lock", ".vitprune"}
     expected |= {"model.safetensors", "config.json", "masks.safetensors", "split.json"} if "prune" in done else set()
     expected |= {"model.onnx"} if "export" in done else set()
     expected |= {"report.json", "report.md", "report.html", "README.md"} if verb == "run" else set()
@@ -772,7 +773,7 @@ def test_verbs_in_a_row_are_the_run(bench: Bench) -> None:
 def test_two_runs_in_one_folder(bench: Bench) -> None:
     with Workspace(bench.root).locked():
         assert "another run is working here" in bench.refused()
-        assert [p.name for p in bench.root.iterdir()] == [".lock"]
+        assert sorted(p.name for p in bench.root.iterdir()) == [".lock", ".vitprune"]
     bench.run("discover")
 
 
@@ -810,7 +811,7 @@ def test_the_recipe_hash_is_the_same_in_every_file(finished: Bench, tmp_path: Pa
 
 def test_a_group_that_is_gone_from_the_recipe_is_gone_from_the_folder(bench: Bench) -> None:
     bench.run("prune", groups={"a": ["circle"], "b": ["cross"]})
-    (bench.root / "b" / "README.md").write_text("its card")
+    write_text(bench.root / "b" / "README.md", "its card")
     bench.run("prune", groups={"a": ["circle"]})
     assert (bench.root / "a" / "model.safetensors").is_file()
     assert not (bench.root / "b").exists()

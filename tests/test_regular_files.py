@@ -137,10 +137,10 @@ def test_parts_of_a_folder_too(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_that_grows_or_says_no_size_is_read_to_its_bound(tmp_path: Path) -> None:
     assert files.read_bytes(Path("/proc/self/stat"), 10_000)
-    with pytest.raises(UserError, match="at most 10 are read"):
+    with pytest.raises(UserError, match="larger than 10 bytes"):
         files.read_bytes(Path("/proc/self/stat"), 10)
     (tmp_path / "a").write_bytes(b"x" * 11)
-    with pytest.raises(UserError, match="11 bytes"):
+    with pytest.raises(UserError, match=r"\(11 bytes\)"):
         files.read_bytes(tmp_path / "a", 10)
     assert files.read_bytes(tmp_path / "a", 11) == b"x" * 11
 

@@ -79,7 +79,7 @@ def _walked(path: Path) -> tuple[list[Place], dict[str, str], str]:
     tool = ""
     with opened(path) as handle:
         if os.fstat(handle.fileno()).st_size == 0:
-            raise UserError(f"{path}: is empty, no ONNX file")
+            raise UserError(f"{path}: onnxruntime cannot open it, it is empty")
         with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 for kind, start, end in _messages(content, "model", 0, len(content), 0):
@@ -92,7 +92,7 @@ def _walked(path: Path) -> tuple[list[Place], dict[str, str], str]:
                     elif kind == "producer":
                         tool = content[start:end].decode(errors="replace")
             except (ValueError, IndexError, OverflowError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: is no sound ONNX file ({error})") from error
+                raise UserError(f"{path}: onnxruntime cannot open it, it is no sound ONNX file ({error})") from error
     return places, metadata, tool
 
 

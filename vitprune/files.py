@@ -133,10 +133,10 @@ def opened(path: Path, where: str = "") -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: cannot be read ({_reason(error)})") from error
     if found is not None:
-        raise UserError(f"{where}: is {found}, not a file that can be read")
+        raise UserError(f"{where}: cannot be read (it is {found}, not a file)")
     with handle:
         if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-            raise UserError(f"{where}: is not a file that can be read")
+            raise UserError(f"{where}: cannot be read (it is not a file)")
         yield handle
 
 
@@ -150,7 +150,8 @@ def read_bytes(path: Path, most: int, where: str = "") -> bytes:
         except OSError as error:
             raise UserError(f"{where}: cannot be read ({_reason(error)})") from error
     if max(size, len(content)) > most:
-        raise UserError(f"{where}: is too large ({max(size, len(content)):,} bytes); at most {most:,} are read")
+        bound = f"{most >> 20:,} MiB" if most >= 1 << 20 else f"{most:,} bytes"
+        raise UserError(f"{where}: larger than {bound} ({max(size, len(content)):,} bytes), so it is not read")
     return content
 
 

@@ -156,7 +156,7 @@ def enter(path: Path, content: Path) -> None:
     if made is None:
         return
     seal = digest_of(content) if path.name in WRITTEN_ON else None
-    if seal or not os.path.lexists(path):
+    if not os.path.lexists(path) or (seal and made.read().get(made.name_of(path)) != seal):
         made.add(path, seal)
 
 

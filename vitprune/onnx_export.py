@@ -63,14 +63,14 @@ def save(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
     proto.producer_name, proto.producer_version = "vitprune", vitprune.__version__
     if weight_bytes(proto) < LARGE:
         with replacing(path) as temporary:
-            _write(proto, temporary, metadata)
+            write(proto, temporary, metadata)
         ledger.discard(data_of(path))  # of a larger model that was here before
         return
     with scratch(path.parent) as folder:
         whole = folder / path.name
         _move_out(proto, data_of(whole))
         about = {"file": data_of(path).name, "bytes": data_of(whole).stat().st_size, "sha256": sha256(data_of(whole))}
-        _write(proto, whole, metadata | {external.KEY: about})
+        write(proto, whole, metadata | {external.KEY: about})
         ledger.discard(data_of(path))  # on the way a file lacks its weights, which is seen, and never has another's
         put(whole, path)
         put(data_of(whole), data_of(path))
@@ -113,7 +113,7 @@ def _move_out(proto: onnx.ModelProto, data: Path) -> None:
                 entry.key, entry.value = key, value
 
 
-def _write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+def write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
     """Save a graph with exactly this metadata and check the file.
 
     The exporter's remarks on each node go: they are stack traces, with the paths of the machine they were made on.

@@ -52,7 +52,7 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
         raise UserError(
             f"provider `{provider}`: not available in this onnxruntime (it has {shown}); see `vitprune doctor`"
         )
-    if isinstance(model, Path):
+    if isinstance(model, Path) and model.exists():
         external.check(model)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file's name ends with

@@ -74,7 +74,7 @@ class Workspace:
             raise explain(error, folder) from error
 
     def clear(self, folder: Path, keep: set[str]) -> None:
-        """Remove what vitprune made in a folder of this run, but for the names in `keep`, and what is left empty."""
+        """Remove what vitprune made in a folder of this run, but for the names in `keep`, and folders left empty."""
         made = ledger.of(folder / "any")
         if made is None or not folder.is_dir():
             return
@@ -83,9 +83,8 @@ class Workspace:
             if path.relative_to(top).parts[0] not in keep:
                 path.unlink(missing_ok=True)
         for place, _, _ in os.walk(top, topdown=False):
-            if Path(place) != top:
-                with suppress(OSError):  # not empty
-                    Path(place).rmdir()
+            with suppress(OSError):  # not empty
+                Path(place).rmdir()
 
     def finish(
         self, stage: str, inputs: str, files: list[Path], started: float, peak_memory_mb: float | None = None
