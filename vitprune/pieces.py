@@ -30,6 +30,11 @@ SHARE = 0.4  # of the free memory, for one pass
 RULE = [ROWS, BYTES]  # of the digest of everything that is computed in parts
 
 _ROWS_FIRST = {F.linear, torch.mm, Tensor.mm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_NAMES = {
+    F.linear: ("input", "weight", "bias"),
+    torch.conv2d: ("input", "weight", "bias"),
+    F.scaled_dot_product_attention: ("query", "key", "value"),
+}
 
 
 def footprint(model: nn.Module, sites: Sequence[FfnSite], gradient: bool = True) -> int:
@@ -113,7 +118,8 @@ class _Whole(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        given = dict(kwargs or {})
+        args = (*args, *(given.pop(name) for name in _NAMES.get(func, ())[len(args) :] if name in given))
         if func in _ROWS_FIRST and self.splits(args[0], 2) and args[1].ndim == 2:
             return self.cut(func(self.widened(args[0]), *args[1:], **given))
         if func is torch.conv2d and self.splits(args[0], 4):

@@ -77,7 +77,7 @@ def run(
     if rank:
         parallel.serve(Context.join(recipe, device, Reporter(quiet=True)), rank, size)
         return {}
-    with Context.open(recipe, device, reporter, workers) as context:
+    with Context.open(recipe, device, reporter, workers) as context, memory.refused(verb, context.device):
         _, done = advance(context, verb, force)
         made = record.build(context, done, command)
         if verb == "run":
