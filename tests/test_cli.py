@@ -192,7 +192,7 @@ MISTAKES: dict[Callable[[dict[str, Any], Path], None], str] = {
     model_missing: "no such model folder",
     model_truncated: "model.safetensors",
     model_of_other_shape: "model.safetensors",
-    checkpoint_does_not_fit: "w.safetensors: does not fit",
+    checkpoint_does_not_fit: "w.safetensors: its set of weights does not fit",
     model_of_another_family: "not supported",
     too_many_units: "a block has 64",
     out_is_a_file: "a file stands where a folder is needed",

@@ -184,17 +184,17 @@ def test_a_group_of_the_name_of_somebodys_folder(setting: dict[str, Any], tmp_pa
 def test_the_recipe_that_is_run_stays_as_it_is(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     """Written on, run from the very folder it is for, and with another --out: not a byte of it changes."""
     _, out = finished
-    root = Path(shutil.copytree(out, tmp_path / "out")) / "tiny"
+    root = Path(shutil.copytree(out, out.parent / "beside")) / "tiny"
     path = root / "recipe.yaml"
     path.write_text("# half of it\n" + path.read_text().replace("keep: 0.5", "keep: 0.25"))
     before = path.read_bytes()
-    for where in (str(tmp_path / "out"), os.path.relpath(tmp_path / "out"), str(tmp_path / "x" / ".." / "out")):
+    for where in (str(root.parent), os.path.relpath(root.parent), str(tmp_path / "x" / ".." / root.parent)):
         (tmp_path / "x").mkdir(exist_ok=True)
         found = CliRunner().invoke(app, ["prune", str(path), "--out", where])
         assert found.exit_code == 0, found.exception
         assert path.read_bytes() == before
     assert json.loads((root / "config.json").read_text())["vitprune"]["keep"] == 0.25
-    content = yaml.safe_load(before) | {"out": str(tmp_path / "out"), "keep": 0.75}
+    content = yaml.safe_load(before) | {"out": str(root.parent), "keep": 0.75}
     assert "recipe.yaml: was changed" in refusal(content, "prune")
 
 

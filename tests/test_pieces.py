@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -150,6 +151,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def limit(most: int) -> list[int]:
         real, seen = nn.Linear.forward, []
 
+        @functools.wraps(real)
         def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
             if len(x) > most:
                 raise RuntimeError(FULL)
@@ -277,6 +279,7 @@ def test_a_lack_of_memory_anywhere_leaves_no_trace_or_is_one_line(
     """A layer fails once, here and there in the run: the same files, or one line that the same command goes on from."""
     real, count = nn.Linear.forward, [0, 0]
 
+    @functools.wraps(real)
     def forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         count[0] += 1
         if count[0] == count[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -104,7 +105,8 @@ def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed)
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
-    folder.rmdir()
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()
     return scores
 
 
