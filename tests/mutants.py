@@ -249,7 +249,7 @@ MUTANTS = (
     Mutant("the quadrature is no setting of jas", "criteria/__init__.py", '_RULE = ("quadrature", "nodes", "objective")',
            '_RULE = ("nodes", "objective")', USES),
     Mutant("a resumed discovery trusts a part without its seal", "paths.py",
-           'if notes.pop("sha256", None) != _checksum(c):', 'if notes.pop("sha256", None) is None:', PARTS),
+           'or notes.pop("sha256", None) != _checksum(c):', 'or notes.pop("sha256", None) is None:', PARTS),
     Mutant("a part of other images is taken", "shards.py",
            "return found if np.array_equal(found.paths.image, self.index[start : start + self.step]) else None",
            "return found", PARTS),
