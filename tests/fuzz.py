@@ -121,7 +121,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 def call(case: Case, debug: bool = False) -> tuple[int | str, str, str, list[str]]:
     """Exit code (or what else ended the command), standard output, standard error, and what was done outside `out`."""
-    from vitprune import cli
+    from vitprune.cli import app
 
     pipes = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
     argv = sys.argv
@@ -130,7 +130,7 @@ def call(case: Case, debug: bool = False) -> tuple[int | str, str, str, list[str
     with contextlib.redirect_stdout(pipes[0]), contextlib.redirect_stderr(pipes[1]), warnings.catch_warnings():
         try:
             with watched(case.out) as outside, limited(HANG):
-                cli.main()
+                app.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else str(end.code)
         except Hang:

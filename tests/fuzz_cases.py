@@ -19,8 +19,10 @@ import yaml
 from fuzz import Case
 from small import image_folder, model_folder, picture, quicken, recipe_dict, tiny_args, tiny_model
 
-from vitprune import pipeline, recipe, record
+from vitprune.recipe import parse, recipe, template
 from vitprune.report import write_report
+from vitprune.runs import pipeline
+from vitprune.runs.record import record
 
 HUGE = ("refit_images", "random_draws", "distill_epochs", "epochs", "nodes", "seeds", "latency_batches")
 
@@ -48,7 +50,7 @@ class Lab:
             pipeline.run(recipe.Recipe.model_validate(content), device="cpu")
         picture(1, 1).save(base / "a.png")
         run = base / "out" / "tiny"
-        bundled = [p.read_text() for p in sorted(recipe.bundled_folder().rglob("*.yaml"))] + [recipe.TEMPLATE]
+        bundled = [p.read_text() for p in sorted(parse.bundled_folder().rglob("*.yaml"))] + [template.TEMPLATE]
         bundled.append(yaml.safe_dump(content, sort_keys=False))
         return cls(base, content, run, json.loads((run / "report.json").read_text()), bundled, foreign())
 
@@ -105,7 +107,7 @@ def recipe_run(lab: Lab, place: Path, chance: Random) -> Case:
 
 def _cheap(path: Path) -> bool:
     try:
-        made = recipe.load(path)
+        made = parse.load(path)
     except Exception:
         return True
     local = made.model.name.startswith("local-dir:") and made.data.path is not None and not made.model.pretrained

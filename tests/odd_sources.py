@@ -6,7 +6,7 @@ import os
 
 from PIL import Image
 
-from vitprune.sources.folder import Folder
+from vitprune.images.sources.folder import Folder
 
 
 class Deadly(Folder):

@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from vitprune import record, runtime
-from vitprune.files import write_text
+from vitprune.core.files import write_text
+from vitprune.deploy import runtime
+from vitprune.runs.record import record
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 FOLDERS = ("circle", "cross", "square")  # in the order of an ImageFolder

@@ -13,13 +13,18 @@ import pytest
 from small import image_folder, quicken
 from test_families import FAMILY_OF, NAMES, PLAIN, ROWS, TINY
 
-from vitprune import checkpoint, compare, defaults, models, paper, parallel, pipeline, recipe, skeleton
-from vitprune.checkpoint import Loaded
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.errors import UserError
-from vitprune.progress import Reporter
-from vitprune.recipe import Recipe
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.model import families
+from vitprune.model.load import opening
+from vitprune.model.load.loaded import Loaded
+from vitprune.paper import tables
+from vitprune.recipe import experiments, inputs, parse
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import compare, defaults, pipeline, skeleton
+from vitprune.runs.engine import processes
+from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")
 CLASS_TOKEN, NONE, STAGES = "vit_tiny_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"
@@ -39,7 +44,7 @@ def minimal(name: str, images: Path, **changed: Any) -> Recipe:
 
 @functools.cache
 def opened(spec: str) -> Loaded:
-    return skeleton.opened(recipe.Model.model_validate_json(spec))
+    return skeleton.opened(inputs.Model.model_validate_json(spec))
 
 
 def ready(made: Recipe, reporter: Reporter | None = None) -> Context:
@@ -75,7 +80,7 @@ def test_the_minimal_recipe_passes_for_every_family(name: str, images: Path) -> 
     assert made.criterion.t == min(50, min(opened(made.model.model_dump_json()).widths))
     assert ("criterion.t" in said) == (made.criterion.t < 50 and classes)  # of the other baselines none has paths
     assert (made.criterion.name, made.allocation, made.export.precisions) == ("fisher-obs", "auto", ["fp32"])
-    again, more = settled(recipe.parse(recipe.dump(made)))  # what was settled is itself a recipe that passes
+    again, more = settled(parse.parse(parse.dump(made)))  # what was settled is itself a recipe that passes
     assert again == made and set(more) <= {note for note in notes if note.startswith("recovery")}
 
 
@@ -151,7 +156,7 @@ def test_a_helper_process_settles_the_same(images: Path, monkeypatch: pytest.Mon
     """Under torchrun every process reads the recipe by itself."""
     context = ready(minimal(NONE, images, criterion={"name": "jas"}))
     monkeypatch.setattr(pipeline, "stage_digest", lambda *_: "")
-    parallel.serve(context, 1, 2, lambda: True)
+    processes.serve(context, 1, 2, lambda: True)
     assert context.recipe == settled(minimal(NONE, images, criterion={"name": "jas"}))[0]
 
 
@@ -166,7 +171,7 @@ def test_a_whole_run_says_what_gave_way(
     assert any("`mean-activation` in the place of `activation`" in note for note in notes)
     assert {row["criterion"] for row in made["rows"]} == {"dense", "fisher-obs", "mean-activation", "random"}
     assert json.loads((tmp_path / "tiny" / "report.json").read_text())["notes"] == made["notes"]
-    again = recipe.load(tmp_path / "tiny" / "recipe.yaml")
+    again = parse.load(tmp_path / "tiny" / "recipe.yaml")
     assert again.baselines == made["recipe"]["baselines"] == ["mean-activation", "random"]
 
 
@@ -185,25 +190,25 @@ def test_compare_and_paper_have_defaults_that_fit(
     with pytest.raises(UserError, match="criterion `activation`: "):
         compare.compare(asked, device="cpu")
     facts = defaults.Facts(class_token=True, halves=False, smallest=8)
-    found, notes = defaults.table(recipe.Paper(), minimal(CLASS_TOKEN, images), facts)
+    found, notes = defaults.table(experiments.Paper(), minimal(CLASS_TOKEN, images), facts)
     assert found.criteria == ["activation", "influence-gradient", "jas"]
     assert notes == ["paper.criteria: without `influence-pattern` (needs blocks of one FFN after attention)."]
     slim = minimal(CLASS_TOKEN, images, criterion={"name": "vit-slim", "train_weights": True})
-    criteria = recipe.Compare(criteria=["vit-slim", "variance"])
+    criteria = experiments.Compare(criteria=["vit-slim", "variance"])
     assert defaults.comparison(criteria, slim, facts)[0].recovery == ["none"]
 
 
 def test_the_papers_table_of_a_model_without_halves(images: Path, tmp_path: Path) -> None:
     changed = {"paper": {"images_per_class": 1}, "criterion": {"nodes": 1, "t": 2}, "out": str(tmp_path)}
-    made = paper.run(minimal("torchvision:vit_b_16", images, **changed), device="cpu")
+    made = tables.run(minimal("torchvision:vit_b_16", images, **changed), device="cpu")
     assert {row["criterion"] for row in made["rows"]} == {"activation", "influence-gradient", "jas"}
 
 
 def test_the_facts_of_a_skeleton_are_those_of_the_model(images: Path) -> None:
     for name in (CLASS_TOKEN, NONE, STAGES, "torchvision:vit_b_16"):
         spec = minimal(name, images).model
-        whole = checkpoint.open_model(spec)
-        assert skeleton.facts(spec) == defaults.Facts.of(whole.model, models.ffn_sites(whole.model))
+        whole = opening.open_model(spec)
+        assert skeleton.facts(spec) == defaults.Facts.of(whole.model, families.ffn_sites(whole.model))
         bare = skeleton.opened(spec)
         assert (bare.labels, bare.widths, bare.data_config) == (whole.labels, whole.widths, whole.data_config)
         assert {p.device.type for p in bare.model.parameters()} == {"meta"}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vitprune import allocate, masks, models
-from vitprune.errors import UserError
-from vitprune.types import Scores
+from vitprune.core.errors import UserError
+from vitprune.criteria.scores import Scores
+from vitprune.model import families
+from vitprune.pruning import allocate, masks
+from vitprune.pruning import prices as pruning_prices
 
 
 def brute_force(scores, prices, choices, budget):
@@ -62,11 +64,11 @@ def test_the_floor_holds_and_the_budget_too(allocation):
 
 def test_prices_are_parameters_multiply_adds_or_measured_time(tiny_vit):
     model = tiny_vit(dtype=torch.float32)
-    site, choice = models.ffn_sites(model)[0], np.array([8, 16, 32])
-    assert allocate.price(model, site, choice, "flops").tolist() == [8 * 32, 16 * 32, 32 * 32]
+    site, choice = families.ffn_sites(model)[0], np.array([8, 16, 32])
+    assert pruning_prices.price(model, site, choice, "flops").tolist() == [8 * 32, 16 * 32, 32 * 32]
     whole = sum(p.numel() for p in model.blocks[0].mlp.parameters()) - 16  # fc2's bias stays
-    assert allocate.price(model, site, choice, "parameters").tolist()[-1] == whole
-    seconds = allocate.price(model, site, choice, "latency")
+    assert pruning_prices.price(model, site, choice, "parameters").tolist()[-1] == whole
+    seconds = pruning_prices.price(model, site, choice, "latency")
     assert bool((seconds > 0).all()) and bool((np.diff(seconds) >= 0).all())
 
 

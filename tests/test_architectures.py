@@ -14,18 +14,22 @@ from small import ARCHITECTURE, ARGS, model_folder, tiny_model
 from torch import Tensor, nn
 
 import vitprune
-from vitprune import architectures, checkpoint, models, recipe, surgery
-from vitprune.errors import UserError
-from vitprune.preprocess import Preprocessing
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.images.preprocess import Preprocessing
+from vitprune.model import families
+from vitprune.model.load import build, opening, saving
+from vitprune.model.load.loaded import Loaded
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.recipe import inputs
 
 TORCHVISION = {
     "image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24, "num_classes": 5,
 }  # fmt: skip
 
 
-def open_spec(**spec: Any) -> checkpoint.Loaded:
-    return checkpoint.open_model(recipe.Model(**spec))
+def open_spec(**spec: Any) -> Loaded:
+    return opening.open_model(inputs.Model(**spec))
 
 
 def googles(model: nn.Module) -> dict[str, np.ndarray]:
@@ -86,7 +90,7 @@ def test_an_npz_that_leaves_something_out_is_refused(tmp_path):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_torchvision_with_a_local_file_of_its_own(tmp_path, suffix):
     settings = dict(TORCHVISION)
-    net = architectures.build("torchvision:vit_b_16", settings).net
+    net = build.build("torchvision:vit_b_16", settings).net
     for weight in net.parameters():
         nn.init.normal_(weight, std=0.2)
     path = tmp_path / f"w{suffix}"
@@ -102,7 +106,7 @@ def test_torchvisions_full_size_is_torchvisions():
     from torchvision.models import vit_b_32
 
     with torch.device("meta"):
-        made, theirs = architectures.build("torchvision:vit_b_32", {}), vit_b_32()
+        made, theirs = build.build("torchvision:vit_b_32", {}), vit_b_32()
     assert {k: v.shape for k, v in made.net.state_dict().items()} == {
         k: v.shape for k, v in theirs.state_dict().items()
     }
@@ -148,10 +152,10 @@ def test_a_folder_that_transformers_wrote(tmp_path, kind):
     assert loaded.labels == ["cat", "dog", "cow"]
     wanted = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bicubic", "crop_pct": 0.8}
     assert wanted.items() <= loaded.data_config.items()
-    sites = models.ffn_sites(loaded.model)
+    sites = families.ffn_sites(loaded.model)
     assert bool(sites[0].gate) == kind.startswith("Dino")
     slim = surgery.slim(loaded.model, Mask([torch.arange(site.width) % 3 > i for i, site in enumerate(sites)]))
-    checkpoint.save(tmp_path / "slim", loaded, slim, {})
+    saving.save(tmp_path / "slim", loaded, slim, {})
     again = open_spec(name=f"local-dir:{tmp_path / 'slim'}")
     assert torch.equal(again.model(images), slim(images))
     assert again.labels == loaded.labels
@@ -224,7 +228,7 @@ def test_a_module_of_ones_own_goes_the_whole_road(tmp_path):
     slim = vitprune.prune(model, scores, keep="4 units", images=images)
     dense = model(images)
     assert (slim(images) - dense).norm() < (bare(images) - dense).norm()
-    assert [site.width for site in models.ffn_sites(slim)] == [4, 4]
+    assert [site.width for site in families.ffn_sites(slim)] == [4, 4]
     assert vitprune.evaluate(slim, images, labels).n == 12
     vitprune.export(slim, tmp_path / "own.onnx")
     for criterion, says in (("jas", "class token"), ("class-alignment", "blocks")):
@@ -261,7 +265,7 @@ def test_declarations_that_are_not_true_are_refused_by_name(net, ffns, says):
 def test_a_module_that_does_not_fit_is_named(change, says):
     model = tiny_model()
     change(model)
-    facts = models.token_layout if says == "global_pool" else models.ffn_sites
+    facts = families.token_layout if says == "global_pool" else families.ffn_sites
     with pytest.raises(UserError, match=says):
         facts(model)
 
@@ -271,4 +275,4 @@ def test_families_that_are_not_here_are_refused(name):
     with torch.device("meta"):
         model = timm.create_model(name)
     with pytest.raises(UserError, match="not supported"):
-        models.ffn_sites(model)
+        families.ffn_sites(model)

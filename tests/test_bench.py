@@ -16,9 +16,13 @@ import torch
 from small import tiny_model
 from typer.testing import CliRunner
 
-from vitprune import bench, cli, onnx_export, runtime, surgery
-from vitprune.errors import UserError
-from vitprune.types import Mask
+from vitprune.cli import app, torch_runners
+from vitprune.core.errors import UserError
+from vitprune.deploy import bench, runtime
+from vitprune.deploy.onnx import exporting
+from vitprune.model import size
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     dense = tiny_model()
     slim = surgery.slim(dense, Mask([torch.arange(64) < 16] * 2))
-    onnx_export.export(dense, root / bench.FILES[0], onnx_export.size(dense))
-    onnx_export.export(slim, root / "model.onnx", onnx_export.size(slim))
+    exporting.export(dense, root / bench.FILES[0], size.size(dense))
+    exporting.export(slim, root / "model.onnx", size.size(slim))
     (root / "shoes").mkdir()
     shutil.copy(root / "model.onnx", root / "shoes" / "model.onnx")
     return root
@@ -62,7 +66,7 @@ def test_nothing_to_time(tmp_path: Path) -> None:
 def test_rows_of_a_run(run: Path) -> None:
     rows = bench.bench(bench.find([run]), [1, 2], ["cpu"], threads=1, seconds=0.0)
     assert [(r["batch"], r["model"]) for r in rows] == [(1, "dense"), (1, "model"), (2, "dense"), (2, "model")]
-    dense, slim = onnx_export.size(tiny_model())["macs"], 2 * 2 * 17 * 16 * 48  # 48 units gone in two blocks
+    dense, slim = size.size(tiny_model())["macs"], 2 * 2 * 17 * 16 * 48  # 48 units gone in two blocks
     for row in rows:
         assert 0 < row["q25_ms"] <= row["median_ms"] <= row["q75_ms"] and row["rounds"] >= 5
         expected = 1.0 if row["model"] == "dense" else (dense["total"] - slim) / dense["total"]
@@ -111,7 +115,7 @@ def test_models_of_other_images_are_not_timed_together(run: Path, monkeypatch: p
 
 
 def test_a_file_from_elsewhere_has_no_efficiency(run: Path, tmp_path: Path) -> None:
-    onnx_export.save(onnx.load(str(run / "model.onnx")), tmp_path / "plain.onnx", {})
+    exporting.save(onnx.load(str(run / "model.onnx")), tmp_path / "plain.onnx", {})
     rows = bench.bench({"a": tmp_path / "plain.onnx", "b": run / "model.onnx"}, [1], ["cpu"], seconds=0.0)
     assert [r["efficiency"] for r in rows] == [None, None] and [r["why"] for r in rows] == [None, None]
     bench.show(rows)
@@ -151,7 +155,7 @@ def test_torch_beside_the_files(run: Path) -> None:
 
 def test_torch_needs_the_folder_of_a_run(run: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml"):
-        bench.torch_runners(run)
+        torch_runners.torch_runners(run)
 
 
 # ---- providers
@@ -207,12 +211,12 @@ def test_only_what_is_there_is_timed_unasked(monkeypatch: pytest.MonkeyPatch, ru
 
 def test_the_command(run: Path) -> None:
     found = CliRunner().invoke(
-        cli.app, ["bench", str(run), "--batch", "1", "--provider", "cpu", "--seconds", "0", "--json"]
+        app.app, ["bench", str(run), "--batch", "1", "--provider", "cpu", "--seconds", "0", "--json"]
     )
     assert found.exit_code == 0, found.output
     printed = json.loads(found.stdout)
     assert printed["reference"] == "dense" and [r["model"] for r in printed["rows"]] == ["dense", "model"]
-    shown = CliRunner().invoke(cli.app, ["bench", str(run), "--batch", "2", "--provider", "cpu", "--seconds", "0"])
+    shown = CliRunner().invoke(app.app, ["bench", str(run), "--batch", "2", "--provider", "cpu", "--seconds", "0"])
     assert shown.exit_code == 0 and "speed-up" in shown.stdout and "dense" in shown.stdout
 
 
@@ -222,7 +226,7 @@ def test_the_command_without_the_provider(
     monkeypatch.setattr(runtime, "onnxruntime", lambda: FakeRuntime([CPU]))
     monkeypatch.setattr(sys, "argv", ["vitprune", "bench", str(run), "--provider", "cuda"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     printed = capsys.readouterr()
     assert ended.value.code == 2 and printed.out == "" and len(printed.err.splitlines()) == 1
     assert "provider `cuda`: not available" in printed.err

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from small import image_folder, model_folder, recipe_dict
 
-from vitprune import pipeline
-from vitprune.context import Context
-from vitprune.evaluation import mcnemar
-from vitprune.progress import Reporter
-from vitprune.recipe import Recipe
-from vitprune.stages.prune import refit_index
+from vitprune.core.progress import Reporter
+from vitprune.exam.metrics import mcnemar
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages.prune import refit_index
+from vitprune.runs.state.context import Context
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

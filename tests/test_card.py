@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from vitprune.files import write_json
+from vitprune.core.files import write_json
 from vitprune.report.card import card, write_cards
 
 ROW: dict[str, Any] = {

@@ -22,10 +22,13 @@ from small import ARCHITECTURE, ARGS, LABELS, change_json, model_folder, tiny_ar
 from torch import Tensor, nn
 
 import vitprune
-from vitprune import checkpoint, recipe, surgery
-from vitprune.errors import UserError
-from vitprune.preprocess import Preprocessing
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.images.preprocess import Preprocessing
+from vitprune.model.load import opening, saving
+from vitprune.model.load.loaded import RAGGED, Loaded
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.recipe import inputs
 
 
 @pytest.fixture
@@ -47,15 +50,15 @@ def mask(*kept: int, width: int = 64) -> Mask:
     return Mask(blocks)
 
 
-def opened(folder: Path) -> checkpoint.Loaded:
-    return checkpoint.open_model(recipe.Model(name=f"local-dir:{folder}"))
+def opened(folder: Path) -> Loaded:
+    return opening.open_model(inputs.Model(name=f"local-dir:{folder}"))
 
 
 def saved(folder: Path, target: Path, *kept: int) -> nn.Module:
     """A pruned model written to `target`."""
     loaded = opened(folder)
     slim = surgery.slim(loaded.model, mask(*kept))
-    checkpoint.save(target, loaded, slim, {"classes": ["circle"]})
+    saving.save(target, loaded, slim, {"classes": ["circle"]})
     return slim
 
 
@@ -114,7 +117,7 @@ def test_what_was_pruned_can_be_pruned_again(folder: Path, tmp_path: Path) -> No
     assert loaded.widths == [16, 5] and loaded.labels == list(LABELS)
     keep = Mask([torch.arange(16) < 4, torch.arange(5) < 4])
     slim = surgery.slim(loaded.model, keep)
-    checkpoint.save(tmp_path / "second", loaded, slim, {})
+    saving.save(tmp_path / "second", loaded, slim, {})
     assert torch.equal(vitprune.load(tmp_path / "second")(images()), slim(images()))
     assert torch.equal(
         timm.create_model(f"local-dir:{tmp_path / 'second'}", pretrained=True).eval()(images()), slim(images())
@@ -148,7 +151,7 @@ def test_saving_the_same_twice_gives_the_same_bytes(folder: Path, tmp_path: Path
 
 def again(folder: Path, target: Path) -> None:
     loaded = opened(folder)
-    checkpoint.save(target, loaded, loaded.model, loaded.about)
+    saving.save(target, loaded, loaded.model, loaded.about)
 
 
 @pytest.mark.parametrize("kept", [(16, 16), (16, 5)])
@@ -169,10 +172,10 @@ def test_save_load_save_gives_the_same_bytes(folder: Path, tmp_path: Path, kept:
 )
 def test_save_load_save_of_a_timm_name(tmp_path: Path, architecture: str, args: dict[str, Any]) -> None:
     """What timm's own configuration leaves open, or says with null, does not wander from one save to the next."""
-    loaded = checkpoint.open_model(recipe.Model(name=architecture, args=tiny_args(3) | args))
+    loaded = opening.open_model(inputs.Model(name=architecture, args=tiny_args(3) | args))
     widths = [int(block.mlp.fc1.out_features) for block in loaded.model.blocks]
     slim = surgery.slim(loaded.model, mask(*(w // 3 for w in widths), width=widths[0]))
-    checkpoint.save(tmp_path / "a", loaded, slim, {"classes": None})
+    saving.save(tmp_path / "a", loaded, slim, {"classes": None})
     again(tmp_path / "a", tmp_path / "b")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -187,7 +190,7 @@ def test_plain_timm_says_what_ragged_widths_need(folder: Path, tmp_path: Path) -
     with pytest.raises(TypeError, match="ragged_widths_need_vitprune_load"):
         timm.create_model(f"local-dir:{tmp_path / 'slim'}", pretrained=True)
     assert torch.equal(vitprune.load(tmp_path / "slim")(images()), slim(images()))
-    assert checkpoint.RAGGED not in opened(tmp_path / "slim").model_args
+    assert RAGGED not in opened(tmp_path / "slim").model_args
 
 
 def test_a_flipped_bit_in_the_weights_is_noticed(folder: Path, tmp_path: Path) -> None:
@@ -244,14 +247,14 @@ def test_a_saved_folder_cut_short(folder: Path, tmp_path: Path, cut: int) -> Non
 
 def test_every_ratio_gives_its_width() -> None:
     for dim in (96, 192, 384, 768, 1000):
-        assert all(int(dim * checkpoint.ratio_for(dim, width)) == width for width in range(1, 4 * dim + 1))
+        assert all(int(dim * saving.ratio_for(dim, width)) == width for width in range(1, 4 * dim + 1))
 
 
-@pytest.mark.skipif(not (checkpoint.BUNDLED / "model.safetensors").is_file(), reason="the bundled model is not there")
+@pytest.mark.skipif(not (opening.BUNDLED / "model.safetensors").is_file(), reason="the bundled model is not there")
 def test_the_bundled_model() -> None:
-    loaded = checkpoint.open_model(recipe.Model())
+    loaded = opening.open_model(inputs.Model())
     assert loaded.outputs == 10 and len(loaded.widths) >= 6 and min(loaded.widths) >= 384
-    assert (checkpoint.BUNDLED / "model.safetensors").stat().st_size <= 4_000_000
+    assert (opening.BUNDLED / "model.safetensors").stat().st_size <= 4_000_000
 
 
 # ---- names, checkpoints, arguments
@@ -266,8 +269,8 @@ def test_a_timm_name_with_a_local_checkpoint(tmp_path: Path, suffix: str, wrappe
         save_file(own.state_dict(), path)
     else:
         torch.save({"state_dict": own.state_dict(), "epoch": 3} if wrapped else own.state_dict(), path)
-    spec = recipe.Model(name=ARCHITECTURE, checkpoint=path, args=tiny_args() | {"num_classes": 3})
-    loaded = checkpoint.open_model(spec)
+    spec = inputs.Model(name=ARCHITECTURE, checkpoint=path, args=tiny_args() | {"num_classes": 3})
+    loaded = opening.open_model(spec)
     assert torch.equal(loaded.model(images()), own(images()))
     assert loaded.labels is None and loaded.outputs == 3 and loaded.data_config["input_size"] == (1, 28, 28)
 
@@ -275,8 +278,8 @@ def test_a_timm_name_with_a_local_checkpoint(tmp_path: Path, suffix: str, wrappe
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_the_transform_of_a_timm_name_with_args_fits_its_model(tmp_path: Path, in_chans: int) -> None:
     torch.save(tiny_model(in_chans).state_dict(), tmp_path / "w.pth")
-    spec = recipe.Model(name=ARCHITECTURE, checkpoint=tmp_path / "w.pth", args=tiny_args(in_chans) | {"num_classes": 3})
-    loaded = checkpoint.open_model(spec)
+    spec = inputs.Model(name=ARCHITECTURE, checkpoint=tmp_path / "w.pth", args=tiny_args(in_chans) | {"num_classes": 3})
+    loaded = opening.open_model(spec)
     from PIL import Image
 
     made = loaded.transform()(Image.new("L" if in_chans == 1 else "RGB", (40, 30)))
@@ -284,32 +287,32 @@ def test_the_transform_of_a_timm_name_with_args_fits_its_model(tmp_path: Path, i
 
 
 def test_imagenet_names_come_with_a_thousand_outputs() -> None:
-    loaded = checkpoint.open_model(recipe.Model(name=ARCHITECTURE, args=ARGS))
+    loaded = opening.open_model(inputs.Model(name=ARCHITECTURE, args=ARGS))
     assert loaded.labels is not None and len(loaded.labels) == 1000 and "n01440764\ttench" in loaded.labels
 
 
 def test_an_unknown_model_is_told_with_close_ones() -> None:
-    assert "close: " in refusal(lambda: checkpoint.open_model(recipe.Model(name="vit_tiny_patch17")))
+    assert "close: " in refusal(lambda: opening.open_model(inputs.Model(name="vit_tiny_patch17")))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cait_xxs24_224", "test_vit"])
 def test_models_of_another_family(name: str) -> None:
     if name == "test_vit":
-        assert checkpoint.open_model(recipe.Model(name=name)).widths
+        assert opening.open_model(inputs.Model(name=name)).widths
         return
-    assert "not supported" in refusal(lambda: checkpoint.open_model(recipe.Model(name=name)))
+    assert "not supported" in refusal(lambda: opening.open_model(inputs.Model(name=name)))
 
 
-@pytest.mark.parametrize("arg", sorted(checkpoint.FORBIDDEN_ARGS))
+@pytest.mark.parametrize("arg", sorted(opening.FORBIDDEN_ARGS))
 def test_forbidden_arguments(folder: Path, arg: str) -> None:
-    assert arg in refusal(lambda: checkpoint.open_model(recipe.Model(name=ARCHITECTURE, args={arg: "x"})))
+    assert arg in refusal(lambda: opening.open_model(inputs.Model(name=ARCHITECTURE, args={arg: "x"})))
     change_json(folder / "config.json", lambda c: c["model_args"].update({arg: "/etc/passwd"}))
     assert "config.json" in refusal(lambda: vitprune.load(folder))
 
 
 @pytest.mark.parametrize("args", [{"depht": 2}, {"num_heads": 5}, {"depth": "two"}, {"patch_size": 0}, {"depth": 0}])
 def test_arguments_that_build_no_model(args: dict[str, Any]) -> None:
-    refusal(lambda: checkpoint.open_model(recipe.Model(name=ARCHITECTURE, args={**ARGS, **args})))
+    refusal(lambda: opening.open_model(inputs.Model(name=ARCHITECTURE, args={**ARGS, **args})))
 
 
 @pytest.mark.parametrize("name", ["bundled", "local-dir"])
@@ -317,9 +320,9 @@ def test_a_checkpoint_beside_a_folder_is_refused_not_ignored(folder: Path, tmp_p
     name = name if name == "bundled" else f"local-dir:{folder}"
     save_file(tiny_model(seed=3).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises((UserError, ValueError), match="checkpoint"):
-        checkpoint.open_model(recipe.Model(name=name, checkpoint=tmp_path / "other.safetensors"))
+        opening.open_model(inputs.Model(name=name, checkpoint=tmp_path / "other.safetensors"))
     with pytest.raises((UserError, ValueError), match="args"):
-        checkpoint.open_model(recipe.Model(name=name, args={"global_pool": "avg"}))
+        opening.open_model(inputs.Model(name=name, args={"global_pool": "avg"}))
 
 
 def evil(path: Path) -> Any:
@@ -381,8 +384,8 @@ UNFIT = [
 @pytest.mark.parametrize("what", UNFIT)
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path, what: str) -> None:
     path = local_files(tmp_path)[what]
-    spec = recipe.Model(name=ARCHITECTURE, checkpoint=path, args=tiny_args() | {"num_classes": 3})
-    assert str(path) in refusal(lambda: checkpoint.open_model(spec))
+    spec = inputs.Model(name=ARCHITECTURE, checkpoint=path, args=tiny_args() | {"num_classes": 3})
+    assert str(path) in refusal(lambda: opening.open_model(spec))
     assert not (tmp_path / "was here").exists()
 
 

@@ -16,14 +16,19 @@ import pytest
 from small import image_folder, model_folder, picture, recipe_dict, write_recipe
 from typer.testing import CliRunner
 
-from vitprune import checkpoint, labels, pipeline, predict, recipe
-from vitprune.cli import app
-from vitprune.errors import UserError
-from vitprune.labels import match, output_indices
-from vitprune.names import Spellings, called, fold, number_of
+from vitprune.cli.app import app
+from vitprune.core.errors import UserError
+from vitprune.deploy import predict
+from vitprune.images import class_names
+from vitprune.images.class_names import match, output_indices
+from vitprune.images.names import Spellings, called, fold, number_of
+from vitprune.images.sources.base import Source
+from vitprune.images.sources.opening import open_path
+from vitprune.images.sources.pair import ProbeAndTest
+from vitprune.model.load import opening
+from vitprune.recipe import inputs, parse, recipe
 from vitprune.report.card import card
-from vitprune.sources import Source, open_path
-from vitprune.sources.pair import ProbeAndTest
+from vitprune.runs import pipeline
 
 pytestmark = pytest.mark.usefixtures("quick")
 KINDS = ("folder", "tar", "csv", "shard")
@@ -73,7 +78,7 @@ def source_of(kind: str, root: Path, names: Sequence[str], per_class: int = 2) -
 
 def outputs_of(source: Source, outputs: int, names: Sequence[str] | None = None) -> list[tuple[bytes, int]]:
     """Pixels and output of every image."""
-    of_class = labels.match(source.classes, outputs, names, "here", source.numbers).outputs
+    of_class = class_names.match(source.classes, outputs, names, "here", source.numbers).outputs
     return sorted((source.image(i).tobytes(), int(of_class[c])) for i, c in enumerate(source.class_of))
 
 
@@ -105,9 +110,9 @@ def test_numbers_from_one_are_refused_in_every_source(tmp_path: Path, kind: str,
 def test_numbers_of_some_outputs_are_told_and_never_moved() -> None:
     assert found(["0", "7"], 10) == found(["0.0", "07"], 10) == found(["7", "0"], 10)[::-1] == [0, 7]
     made = match(["0", "7"], 10, None, "here")
-    said = labels.remark(made, ["0", "7"], 10, None)
+    said = class_names.remark(made, ["0", "7"], 10, None)
     assert said is not None and "counted from 0; 2 of 10 outputs have images" in said
-    assert labels.remark(match(["0", "1"], 2, None, "here"), ["0", "1"], 2, None) is None
+    assert class_names.remark(match(["0", "1"], 2, None, "here"), ["0", "1"], 2, None) is None
     assert "the classes run from 1 to 3, the model's 10 outputs from 0 to 9" in refusal(lambda: found("123", 10))
     assert "are one output (7)" in refusal(lambda: found(["0", "7", "07"], 10))
     for other in (["0", "-1"], ["0", "1.5"], ["0", "1e0"], ["0", "²"], ["0", "x"]):  # these are no numbers
@@ -185,7 +190,7 @@ def test_everything_else_is_refused_with_both_lists(classes: list[str], outputs:
 def test_by_order_is_a_word_that_does_not_go_against_names() -> None:
     made = match(["x", "y"], 2, ["a", "b"], "here", by_order=True)
     assert made.outputs.tolist() == [0, 1] and made.how == "order"
-    assert "output 0 is x, 1 is y" in str(labels.remark(made, ["x", "y"], 2, ["a", "b"]))
+    assert "output 0 is x, 1 is y" in str(class_names.remark(made, ["x", "y"], 2, ["a", "b"]))
     assert "`cat` is output 1 by its name and 0 by its order" in refusal(
         lambda: found(["cat", "dog"], 2, ["dog", "cat"], by_order=True)
     )
@@ -193,21 +198,21 @@ def test_by_order_is_a_word_that_does_not_go_against_names() -> None:
 
 
 def test_by_order_is_a_word_and_a_file_of_that_name_is_a_file(tmp_path: Path) -> None:
-    word, file = recipe.Data(source="bundled", labels="by-order"), recipe.Data(source="bundled", labels="./by-order")  # type: ignore[arg-type]
+    word, file = inputs.Data(source="bundled", labels="by-order"), inputs.Data(source="bundled", labels="./by-order")  # type: ignore[arg-type]
     assert word.labels == "by-order" and file.labels == Path("by-order")
     assert word.model_dump(mode="json")["labels"] == "by-order"
     assert file.model_dump(mode="json")["labels"] == "./by-order"  # so it is a file when it is read again
-    assert recipe.Data(source="bundled").model_dump(mode="json")["labels"] is None
+    assert inputs.Data(source="bundled").model_dump(mode="json")["labels"] is None
     content = recipe_dict("bundled", tmp_path, tmp_path)
     content["data"]["labels"] = "./by-order"
     made = recipe.Recipe.model_validate(content)
-    (tmp_path / "r.yaml").write_text(recipe.dump(made))
-    assert recipe.load(tmp_path / "r.yaml").data.labels == Path("by-order")
+    (tmp_path / "r.yaml").write_text(parse.dump(made))
+    assert parse.load(tmp_path / "r.yaml").data.labels == Path("by-order")
 
 
 def test_a_mapping_file_knows_names_that_are_written_otherwise(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"Hund": "Hot Dog", "KATZE": 0}))
-    mapping = labels.Mapping(tmp_path / "m.json")
+    mapping = class_names.Mapping(tmp_path / "m.json")
     assert found(["hund", "katze"], 2, ["cat", "hot-dog"], mapping=mapping) == [1, 0]
 
 
@@ -305,7 +310,7 @@ def test_a_name_as_it_is_written_comes_before_one_alike(tmp_path: Path) -> None:
 def test_the_dense_figure_is_the_same_from_every_source(tmp_path: Path) -> None:
     """Twelve numbered classes, a model without names: top-1 as computed by hand, from a folder, a tar and a list."""
     model_folder(tmp_path / "model", outputs=12, labels=None)
-    loaded, figures = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / 'model'}")), {}
+    loaded, figures = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'model'}")), {}
     transform = loaded.transform()
     names = [str(i) for i in range(12)]
     for kind in ("folder", "tar", "csv"):
@@ -313,7 +318,7 @@ def test_the_dense_figure_is_the_same_from_every_source(tmp_path: Path) -> None:
         path = tmp_path / kind / {"folder": "images", "tar": "images.tar", "csv": "list.csv"}[kind]
         content = recipe_dict(tmp_path / "model", path, tmp_path / "out", baselines=[], recovery="none", name=kind)
         write_recipe(tmp_path / "r.yaml", content)
-        made = pipeline.run(recipe.load(tmp_path / "r.yaml"), "evaluate")
+        made = pipeline.run(parse.load(tmp_path / "r.yaml"), "evaluate")
         [row] = [r for r in made["rows"] if r["criterion"] == "dense"]
         split = json.loads((tmp_path / "out" / kind / "split.json").read_text())["test"]
         hits = []

@@ -28,8 +28,10 @@ from small import (
 )
 
 import vitprune
-from vitprune import cli, recipe, record
+from vitprune.cli import app
+from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
+from vitprune.runs.record import record
 
 PROGRESS = re.compile(r"[^:]+: (\d+/\d+ in [\d.]+ s|unchanged, skipped|done in [\d.]+ s|\d+/\d+, .*ETA.*)")
 Call = Callable[..., "Answer"]
@@ -58,7 +60,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["vitprune", *map(str, args)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
         return Answer(int(caught.value.code or 0), *capfd.readouterr())
 
     return run
@@ -83,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def subprocess_call(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vitprune.cli", *map(str, args)]
+    command = [sys.executable, "-m", "vitprune.cli.app", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
 
 
@@ -276,7 +278,7 @@ def test_our_own_failure_is_exit_code_1_and_one_line(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("vitprune.pipeline.run", broken)
+    monkeypatch.setattr("vitprune.runs.pipeline.run", broken)
     got = call("run", path)
     assert got.code == 1 and got.err.splitlines() == [
         "vitprune: internal error, ZeroDivisionError: two lines (add --debug before the verb for the trace)"
@@ -351,7 +353,7 @@ def test_doctor(call: Call) -> None:
 
 
 def test_doctor_names_the_clash_and_its_cure(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitprune.doctor._versions", lambda: {"onnxruntime": "1", "onnxruntime-gpu": "1"})
+    monkeypatch.setattr("vitprune.cli.doctor._versions", lambda: {"onnxruntime": "1", "onnxruntime-gpu": "1"})
     got = call("doctor")
     assert got.code == 1 and "PROBLEM: onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall" in got.out
 
@@ -360,7 +362,7 @@ def test_recipe_check(call: Call, setting: dict[str, Any], tmp_path: Path) -> No
     path = write_recipe(tmp_path / "r.yaml", setting)
     assert call("recipe", "check", path).out == f"ok: {path}: model of 3 outputs, all classes, jas, keep 50 %\n"
     got = call("recipe", "check", path, "--show")
-    assert got.code == 0 and recipe.parse(got.out) == recipe.load(path)
+    assert got.code == 0 and parse.parse(got.out) == parse.load(path)
     assert yaml.safe_load(got.out)["random_draws"] == 1
     assert json.loads(call("recipe", "check", "demo", "--json").out)["name"] == "demo"
     path.write_text("name: a\nkepe: 1\n")

@@ -15,11 +15,14 @@ import pytest
 from small import image_folder, leftovers, model_folder, quicken, recipe_dict
 from typer.testing import CliRunner
 
-from vitprune import cells, choose, cli, evaluation, pipeline, recipe
-from vitprune import compare as comparison
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.errors import UserError
+from vitprune.cli import app
+from vitprune.core import progress
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.exam import metrics
+from vitprune.recipe import parse, recipe
+from vitprune.runs import choose, compare, contenders, pipeline
+from vitprune.runs.state.context import Context
 
 SPEC = {
     "criteria": ["jas", "magnitude-l2", "variance", "random", "auto"],
@@ -36,7 +39,7 @@ def content(tmp_path: Path) -> dict[str, Any]:
 
 
 def run(content: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return comparison.compare(recipe.Recipe.model_validate(content), device="cpu", **options)
+    return compare.compare(recipe.Recipe.model_validate(content), device="cpu", **options)
 
 
 def test_every_cell_is_there_once(content: dict[str, Any], tmp_path: Path) -> None:
@@ -128,24 +131,24 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
         total = b + c
         likely = [comb(total, k) / 2**total for k in range(total + 1)]
         expected = min(1.0, sum(p for p in likely if p <= likely[b] * (1 + 1e-9))) if total else 1.0
-        assert comparison.mcnemar(one, other) == pytest.approx(expected)
-        assert comparison.mcnemar(one, other) == comparison.mcnemar(other, one)
-    assert comparison.mcnemar(np.ones(5, bool), np.ones(5, bool)) == 1.0
+        assert metrics.mcnemar(one, other) == pytest.approx(expected)
+        assert metrics.mcnemar(one, other) == metrics.mcnemar(other, one)
+    assert metrics.mcnemar(np.ones(5, bool), np.ones(5, bool)) == 1.0
 
 
 def test_hits_survive_their_packing(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate({k: v for k, v in content.items() if k != "compare"} | {"baselines": []})
-    with Context.open(made, "cpu", pipeline.Reporter(quiet=True)) as context:
+    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
         pipeline.advance(context, "moments")
-        cell = cells.examine(context, cells.Cell("jas", 0.5, "affine"), 0)
-    hits = cells.hits_of(cell)
+        cell = contenders.examine(context, contenders.Cell("jas", 0.5, "affine"), 0)
+    hits = contenders.hits_of(cell)
     assert len(hits) == cell["n"] == 12 and hits.mean() == pytest.approx(cell["top1"])
 
 
 def test_what_is_done_is_not_done_again(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle, the same call goes on; afterwards it reads; another budget costs only its own cells."""
     calls: list[str] = []
-    original = evaluation.metrics
+    original = metrics.metrics
     stop_at: int | None = 6
 
     def counted(*args: Any, **options: Any) -> Any:
@@ -154,7 +157,7 @@ def test_what_is_done_is_not_done_again(content: dict[str, Any], monkeypatch: py
         calls.append("x")
         return original(*args, **options)
 
-    monkeypatch.setattr(evaluation, "metrics", counted)
+    monkeypatch.setattr(metrics, "metrics", counted)
     with pytest.raises(KeyboardInterrupt):
         run(content)
     stop_at = None
@@ -196,7 +199,7 @@ def test_a_damaged_cell_is_examined_again(content: dict[str, Any], tmp_path: Pat
 def test_a_wrong_comparison_is_one_line(content: dict[str, Any], wrong: dict[str, Any], said: str) -> None:
     text = json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in content.items()} | {"compare": SPEC | wrong})
     with pytest.raises(UserError, match=said):
-        recipe.parse(text)
+        parse.parse(text)
 
 
 def test_what_only_shows_at_work_is_one_line_too(content: dict[str, Any]) -> None:
@@ -265,7 +268,7 @@ def test_what_runs_every_unit_alone_may_look_at_fewer_images(content: dict[str, 
 
 def test_the_fold_lies_inside_the_probe_split(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate({k: v for k, v in content.items() if k != "compare"} | {"baselines": []})
-    with Context.open(made, "cpu", pipeline.Reporter(quiet=True)) as context:
+    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
         pipeline.advance(context, "discover")
         inner = choose.fold(context, ["jas", "variance"])
         assert set(inner.split.probe) | set(inner.split.test) == set(context.split.probe)
@@ -279,7 +282,7 @@ def test_the_choice_does_not_look_at_the_test_split(content: dict[str, Any], mon
     auto = plain | {"criterion": content["criterion"] | {"name": "auto", "among": ["variance", "magnitude-l1", "jas"]}}
     made = recipe.Recipe.model_validate(auto)
     seen: set[int] = set()
-    with Context.open(made, "cpu", pipeline.Reporter(quiet=True)) as context:
+    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
         plain_one = made.model_copy(update={"criterion": made.criterion.model_copy(update={"name": "jas"})})
         pipeline.advance(dataclasses.replace(context, recipe=plain_one), "discover")
         ask = type(context.images)._ask
@@ -311,7 +314,7 @@ def test_auto_needs_two_probe_images_a_class(content: dict[str, Any], tmp_path: 
 )
 def test_a_choice_among_nothing_is_refused(part: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        recipe.parse(json.dumps({"name": "a"} | part))
+        parse.parse(json.dumps({"name": "a"} | part))
 
 
 # ---- the command line
@@ -323,23 +326,23 @@ def test_the_verbs(content: dict[str, Any], tmp_path: Path) -> None:
         "compare": {"criteria": ["magnitude-l1", "random"], "keep": [0.5], "recovery": ["none"], "seeds": [0]}
     }
     path.write_text(json.dumps(small))
-    done = CliRunner().invoke(cli.app, ["compare", str(path), "--device", "cpu", "--json"])
+    done = CliRunner().invoke(app.app, ["compare", str(path), "--device", "cpu", "--json"])
     assert done.exit_code == 0 and [r["criterion"] for r in json.loads(done.stdout)["table"]] == [
         "magnitude-l1",
         "random",
     ]
-    done = CliRunner().invoke(cli.app, ["compare", str(path), "--device", "cpu"])
+    done = CliRunner().invoke(app.app, ["compare", str(path), "--device", "cpu"])
     assert done.exit_code == 0 and "| magnitude-l1 |" in done.stdout and "compare.svg" in done.stdout
-    done = CliRunner().invoke(cli.app, ["criteria", "--json"])
+    done = CliRunner().invoke(app.app, ["criteria", "--json"])
     rows = json.loads(done.stdout)
     assert {r["name"] for r in rows} == {*CRITERIA, "random"} and all(r["source"] for r in rows)
     assert {"labels", "gradients", "training"} <= {need for r in rows for need in r["needs"]}
-    assert len(CliRunner().invoke(cli.app, ["criteria"]).stdout.splitlines()) == len(rows)
+    assert len(CliRunner().invoke(app.app, ["criteria"]).stdout.splitlines()) == len(rows)
 
 
 def test_the_bundled_comparisons_are_in_order() -> None:
     for name in ("compare-demo", "compare-full"):
-        made = recipe.load(name)
+        made = parse.load(name)
         assert made.compare is not None and "auto" in made.compare.criteria and len(made.compare.seeds) == 3
-    full = recipe.load("compare-full").compare
+    full = parse.load("compare-full").compare
     assert full is not None and set(full.criteria) == {*CRITERIA, "random", "auto"}

@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 from small import FOLDERS, image_folder, model_folder, picture, recipe_dict
 
-from vitprune import choose, data, pipeline, recipe
-from vitprune.context import Context
-from vitprune.data import split_per_class
-from vitprune.decoding import Checked, unpacked
-from vitprune.errors import UserError
-from vitprune.progress import Reporter
-from vitprune.sources import open_path
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.images import split as data
+from vitprune.images.decode_pool import Checked, unpacked
+from vitprune.images.sources.opening import open_path
+from vitprune.images.split import split_per_class
+from vitprune.recipe import recipe
+from vitprune.runs import choose, pipeline
+from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")
 Made = dict[str, Any]

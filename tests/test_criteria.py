@@ -10,12 +10,13 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, models
-from vitprune.criteria import CRITERIA
-from vitprune.criteria.joint_gates import sampled_labels
-from vitprune.criteria.random import random
-from vitprune.errors import UserError
-from vitprune.types import Attribution
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.sampling import sampled_labels
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.statistics.random import random
+from vitprune.model import families
+from vitprune.model.inside import hooks
 
 every = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.score))
 wholes = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.whole))
@@ -28,7 +29,12 @@ def score(
     name: str, model: nn.Module, images: Tensor, labels: Tensor, ts=TS, nodes: int = 3
 ) -> dict[int, list[Tensor]]:
     return CRITERIA[name].score(
-        model, models.ffn_sites(model), images, labels, ts=list(ts), how=Attribution(nodes=nodes, quadrature="midpoint")
+        model,
+        families.ffn_sites(model),
+        images,
+        labels,
+        ts=list(ts),
+        how=Attribution(nodes=nodes, quadrature="midpoint"),
     )
 
 
@@ -93,7 +99,7 @@ def test_nothing_is_left_behind_when_forward_raises(tiny_vit, make_images, name,
     if name == "influence-pattern" and where in ("head", "norm"):
         pytest.skip("it never goes that far")
     model = tiny_vit()
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     sound = model.get_submodule(where)
     before = reference.hook_count(model)
     if where == "blocks.2.mlp.fc2":
@@ -136,7 +142,7 @@ def test_activation_is_the_class_tokens_hidden_value(tiny_vit, make_images):
 
 
 def test_random_is_a_function_of_the_seed_alone(tiny_vit):
-    sites = models.ffn_sites(tiny_vit())
+    sites = families.ffn_sites(tiny_vit())
     torch.manual_seed(1)
     first = random(sites, seed=7)
     torch.manual_seed(2)
@@ -154,7 +160,7 @@ def test_random_is_a_function_of_the_seed_alone(tiny_vit):
 
 def test_hidden_units_reads_and_replaces(tiny_vit, make_images):
     model, images = tiny_vit(init_values=0.3), make_images(2)
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     vit = reference.Vit(model)
     seen: dict[int, Tensor] = {}
     with hooks.hidden_units(model, sites, lambda i, hidden_BTN: seen.update({i: hidden_BTN}) or None):
@@ -175,7 +181,7 @@ def test_hidden_units_reads_and_replaces(tiny_vit, make_images):
 
 def test_masks_by_hook(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(3)
-    sites, vit = models.ffn_sites(model), reference.Vit(model)
+    sites, vit = families.ffn_sites(model), reference.Vit(model)
     generator = torch.Generator().manual_seed(5)
     keep_BN = [torch.rand(3, 32, generator=generator) < 0.5 for _ in sites]
     with hooks.masked(model, sites, [keep[0] for keep in keep_BN]):
@@ -192,7 +198,7 @@ def test_masks_by_hook(tiny_vit, make_images):
 
 def test_hooks_go_when_the_body_or_the_entry_raises(tiny_vit, make_images):
     model = tiny_vit()
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     keep = [torch.ones(32, dtype=torch.bool)] * 3
     contexts = [
         lambda: hooks.hidden_units(model, sites, lambda i, hidden: None),
@@ -234,7 +240,7 @@ GATES = Attribution(quadrature="midpoint", nodes=2)
 
 
 def gates(model: nn.Module, images: Tensor, labels: Tensor, how: Attribution) -> list[Tensor]:
-    return CRITERIA["joint-gates"].score(model, models.ffn_sites(model), images, labels, ts=[1], how=how)[1]
+    return CRITERIA["joint-gates"].score(model, families.ffn_sites(model), images, labels, ts=[1], how=how)[1]
 
 
 @pytest.mark.parametrize("changed", [{}, {"global_pool": "avg"}, {"init_values": 0.3, "reg_tokens": 1}])

@@ -12,15 +12,18 @@ from PIL import Image
 from small import FOLDERS, LABELS, image_folder, model_folder, picture, tiny_model
 from timm.data import create_transform, resolve_model_data_config
 
-from vitprune import checkpoint, data, recipe
-from vitprune.data import Images, first_per_class, split_per_class
-from vitprune.decode import as_mode
-from vitprune.decoding import check
-from vitprune.errors import UserError
-from vitprune.labels import output_indices
-from vitprune.sources import open_source
-from vitprune.sources.bundled import Bundled
-from vitprune.sources.folder import Folder
+from vitprune.core.errors import UserError
+from vitprune.images import batches, split
+from vitprune.images.batches import Images
+from vitprune.images.class_names import output_indices
+from vitprune.images.decode import as_mode
+from vitprune.images.decode_pool import check
+from vitprune.images.sources.bundled import Bundled
+from vitprune.images.sources.folder import Folder
+from vitprune.images.sources.opening import open_source
+from vitprune.images.split import first_per_class, split_per_class
+from vitprune.model.load import opening
+from vitprune.recipe import inputs
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -246,7 +249,7 @@ def test_images_left_out_are_in_neither_part() -> None:
 
 def test_an_overlapping_split_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="share images"):
-        data.Split(0, 0.8, np.array([1, 2]), np.array([2, 3]))
+        split.Split(0, 0.8, np.array([1, 2]), np.array([2, 3]))
 
 
 def test_first_per_class_goes_class_by_class() -> None:
@@ -264,7 +267,7 @@ def test_the_models_own_transform_is_applied(tmp_path: Path, in_chans: int, mode
     model_folder(tmp_path / "model", in_chans)
     root = image_folder(tmp_path / "images", 3, "RGB")
     picture(0, 0, "RGBA", 57).save(root / "circle" / "00.png")
-    loaded = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / 'model'}"))
+    loaded = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'model'}"))
     source = Folder(root)
     images = Images(source, loaded.transform(), in_chans, output_indices(source.classes, 3, LABELS, ""))
     got, labels = next(images.batches(np.array([4, 0, 8]), 3))
@@ -305,7 +308,7 @@ def test_a_set_too_large_for_the_cache_is_read_the_same(tmp_path: Path, monkeypa
 
     cached, plain = (Images(source, transform, 1, np.arange(3)) for _ in range(2))
     expected = torch.cat([x for x, _ in cached.batches(np.arange(12), 5)])
-    monkeypatch.setattr(data, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
     assert torch.equal(torch.cat([x for x, _ in plain.batches(np.arange(12), 5)]), expected)
     assert plain._cache is None
 
@@ -318,4 +321,4 @@ def test_the_bundled_images() -> None:
     assert made.pixels.shape == (10_000, 28, 28) and np.bincount(made.class_of).tolist() == [1000] * 10
     assert " ".join(made.classes) == "tshirt trouser pullover dress coat sandal shirt sneaker bag boot"
     assert made.image(0).mode == "L" and made.classes[made.class_of[0]] == "boot"
-    assert made.fingerprint() == open_source(recipe.Data(source="bundled")).fingerprint()
+    assert made.fingerprint() == open_source(inputs.Data(source="bundled")).fingerprint()

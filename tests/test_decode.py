@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from small import picture
 
-from vitprune.decode import MAX_PIXELS, as_mode, read
-from vitprune.errors import UserError
+from vitprune.core.errors import UserError
+from vitprune.images.decode import MAX_PIXELS, as_mode, read
 
 # Where the eight EXIF orientations put the stored pixels, from the standard's own table of row 0 and column 0.
 UPRIGHT = {

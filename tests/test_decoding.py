@@ -20,14 +20,16 @@ from odd_sources import Deadly, Printing
 from PIL import Image
 from small import image_folder, model_folder, recipe_dict, write_recipe
 
-from vitprune import checkpoint, data, decoding, recipe
-from vitprune.data import Images
-from vitprune.decode import as_mode
-from vitprune.decoding import Job, Processes, check, content
-from vitprune.errors import UserError
-from vitprune.preprocess import Preprocessing
-from vitprune.sources.bundled import Bundled
-from vitprune.sources.folder import Folder
+from vitprune.core.errors import UserError
+from vitprune.images import batches, decode_pool
+from vitprune.images.batches import Images
+from vitprune.images.decode import as_mode
+from vitprune.images.decode_pool import Job, Processes, check, content
+from vitprune.images.preprocess import Preprocessing
+from vitprune.images.sources.bundled import Bundled
+from vitprune.images.sources.folder import Folder
+from vitprune.model.load import opening
+from vitprune.recipe import inputs, recipe
 
 TRANSFORM = Preprocessing(1, (28, 28), "bilinear", 0.875, "center", (0.4,), (0.2,))
 
@@ -49,7 +51,7 @@ def children(of: int | None = None) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(of).children():
         with contextlib.suppress(psutil.Error):
-            found += [process] if "vitprune.decoding" in process.cmdline() else []
+            found += [process] if "vitprune.images.decode_pool" in process.cmdline() else []
     return found
 
 
@@ -64,7 +66,7 @@ def gone(pids: list[int], seconds: float = 20) -> bool:
 
 def test_processes_give_the_same_batches_as_threads(tmp_path: Path) -> None:
     model_folder(tmp_path / "model")
-    loaded = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / 'model'}"))
+    loaded = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'model'}"))
     source = Folder(image_folder(tmp_path / "images", 5))
     made = Processes(Job(source, Preprocessing.of(loaded.data_config), "L"), 2)
     plain, far = (Images(source, loaded.transform(), 1, np.arange(3), p) for p in (None, made))
@@ -82,7 +84,7 @@ def test_processes_give_the_same_batches_as_threads(tmp_path: Path) -> None:
 
 
 def test_a_set_too_large_for_the_cache_comes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
     source = Folder(image_folder(tmp_path, 4))
     for made in processes(source):
         far = Images(source, lambda image: torch.from_numpy(TRANSFORM(image)), 1, np.arange(3), made)
@@ -146,11 +148,11 @@ def test_the_digest_of_the_content_is_of_the_pixels() -> None:
 def test_how_many_processes_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Folder(image_folder(tmp_path, 2))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert decoding.automatic(source) == 0 and decoding.automatic(Bundled()) == 0
-    monkeypatch.setattr(decoding, "ENOUGH", 6)
-    assert [decoding.automatic(source, share) for share in (1, 2, 4, 8)] == [8, 8, 4, 0]
+    assert decode_pool.automatic(source) == 0 and decode_pool.automatic(Bundled()) == 0
+    monkeypatch.setattr(decode_pool, "ENOUGH", 6)
+    assert [decode_pool.automatic(source, share) for share in (1, 2, 4, 8)] == [8, 8, 4, 0]
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert decoding.automatic(source) == 0
+    assert decode_pool.automatic(source) == 0
 
 
 RUN = """
@@ -200,8 +202,8 @@ def test_what_is_stopped_leaves_no_process(tmp_path: Path, how: str) -> None:
 
 
 def test_the_model_that_comes_out_does_not_depend_on_the_workers(tmp_path: Path) -> None:
-    from vitprune import pipeline
-    from vitprune.workspace import Workspace
+    from vitprune.runs import pipeline
+    from vitprune.runs.state.workspace import Workspace
 
     model, images = model_folder(tmp_path / "model"), image_folder(tmp_path / "images", 5)
     digests = []

@@ -16,10 +16,13 @@ from safetensors.torch import load_file
 from small import image_folder, model_folder, quicken, recipe_dict
 
 import vitprune
-from vitprune import memory, pipeline, recipe, sequential
-from vitprune.context import Context
-from vitprune.progress import Reporter
-from vitprune.recipe import Recipe
+from vitprune.core import memory
+from vitprune.core.progress import Reporter
+from vitprune.pruning.repair import layerwise
+from vitprune.recipe import parse, template
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.state.context import Context
 
 
 def plain(tmp_path: Path) -> dict[str, Any]:
@@ -29,11 +32,11 @@ def plain(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_recipe_without_a_word_is_the_benchmarks_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
-    made = recipe.parse("name: a")
+    made = parse.parse("name: a")
     assert (made.criterion.name, made.allocation, made.recovery) == ("fisher-obs", "auto", "auto")
     assert (made.criterion.name, "layerwise") == importlib.import_module("budget").OURS
     assert made.criterion.among[0] == "fisher-obs"
-    new = recipe.parse(recipe.TEMPLATE)
+    new = parse.parse(template.TEMPLATE)
     assert (new.criterion.name, new.allocation, new.recovery) == (made.criterion.name, made.allocation, made.recovery)
 
 
@@ -79,8 +82,8 @@ def test_a_run_computes_the_dense_streams_once_per_class_set(tmp_path: Path, mon
     filled = []
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
-        whole = sequential.repair
-        patch.setattr(sequential, "repair", lambda *a, **k: (filled.append(len(k["kept"])), whole(*a, **k)))
+        whole = layerwise.repair
+        patch.setattr(layerwise, "repair", lambda *a, **k: (filled.append(len(k["kept"])), whole(*a, **k)))
         pipeline.run(Recipe.model_validate(content), "evaluate")
     assert len(filled) == 3 and filled[0] == 0 < filled[1] == filled[2]  # ours when pruned, the two draws when examined
 

@@ -14,11 +14,13 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict
 
-from vitprune import models, pipeline, shards
-from vitprune.criteria import CRITERIA
-from vitprune.pipeline import STAGES
-from vitprune.recipe import Recipe
-from vitprune.types import Attribution
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.settings import Attribution
+from vitprune.model import families
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.engine import parts
+from vitprune.runs.pipeline import STAGES
 
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
@@ -171,7 +173,7 @@ OTHER = {
 def test_a_criterion_names_every_setting_that_changes_it(tiny_vit, make_images, name: str) -> None:
     """Scores of other settings are other scores: a shard or a note of one is never taken for one of the others."""
     model, images, row = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32), CRITERIA[name]
-    sites, labels = models.ffn_sites(model), torch.arange(6) % 3
+    sites, labels = families.ffn_sites(model), torch.arange(6) % 3
     how = {"nodes": 2, "epochs": 1, "rate": 0.05}
 
     def scores(**settings: Any) -> list[torch.Tensor]:
@@ -225,5 +227,5 @@ def test_other_pixels_and_other_weights_are_noticed(
 def test_the_parts_of_a_discovery_are_of_exactly_its_job(tmp_path: Path) -> None:
     """Another image, another order, another setting: another plan."""
     index = torch.arange(6).numpy()
-    jobs = {shards.job(index, {"a": 1}), shards.job(index, {"a": 2}), shards.job(index[::-1], {"a": 1})}
-    assert len(jobs | {shards.job(index[:-1], {"a": 1})}) == 4
+    jobs = {parts.job(index, {"a": 1}), parts.job(index, {"a": 2}), parts.job(index[::-1], {"a": 1})}
+    assert len(jobs | {parts.job(index[:-1], {"a": 1})}) == 4

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import vitprune
-from vitprune import recipe
-from vitprune.criteria import CRITERIA
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.recipe import parse, recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -47,7 +47,7 @@ def test_the_recipes_of_the_documentation_are_recipes() -> None:
     assert found["quickstart"]
     for texts in found.values():
         for text in texts:
-            assert recipe.parse(text).name
+            assert parse.parse(text).name
     lines = [line for line in found["quickstart"][0].splitlines() if line.strip()]
     assert len(lines) <= 10
 
@@ -55,8 +55,8 @@ def test_the_recipes_of_the_documentation_are_recipes() -> None:
 def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = blocks(ROOT / "docs" / "criterion.md", "python")
     assert len([line for line in text.splitlines() if line.strip()]) <= 20
-    monkeypatch.setattr("vitprune.criteria.CRITERIA", dict(CRITERIA))
-    monkeypatch.setattr("vitprune.library.CRITERIA", vitprune.criteria.CRITERIA)
+    monkeypatch.setattr("vitprune.criteria.catalog.CRITERIA", dict(CRITERIA))
+    monkeypatch.setattr("vitprune.criteria.catalog.CRITERIA", vitprune.criteria.catalog.CRITERIA)
     exec(compile(text, "criterion.md", "exec"), {})
     model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
     labels = torch.arange(6) % 3

@@ -17,9 +17,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import vitprune
-from vitprune import door
-from vitprune.criteria import CRITERIA
-from vitprune.errors import UserError
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.model import door
 
 LABELS = torch.arange(10) % 5
 F32 = torch.float32

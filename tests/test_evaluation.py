@@ -11,9 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitprune import evaluation, models, surgery
-from vitprune.data import Images
-from vitprune.types import Mask, Split
+from vitprune.exam import metrics
+from vitprune.exam.logits import predictor, test_indices, test_logits
+from vitprune.exam.oracle import oracle_logits
+from vitprune.images.batches import Images
+from vitprune.images.split import Split
+from vitprune.model import families, size
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
 
 COUNT, OUTPUTS = 23, 5
 
@@ -75,7 +80,7 @@ def test_metrics_are_those_of_a_loop(head):
         best = max(allowed, key=lambda c, row=row: row[c])
         right.append(best == label)
         probability.append(reference.softmax([row[c] for c in allowed])[allowed.index(label)])
-    found = evaluation.metrics(logits, labels, head)
+    found = metrics.metrics(logits, labels, head)
     assert found.n == len(labels)
     assert found.top1 == pytest.approx(sum(right) / len(right), abs=1e-12)
     assert found.mean_true_probability == pytest.approx(sum(probability) / len(probability), rel=1e-6)
@@ -93,10 +98,10 @@ def test_metrics_are_those_of_a_loop(head):
 def test_the_head_mask_changes_the_figures():
     logits, labels = some_logits()
     target = labels < 2
-    free = evaluation.metrics(logits[target], labels[target])
-    masked = evaluation.metrics(logits[target], labels[target], [0, 1])
+    free = metrics.metrics(logits[target], labels[target])
+    masked = metrics.metrics(logits[target], labels[target], [0, 1])
     assert masked.top1 > free.top1 and masked.mean_true_probability > free.mean_true_probability
-    outside = evaluation.metrics(logits[~target], labels[~target], [0, 1])
+    outside = metrics.metrics(logits[~target], labels[~target], [0, 1])
     assert outside.top1 == 0 and outside.mean_true_probability == 0
 
 
@@ -107,7 +112,7 @@ def test_the_interval(share):
     labels = np.arange(count) % 2
     logits = np.zeros((count, 2), np.float32)
     logits[np.arange(count), labels] = np.where(np.arange(count) < share * count, 1, -1)
-    found = evaluation.metrics(logits, labels)
+    found = metrics.metrics(logits, labels)
     low, high = found.top1_ci95
     assert found.top1 == pytest.approx(share)
     assert low < found.top1 < high
@@ -115,36 +120,36 @@ def test_the_interval(share):
     assert (high - low) / 2 == pytest.approx(half, rel=0.15)
     assert (high + low) / 2 == pytest.approx(share, abs=half / 4)
     np.random.seed(3)
-    assert evaluation.metrics(logits, labels) == found
-    assert evaluation.metrics(logits, labels, seed=0).top1_ci95 == found.top1_ci95
-    widths = {evaluation.metrics(logits, labels, seed=seed).top1_ci95 for seed in range(6)}
+    assert metrics.metrics(logits, labels) == found
+    assert metrics.metrics(logits, labels, seed=0).top1_ci95 == found.top1_ci95
+    widths = {metrics.metrics(logits, labels, seed=seed).top1_ci95 for seed in range(6)}
     assert len(widths) > 1
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_interval_holds_the_point(seed):
     logits, labels = some_logits(30, seed)
-    found = evaluation.metrics(logits, labels, seed=seed)
+    found = metrics.metrics(logits, labels, seed=seed)
     assert 0 <= found.top1_ci95[0] <= found.top1 <= found.top1_ci95[1] <= 1
 
 
 def test_all_right_and_all_wrong():
     logits = np.eye(3, dtype=np.float32)
-    assert evaluation.metrics(logits, np.arange(3)).top1_ci95 == evaluation.wilson(3, 3)
-    assert evaluation.metrics(logits, (np.arange(3) + 1) % 3).top1_ci95 == evaluation.wilson(0, 3)
+    assert metrics.metrics(logits, np.arange(3)).top1_ci95 == metrics.wilson(3, 3)
+    assert metrics.metrics(logits, (np.arange(3) + 1) % 3).top1_ci95 == metrics.wilson(0, 3)
 
 
 def test_large_logits_do_not_overflow():
-    found = evaluation.metrics(np.array([[1e4, 0], [-1e4, 0]], np.float32), np.array([0, 0]))
+    found = metrics.metrics(np.array([[1e4, 0], [-1e4, 0]], np.float32), np.array([0, 0]))
     assert (found.top1, found.mean_true_probability) == (0.5, 0.5)
 
 
 def test_no_images_and_numbers_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="no "):
-        evaluation.metrics(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+        metrics.metrics(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(ValueError, match="finite"):
-            evaluation.metrics(np.array([[0, bad], [1, 0]], np.float32), np.array([0, 1]))
+            metrics.metrics(np.array([[0, bad], [1, 0]], np.float32), np.array([0, 1]))
 
 
 # --- the test split
@@ -160,11 +165,11 @@ def test_only_the_test_split_is_read_and_in_its_order():
 
     for batch in (1, 4, 100):
         seen.clear()
-        logits, labels = evaluation.test_logits(predict, images, parts, batch)
+        logits, labels = test_logits(predict, images, parts, batch)
         assert logits.dtype == np.float32 and logits.shape == (len(parts.test), OUTPUTS)
         assert sorted(seen) == sorted(parts.test.tolist())
         assert not set(seen) & set(parts.probe.tolist())
-        index = evaluation.test_indices(images, parts)
+        index = test_indices(images, parts)
         assert logits[:, 0].tolist() == index.tolist()
         assert labels.tolist() == [[4, 0, 2][i % 3] for i in index]
 
@@ -173,10 +178,10 @@ def test_only_the_test_split_is_read_and_in_its_order():
 def test_only_some_labels(only):
     images, parts = make_images(), split()
     expected = [i for i in parts.test.tolist() if [4, 0, 2][i % 3] in only]
-    index = evaluation.test_indices(images, parts, np.array(only))
+    index = test_indices(images, parts, np.array(only))
     assert sorted(index.tolist()) == sorted(expected)
     if expected:
-        logits, labels = evaluation.test_logits(
+        logits, labels = test_logits(
             lambda batch: torch.tensor([[float(number)] for number in numbers(batch)]), images, parts, 3, np.array(only)
         )
         assert logits[:, 0].tolist() == index.tolist()
@@ -186,13 +191,13 @@ def test_only_some_labels(only):
 def test_a_models_predictor(tiny_vit):
     images, parts = make_images(), split()
     model = tiny_vit(dtype=torch.float32, num_classes=OUTPUTS)
-    predict = evaluation.predictor(model)
-    logits, _ = evaluation.test_logits(predict, images, parts, 5)
-    index = evaluation.test_indices(images, parts)
+    predict = predictor(model)
+    logits, _ = test_logits(predict, images, parts, 5)
+    index = test_indices(images, parts)
     batch = torch.stack([images.tensor(int(i)) for i in index])
     np.testing.assert_allclose(logits, reference.Vit(model).logits(batch).numpy(), atol=1e-4)
     assert predict(batch).dtype == torch.float32 and not predict(batch).requires_grad
-    half = evaluation.predictor(tiny_vit(dtype=torch.bfloat16))
+    half = predictor(tiny_vit(dtype=torch.bfloat16))
     assert half(batch.bfloat16()).dtype == torch.float32
 
 
@@ -208,7 +213,7 @@ def routing(seed: int = 0) -> list[Tensor]:
 def test_oracle_logits_are_those_of_a_loop(tiny_vit, batch):
     model, images, parts, keep_CN = tiny_vit(dtype=torch.float32, init_values=0.3), make_images(), split(), routing()
     before = reference.snapshot(model)
-    logits, labels = evaluation.oracle_logits(model, models.ffn_sites(model), keep_CN, images, parts.test, batch)
+    logits, labels = oracle_logits(model, families.ffn_sites(model), keep_CN, images, parts.test, batch)
     assert labels.tolist() == [[4, 0, 2][i % 3] for i in parts.test]
     vit = reference.Vit(model)
     for row, (i, label) in enumerate(zip(parts.test.tolist(), labels.tolist(), strict=True)):
@@ -222,9 +227,9 @@ def test_oracle_logits_are_those_of_a_loop(tiny_vit, batch):
 def test_keep_all_oracle_is_the_dense_model(tiny_vit):
     model, images, parts = tiny_vit(dtype=torch.float32), make_images(), split()
     keep = [torch.ones(OUTPUTS, 32, dtype=torch.bool)] * 3
-    logits, _ = evaluation.oracle_logits(model, models.ffn_sites(model), keep, images, parts.test, 4)
-    honest, _ = evaluation.test_logits(evaluation.predictor(model), images, parts, 4)
-    order = evaluation.test_indices(images, parts)
+    logits, _ = oracle_logits(model, families.ffn_sites(model), keep, images, parts.test, 4)
+    honest, _ = test_logits(predictor(model), images, parts, 4)
+    order = test_indices(images, parts)
     np.testing.assert_allclose(logits[np.argsort(parts.test)], honest[np.argsort(order)], atol=1e-5)
 
 
@@ -232,7 +237,7 @@ def test_shuffled_labels_change_oracle_figures_and_not_honest_logits(tiny_vit):
     """The leak made visible: the oracle reads the answer, the honest protocol cannot."""
     model, parts, keep_CN = tiny_vit(dtype=torch.float32), split(), routing()
     mask = Mask([keep[0] for keep in keep_CN])
-    slim, sites = surgery.slim(model, mask), models.ffn_sites(model)
+    slim, sites = surgery.slim(model, mask), families.ffn_sites(model)
     class_of = np.arange(COUNT) % 3
     shuffled = class_of.copy()
     shuffled[parts.test] = np.roll(class_of[parts.test], 1)
@@ -241,9 +246,9 @@ def test_shuffled_labels_change_oracle_figures_and_not_honest_logits(tiny_vit):
     oracle, honest = {}, {}
     for name, labels in (("true", class_of), ("shuffled", shuffled)):
         images = make_images(labels)
-        oracle[name], _ = evaluation.oracle_logits(model, sites, keep_CN, images, parts.test, 5)
-        logits, _ = evaluation.test_logits(evaluation.predictor(slim), images, parts, 5)
-        honest[name] = logits[np.argsort(evaluation.test_indices(images, parts))]
+        oracle[name], _ = oracle_logits(model, sites, keep_CN, images, parts.test, 5)
+        logits, _ = test_logits(predictor(slim), images, parts, 5)
+        honest[name] = logits[np.argsort(test_indices(images, parts))]
     change = np.abs(oracle["true"] - oracle["shuffled"]).max(1)
     assert (change[moved] > 1e-3).all() and (change[~moved] < 1e-5).all()
     assert np.array_equal(honest["true"], honest["shuffled"])
@@ -258,7 +263,7 @@ def test_oracle_with_a_progress_bar_reads_every_batch(tiny_vit):
             ticks.append(step)
             yield step
 
-    logits, _ = evaluation.oracle_logits(model, models.ffn_sites(model), routing(), images, parts.test, 5, progress)
+    logits, _ = oracle_logits(model, families.ffn_sites(model), routing(), images, parts.test, 5, progress)
     assert len(logits) == len(parts.test) and len(ticks) == math.ceil(len(parts.test) / 5)
 
 
@@ -276,17 +281,17 @@ def test_macs_by_hand(tiny_vit, changed, prefix, dtype):
     patch, dim = changed.get("patch_size", 7), changed.get("embed_dim", 16)
     widths = [2 * dim] * changed.get("depth", 3)
     form = {"pixels": 28, "patch": patch, "channels": 1, "dim": dim, "classes": 5, "prefix": prefix}
-    assert evaluation.macs(model) == reference.vit_macs(widths=widths, **form)
+    assert size.macs(model) == reference.vit_macs(widths=widths, **form)
     keep = torch.arange(2 * dim) < 5
     slim = surgery.slim(model, Mask([keep] * len(widths)))
-    assert evaluation.macs(slim) == reference.vit_macs(widths=[5] * len(widths), **form)
+    assert size.macs(slim) == reference.vit_macs(widths=[5] * len(widths), **form)
     removed = sum(dim + 1 + dim for _ in widths) * (2 * dim - 5)
-    assert evaluation.parameters(model) - evaluation.parameters(slim) == removed
-    assert evaluation.parameters(model) == sum(int(np.prod(weight.shape)) for weight in model.state_dict().values())
+    assert size.parameters(model) - size.parameters(slim) == removed
+    assert size.parameters(model) == sum(int(np.prod(weight.shape)) for weight in model.state_dict().values())
 
 
 def test_macs_leave_the_model_alone(tiny_vit):
     model = tiny_vit(dtype=torch.float32).train()
     before = reference.snapshot(model)
-    evaluation.macs(model)
+    size.macs(model)
     assert reference.same_state(before, reference.snapshot(model))

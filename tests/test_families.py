@@ -24,26 +24,22 @@ from torch.onnx._internal.exporter import _registration
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import (
-    checkpoint,
-    cli,
-    families,
-    halves,
-    heads,
-    listing,
-    models,
-    onnx_export,
-    onnx_precision,
-    pipeline,
-    recipe,
-    surgery,
-)
-from vitprune.checkpoint import Loaded
-from vitprune.criteria import CRITERIA
-from vitprune.criteria.jas import jas
-from vitprune.criteria.jas_plain import jas_plain
-from vitprune.errors import UserError
-from vitprune.types import Attribution, Mask
+from vitprune.cli import app, listing
+from vitprune.core.errors import UserError
+from vitprune.criteria.attribution.jas import jas
+from vitprune.criteria.attribution.jas_plain import jas_plain
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.settings import Attribution
+from vitprune.deploy.onnx import exporting
+from vitprune.deploy.onnx import precision as onnx_precision
+from vitprune.model import classifier, families
+from vitprune.model.inside import blockwise
+from vitprune.model.load import opening, saving
+from vitprune.model.load.loaded import Loaded
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.recipe import inputs, recipe
+from vitprune.runs import pipeline
 
 PLAIN = {"img_size": 16, "patch_size": 8, "in_chans": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 SWIN = {
@@ -82,9 +78,9 @@ passed: dict[str, dict[str, str]] = {}
 each_name = pytest.mark.parametrize("name", NAMES)
 
 
-def spec(name: str, depth: int = 2) -> recipe.Model:
+def spec(name: str, depth: int = 2) -> inputs.Model:
     args = TINY.get(name, PLAIN)
-    return recipe.Model(name=name, args=args | {"depth": depth} if "depth" in args else args)
+    return inputs.Model(name=name, args=args | {"depth": depth} if "depth" in args else args)
 
 
 @functools.cache
@@ -94,7 +90,7 @@ def opened(name: str, depth: int = 2) -> Loaded:
         pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        loaded = checkpoint.open_model(spec(name, depth))
+        loaded = opening.open_model(spec(name, depth))
     draw = torch.Generator().manual_seed(4)
     for key, weight in loaded.model.named_parameters():
         scale = 1 / weight[0].numel() ** 0.5 if weight.ndim > 1 and "token" not in key and "pos" not in key else 0.3
@@ -104,7 +100,7 @@ def opened(name: str, depth: int = 2) -> Loaded:
 
 @functools.cache
 def double(name: str) -> nn.Module:
-    return checkpoint.open_model(spec(name)).model.double()
+    return opening.open_model(spec(name)).model.double()
 
 
 def in_double(name: str) -> nn.Module:
@@ -118,13 +114,13 @@ def in_double(name: str) -> nn.Module:
 def images_for(model: nn.Module, count: int = 10) -> Tensor:
     weight = next(model.parameters())
     draw = torch.Generator().manual_seed(5)
-    return torch.randn(count, *models.input_shape(model), generator=draw).to(weight)
+    return torch.randn(count, *families.input_shape(model), generator=draw).to(weight)
 
 
 def ragged(model: nn.Module) -> Mask:
     """About half of each FFN's units, as many of none as of another where the widths are the same."""
     draw, blocks = torch.Generator().manual_seed(6), []
-    for i, site in enumerate(models.ffn_sites(model)):
+    for i, site in enumerate(families.ffn_sites(model)):
         keep = torch.zeros(site.width, dtype=torch.bool)
         keep[torch.randperm(site.width, generator=draw)[: site.width // 2 + i]] = True
         blocks.append(keep)
@@ -137,11 +133,11 @@ def test_a_specialists_head_has_its_rows(name: str, tmp_path: Path) -> None:
     model = copy.deepcopy(opened(name).model)
     images = images_for(model, 2)
     whole = model(images)
-    heads.narrow(model, [3, 1])
+    classifier.narrow(model, [3, 1])
     assert model.num_classes == 2
     torch.testing.assert_close(model(images), whole[:, [3, 1]])
     loaded = dataclasses.replace(opened(name), model=model, labels=["three", "one"])
-    checkpoint.save(tmp_path / "own", loaded, model, {})
+    saving.save(tmp_path / "own", loaded, model, {})
     torch.testing.assert_close(vitprune.load(tmp_path / "own")(images), whole[:, [3, 1]])
 
 
@@ -196,7 +192,7 @@ def test_discover(name, note):
         else:
             images_, labels = images, LABELS
         found = vitprune.discover(model, images_, labels, criterion=criterion, **quick)
-        assert [b.shape[1] for b in found.blocks] == [site.width for site in models.ffn_sites(model)], criterion
+        assert [b.shape[1] for b in found.blocks] == [site.width for site in families.ffn_sites(model)], criterion
         assert all(bool(b.isfinite().all()) for b in found.blocks), criterion
         assert criterion == "vit-slim" or any(float(b.std()) > 0 for b in found.blocks), criterion
         done += 1
@@ -207,7 +203,7 @@ def test_discover(name, note):
 def test_halves_are_the_model(name):
     """Where blocks come in halves, both together are the model, and the fast engine finds what full passes find."""
     model = in_double(name)
-    parts = halves.halves(model)
+    parts = blockwise.halves(model)
     assert (parts is not None) == families.FAMILIES[FAMILY_OF[name]].halves
     if parts is None:
         return
@@ -219,8 +215,8 @@ def test_halves_are_the_model(name):
         x = parts.add_ffn(i, z, parts.hidden(i, z))
     assert relative(parts.logits(x), model(images)) < 1e-12
     how = Attribution(tokens="all", quadrature="right", nodes=2)
-    fast = jas(model, models.ffn_sites(model), images, LABELS[:2], ts=[3], how=how)[3]
-    slow = jas_plain(model, models.ffn_sites(model), images, LABELS[:2], t=3, how=how)
+    fast = jas(model, families.ffn_sites(model), images, LABELS[:2], ts=[3], how=how)[3]
+    slow = jas_plain(model, families.ffn_sites(model), images, LABELS[:2], t=3, how=how)
     assert all(relative(a, b) < 1e-8 for a, b in zip(fast, slow, strict=True))
 
 
@@ -232,7 +228,7 @@ def test_masked_is_sliced(name, note):
         seen = surgery.masked_vs_sliced(model, mask, images)
         slim = surgery.slim(model, mask)
         assert seen < bound
-        assert [site.width for site in models.ffn_sites(slim)] == mask.widths
+        assert [site.width for site in families.ffn_sites(slim)] == mask.widths
         assert relative(slim(images), model(images)) > 1e-4  # what was removed did something
         everything = Mask([torch.ones_like(keep) for keep in mask.blocks])
         assert torch.equal(surgery.slim(model, everything)(images), model(images))
@@ -263,13 +259,13 @@ def test_save_and_load(name, note, tmp_path):
     """A folder gives the same model back, even and ragged widths; loaded and saved again it is the same bytes."""
     loaded = opened(name)
     for where, slim in (("even", slim_of(name)), ("ragged", surgery.slim(loaded.model, ragged(loaded.model)))):
-        checkpoint.save(tmp_path / where, loaded, slim, {"note": "tiny"})
+        saving.save(tmp_path / where, loaded, slim, {"note": "tiny"})
         back = vitprune.load(tmp_path / where)
         images = images_for(loaded.model, 3)
         assert torch.equal(back(images), slim(images))
-        again = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / where}"))
-        assert (again.outputs, models.input_shape(again.model)) == (5, models.input_shape(loaded.model))
-        checkpoint.save(tmp_path / "again", again, again.model, again.about)
+        again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / where}"))
+        assert (again.outputs, families.input_shape(again.model)) == (5, families.input_shape(loaded.model))
+        saving.save(tmp_path / "again", again, again.model, again.about)
         for file in ("config.json", "model.safetensors"):
             assert (tmp_path / where / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     note(name, "save, load", "the same")
@@ -301,7 +297,7 @@ def test_onnx_parity(name, note, tmp_path, monkeypatch):
     labels, parts = slim(images).argmax(1).numpy(), [images[:7].numpy(), images[7:].numpy()]
     onnx_precision.to_int8(files["ONNX"], files["int8"], parts, parts, labels, 100.0)
     for precision, bound in (("ONNX", 1e-4), ("fp16", 1e-2), ("int8", 0.2)):
-        differences = onnx_export.parity(slim, files[precision], images[:7])
+        differences = exporting.parity(slim, files[precision], images[:7])
         assert set(differences) == {1, 2, 7}
         worst = max(differences.values()) / float(slim(images).abs().max())
         assert worst < bound, precision
@@ -314,16 +310,16 @@ def test_int8_of_a_fresh_model_with_many_blocks(tmp_path):
     args = PLAIN | {"depth": 6}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = checkpoint.open_model(recipe.Model(name="eva02_tiny_patch14_224", args=args)).model
+        model = opening.open_model(inputs.Model(name="eva02_tiny_patch14_224", args=args)).model
     images = images_for(model, 4)
-    onnx_export.export(model, tmp_path / "m.onnx", {})
+    exporting.export(model, tmp_path / "m.onnx", {})
     parts, labels = [images.numpy()], model(images).argmax(1).numpy()
     sweep = onnx_precision.to_int8(tmp_path / "m.onnx", tmp_path / "int8.onnx", parts, parts, labels, 100.0)
     assert sweep.quantized == 26 and not sweep.excluded
 
 
 def test_the_command_lists_what_is_tested_here():
-    shown = CliRunner().invoke(cli.app, ["models", "--json"])
+    shown = CliRunner().invoke(app.app, ["models", "--json"])
     rows = json.loads(shown.stdout)
     assert {row["family"] for row in rows} == set(families.FAMILIES)
     assert sorted(name for row in rows for name in row["names"]) == sorted(NAMES)
@@ -334,7 +330,7 @@ def test_the_command_lists_what_is_tested_here():
     assert set(by_name["vit"]["repairs"]) - set(by_name["swin"]["repairs"]) == {
         "sequential", "layerwise", "sequential+distill", "layerwise+distill",
     }  # fmt: skip
-    lines = CliRunner().invoke(cli.app, ["models"]).stdout
+    lines = CliRunner().invoke(app.app, ["models"]).stdout
     assert all(name in lines for name in NAMES)
 
 
@@ -365,7 +361,7 @@ def test_a_whole_run(name, tmp_path, monkeypatch):
     assert any("`auto` does not try `activation`" in note for note in made["notes"])
     slim = vitprune.load(tmp_path / "out" / "tiny")
     loaded = opened(name)
-    assert [2 * site.width for site in models.ffn_sites(slim)] == loaded.widths
+    assert [2 * site.width for site in families.ffn_sites(slim)] == loaded.widths
     baselines = content | {"baselines": ["activation"]}
     with pytest.raises(UserError, match=r"criterion `activation`: .*vitprune models"):
         pipeline.run(recipe.Recipe.model_validate(baselines))

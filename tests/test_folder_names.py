@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vitprune import claims, recipe
-from vitprune.errors import UserError
-from vitprune.stages.export import FILES
+from vitprune.core import claims
+from vitprune.core.errors import UserError
+from vitprune.recipe import parse, recipe
+from vitprune.runs.stages.export import FILES
 
 
 def with_groups(*names: str) -> recipe.Recipe:
@@ -86,7 +87,7 @@ def test_two_groups_never_share_a_file() -> None:
 
 def test_an_out_that_no_path_can_be() -> None:
     with pytest.raises(UserError, match="no path can have"):
-        recipe.parse('name: r\nout: "a\\0b"\n')
+        parse.parse('name: r\nout: "a\\0b"\n')
 
 
 def test_too_long_a_path_is_one_line(tmp_path: Path) -> None:

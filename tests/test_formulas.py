@@ -12,15 +12,20 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import hooks, masks, models
-from vitprune.criteria import CRITERIA
-from vitprune.criteria.fisher_obs import root
-from vitprune.criteria.fisher_obs import statistics as fisher_statistics
-from vitprune.criteria.joint_gates import sampled_labels
-from vitprune.criteria.path_scores import path_scores
-from vitprune.criteria.statistics import curve, eliminate
-from vitprune.errors import UserError
-from vitprune.types import Attribution, Scores
+from vitprune.core.errors import UserError
+from vitprune.criteria.attribution.path_scores import path_scores
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.curves import curve
+from vitprune.criteria.sampling import sampled_labels
+from vitprune.criteria.scores import Scores
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.statistics.fisher_obs import root
+from vitprune.criteria.statistics.fisher_obs import statistics as fisher_statistics
+from vitprune.criteria.statistics.obs import eliminate
+from vitprune.model import families
+from vitprune.model import tokens as model_tokens
+from vitprune.model.inside import hooks
+from vitprune.pruning import masks
 
 LABELS = torch.tensor([3, 1, 4, 0, 2])
 wholes = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.whole))
@@ -29,7 +34,7 @@ wholes = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items()
 def scored(name: str, model: nn.Module, images: Tensor, how: Attribution) -> list[Tensor]:
     score = CRITERIA[name].score
     assert score is not None
-    return score(model, models.ffn_sites(model), images, LABELS[: len(images)], ts=[1], how=how)[1]
+    return score(model, families.ffn_sites(model), images, LABELS[: len(images)], ts=[1], how=how)[1]
 
 
 def whole(name: str, model: nn.Module, images: Tensor, how: Attribution | None = None, size: int = 2) -> list[Tensor]:
@@ -38,7 +43,7 @@ def whole(name: str, model: nn.Module, images: Tensor, how: Attribution | None =
 
     score = CRITERIA[name].whole
     assert score is not None
-    return score(model, models.ffn_sites(model), batches, how=how or Attribution())
+    return score(model, families.ffn_sites(model), batches, how=how or Attribution())
 
 
 def probability(vit: reference.Vit, image: Tensor, label: int, edit: reference.Edit = reference.unchanged) -> float:
@@ -74,7 +79,7 @@ def test_knowledge_attribution_without_halves_is_the_same(tiny_vit, make_images,
     for tokens in ("cls", "patches", "all"):
         fast = scored("knowledge-attribution", model, images, replace(how, tokens=tokens))
         with monkeypatch.context() as patch:
-            patch.setattr(models, "halves", lambda _: None)
+            patch.setattr(model_tokens, "halves", lambda _: None)
             slow = scored("knowledge-attribution", model, images, replace(how, tokens=tokens))
         for a, b in zip(fast, slow, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-14)
@@ -258,7 +263,7 @@ def test_the_removal_order_does_not_hang_on_when_the_matrices_are_compacted(monk
     rows = torch.randn(90, 30, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 30, generator=generator, dtype=torch.float64)
     plain, plain_costs = eliminate(weight, rows.T @ rows / 90)
-    monkeypatch.setattr("vitprune.criteria.statistics.COMPACT", 4)
+    monkeypatch.setattr("vitprune.criteria.statistics.obs.COMPACT", 4)
     order, costs = eliminate(weight, rows.T @ rows / 90)
     assert order.tolist() == plain.tolist()
     torch.testing.assert_close(costs, plain_costs)
@@ -282,7 +287,7 @@ def test_fisher_obs_statistics_by_finite_differences_and_its_curve(tiny_vit, mak
     among = sorted(set(labels))
     p = model(images)[:, among].double().softmax(-1)
     drawn = [int((np.cumsum(p[i].numpy()) <= u).sum()) for i, u in enumerate(draws(images))]
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
 
     def batches():
         yield from zip(images.split(2), LABELS[:3].split(2), strict=True)
@@ -434,7 +439,7 @@ def gauss(f: Callable[[Tensor], Tensor], end: Tensor, nodes: int) -> Tensor:
 
 def test_joint_gates_are_captums_integrated_gradients_of_the_gates(tiny_vit, make_images):
     model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     found = torch.cat(scored("joint-gates", model, images, Attribution(nodes=nodes)), 1)
     for row, image in enumerate(images):
 
@@ -450,7 +455,7 @@ def test_joint_gates_are_captums_integrated_gradients_of_the_gates(tiny_vit, mak
 def test_joint_ig_is_captums_integrated_gradient_of_a_path(tiny_vit, make_images):
     """Candidates of the first block together, and then a whole given path through all blocks."""
     model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
-    sites, how = models.ffn_sites(model), Attribution(formula="joint-ig", nodes=nodes)
+    sites, how = families.ffn_sites(model), Attribution(formula="joint-ig", nodes=nodes)
     first = scored("jas", model, images, how)[0]
     units = torch.tensor([[1, 5], [0, 3], [2, 7]])
     whole_path = path_scores(model, sites, images, LABELS[:2], units[None].expand(2, -1, -1), how)

@@ -16,8 +16,8 @@ import fuzz_cases
 import pytest
 from fuzz import Case
 
-from vitprune import cli
-from vitprune.errors import UserError
+from vitprune.cli import app
+from vitprune.core.errors import UserError
 
 CASES = {"recipe text": 50, "recipe values": 40, "weights": 24, "check": 24, "predict": 20, "report": 2, "cells": 2}
 
@@ -96,7 +96,7 @@ WRONG: dict[Callable[[], None], str] = {
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None], out: Path | None) -> str | None:
     (tmp_path / "case").mkdir()
     monkeypatch.chdir(tmp_path / "case")
-    monkeypatch.setattr(cli, "app", work)
+    monkeypatch.setattr(app, "app", work)
     monkeypatch.setattr(fuzz, "HANG", 0.3)
     case = Case([], out)
     return fuzz.fault(case, *fuzz.call(case))

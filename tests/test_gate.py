@@ -11,9 +11,9 @@ import pytest
 from records import Record, made_record, row
 from typer.testing import CliRunner
 
-from vitprune.cli import app
-from vitprune.errors import UserError
-from vitprune.gate import Bar, check
+from vitprune.cli.app import app
+from vitprune.core.errors import UserError
+from vitprune.report.bars import Bar, check
 
 
 def saved(record: Any, folder: Path) -> Path:

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import vitprune
-from vitprune import ffn, hooks, models, recovery, surgery
-from vitprune.types import Mask
+from vitprune.core import least_squares
+from vitprune.model import families
+from vitprune.model.inside import hooks, moments
+from vitprune.model.sites import ffn
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.pruning.repair import repair
 
 ARGS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 KINDS = {
@@ -40,7 +45,7 @@ def images(count: int = 3) -> Tensor:
 
 def mask_for(model: nn.Module) -> Mask:
     draw, blocks = torch.Generator().manual_seed(2), []
-    for i, site in enumerate(models.ffn_sites(model)):
+    for i, site in enumerate(families.ffn_sites(model)):
         keep = torch.zeros(site.width, dtype=torch.bool)
         keep[torch.randperm(site.width, generator=draw)[: site.width // 2 - i]] = True
         blocks.append(keep)
@@ -98,8 +103,8 @@ def test_the_refit_in_front_of_a_norm_is_least_squares(how):
     mask = mask_for(model)
     slim = surgery.slim(model, mask)
     before = [block.mlp.fc2.weight.clone().numpy() for block in slim.blocks]
-    recovery.repair(
-        slim, model, mask, how, stats=recovery.moments(model, models.ffn_sites(model), [x]), batches=lambda: [x]
+    repair.repair(
+        slim, model, mask, how, stats=moments.moments(model, families.ffn_sites(model), [x]), batches=lambda: [x]
     )
     for i, block in enumerate(model.blocks):
         seen: list[tuple[Tensor, Tensor]] = []
@@ -114,7 +119,7 @@ def test_the_refit_in_front_of_a_norm_is_least_squares(how):
         h, t = hidden - hidden.mean(0), target - target.mean(0)
         weight = old
         if how == "affine":
-            strength = recovery.RIDGE * (h**2).mean(0).mean() * len(h)
+            strength = least_squares.RIDGE * (h**2).mean(0).mean() * len(h)
             top = np.concatenate([h, math.sqrt(strength) * np.eye(h.shape[1])])
             below = np.concatenate([t - h @ old.T, np.zeros((h.shape[1], 16))])
             weight = old + np.linalg.lstsq(top, below, rcond=None)[0].T
@@ -127,9 +132,9 @@ def test_the_refit_in_front_of_a_norm_is_least_squares(how):
 def test_a_refit_in_front_of_a_norm_needs_images():
     model = made("gate and norm")
     mask = mask_for(model)
-    stats = recovery.moments(model, models.ffn_sites(model), [images()])
+    stats = moments.moments(model, families.ffn_sites(model), [images()])
     with pytest.raises(vitprune.UserError, match=r"mlp\.norm.*images"):
-        recovery.repair(surgery.slim(model, mask), model, mask, "affine", stats=stats)
+        repair.repair(surgery.slim(model, mask), model, mask, "affine", stats=stats)
 
 
 def shifted(model: nn.Module, site: Any, units: Tensor) -> Tensor:
@@ -171,7 +176,7 @@ def test_a_wrong_slice_would_be_noticed(kind, monkeypatch):
     assert surgery.masked_vs_sliced(model, mask_for(model), x) < 1e-12
     if kind == "gate and norm":  # masking takes the norm from the same function: it stays right there
         mask = mask_for(model)
-        with hooks.masked(model, models.ffn_sites(model), mask.blocks):
+        with hooks.masked(model, families.ffn_sites(model), mask.blocks):
             expected = model(x)
         monkeypatch.setattr(ffn, "norm_of", norm_of_others)
         assert float((surgery.slim(model, mask)(x) - expected).abs().max() / expected.abs().max()) > 1e-4

@@ -14,10 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict
 
-from vitprune import compare, data, pipeline, recipe, report
-from vitprune.errors import UserError
+from vitprune import report
+from vitprune.core.errors import UserError
+from vitprune.images.sources.pair import ProbeAndTest
+from vitprune.images.split import remarks
+from vitprune.recipe import inputs, recipe
 from vitprune.report.sections.trust import trust_section
-from vitprune.sources.pair import ProbeAndTest
+from vitprune.runs import compare, pipeline
 
 Made = dict[str, Any]
 
@@ -104,7 +107,7 @@ def test_a_part_that_is_missing_is_named_by_its_key(bench: Bench) -> None:
     assert bench.refused().startswith("data.probe")
     for given in ({"probe": "a"}, {"test": "a"}, {"probe": "a", "test": "b", "path": "c"}):
         with pytest.raises(ValueError, match=r"go together|give either"):
-            recipe.Data.model_validate(given)
+            inputs.Data.model_validate(given)
 
 
 def test_a_limit_is_for_each_part(bench: Bench) -> None:
@@ -237,15 +240,15 @@ def test_imbalance_is_said_and_nothing_is_reweighted(bench: Bench) -> None:
 
 
 def test_remarks_of_both_parts() -> None:
-    found = data.remarks(("a", "b", "c"), np.array([0, 20, 2]), np.array([9, 1, 0]))
+    found = remarks(("a", "b", "c"), np.array([0, 20, 2]), np.array([9, 1, 0]))
     assert [note.split(":")[0] for note in found] == [
         "1 class(es) without probe images", "1 class(es) without test images", "The probe images are unbalanced",
     ]  # fmt: skip
-    assert data.remarks(("a", "b"), np.array([9, 1]), np.array([1, 1])) == []
+    assert remarks(("a", "b"), np.array([9, 1]), np.array([1, 1])) == []
 
 
 def test_the_union_of_numbered_classes_is_in_their_own_order(tmp_path: Path) -> None:
-    from vitprune.sources.manifest import Manifest
+    from vitprune.images.sources.manifest import Manifest
 
     parts = []
     for name, numbers in (("probe", (10, 2)), ("test", (9, 2))):

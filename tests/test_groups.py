@@ -16,9 +16,13 @@ from conftest import make_tiny_vit
 from small import FOLDERS, image_folder, model_folder, quicken, recipe_dict
 
 import vitprune
-from vitprune import cluster, heads, pipeline, specialists
-from vitprune.errors import UserError
-from vitprune.recipe import Recipe
+from vitprune.core.errors import UserError
+from vitprune.exam import open_set
+from vitprune.model import classifier
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages import prune, specialists
+from vitprune.see import groups as cluster
 
 
 @pytest.fixture(scope="module", name="content")
@@ -142,9 +146,9 @@ def test_figures_by_hand():
 
 
 def test_open_set_of_one_kind_only_says_nothing():
-    assert specialists.open_set(np.ones(3), np.ones(0)) == (None, None)
-    assert specialists.open_set(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == (1.0, 0.0)
-    assert specialists.open_set(np.ones(4), np.ones(4)) == (0.5, 1.0)
+    assert open_set.open_set(np.ones(3), np.ones(0)) == (None, None)
+    assert open_set.open_set(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == (1.0, 0.0)
+    assert open_set.open_set(np.ones(4), np.ones(4)) == (0.5, 1.0)
 
 
 # --- the head
@@ -153,21 +157,21 @@ def test_open_set_of_one_kind_only_says_nothing():
 def test_a_narrowed_head_gives_the_same_logits_for_its_classes():
     model, images = make_tiny_vit(), torch.randn(3, 1, 28, 28, dtype=torch.float64)
     narrow = copy.deepcopy(model)
-    heads.narrow(narrow, [3, 0])
+    classifier.narrow(narrow, [3, 0])
     assert narrow.num_classes == narrow.head.out_features == 2
     torch.testing.assert_close(narrow(images), model(images)[:, [3, 0]])
-    wide = heads.widen(narrow(images).numpy(), [3, 0], 5)
+    wide = classifier.widen(narrow(images).numpy(), [3, 0], 5)
     assert wide.shape == (3, 5) and np.isfinite(wide).all()
     np.testing.assert_array_equal(wide[:, [3, 0]], narrow(images).numpy())
     assert (wide[:, [1, 2, 4]] <= wide[:, [3, 0]].min(1, keepdims=True) - 99).all()
-    assert heads.widen(wide, [0], 5) is wide
+    assert classifier.widen(wide, [0], 5) is wide
 
 
 def test_a_head_without_rows_is_refused_and_left():
     model = make_tiny_vit()
     model.head = torch.nn.Sequential(model.head)
     with pytest.raises(UserError, match="Sequential without a row per class; take head: all"):
-        heads.narrow(model, [0])
+        classifier.narrow(model, [0])
     assert model.num_classes == 5
 
 
@@ -190,7 +194,7 @@ def test_a_specialist_tells_its_own_classes_only(content, tmp_path):
 
 
 def test_a_head_that_cannot_be_narrowed_is_refused_before_any_work(content, tmp_path, monkeypatch):
-    monkeypatch.setattr(heads, "_classifier", lambda model: {"head": torch.nn.Bilinear(2, 2, 5)})
+    monkeypatch.setattr(classifier, "_classifier", lambda model: {"head": torch.nn.Bilinear(2, 2, 5)})
     with pytest.raises(UserError, match="Bilinear without a row per class; take head: all"):
         run(content, tmp_path, groups={"two": ["circle", "cross"]})
     assert not list((tmp_path / "tiny").rglob("*.safetensors"))
@@ -203,7 +207,7 @@ def test_rounds_are_given_to_the_general_model_too(content, tmp_path):
     criterion = {"name": "variance", "probe_per_class": 100}
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        cut = specialists.main_mask
+        cut = prune.main_mask
         patch.setattr(specialists, "main_mask", lambda *args: seen.append(args[1:]) or cut(*args))
         run(content, tmp_path, "evaluate", groups=groups, rounds=2, criterion=criterion, baselines=[])
     assert seen == [(None, [0, 1, 2])]

@@ -22,13 +22,16 @@ from small import FOLDERS, LABELS, WIDTH, image_folder, model_folder, picture, q
 from timm.data import create_transform, resolve_model_data_config
 
 import vitprune
-from vitprune import data, evaluation, pipeline, predict, runtime
-from vitprune.context import Context
-from vitprune.criteria.random import random
-from vitprune.recipe import Recipe
+from vitprune.criteria.statistics.random import random
+from vitprune.deploy import predict, runtime
+from vitprune.exam import logits as evaluation
+from vitprune.images.batches import Images
+from vitprune.images.sources.folder import Folder
+from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
-from vitprune.sources.folder import Folder
-from vitprune.stages import examples
+from vitprune.runs import pipeline
+from vitprune.runs.stages import examples
+from vitprune.runs.state.context import Context
 
 Made = dict[str, Any]
 SMALL = {"t": 3, "nodes": 2, "probe_per_class": 20}  # more than a class has: what is added to them is looked at too
@@ -154,7 +157,7 @@ class watching:  # noqa: N801 (a context manager)
         self.seen, self.now, self.patch = seen, "before", pytest.MonkeyPatch()
 
     def __enter__(self) -> Callable[[str], None]:
-        batches, image = data.Images.batches, Folder.image
+        batches, image = Images.batches, Folder.image
 
         def asked(images: Any, index: np.ndarray, *more: Any, **options: Any) -> Any:
             getattr(self.seen, self.now).update(np.asarray(index).tolist())
@@ -164,7 +167,7 @@ class watching:  # noqa: N801 (a context manager)
             getattr(self.seen, self.now).add(int(i))
             return image(source, i)
 
-        self.patch.setattr(data.Images, "batches", asked)
+        self.patch.setattr(Images, "batches", asked)
         self.patch.setattr(Folder, "image", read)
         for owner, name in ((evaluation, "test_logits"), (evaluation, "oracle_logits"), (examples, "write")):
             self.patch.setattr(owner, name, self.examining(getattr(owner, name)))

@@ -14,8 +14,15 @@ import pytest
 import torch
 from small import image_folder, model_folder, picture, recipe_dict, write_recipe
 
-from vitprune import bench, checkpoint, cli, evaluation, files, memory, pipeline, predict, recipe
-from vitprune.errors import UserError
+from vitprune.cli import app
+from vitprune.core import files, memory, reading
+from vitprune.core.errors import UserError
+from vitprune.deploy import bench, predict
+from vitprune.exam import logits
+from vitprune.model.load import opening
+from vitprune.recipe import recipe
+from vitprune.recipe.inputs import Model
+from vitprune.runs import pipeline
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -58,11 +65,11 @@ def test_a_clock_set_back_changes_nothing(
 def test_a_sealed_file_is_what_was_written_or_none(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_sealed(path, {"a": 1.5, "b": {2: "ü"}, "c": (1, 2)})
-    assert files.read_sealed(path) == {"a": 1.5, "b": {"2": "ü"}, "c": [1, 2]}
+    assert reading.read_sealed(path) == {"a": 1.5, "b": {"2": "ü"}, "c": [1, 2]}
     for text in (path.read_text().replace("1.5", "2.5"), "{}", "[]", '{"a": 1.5}', "", '{"seal": null}'):
         path.write_text(text)
-        assert files.read_sealed(path) is None
-    assert files.read_sealed(tmp_path / "none.json") is None
+        assert reading.read_sealed(path) is None
+    assert reading.read_sealed(tmp_path / "none.json") is None
 
 
 # ---- memory
@@ -83,13 +90,13 @@ def tight(most: int, seen: list[int], error: BaseException) -> Any:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
 def test_the_exam_halves_a_batch_that_does_not_fit(error: BaseException) -> None:
     x, seen = torch.rand(11, 1, 4, 4), []
-    got = evaluation._fitting(tight(2, seen, error), x)
+    got = logits._fitting(tight(2, seen, error), x)
     assert np.array_equal(got, x.flatten(1)[:, :3].numpy() * 2)
     assert max(seen) == 2 and sum(seen) == 11
     with pytest.raises(UserError, match="evaluate: not enough memory for a single image"):
-        evaluation._fitting(tight(0, seen, error), x)
+        logits._fitting(tight(0, seen, error), x)
     with pytest.raises(RuntimeError, match="shapes"):
-        evaluation._fitting(tight(2, seen, RuntimeError("shapes do not fit")), x)
+        logits._fitting(tight(2, seen, RuntimeError("shapes do not fit")), x)
 
 
 def test_a_run_with_too_little_memory_for_the_exam_gives_the_same_rows(
@@ -97,7 +104,7 @@ def test_a_run_with_too_little_memory_for_the_exam_gives_the_same_rows(
 ) -> None:
     setting |= {"paper_protocol": {"t": [2], "nodes": 2, "probe_per_class": 2}}
     run(setting, "prune")
-    real, sizes = evaluation.predictor, []
+    real, sizes = logits.predictor, []
 
     def predictor(model: Any) -> Any:
         def predict(x: torch.Tensor) -> torch.Tensor:
@@ -109,7 +116,7 @@ def test_a_run_with_too_little_memory_for_the_exam_gives_the_same_rows(
         return predict
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "predictor", predictor)
+        patch.setattr(logits, "predictor", predictor)
         rows = run(setting)["rows"]
     assert sizes
     again = run(setting | {"out": setting["out"] + "2"})["rows"]
@@ -132,8 +139,8 @@ def test_logits_that_are_not_finite_for_images_of_another_group(
 ) -> None:
     """The groups' own images are sound; what is not shows only where every test image is looked at."""
     setting["groups"] = {"one": ["circle"], "two": ["cross"]}
-    real = evaluation.predictor
-    bad = checkpoint.open_model(recipe.Model(name=setting["model"]["name"])).transform()(picture(2, 0))
+    real = logits.predictor
+    bad = opening.open_model(Model(name=setting["model"]["name"])).transform()(picture(2, 0))
 
     def predictor(model: Any) -> Any:
         def predict(x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +151,7 @@ def test_logits_that_are_not_finite_for_images_of_another_group(
         return predict
 
     run(setting, "prune")
-    monkeypatch.setattr(evaluation, "predictor", predictor)
+    monkeypatch.setattr(logits, "predictor", predictor)
     with pytest.raises(UserError, match="logits that are not finite") as caught:
         run(setting)
     assert len(str(caught.value).splitlines()) == 1
@@ -213,7 +220,7 @@ def test_a_folder_named_like_markup(setting: dict[str, Any], tmp_path: Path, cap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["vitprune", "evaluate", str(path), "--out", str(tmp_path / "[/x][red]")])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
     assert not caught.value.code
     said = capfd.readouterr().out
     assert "[/x][red]" in said and "jas [red]" in said

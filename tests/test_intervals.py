@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from records import Page, made_record, row
 
-from vitprune import evaluation
+from vitprune.exam import metrics
 from vitprune.report import write_report
 from vitprune.report.sections.result import paired
 
@@ -22,7 +22,7 @@ def wilson_by_hand(k: int, n: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 9), (9, 9), (500, 500), (3, 7), (1, 1000)])
 def test_wilson_by_hand(right: int, n: int) -> None:
-    low, high = evaluation.wilson(right, n)
+    low, high = metrics.wilson(right, n)
     assert (low, high) == pytest.approx(wilson_by_hand(right, n), abs=1e-9)
     assert 0 <= low <= right / n <= high <= 1 and low < high
 
@@ -30,16 +30,16 @@ def test_wilson_by_hand(right: int, n: int) -> None:
 @pytest.mark.parametrize("n", [1, 5, 300])
 @pytest.mark.parametrize("right", [True, False])
 def test_where_the_bootstrap_is_a_point_wilson_is_taken(n: int, right: bool) -> None:
-    found = evaluation.interval(np.full(n, right))
-    assert found == evaluation.wilson(n * right, n) and found[0] < found[1]
+    found = metrics.interval(np.full(n, right))
+    assert found == metrics.wilson(n * right, n) and found[0] < found[1]
     logits = np.tile(np.array([[2.0, 0.0]], np.float32), (n, 1))
-    assert evaluation.metrics(logits, np.full(n, 0 if right else 1)).top1_ci95 == found
+    assert metrics.metrics(logits, np.full(n, 0 if right else 1)).top1_ci95 == found
 
 
 def test_elsewhere_it_is_the_bootstrap() -> None:
     hit = np.arange(200) % 10 > 0
-    draws = np.random.default_rng(3).integers(0, 200, (evaluation.BOOTSTRAPS, 200), dtype=np.int32)
-    assert evaluation.interval(hit, 3) == tuple(np.percentile(hit[draws].mean(1), [2.5, 97.5]))
+    draws = np.random.default_rng(3).integers(0, 200, (metrics.BOOTSTRAPS, 200), dtype=np.int32)
+    assert metrics.interval(hit, 3) == tuple(np.percentile(hit[draws].mean(1), [2.5, 97.5]))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_headline_never_reads_a_loss_off_the_interval(tmp_path: Path) -> Non
 
 def test_classes_have_their_interval(tmp_path: Path) -> None:
     made = made_record()
-    made["per_class"][1] |= {"n": 9, "slim_top1": 1.0, "slim_ci95": list(evaluation.wilson(9, 9))}
+    made["per_class"][1] |= {"n": 9, "slim_top1": 1.0, "slim_ci95": list(metrics.wilson(9, 9))}
     write_report(made, tmp_path)
     table = Page((tmp_path / "report.html").read_text("utf-8")).tables["Top-1 per class, sorted by change"]
     assert any("70.1 to 100.0" in cell for line in table for cell in line)

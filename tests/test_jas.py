@@ -13,22 +13,24 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitprune import models, quadrature
-from vitprune.criteria.jas import jas
-from vitprune.criteria.jas_plain import jas_plain
-from vitprune.criteria.path_scores import path_scores
-from vitprune.errors import UserError
-from vitprune.types import Attribution
+from vitprune.core.errors import UserError
+from vitprune.criteria.attribution import quadrature
+from vitprune.criteria.attribution.jas import jas
+from vitprune.criteria.attribution.jas_plain import jas_plain
+from vitprune.criteria.attribution.path_scores import path_scores
+from vitprune.criteria.settings import Attribution
+from vitprune.model import families
+from vitprune.model import tokens as model_tokens
 
 Engine = Callable[[nn.Module, Tensor, Tensor, int, int], list[Tensor]]
 
 
 def fast(model: nn.Module, images: Tensor, labels: Tensor, t: int, nodes: int) -> list[Tensor]:
-    return jas(model, models.ffn_sites(model), images, labels, ts=[t], how=paper(nodes))[t]
+    return jas(model, families.ffn_sites(model), images, labels, ts=[t], how=paper(nodes))[t]
 
 
 def plain(model: nn.Module, images: Tensor, labels: Tensor, t: int, nodes: int) -> list[Tensor]:
-    return jas_plain(model, models.ffn_sites(model), images, labels, t=t, how=paper(nodes))
+    return jas_plain(model, families.ffn_sites(model), images, labels, t=t, how=paper(nodes))
 
 
 def paper(nodes: int) -> Attribution:
@@ -76,7 +78,7 @@ def test_scores_are_those_of_the_replica(tiny_vit, make_images, engine: Engine, 
 
 
 def test_a_family_without_halves_gets_the_same_scores(tiny_vit, make_images, monkeypatch):
-    monkeypatch.setattr(models, "halves", lambda _: None)
+    monkeypatch.setattr(model_tokens, "halves", lambda _: None)
     model = tiny_vit(depth=2)
     assert_equals_replica(fast, model, make_images(2), 3, 3)
 
@@ -130,7 +132,7 @@ def test_mixed_classes_in_a_batch_equal_one_by_one(tiny_vit, make_images, engine
 
 def test_several_t_at_once_equal_each_alone(tiny_vit, make_images):
     model, images, labels = tiny_vit(), make_images(2), torch.tensor([1, 3])
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     together = jas(model, sites, images, labels, ts=[7, 1, 3], how=paper(3))
     assert set(together) == {1, 3, 7}
     for t in together:
@@ -275,7 +277,7 @@ def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Eng
         model, images, labels.tolist(), 2, how.nodes, quadrature=how.quadrature, formula=how.formula,
         tokens=how.tokens, kind=how.objective, each=how.candidates == "each", authors=how.reference,
     )  # fmt: skip
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     if engine is fast:
         scores = jas(model, sites, images, labels, ts=[2], how=how)[2]
     else:
@@ -296,7 +298,7 @@ def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Eng
 def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, formula, candidates, tokens, rest):
     for changed in ({"qk_norm": True}, {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1}):
         model, images, labels = tiny_vit(mlp_ratio=0.5, **changed), make_images(2), torch.tensor([1, 4])
-        sites = models.ffn_sites(model)
+        sites = families.ffn_sites(model)
         how = Attribution(formula=formula, candidates=candidates, tokens=tokens, **({"nodes": 2} | rest))
         own = jas_plain(model, sites, images, labels, t=2, how=how)
         for block, plain_block in zip(jas(model, sites, images, labels, ts=[2], how=how)[2], own, strict=True):
@@ -307,7 +309,7 @@ def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, for
 def test_a_given_path_is_followed(tiny_vit, make_images):
     """Along its own path the engine gives its own scores; along another path, others, and the last unit counts too."""
     model, images, labels = tiny_vit(), make_images(3), torch.tensor([2, 0, 1])
-    sites, how = models.ffn_sites(model), Attribution(nodes=2)
+    sites, how = families.ffn_sites(model), Attribution(nodes=2)
     own = jas(model, sites, images, labels, ts=[3], how=how)[3]
     path = torch.stack([block.topk(3, 1).indices for block in own], 1)
     for engine in (
@@ -325,7 +327,7 @@ def test_the_score_of_a_path_is_what_the_engine_gave_its_last_unit(tiny_vit, mak
     if changed and tokens == "cls":
         pytest.skip("the head reads no class token")
     model, images, labels = tiny_vit(**changed), make_images(3), torch.tensor([4, 1, 2])
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     for formula in ("jas", "joint-ig"):
         how = Attribution(formula=formula, candidates="each", nodes=3, tokens=tokens)
         scores = jas(model, sites, images, labels, ts=[1], how=how)[1]
@@ -338,7 +340,7 @@ def test_the_score_of_a_path_is_what_the_engine_gave_its_last_unit(tiny_vit, mak
 
 def test_joint_ig_is_complete_and_says_how_far_it_is_from_it(tiny_vit, make_images):
     model, images, labels = tiny_vit(), make_images(3), torch.tensor([0, 3, 2])
-    sites, vit = models.ffn_sites(model), reference.Vit(model)
+    sites, vit = families.ffn_sites(model), reference.Vit(model)
     units = torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(i))[:5] for i in range(3)])
     units = units[None].repeat(3, 1, 1)
 
@@ -370,7 +372,7 @@ def test_joint_ig_is_complete_and_says_how_far_it_is_from_it(tiny_vit, make_imag
 def test_parallel_equals_each_in_a_block_that_adds_up(make_images):
     """Parallel candidates are exact when the block is additively separable: here a linear model."""
     model, images, labels = toy(2.0, -0.5, product=False), make_images(1), torch.tensor([0])
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     one, other = (
         jas(model, sites, images, labels, ts=[1], how=Attribution(candidates=c, nodes=2))[1]
         for c in ("parallel", "each")
@@ -403,7 +405,7 @@ def pair_toy() -> nn.Module:
 def test_greedy_misses_a_pair_that_only_counts_together(make_images):
     """Brute force over all paths of two blocks finds (b, d); greedy takes a first and cannot go back."""
     model, image, label = pair_toy(), make_images(1), torch.tensor([0])
-    sites, how = models.ffn_sites(model), Attribution(nodes=3)
+    sites, how = families.ffn_sites(model), Attribution(nodes=3)
     every = {
         pair: float(path_scores(model, sites, image, label, torch.tensor([[[pair[0]], [pair[1]]]]), how).jas)
         / (TINY / 4)
@@ -441,7 +443,7 @@ def test_a_rule_that_is_none_is_refused(wrong):
 
 def test_the_shortlist_ranks_first(tiny_vit, make_images):
     model, images, labels = tiny_vit(), make_images(3), torch.tensor([0, 3, 2])
-    sites, how = models.ffn_sites(model), Attribution(candidates="each", nodes=2)
+    sites, how = families.ffn_sites(model), Attribution(candidates="each", nodes=2)
     parallel = jas(model, sites, images, labels, ts=[2], how=replace(how, candidates="parallel"))[2][0]
     every = jas(model, sites, images, labels, ts=[2], how=how)[2][0]
     short = jas(model, sites, images, labels, ts=[2], how=replace(how, shortlist=4))[2][0]
@@ -453,7 +455,7 @@ def test_the_shortlist_ranks_first(tiny_vit, make_images):
 
 def test_half_precision_stays_near(tiny_vit, make_images):
     model, images, labels = tiny_vit(init_values=0.1).float(), make_images(3).float(), torch.tensor([3, 0, 4])
-    sites, how = models.ffn_sites(model), Attribution(nodes=3)
+    sites, how = families.ffn_sites(model), Attribution(nodes=3)
     exact = jas(model, sites, images, labels, ts=[32], how=how)[32]  # every unit on the path: rounding cannot choose
     for block, own in zip(
         jas(model, sites, images, labels, ts=[32], how=replace(how, precision="bfloat16"))[32], exact, strict=True

@@ -11,9 +11,9 @@ import torch
 from conftest import make_images, make_tiny_vit
 
 import vitprune
-from vitprune import keep as budgets
-from vitprune import recipe
-from vitprune.errors import UserError
+from vitprune.core.errors import UserError
+from vitprune.pruning import budget
+from vitprune.recipe import parse, recipe
 
 RIGHT: list[tuple[Any, Any]] = [
     ("25%", 0.25), ("25 %", 0.25), ("  12.5% ", 0.125), ("100%", 1.0), ("0.1%", 0.001), (".5%", 0.005), ("5.%", 0.05),
@@ -29,15 +29,15 @@ WRONG = [
 
 @pytest.mark.parametrize(("given", "meant"), RIGHT, ids=str)
 def test_a_share_and_a_count_are_what_they_say(given: Any, meant: float) -> None:
-    found = budgets.parse(given)
+    found = budget.parse(given)
     assert found == meant and type(found) is type(meant)
-    assert budgets.parse(budgets.spelled(found)) == found and type(budgets.parse(budgets.spelled(found))) is type(meant)
+    assert budget.parse(budget.spelled(found)) == found and type(budget.parse(budget.spelled(found))) is type(meant)
 
 
 @pytest.mark.parametrize("given", WRONG, ids=lambda given: repr(given)[:20])
 def test_what_is_neither_is_refused(given: Any) -> None:
     with pytest.raises(ValueError, match=r"`|at least 1"):
-        budgets.parse(given)
+        budget.parse(given)
 
 
 @pytest.mark.parametrize("count", [2, 8, 25, 99, 100])
@@ -49,7 +49,7 @@ def test_a_bare_number_that_may_be_either_is_refused_with_both_spellings(count: 
         f"name: a\nkeep: {count}.0\n",
     ):
         with pytest.raises(UserError) as caught:
-            recipe.parse(text)
+            parse.parse(text)
         assert all(spelling in str(caught.value) for spelling in both) and "line" in str(caught.value)
     model = make_tiny_vit(dtype=torch.float32)
     with pytest.raises(UserError) as caught:
@@ -60,16 +60,16 @@ def test_a_bare_number_that_may_be_either_is_refused_with_both_spellings(count: 
 
 
 def test_both_spellings_mean_the_same_everywhere() -> None:
-    made = recipe.parse("name: a\nkeep: 25 units\ncompare: {keep: [25%, 25 units, 0.5, 1, 400]}\n")
+    made = parse.parse("name: a\nkeep: 25 units\ncompare: {keep: [25%, 25 units, 0.5, 1, 400]}\n")
     assert made.keep == 25 and made.compare is not None and made.compare.keep == [0.25, 25, 0.5, 1, 400]
     for again in (
-        recipe.parse(recipe.dump(made)),
+        parse.parse(parse.dump(made)),
         recipe.Recipe.model_validate(json.loads(json.dumps(made.model_dump(mode="json")))),
         recipe.Recipe.model_validate(made.model_dump()),
     ):
         assert again == made and type(again.keep) is int
     with pytest.raises(UserError, match="twice"):
-        recipe.parse("name: a\ncompare: {keep: [25%, 0.25]}\n")
+        parse.parse("name: a\ncompare: {keep: [25%, 0.25]}\n")
     model, images = make_tiny_vit(dtype=torch.float32), make_images(4, dtype=torch.float32)
     scores = vitprune.discover(model, images, torch.zeros(4).long(), criterion="magnitude-l2")
     for keep, width in (("25%", 4), (0.25, 4), ("9 units", 9), ("1 unit", 1)):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vitprune.errors import UserError
-from vitprune.labels import Mapping, output_indices
+from vitprune.core.errors import UserError
+from vitprune.images.class_names import Mapping, output_indices
 
 SYNSETS = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n\nn01484850 great white shark\n"
 PLAIN = ("great white shark", "tench", "goldfish")

@@ -18,12 +18,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import bench, external, gate, onnx_export, onnx_precision, pipeline, predict, recipe, record, runtime
-from vitprune.cli import app
-from vitprune.errors import UserError
-from vitprune.files import sha256
-from vitprune.ledger import TEMPORARY
-from vitprune.report import write_report
+from vitprune.cli.app import app
+from vitprune.core import external
+from vitprune.core.errors import UserError
+from vitprune.core.ledger import TEMPORARY
+from vitprune.core.reading import sha256
+from vitprune.deploy import bench, predict, runtime
+from vitprune.deploy.onnx import exporting, precision
+from vitprune.recipe import recipe
+from vitprune.report import bars, write_report
+from vitprune.runs import pipeline
+from vitprune.runs.record import record
 
 pytestmark = pytest.mark.usefixtures("quick")
 TENSOR = onnx.TensorProto
@@ -32,7 +37,7 @@ TENSOR = onnx.TensorProto
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_large() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "LARGE", 10_000)
+        patch.setattr(exporting, "LARGE", 10_000)
         yield
 
 
@@ -44,7 +49,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def made(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("large") / "model.onnx"
-    onnx_export.export(model, path, {"labels": ["a", "b", "c"]})
+    exporting.export(model, path, {"labels": ["a", "b", "c"]})
     return path
 
 
@@ -97,22 +102,22 @@ def refusal(path: Path) -> str:
 def test_a_large_model_is_two_files_that_say_so(made: Path, model: nn.Module) -> None:
     data = made.with_name("model.onnx.data")
     assert sorted(p.name for p in made.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert onnx_export.parts(made) == [made, data] and made.stat().st_size < data.stat().st_size
-    assert onnx_export.bytes_of(made) == made.stat().st_size + data.stat().st_size
-    about = json.loads(onnx_export.metadata(made)["external_data"])
+    assert exporting.parts(made) == [made, data] and made.stat().st_size < data.stat().st_size
+    assert exporting.bytes_of(made) == made.stat().st_size + data.stat().st_size
+    about = json.loads(exporting.metadata(made)["external_data"])
     assert about == {"file": data.name, "bytes": data.stat().st_size, "sha256": sha256(data)}
-    assert onnx_export.metadata(made)["labels"] == '["a", "b", "c"]'
-    assert max(onnx_export.parity(model, made, images()).values()) < 1e-4
+    assert exporting.metadata(made)["labels"] == '["a", "b", "c"]'
+    assert max(exporting.parity(model, made, images()).values()) < 1e-4
 
 
 def test_it_is_the_model_that_one_file_is(made: Path, model: nn.Module, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "LARGE", 1 << 30)
-        onnx_export.export(model, tmp_path / "one.onnx", {})
+        patch.setattr(exporting, "LARGE", 1 << 30)
+        exporting.export(model, tmp_path / "one.onnx", {})
     a, b = (runtime.predict(runtime.session(p), images().numpy()) for p in (made, tmp_path / "one.onnx"))
     assert np.array_equal(a, b)
-    assert onnx_export.parts(tmp_path / "one.onnx") == [tmp_path / "one.onnx"]
-    assert onnx_export.facts(made) == onnx_export.facts(tmp_path / "one.onnx")
+    assert exporting.parts(tmp_path / "one.onnx") == [tmp_path / "one.onnx"]
+    assert exporting.facts(made) == exporting.facts(tmp_path / "one.onnx")
 
 
 def test_both_can_be_moved_together(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,11 +131,11 @@ def test_both_can_be_moved_together(own: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_a_smaller_model_in_its_place_leaves_no_weights(model: nn.Module, own: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "LARGE", 1 << 30)
-        onnx_export.export(model, own, {})
+        patch.setattr(exporting, "LARGE", 1 << 30)
+        exporting.export(model, own, {})
     assert sorted(p.name for p in own.parent.iterdir()) == ["model.onnx"]
-    onnx_export.export(model, own, {})
-    onnx_export.export(model, own, {})
+    exporting.export(model, own, {})
+    exporting.export(model, own, {})
     assert sorted(p.name for p in own.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
 
 
@@ -157,12 +162,12 @@ def test_a_stop_between_the_two_leaves_no_pair_that_does_not_fit(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
-            onnx_export.export(other, own, {})
+            exporting.export(other, own, {})
     assert leftovers(own.parent) == []
     with pytest.raises(UserError, match="not beside it"):
         external.check(own)
-    onnx_export.export(other, own, {})
-    assert max(onnx_export.parity(other, own, images()).values()) < 1e-4
+    exporting.export(other, own, {})
+    assert max(exporting.parity(other, own, images()).values()) < 1e-4
 
 
 # ---- a whole run
@@ -177,7 +182,7 @@ def test_a_run_of_a_large_model_in_every_precision(finished: tuple[dict[str, Any
     assert set(rows) == {"fp32", "fp16", "int8"}
     for row in rows.values():
         path = root / row["path"]
-        assert row["bytes"] == sum(part.stat().st_size for part in onnx_export.parts(path))
+        assert row["bytes"] == sum(part.stat().st_size for part in exporting.parts(path))
     for name in ("model.onnx", "model.fp16.onnx"):
         data = listed[f"{name}.data"]
         assert data["sha256"] == sha256(root / data["path"]) and name in data["what"]
@@ -239,29 +244,29 @@ def test_check_looks_at_no_file_outside_the_folder(finished: tuple[dict[str, Any
     for name in ("../bad.onnx", str(tmp_path / "bad.onnx"), "in/../../bad.onnx", "a\0b.onnx", "gone.onnx", "", None, 3):
         report["export"]["files"] = [{"path": name}]
         (place / "report.json").write_text(json.dumps(report))
-        assert gate.check(place, [gate.Bar("top1", 0.0, True)])[0]["passed"]
+        assert bars.check(place, [bars.Bar("top1", 0.0, True)])[0]["passed"]
     shutil.copy(tmp_path / "bad.onnx", place)
     report["export"]["files"] = [{"path": "bad.onnx"}]
     (place / "report.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="no sound ONNX file"):
-        gate.check(place, [gate.Bar("top1", 0.0, True)])
+        bars.check(place, [bars.Bar("top1", 0.0, True)])
 
 
 def test_int8_of_too_large_a_model_is_one_line(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_precision, "MOST_INT8", 1000)
+    monkeypatch.setattr(precision, "MOST_INT8", 1000)
     with pytest.raises(UserError, match="int8 is not made of more than") as caught:
-        onnx_precision.to_int8(made, tmp_path / "int8.onnx", [], [], np.zeros(0), 0.5)
+        precision.to_int8(made, tmp_path / "int8.onnx", [], [], np.zeros(0), 0.5)
     assert len(str(caught.value).splitlines()) == 1 and contents(tmp_path) == {}
 
 
 def test_fp16_of_a_large_model_is_that_of_one_file(made: Path, model: nn.Module, tmp_path: Path) -> None:
-    onnx_precision.to_fp16(made, tmp_path / "a.onnx")
+    precision.to_fp16(made, tmp_path / "a.onnx")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "LARGE", 1 << 30)
-        onnx_export.export(model, tmp_path / "one.onnx", {})
-        onnx_precision.to_fp16(tmp_path / "one.onnx", tmp_path / "b.onnx")
+        patch.setattr(exporting, "LARGE", 1 << 30)
+        exporting.export(model, tmp_path / "one.onnx", {})
+        precision.to_fp16(tmp_path / "one.onnx", tmp_path / "b.onnx")
     a, b = (runtime.predict(runtime.session(tmp_path / name), images().numpy()) for name in ("a.onnx", "b.onnx"))
-    assert np.array_equal(a, b) and len(onnx_export.parts(tmp_path / "a.onnx")) == 2
+    assert np.array_equal(a, b) and len(exporting.parts(tmp_path / "a.onnx")) == 2
 
 
 # ---- read from elsewhere, or not whole
@@ -327,7 +332,7 @@ def test_weights_in_no_file(own: Path, kind: str) -> None:
 def test_weights_of_another_model_are_not_taken(own: Path, tmp_path: Path) -> None:
     """Of the same shape, so that nothing but the digest tells."""
     other = tmp_path / "other.onnx"
-    onnx_export.export(tiny_model(in_chans=3, seed=1), other, {})
+    exporting.export(tiny_model(in_chans=3, seed=1), other, {})
     data = own.with_name("model.onnx.data")
     assert other.with_name("other.onnx.data").stat().st_size == data.stat().st_size
     shutil.copy(other.with_name("other.onnx.data"), data)
@@ -435,4 +440,4 @@ def test_a_file_of_another_tool_that_keeps_weights_beside_is_read(own: Path, mod
     """Without our digest, in a folder below, all of a file, and with places that need not be said."""
     (own.parent / "sub").mkdir()
     shutil.move(own.with_name("model.onnx.data"), own.parent / "sub" / "w.bin")
-    assert max(onnx_export.parity(model, relocated(own, "sub/w.bin"), images()).values()) < 1e-4
+    assert max(exporting.parity(model, relocated(own, "sub/w.bin"), images()).values()) < 1e-4

@@ -15,9 +15,13 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import vitprune
-from vitprune import UserError, checkpoint, library  # library now: what its imports cache is not the verbs' doing
-from vitprune.criteria import CRITERIA
-from vitprune.types import Scores
+from vitprune import (
+    UserError,
+    api,  # library now: what its imports cache is not the verbs' doing
+)
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.scores import Scores
+from vitprune.model.load import opening, saving
 
 LABELS = torch.tensor([0, 2, 4, 2, 0, 1, 4])
 
@@ -314,12 +318,12 @@ def test_load_reads_a_pruned_folder(tiny_vit, make_images, empty):
     source.mkdir()
     model, images = tiny_vit(dtype=torch.float32, depth=2), make_images(2, dtype=torch.float32)
     timm_folder(source, model)
-    opened = checkpoint.open_model(vitprune.Recipe.model_fields["model"].annotation(name=f"local-dir:{source}"))
+    opened = opening.open_model(vitprune.Recipe.model_fields["model"].annotation(name=f"local-dir:{source}"))
     generator = torch.Generator().manual_seed(0)
     found = Scores("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
     slim = vitprune.prune(opened.model, found, keep="9 units", recovery="none")
     slim.blocks[1] = vitprune.prune(opened.model, found, keep="21 units", recovery="none").blocks[1]
-    checkpoint.save(folder, opened, slim, {})
+    saving.save(folder, opened, slim, {})
     back = vitprune.load(folder)
     assert [block.mlp.fc1.out_features for block in back.blocks] == [9, 21]
     assert torch.equal(back(images), slim(images))
@@ -328,7 +332,7 @@ def test_load_reads_a_pruned_folder(tiny_vit, make_images, empty):
 
 
 def test_the_public_names():
-    assert vitprune.discover is library.discover
+    assert vitprune.discover is api.discover
     for name in vitprune.__all__:
         assert getattr(vitprune, name) is not None
         assert name in dir(vitprune)

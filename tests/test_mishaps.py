@@ -17,10 +17,13 @@ import onnx
 import pytest
 from small import contents, image_folder, leftovers, model_folder, recipe_dict, write_recipe
 
-from vitprune import files, pipeline, recipe, shards
-from vitprune.context import Context
-from vitprune.errors import UserError
-from vitprune.ledger import TEMPORARY
+from vitprune.core import files, reading
+from vitprune.core.errors import UserError
+from vitprune.core.ledger import TEMPORARY
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
+from vitprune.runs.engine import parts
+from vitprune.runs.state.context import Context
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -83,10 +86,10 @@ def test_written_files_have_the_usual_rights(tmp_path: Path) -> None:
 
 def test_json_that_is_none_is_not_written(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"ä": 1})
-    assert files.read_json(tmp_path / "a.json") == {"ä": 1}
+    assert reading.read_json(tmp_path / "a.json") == {"ä": 1}
     with pytest.raises(ValueError, match="Out of range"):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
-    assert files.read_json(tmp_path / "a.json") == {"ä": 1} and leftovers(tmp_path) == []
+    assert reading.read_json(tmp_path / "a.json") == {"ä": 1} and leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -106,8 +109,10 @@ def test_what_the_system_says_is_explained(tmp_path: Path, number: int, said: st
 
 
 def test_equal_values_have_equal_digests() -> None:
-    assert files.digest({"a": 1, "b": [2]}) == files.digest({"b": [2], "a": 1}) != files.digest({"a": 1, "b": [3]})
-    assert files.digest(1) != files.digest(1.0) != files.digest("1.0")
+    assert (
+        reading.digest({"a": 1, "b": [2]}) == reading.digest({"b": [2], "a": 1}) != reading.digest({"a": 1, "b": [3]})
+    )
+    assert reading.digest(1) != reading.digest(1.0) != reading.digest("1.0")
 
 
 # ---- the disk is full
@@ -141,7 +146,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(setting: dict[str,
     assert "the disk is full" in refusal(setting)
     assert leftovers(disk) == []
     for path in disk.rglob("*.json"):
-        assert files.read_json(path) is not None
+        assert reading.read_json(path) is not None
     enlarge(disk)
     assert run(setting)["complete"]
 
@@ -248,7 +253,7 @@ def test_a_stop_half_way_then_the_same_command(
     before = {p: p.stat().st_mtime_ns for p in made_before}
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert not result(tmp_path / "out")
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(parts, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
     run(setting, "discover")
     assert {p: p.stat().st_mtime_ns for p in made_before} == before, "a finished shard was computed again"

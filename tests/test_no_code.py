@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from small import ARCHITECTURE, image_folder, model_folder, recipe_dict, tiny_args, tiny_model, write_recipe
 
-from vitprune import checkpoint, pipeline, recipe
-from vitprune.errors import UserError
+from vitprune.core.errors import UserError
+from vitprune.model.load import opening
+from vitprune.recipe import inputs, parse
+from vitprune.runs import pipeline
 
 
 class Trap:
@@ -42,7 +44,7 @@ def test_a_recipe_makes_no_object_of_a_tag(tmp_path: Path, tag: str, place: str)
     path = tmp_path / "r.yaml"
     path.write_text(place.format(tag=tag.format(mark=mark)))
     with pytest.raises(UserError) as caught:
-        recipe.load(path)
+        parse.load(path)
     assert not mark.exists()
     assert "not valid YAML" in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
@@ -72,14 +74,14 @@ def test_weights_are_not_unpickled(tmp_path: Path, kind: str, suffix: str, name:
         "image_size": 28, "patch_size": 14, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32,
     }  # fmt: skip
     with pytest.raises(UserError):
-        checkpoint.open_model(recipe.Model(name=name, checkpoint=path, args=args))
+        opening.open_model(inputs.Model(name=name, checkpoint=path, args=args))
     assert not (tmp_path / "made").exists()
 
 
 def test_files_of_a_finished_run_are_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pickles in the place of what the stages left: made again, or one line."""
     content = recipe_dict(model_folder(tmp_path / "model"), image_folder(tmp_path / "images", 4), tmp_path / "out")
-    made = recipe.load(write_recipe(tmp_path / "r.yaml", content))
+    made = parse.load(write_recipe(tmp_path / "r.yaml", content))
     pipeline.run(made, "prune", device="cpu")
     trap = pickle.dumps(Trap(tmp_path / "made"))
     stages = tmp_path / "out" / "tiny" / "stages"
@@ -100,5 +102,5 @@ def test_a_config_names_no_code(tmp_path: Path) -> None:
         changed = config | {"model_args": config["model_args"] | {key: value}}
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(UserError):
-            checkpoint.load(folder)
+            opening.load(folder)
     assert not (tmp_path / "made").exists()

@@ -14,9 +14,11 @@ from small import LABELS, leftovers, tiny_model
 from torch import Tensor, nn
 
 import vitprune
-from vitprune import onnx_export, runtime, surgery
-from vitprune.errors import UserError
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
 
 META = {"labels": list(LABELS), "preprocessing": {"mean": [0.5]}, "recipe_hash": "0123ab", "note": 'ä "q" \n'}
 
@@ -35,7 +37,7 @@ def exported(dense: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A slim model with another width in each block, and its file."""
     path = tmp_path_factory.mktemp("onnx") / "sub" / "model.onnx"
     slim = ragged(dense)
-    onnx_export.export(slim, path, META)
+    exporting.export(slim, path, META)
     return slim, path
 
 
@@ -58,9 +60,9 @@ def test_equal_to_torch_at_every_batch(exported: tuple[nn.Module, Path]) -> None
 
 def test_parity_measures_what_differs(exported: tuple[nn.Module, Path], dense: nn.Module) -> None:
     slim, path = exported
-    same = onnx_export.parity(slim, path, images())
+    same = exporting.parity(slim, path, images())
     assert set(same) == {1, 2, 7} and max(same.values()) < 1e-4
-    assert min(onnx_export.parity(dense, path, images()).values()) > 1e-2
+    assert min(exporting.parity(dense, path, images()).values()) > 1e-2
 
 
 def test_the_file_is_sound_and_its_batch_dynamic(exported: tuple[nn.Module, Path]) -> None:
@@ -83,7 +85,7 @@ def test_the_widths_in_the_file_are_the_slim_ones(exported: tuple[nn.Module, Pat
 
 
 def test_metadata(exported: tuple[nn.Module, Path]) -> None:
-    found = onnx_export.metadata(exported[1])
+    found = exporting.metadata(exported[1])
     assert json.loads(found["labels"]) == list(LABELS) and json.loads(found["preprocessing"]) == {"mean": [0.5]}
     assert found["recipe_hash"] == "0123ab" and found["note"] == 'ä "q" \n'
     session = runtime.session(exported[1])
@@ -102,16 +104,16 @@ def test_a_failed_export_leaves_the_old_file(
 
     monkeypatch.setattr(onnx, "save", save)
     with pytest.raises(KeyboardInterrupt):
-        onnx_export.export(dense, path, {})
+        exporting.export(dense, path, {})
     assert path.read_bytes() == before and leftovers(tmp_path) == []
 
 
 def test_the_library_exports_too(dense: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     dense.train()
     made = vitprune.export(dense, tmp_path / "dense.onnx", {"a": "b"})
-    assert dense.training and onnx_export.metadata(made) == {"a": "b"}
+    assert dense.training and exporting.metadata(made) == {"a": "b"}
     dense.eval()
-    assert max(onnx_export.parity(dense, made, images()).values()) < 1e-4
+    assert max(exporting.parity(dense, made, images()).values()) < 1e-4
     assert capfd.readouterr().out == ""
 
 

@@ -10,8 +10,11 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 import vitprune
-from vitprune import architectures, heads, pipeline, recipe
-from vitprune.errors import UserError
+from vitprune.core.errors import UserError
+from vitprune.model import classifier
+from vitprune.model.load import build
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
 
 LABELS = torch.arange(10) % 5
 SWIN = {
@@ -35,12 +38,12 @@ def test_a_head_that_was_replaced_is_what_counts(tiny_vit, make_images):
     model.head = linear(20)
     labels = torch.arange(20)
     found = vitprune.discover(model, images, labels, criterion="jas", t=3)
-    assert (model.num_classes, heads.outputs(model), found.classes) == (5, 20, 20)
+    assert (model.num_classes, classifier.outputs(model), found.classes) == (5, 20, 20)
     slim = vitprune.prune(model, found, keep=0.5, images=images, classes=[19, 7])
     made = vitprune.evaluate(slim, images, labels, head=[7, 19])
     assert (made.n, len(made.per_class)) == (20, 20)
-    heads.narrow(slim, [19, 7])
-    assert heads.outputs(slim) == slim.num_classes == 2
+    classifier.narrow(slim, [19, 7])
+    assert classifier.outputs(slim) == slim.num_classes == 2
     model.head = linear(3)
     for verb in (
         lambda: vitprune.discover(model, images, labels % 5),
@@ -69,10 +72,10 @@ def test_a_head_of_another_kind_is_counted_by_a_pass(tiny_vit, make_images, head
     model = tiny_vit()
     model.head = (Scaled() if head is nn.Bilinear else head).double()
     model.train()
-    assert heads.outputs(model) == 20
+    assert classifier.outputs(model) == 20
     assert model.training and model.head.training
     with pytest.raises(UserError, match="without a row per class"):
-        heads.narrow(model, [0, 1])
+        classifier.narrow(model, [0, 1])
     assert vitprune.evaluate(model, make_images(20), torch.arange(20)).n == 20
 
 
@@ -110,25 +113,25 @@ def test_heads_in_other_places():
         "num_classes": 5,
     }
     model = timm.create_model("deit_tiny_distilled_patch16_224", **tiny)
-    assert heads.outputs(model) == 5
+    assert classifier.outputs(model) == 5
     model.head_dist = nn.Identity()
     with pytest.raises(UserError, match=r"model\.head_dist: is Identity"):
-        heads.outputs(model)
+        classifier.outputs(model)
     model = timm.create_model("swin_tiny_patch4_window7_224", **SWIN, num_classes=5)
-    assert heads.outputs(model) == 5
+    assert classifier.outputs(model) == 5
     model.head.fc = nn.Identity()
     with pytest.raises(UserError, match=r"model\.head\.fc: is Identity"):
-        heads.outputs(model)
+        classifier.outputs(model)
     sizes = {"image_size": 16, "patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 24}
-    model = architectures.build("torchvision:vit_b_16", sizes | {"num_classes": 5})
+    model = build.build("torchvision:vit_b_16", sizes | {"num_classes": 5})
     net = model.net
-    assert isinstance(net, TorchvisionViT) and heads.outputs(model) == 5
+    assert isinstance(net, TorchvisionViT) and classifier.outputs(model) == 5
     net.heads.head = nn.Linear(16, 7)
-    assert heads.outputs(model) == 7
+    assert classifier.outputs(model) == 7
     for change in (lambda: setattr(net.heads, "head", nn.Identity()), lambda: setattr(net, "heads", nn.Identity())):
         change()
         with pytest.raises(UserError, match=r"model\.net\.heads.*: is Identity"):
-            heads.outputs(model)
+            classifier.outputs(model)
 
 
 def test_logits_are_one_row_per_image(tiny_vit, make_images):

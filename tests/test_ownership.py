@@ -16,11 +16,15 @@ from small import contents, image_folder, leftovers, model_folder, recipe_dict, 
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import checkpoint, claims, compare, files, ledger, onnx_export, pipeline, recipe
-from vitprune.cli import app
-from vitprune.errors import UserError
+from vitprune.cli.app import app
+from vitprune.core import claims, files, ledger, reading
+from vitprune.core.errors import UserError
+from vitprune.deploy.onnx import exporting
+from vitprune.model.load import opening, saving
+from vitprune.recipe import inputs, parse, recipe
 from vitprune.report import compare_reports, write_report
-from vitprune.workspace import Workspace
+from vitprune.runs import compare, pipeline
+from vitprune.runs.state.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -204,13 +208,13 @@ def test_the_recipe_of_a_group_stays_too(setting: dict[str, Any], tmp_path: Path
     path = tmp_path / "out" / "tiny" / "red" / "recipe.yaml"
     path.write_text(path.read_text().replace("keep: 0.5", "keep: 0.25  # mine"))
     before = path.read_bytes()
-    pipeline.run(recipe.load(path), "prune")
+    pipeline.run(parse.load(path), "prune")
     assert path.read_bytes() == before
     assert "red/recipe.yaml: was changed" in refusal(setting, "prune")
 
 
 def test_recipes_are_equal_wherever_they_lie(tmp_path: Path, setting: dict[str, Any]) -> None:
-    a, b = (recipe.load(write_recipe(tmp_path / name, setting)) for name in ("a.yaml", "b.yaml"))
+    a, b = (parse.load(write_recipe(tmp_path / name, setting)) for name in ("a.yaml", "b.yaml"))
     assert a == b == recipe.Recipe.model_validate(setting) and a.file != b.file and a.fingerprint() == b.fingerprint()
     assert a.model_copy(update={"out": Path("x")}).file == a.file
 
@@ -321,7 +325,7 @@ def test_the_list_does_not_grow_without_end(tmp_path: Path) -> None:
         (tmp_path / f"{i}").unlink()
     files.write_text(tmp_path / "README.md", "x")
     made.tidy()
-    assert list(made.read()) == ["README.md"] and made.read()["README.md"] == files.sha256(tmp_path / "README.md")
+    assert list(made.read()) == ["README.md"] and made.read()["README.md"] == reading.sha256(tmp_path / "README.md")
     assert made.exists() and leftovers(tmp_path) == []
 
 
@@ -346,7 +350,7 @@ def test_the_library_exports_over_its_own_file_only(tmp_path: Path) -> None:
     model, path = tiny_model(), tmp_path / "x.onnx"
     vitprune.export(model, path)
     vitprune.export(model, path, {"again": "yes"})
-    assert onnx_export.metadata(path) == {"again": "yes"}
+    assert exporting.metadata(path) == {"again": "yes"}
     for theirs in (b"mine", torch.zeros(3).numpy().tobytes(), b"", b"\x08\x0a\x12\x07pytorch"):
         path.write_bytes(theirs)
         with pytest.raises(UserError, match="was not made by vitprune"):
@@ -379,13 +383,13 @@ def test_a_report_replaces_its_own_pages_only(tmp_path: Path, name: str) -> None
 
 
 def test_a_checkpoint_replaces_its_own_files_only(tmp_path: Path) -> None:
-    loaded = checkpoint.open_model(recipe.Model(name=f"local-dir:{model_folder(tmp_path / 'm')}"))
+    loaded = opening.open_model(inputs.Model(name=f"local-dir:{model_folder(tmp_path / 'm')}"))
     before = contents(tmp_path / "m")
     with pytest.raises(UserError, match="was not made by vitprune"):
-        checkpoint.save(tmp_path / "m", loaded, loaded.model, {})
+        saving.save(tmp_path / "m", loaded, loaded.model, {})
     assert contents(tmp_path / "m") == before
     for _ in range(2):
-        checkpoint.save(tmp_path / "own", loaded, loaded.model, {})
+        saving.save(tmp_path / "own", loaded, loaded.model, {})
 
 
 # ---- where results may go

@@ -14,12 +14,15 @@ from small import image_folder, model_folder, recipe_dict
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vitprune import cli, models, paper, pipeline, recipe
-from vitprune.context import Context
-from vitprune.errors import UserError
-from vitprune.paper import grid, interventions
-from vitprune.progress import Reporter
-from vitprune.types import Attribution
+from vitprune.cli import app
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.criteria.settings import Attribution
+from vitprune.model import families
+from vitprune.paper import figure6, table1, tables
+from vitprune.recipe import parse, recipe
+from vitprune.runs import pipeline
+from vitprune.runs.state.context import Context
 
 LABELS = torch.tensor([3, 1, 4])
 
@@ -28,7 +31,7 @@ LABELS = torch.tensor([3, 1, 4])
 def test_an_intervention_multiplies_the_paths_units_of_the_class_token(tiny_vit, make_images, factor):
     model, images = tiny_vit(reg_tokens=1, init_values=0.2), make_images(3)
     units = torch.tensor([[[1], [4], [9]], [[0], [0], [31]], [[7], [8], [3]]])
-    found = interventions.intervened(model, models.ffn_sites(model), images, units, factor)
+    found = figure6.intervened(model, families.ffn_sites(model), images, units, factor)
     vit = reference.Vit(model)
     for row, image in enumerate(images):
 
@@ -44,11 +47,11 @@ def test_an_intervention_multiplies_the_paths_units_of_the_class_token(tiny_vit,
 
 def test_paths_are_the_best_unit_of_every_block(tiny_vit, make_images):
     model, images, how = tiny_vit(), make_images(3), Attribution(quadrature="right", nodes=3)
-    sites = models.ffn_sites(model)
-    own = interventions.paths_of("jas", model, sites, images, LABELS, how)
+    sites = families.ffn_sites(model)
+    own = figure6.paths_of("jas", model, sites, images, LABELS, how)
     _, routes = reference.jas(model, images, LABELS.tolist(), 1, 3)
     assert own.tolist() == routes
-    active = interventions.paths_of("activation", model, sites, images, LABELS, how)
+    active = figure6.paths_of("activation", model, sites, images, LABELS, how)
     for row, image in enumerate(images):
         assert active[row, :, 0].tolist() == [int(h[0].argmax()) for h in reference.Vit(model).hidden(image)]
 
@@ -62,7 +65,7 @@ def test_the_row_of_a_method() -> None:
         "enhancement p": np.array([1.0, 0.3, 0.8, 0.2]),
         "enhancement hit": np.array([True, True, True, False]),
     }
-    row = interventions._row("x", "image", found, hit, p)
+    row = figure6._row("x", "image", found, hit, p)
     assert row["jas"] == 2.5
     assert row["removal"]["accuracy_deviation_points"] == pytest.approx(-25)
     assert row["removal"]["probability_deviation_mean"] == pytest.approx((-0.5 - 0.5 - 0.5 + 0) / 4)
@@ -79,7 +82,7 @@ def test_the_histogram_counts_every_image_between_its_edges() -> None:
     for d in deviation:
         u = min(np.arcsinh(d / 1e-3), edges[-1])
         expected[max(i for i in range(70) if edges[i] <= u)] += 1
-    assert interventions.histogram(deviation).tolist() == expected
+    assert figure6.histogram(deviation).tolist() == expected
 
 
 @pytest.fixture
@@ -89,26 +92,26 @@ def content(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_whole_table_by_hand(content: dict[str, Any], tmp_path: Path) -> None:
-    made = paper.run(recipe.Recipe.model_validate(content), device="cpu")
+    made = tables.run(recipe.Recipe.model_validate(content), device="cpu")
     assert made["n"] == 6 and [row["criterion"] for row in made["rows"]] == content["paper"]["criteria"]
     assert json.loads((tmp_path / "out/tiny/paper-table-1.json").read_text()) == made
     assert "| jas |" in (tmp_path / "out/tiny/paper-table-1.md").read_text()
     for row in made["rows"]:
         assert row["units"] == "image" and len(made["deviation_edges"]) == 71
-        assert all(sum(row[kind]["probability_deviation_counts"]) == 6 for kind in interventions.FACTORS)
+        assert all(sum(row[kind]["probability_deviation_counts"]) == 6 for kind in figure6.FACTORS)
     drawing = (tmp_path / "out/tiny/paper-table-1.svg").read_text()
     assert drawing.startswith("<?xml") and all(name in drawing for name in ("removal", "enhancement", "quartiles"))
-    assert paper._svg(made) == drawing
+    assert tables._svg(made) == drawing
     few = content | {"paper": {"criteria": ["activation"], "images_per_class": 1}}
-    assert paper.run(recipe.Recipe.model_validate(few), device="cpu")["n"] == 3
+    assert tables.run(recipe.Recipe.model_validate(few), device="cpu")["n"] == 3
 
 
 def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(json.dumps(content))
-    done = CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu", "--json"])
+    done = CliRunner().invoke(app.app, ["paper", str(path), "--device", "cpu", "--json"])
     assert done.exit_code == 0 and len(json.loads(done.stdout)["rows"]) == 3
-    assert "removal" in CliRunner().invoke(cli.app, ["paper", str(path), "--device", "cpu"]).stdout
+    assert "removal" in CliRunner().invoke(app.app, ["paper", str(path), "--device", "cpu"]).stdout
     refused = (
         (None, "no `paper` section"),
         ({"criteria": ["random"]}, "no path"),
@@ -117,7 +120,7 @@ def test_the_verb_and_its_refusals(content: dict[str, Any], tmp_path: Path) -> N
     )
     for spec, reason in refused:
         with pytest.raises(UserError, match=reason):
-            paper.run(recipe.Recipe.model_validate(content | {"name": "no", "paper": spec}), device="cpu")
+            tables.run(recipe.Recipe.model_validate(content | {"name": "no", "paper": spec}), device="cpu")
     assert not (tmp_path / "out/no/stages").exists(), "work was done before the refusal"
 
 
@@ -126,7 +129,7 @@ def test_a_table_by_the_paths_of_the_classes(content: dict[str, Any], tmp_path: 
     spec = {"criteria": ["activation"], "units": ["frequency", "mode-per-rank"]}
     content["criterion"] |= {"name": "activation", "t": 1}
     made = recipe.Recipe.model_validate(content | {"paper": spec})
-    rows = {row["units"]: row for row in paper.run(made, device="cpu")["rows"]}
+    rows = {row["units"]: row for row in tables.run(made, device="cpu")["rows"]}
     assert set(rows) == {"frequency", "mode-per-rank"}
     with Context.open(made, "cpu", Reporter(quiet=True)) as context:
         vit = reference.Vit(context.loaded.model)
@@ -154,13 +157,13 @@ def test_a_table_by_the_paths_of_the_classes(content: dict[str, Any], tmp_path: 
     assert found == pytest.approx(100 * np.mean(changes), abs=1e-4)
 
 
-PAPER = sorted(path.stem for path in (recipe.bundled_folder() / "paper").glob("*.yaml"))
+PAPER = sorted(path.stem for path in (parse.bundled_folder() / "paper").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_the_bundled_table_recipes(name: str) -> None:
-    path = recipe.bundled_folder() / "paper" / f"{name}.yaml"
-    made, head = recipe.load(path), path.read_text().split("version:")[0]
+    path = parse.bundled_folder() / "paper" / f"{name}.yaml"
+    made, head = parse.load(path), path.read_text().split("version:")[0]
     rule = made.paper_protocol.quadrature if made.paper_protocol else made.criterion.attribution().quadrature
     table = name.replace("table3", "figure6").replace("table", "table-").replace("figure", "figure-")
     assert made.paper is not None and made.paper.table == table and rule == "right"
@@ -181,12 +184,12 @@ def test_an_exact_share_of_the_others_is_zeroed() -> None:
     keep = torch.zeros(3, 23, dtype=torch.bool)
     keep[0, :3] = keep[1, 4:6] = keep[2, 22] = True
     for share in (0.0, 0.1, 0.5, 1.0):
-        made = grid.zeroed_share(keep, share, torch.Generator().manual_seed(0))
+        made = table1.zeroed_share(keep, share, torch.Generator().manual_seed(0))
         assert (made | ~keep).all(), "a unit of the mask was zeroed"
         for row in range(3):
             others = 23 - int(keep[row].sum())
             assert int((~made[row]).sum()) == round(share * others)
-    first, again = (grid.zeroed_share(keep, 0.5, torch.Generator().manual_seed(1)) for _ in range(2))
+    first, again = (table1.zeroed_share(keep, 0.5, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first[0, 3:], first[1, 3:])
 
 
@@ -195,7 +198,7 @@ def test_the_grid_is_the_papers_protocol(content: dict[str, Any], tmp_path: Path
     spec = {"table": "figure-6", "p": [0.0, 0.5, 1.0], "depth": [1, 2]}
     protocol = {"t": [1, 3], "nodes": 3, "probe_per_class": 4}
     whole = content | {"paper": spec, "paper_protocol": protocol}
-    made = paper.run(recipe.Recipe.model_validate(whole), device="cpu")
+    made = tables.run(recipe.Recipe.model_validate(whole), device="cpu")
     rows = {(r["criterion"], r["t"], r["p"], r["depth"]): r for r in made["rows"]}
     assert len(rows) == len(made["rows"]) == 2 * 2 * 3 * 2 and {r["protocol"] for r in made["rows"]} == {"oracle"}
     for key, row in rows.items():
@@ -222,4 +225,4 @@ def test_a_grid_that_cannot_be_is_refused(content: dict[str, Any]) -> None:
         {"paper": {"table": "figure-6", "depth": [9]}, "paper_protocol": {"t": [1], "nodes": 2, "probe_per_class": 2}},
     ):
         with pytest.raises(UserError, match="paper"):
-            paper.run(recipe.Recipe.model_validate(content | changed), device="cpu")
+            tables.run(recipe.Recipe.model_validate(content | changed), device="cpu")

@@ -13,12 +13,12 @@ import reference
 import torch
 from small import FOLDERS, image_folder, model_folder, recipe_dict
 
-from vitprune import paper, recipe
-from vitprune.context import Context
-from vitprune.errors import UserError
-from vitprune.paper import classes, protocol
-from vitprune.progress import Reporter
-from vitprune.types import Attribution
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.criteria.settings import Attribution
+from vitprune.paper import figures4_5, protocol, tables
+from vitprune.recipe import experiments, recipe
+from vitprune.runs.state.context import Context
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def picked(content: dict[str, Any]) -> dict[str, list[list[list[int]]]]:
 
 def test_figure_4(content: dict[str, Any], tmp_path: Path) -> None:
     spec = {"table": "figure-4", "units": ["frequency", "mode-per-rank"], "classes": ["square", "circle"]}
-    record = paper.run(recipe.Recipe.model_validate(content | {"paper": spec}), device="cpu")
+    record = tables.run(recipe.Recipe.model_validate(content | {"paper": spec}), device="cpu")
     of_class = picked(content)
     assert [row["class"] for row in record["rows"]] == ["square", "circle"] and record["n"] == 18
     for row in record["rows"]:
@@ -62,12 +62,12 @@ def test_figure_4(content: dict[str, Any], tmp_path: Path) -> None:
     assert (root / "paper-figure-4.md").read_text().count("| square |") == 2
     drawing = (root / "paper-figure-4.svg").read_text()
     assert all(word in drawing for word in ("square", "circle", "index of the hidden unit", "mode-per-rank"))
-    assert paper._svg(record) == drawing
+    assert tables._svg(record) == drawing
 
 
 def test_figure_5(content: dict[str, Any], tmp_path: Path) -> None:
     spec = {"table": "figure-5", "classes": ["cross"]}
-    record = paper.run(recipe.Recipe.model_validate(content | {"paper": spec}), device="cpu")
+    record = tables.run(recipe.Recipe.model_validate(content | {"paper": spec}), device="cpu")
     flat = {}
     for name, own in picked(content).items():
         matrix = np.zeros((2, 64))
@@ -91,21 +91,21 @@ def test_figure_5(content: dict[str, Any], tmp_path: Path) -> None:
             matrix[block, unit] = share
     np.testing.assert_allclose(matrix.ravel(), flat["cross"], atol=1e-4)
     drawing = (tmp_path / "out/tiny/paper-figure-5.svg").read_text()
-    assert "cosine of the utilisation matrices" in drawing and paper._svg(record) == drawing
+    assert "cosine of the utilisation matrices" in drawing and tables._svg(record) == drawing
     assert "| cross |" in (tmp_path / "out/tiny/paper-figure-5.md").read_text()
 
 
 def test_strips_show_the_most_used_unit_of_a_column() -> None:
-    wide = classes.strips([[[0, 0.2], [1, 0.5], [383, 0.3]], []], [384, 384])
+    wide = figures4_5.strips([[[0, 0.2], [1, 0.5], [383, 0.3]], []], [384, 384])
     assert wide.shape == (2, 96) and wide[0, 0] == 0.5 and wide[0, 95] == 0.3 and wide.sum() == 0.8
-    assert classes.strips([[[3, 1.0]]], [5]).tolist() == [[0, 0, 0, 1.0, 0]]
+    assert figures4_5.strips([[[3, 1.0]]], [5]).tolist() == [[0, 0, 0, 1.0, 0]]
 
 
 def test_class_masks_by_mode_per_rank(content: dict[str, Any]) -> None:
     """What the oracle keeps is the set of the modes; where one unit takes two ranks it is one unit fewer."""
     spec = {"table": "figure-4"}
     made = recipe.Recipe.model_validate(content | {"paper": spec})
-    paper.run(made, device="cpu")
+    tables.run(made, device="cpu")
     of_class = picked(content)
     with Context.open(made, "cpu", Reporter(quiet=True)) as context:
         source = protocol.Source("activation", 2, Attribution(), 6, "mode-per-rank")
@@ -130,7 +130,7 @@ def test_what_cannot_be_drawn_is_refused(content: dict[str, Any]) -> None:
     )
     for changed, spec, reason in refused:
         with pytest.raises(UserError, match=reason):
-            paper.run(recipe.Recipe.model_validate(content | changed | {"paper": spec}), device="cpu")
+            tables.run(recipe.Recipe.model_validate(content | changed | {"paper": spec}), device="cpu")
     for table in ("table-2", "figure-4", "figure-5", "figure-6"):
         with pytest.raises(ValueError, match="for table-1"):
-            recipe.Paper(table=table, units=["image"])  # type: ignore[arg-type]
+            experiments.Paper(table=table, units=["image"])  # type: ignore[arg-type]

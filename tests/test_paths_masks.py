@@ -10,10 +10,14 @@ import reference
 import torch
 from torch import Tensor
 
-from vitprune import masks, models, paths
-from vitprune.errors import UserError
-from vitprune.paths import Gathered
-from vitprune.types import Mask, PathSet, Scores, Split
+from vitprune.core.errors import UserError
+from vitprune.criteria import paths
+from vitprune.criteria.paths import Gathered, PathSet
+from vitprune.criteria.scores import Scores, to_scores
+from vitprune.images.split import Split
+from vitprune.model import families
+from vitprune.pruning import masks
+from vitprune.pruning.masks import Mask
 
 WIDTHS, CLASSES, T = (6, 9), 4, 3
 LABELS = np.array([0, 2, 0, 1, 2, 0, 2])  # class 3 has no image
@@ -59,7 +63,7 @@ def test_counts_sums_and_frequencies():
     gathered = gather(ALL)
     assert gathered.classes.tolist() == [0, 1, 2] and gathered.images.tolist() == [3, 1, 3]
     expected = reference.frequencies(by_hand(), LABELS, WIDTHS, CLASSES)
-    scores = paths.to_scores(gathered, "some", CLASSES)
+    scores = to_scores(gathered, "some", CLASSES)
     assert (scores.criterion, scores.images, scores.classes) == ("some", len(LABELS), CLASSES)
     for i, block in enumerate(table()):
         np.testing.assert_allclose(np.asarray(gathered.counts[i]), (expected[i] * [[3], [1], [3], [0]])[:3], rtol=1e-12)
@@ -82,9 +86,7 @@ def test_merging_is_independent_of_batches_and_their_order(order):
         np.testing.assert_allclose(np.asarray(merged.sums[i]), np.asarray(whole.sums[i]), rtol=1e-12, atol=1e-13)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(
-            paths.to_scores(merged, "s", CLASSES).blocks, paths.to_scores(whole, "s", CLASSES).blocks, strict=True
-        )
+        for a, b in zip(to_scores(merged, "s", CLASSES).blocks, to_scores(whole, "s", CLASSES).blocks, strict=True)
     )
     rows = [row for i in order for row in ([0, 1, 2], [3], [4, 5, 6])[i]]
     for column in ("image", "label", "units", "scores"):
@@ -177,7 +179,7 @@ def test_budgets_out_of_range_are_refused(keep):
 
 
 def test_t_must_fit_every_block(tiny_vit):
-    sites = models.ffn_sites(tiny_vit(depth=2))
+    sites = families.ffn_sites(tiny_vit(depth=2))
     masks.check_t(32, sites)
     masks.check_t(1, sites)
     for t in (33, 0, -1):
@@ -234,7 +236,7 @@ def test_each_class_weighs_the_same_however_many_images_it_has():
     """Nine images of class 0 and one of class 1: frequencies are averaged, not counts."""
     scores = torch.tensor([[3.0, 2, 1]] * 4 + [[2.0, 3, 1]] * 5 + [[1.0, 2, 3]])
     labels = torch.tensor([0] * 9 + [1])
-    found = paths.to_scores(Gathered.of([scores], labels, np.arange(10), 1), "s", 2)
+    found = to_scores(Gathered.of([scores], labels, np.arange(10), 1), "s", 2)
     np.testing.assert_allclose(np.asarray(found.blocks[0]), [[4 / 9, 5 / 9, 0], [0, 0, 1]], rtol=1e-6)
     assert masks.build(found, 1).blocks[0].tolist() == [False, False, True]
 
@@ -266,7 +268,7 @@ def test_random_tables_against_plain_sorting():
 
 
 def test_per_class_equals_the_mask_of_each_class_alone():
-    scores = paths.to_scores(gather(ALL), "s", CLASSES)
+    scores = to_scores(gather(ALL), "s", CLASSES)
     rows = masks.per_class(scores, 4)
     assert [tuple(block.shape) for block in rows] == [(CLASSES, width) for width in WIDTHS]
     for c in range(CLASSES):

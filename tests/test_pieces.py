@@ -20,24 +20,21 @@ from conftest import make_images, make_tiny_vit
 from small import image_folder, model_folder, recipe_dict, write_recipe
 from torch import nn
 
-from vitprune import (
-    decode,
-    distill,
-    evaluation,
-    memory,
-    models,
-    pieces,
-    pipeline,
-    recipe,
-    recovery,
-    sequential,
-    surgery,
-)
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.criteria.vit_slim import train
-from vitprune.errors import UserError
-from vitprune.types import Attribution, Mask
+from vitprune.core import memory, progress
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.weights.vit_slim import train
+from vitprune.exam.logits import predictor
+from vitprune.images import decode
+from vitprune.model import families
+from vitprune.model.inside import moments, pieces
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.pruning.repair import distill, layerwise, names, repair, streams
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
+from vitprune.runs.state.context import Context
 
 FULL = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 ERRORS = [RuntimeError(FULL), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
@@ -52,7 +49,7 @@ def same(one: Any, other: Any) -> bool:
 
 def in_pieces(model: nn.Module, name: str, fits: int | None, **how: Any) -> list[torch.Tensor]:
     """One criterion's scores of eleven images."""
-    sites, images, row = models.ffn_sites(model), make_images(11, dtype=torch.float32), CRITERIA[name]
+    sites, images, row = families.ffn_sites(model), make_images(11, dtype=torch.float32), CRITERIA[name]
     labels, settings = torch.arange(11) % 5, Attribution(nodes=3, **how)
     assert row.score is not None
 
@@ -85,7 +82,7 @@ def test_other_families_too(name: str, changed: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=32, num_classes=5, **changed).eval().requires_grad_(False)
     images = torch.randn(9, 3, 32, 32)
-    sites, how = models.ffn_sites(model), Attribution(low=1.0, labels="sampled")
+    sites, how = families.ffn_sites(model), Attribution(low=1.0, labels="sampled")
 
     def work(rows: slice) -> list[torch.Tensor]:
         return CRITERIA["joint-gates"].score(model, sites, images[rows], torch.zeros(9)[rows].long(), ts=[1], how=how)[
@@ -94,7 +91,7 @@ def test_other_families_too(name: str, changed: dict[str, Any]) -> None:
 
     whole, few = ([torch.cat(b) for b in zip(*pieces.taken(9, work, "", fits), strict=True)] for fits in (None, 2))
     assert same(whole, few)
-    logits = evaluation.predictor(model)(images)
+    logits = predictor(model)(images)
     cut = pieces.joined(lambda x: model(x), images, advice="", fits=2)
     assert torch.equal(logits, cut)
 
@@ -136,7 +133,7 @@ def test_a_part_is_halved_until_it_fits_or_refused_with_the_figure(
     assert seen == [3, 3, 3, 1]
     monkeypatch.setattr(memory, "free", lambda _: 12_000_000)
     with pytest.raises(UserError, match=r"repair: not enough memory for a single image; .* \(12 MB are free\)$"):
-        pieces.taken(10, lambda rows: work(rows, 0), sequential.ADVICE)
+        pieces.taken(10, lambda rows: work(rows, 0), layerwise.ADVICE)
     with pytest.raises(RuntimeError, match="shapes"):
         pieces.taken(10, lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")), "x")
 
@@ -168,7 +165,7 @@ def tight(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 @pytest.mark.parametrize("shape", [{}, {"global_pool": "avg"}], ids=str)
 def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[[int], list[int]]) -> None:
     model, images = make_tiny_vit(dtype=torch.float32, **shape), make_images(21, dtype=torch.float32)
-    sites, row = models.ffn_sites(model), CRITERIA[name]
+    sites, row = families.ffn_sites(model), CRITERIA[name]
     labels = torch.arange(21) % 5
     assert row.whole is not None
 
@@ -183,15 +180,15 @@ def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[
 @pytest.mark.parametrize("how", ["affine", "sequential", "layerwise"])
 def test_a_repair_in_pieces(how: Any, tight: Callable[[int], list[int]], tmp_path: Path) -> None:
     model, images = make_tiny_vit(dtype=torch.float32), make_images(21, dtype=torch.float32)
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     mask = Mask([torch.arange(site.width) % 3 == 0 for site in sites])
 
-    def repaired(kept: sequential.Kept | None = None) -> list[torch.Tensor]:
+    def repaired(kept: layerwise.Kept | None = None) -> list[torch.Tensor]:
         slim = surgery.slim(model, mask)
-        stats = recovery.moments(model, sites, images.split(13)) if recovery.needs_moments(how) else ()
+        stats = moments.moments(model, sites, images.split(13)) if names.needs_moments(how) else ()
         given: Any = {"kept": kept} if how != "affine" else {}
         batches = lambda: images.split(13)  # noqa: E731
-        recovery.repair(slim, model, mask, how, stats=stats, batches=batches, scratch=tmp_path, **given)
+        repair.repair(slim, model, mask, how, stats=stats, batches=batches, scratch=tmp_path, **given)
         return list(slim.state_dict().values())
 
     whole = repaired()
@@ -202,7 +199,7 @@ def test_a_repair_in_pieces(how: Any, tight: Callable[[int], list[int]], tmp_pat
 def test_training_takes_steps_of_fixed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's gradient is a sum over parts; the memory that is free says nothing, too little is an error that is told."""
     model, images = make_tiny_vit(dtype=torch.float32), make_images(12, dtype=torch.float32)
-    sites, labels = models.ffn_sites(model), torch.arange(12) % 5
+    sites, labels = families.ffn_sites(model), torch.arange(12) % 5
     mask = Mask([torch.arange(site.width) % 2 == 0 for site in sites])
 
     def trained() -> list[torch.Tensor]:
@@ -322,13 +319,13 @@ def test_what_cannot_be_taken_in_pieces_is_one_line(
 def test_the_command_says_it_in_one_line(
     places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vitprune import cli
+    from vitprune.cli import app
 
     path = write_recipe(tmp_path / "r.yaml", recipe_dict(*places, tmp_path / "out"))
     monkeypatch.setattr(pipeline, "advance", lambda *_: (_ for _ in ()).throw(MemoryError()))
     monkeypatch.setattr(sys, "argv", ["vitprune", "run", str(path)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     assert caught.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("vitprune: run: not enough memory (")
 
@@ -351,7 +348,7 @@ def test_a_devices_number_leaves_the_digests_and_the_parts_are_in_them(
     earlier = {s.name: s.name for s in pipeline.STAGES}
 
     def digest(device: str) -> str:
-        context = Context.join(made, "cpu", pipeline.Reporter(quiet=True))
+        context = Context.join(made, "cpu", progress.Reporter(quiet=True))
         _ = context.model_digest, context.data_digest
         context.device = torch.device(device)
         return pipeline.stage_digest(stage, context, earlier)
@@ -405,11 +402,11 @@ def test_a_killed_repair_leaves_nothing(places: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize("room", [0, 40_000])
 def test_streams_in_a_file_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     model, images = make_tiny_vit(dtype=torch.float32), make_images(11, dtype=torch.float32)
-    mask, made = Mask([torch.arange(site.width) % 3 == 0 for site in models.ffn_sites(model)]), []
+    mask, made = Mask([torch.arange(site.width) % 3 == 0 for site in families.ffn_sites(model)]), []
     for limit in (1 << 31, room):
-        monkeypatch.setattr(sequential, "IN_MEMORY", limit)
+        monkeypatch.setattr(streams, "IN_MEMORY", limit)
         slim = surgery.slim(model, mask)
-        sequential.repair(slim, model, images.split(4), attention=True, scratch=tmp_path)
+        layerwise.repair(slim, model, images.split(4), attention=True, scratch=tmp_path)
         made.append(slim.state_dict().values())
     assert same(*made) and not list(tmp_path.iterdir())
 
@@ -418,7 +415,7 @@ def test_a_full_disk_under_the_streams_is_one_line(tmp_path: Path, monkeypatch: 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sequential.Streams, "_write", full)
-    monkeypatch.setattr(sequential, "IN_MEMORY", 0)
+    monkeypatch.setattr(streams.Streams, "_write", full)
+    monkeypatch.setattr(streams, "IN_MEMORY", 0)
     with pytest.raises(UserError, match="the disk is full"):
-        sequential.Streams(tmp_path).put("x", 0, torch.zeros(3))
+        streams.Streams(tmp_path).put("x", 0, torch.zeros(3))

@@ -33,13 +33,19 @@ from small import (
 from timm.data import create_transform, resolve_model_data_config
 
 import vitprune
-from vitprune import decoding, onnx_export, pipeline, recipe, record, runtime, shards, told
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.errors import UserError
-from vitprune.files import write_text
+from vitprune.core.errors import UserError
+from vitprune.core.files import write_text
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting
+from vitprune.images import decode_pool
+from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
-from vitprune.workspace import Workspace
+from vitprune.runs import pipeline, told
+from vitprune.runs.engine import parts
+from vitprune.runs.record import record
+from vitprune.runs.state.context import Context
+from vitprune.runs.state.workspace import Workspace
 
 CONTRACT = ["model.safetensors", "config.json", "model.onnx", "report.json", "report.md", "report.html", "recipe.yaml"]
 ROW = {
@@ -156,7 +162,7 @@ def test_the_files_of_the_contract(finished: Bench) -> None:
 
 def test_the_resolved_recipe_is_written_and_runs_again(finished: Bench) -> None:
     text = (finished.root / "recipe.yaml").read_text()
-    assert recipe.parse(text) == told.recipe(recipe.Recipe.model_validate(finished.content), finished.root)
+    assert parse.parse(text) == told.recipe(recipe.Recipe.model_validate(finished.content), finished.root)
     assert report(finished)["recipe_yaml"] == text
     assert yaml.safe_load(text)["criterion"]["seed"] == 0
 
@@ -258,7 +264,7 @@ def test_the_checks_of_the_report_pass_and_its_files_are_those_on_disk(finished:
 
 
 def test_the_onnx_file_says_what_it_is(finished: Bench) -> None:
-    found = onnx_export.metadata(finished.root / "model.onnx")
+    found = exporting.metadata(finished.root / "model.onnx")
     assert json.loads(found["labels"]) == list(LABELS)
     assert json.loads(found["classes"]) == ["square", "circle", "cross"]
     preprocessing = json.loads(found["preprocessing"])
@@ -429,7 +435,7 @@ def counted(patch: pytest.MonkeyPatch, name: str, stop_at: int | None = None) ->
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: twelve images are three shards."""
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(parts, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
 
 
@@ -539,7 +545,7 @@ def test_groups_have_a_folder_each(bench: Bench) -> None:
 def test_groups_have_an_onnx_file_each(bench: Bench) -> None:
     made = bench.run(groups=GROUPS, keep=1.0, baselines=[], export={"onnx": True, "latency_batches": [1]})
     for group, classes in GROUPS.items():
-        assert sorted(json.loads(onnx_export.metadata(bench.root / group / "model.onnx")["classes"])) == classes
+        assert sorted(json.loads(exporting.metadata(bench.root / group / "model.onnx")["classes"])) == classes
         assert made["results"][group]["latency_ratio"] > 0
     assert not (bench.root / "model.onnx").exists()
     assert {f["path"] for f in made["files"]} >= {"round/model.onnx", "angular/model.safetensors", "recipe.yaml"}
@@ -565,7 +571,7 @@ def test_a_subset_of_classes_is_judged_with_both_heads(bench: Bench) -> None:
 
 
 def test_a_class_that_does_not_exist_is_said_before_any_work(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "check", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr(decode_pool, "check", lambda *_, **__: pytest.fail("images were read"))
     assert "`unicorn` is not a class" in bench.refused(classes=["circle", "unicorn"])
     assert "`unicorn` is not a class" in bench.refused(groups={"a": ["circle"], "b": ["unicorn"]})
     assert not (bench.root / "stages" / "split" / "split.json").exists()
@@ -804,7 +810,7 @@ def test_the_recipe_hash_is_the_same_in_every_file(finished: Bench, tmp_path: Pa
     hashes = {
         "report": made["hashes"]["recipe"],
         "config": json.loads((bench.root / "config.json").read_text())["vitprune"]["recipe_hash"],
-        "onnx": onnx_export.metadata(bench.root / "model.onnx")["recipe_hash"],
+        "onnx": exporting.metadata(bench.root / "model.onnx")["recipe_hash"],
     }
     assert len(set(hashes.values())) == 1, hashes
 

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import vitprune
-from vitprune import heads, hooks, models, plain, recovery, surgery
-from vitprune.criteria.jas import jas
-from vitprune.criteria.jas_plain import jas_plain
-from vitprune.errors import UserError
-from vitprune.types import Attribution, Mask
+from vitprune.core.errors import UserError
+from vitprune.criteria.attribution.jas import jas
+from vitprune.criteria.attribution.jas_plain import jas_plain
+from vitprune.criteria.settings import Attribution
+from vitprune.model import classifier, families, plain
+from vitprune.model.inside import blockwise, hooks
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.pruning.repair import repair
 
 LABELS = torch.arange(10) % 5
 Change = Callable[[nn.Module], Any]
@@ -240,7 +244,7 @@ def test_a_class_that_was_changed_everywhere_is_found(tiny_vit, monkeypatch):
     before = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, x, *rest: before(self, x, *rest))
     with pytest.raises(UserError, match=r"blocks\.0: the `forward` of its class Block was replaced"):
-        models.ffn_sites(tiny_vit())
+        families.ffn_sites(tiny_vit())
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_an_element_wise_activation_goes(tiny_vit, make_images, act):
     for block in model.blocks:
         block.mlp.act = copy.deepcopy(act).double()
     model.train()
-    models.ffn_sites(model)
+    families.ffn_sites(model)
     assert model.blocks[0].mlp.act.training
     keep = Mask([torch.arange(32) % 2 == 0] * 3)
     assert surgery.masked_vs_sliced(model.eval(), keep, images) < 1e-10
@@ -263,19 +267,19 @@ def test_every_activation_and_layer_of_timms_models_is_plain():
     """On the meta device, where nothing can be tried out."""
     with torch.device("meta"):
         for name in ("vit_base_patch16_clip_quickgelu_224", "vit_giant_patch14_dinov2", "eva02_base_patch14_224"):
-            assert models.ffn_sites(timm.create_model(name, depth=1))
+            assert families.ffn_sites(timm.create_model(name, depth=1))
         act = nn.PReLU(32)
     assert not plain.per_unit(act, 32)
 
 
 def test_our_own_hooks_are_no_obstacle(tiny_vit, make_images):
     model = tiny_vit()
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     with hooks.masked(model, sites, [torch.arange(32) < 9] * 3), hooks.ffn_outputs(model, sites, lambda *_: None):
-        assert models.ffn_sites(model) == sites
+        assert families.ffn_sites(model) == sites
     layer = parametrizations.weight_norm(model.blocks[0].mlp.fc1.requires_grad_())
     parametrize.remove_parametrizations(layer, "weight")
-    assert models.ffn_sites(model) == sites  # folded, it is plain again
+    assert families.ffn_sites(model) == sites  # folded, it is plain again
 
 
 # --- what a repair touches beside the FFN
@@ -337,8 +341,8 @@ def test_halves_are_not_taken_where_they_would_pass_something_by(tiny_vit, make_
     path, change = PASSED_BY[name]
     model, images = tiny_vit(init_values=0.3), make_images(24)
     change(model)
-    assert models.halves(model) is None
-    assert recovery.chosen("auto", model) == "affine"
+    assert blockwise.halves(model) is None
+    assert repair.chosen("auto", model) == "affine"
     found = vitprune.discover(model, images[:10], LABELS)
     with pytest.warns(UserWarning, match=f"recovery auto is affine: {path}"):
         vitprune.prune(model, found, keep=0.5, images=images)
@@ -352,7 +356,7 @@ def test_the_fast_engine_sees_what_full_passes_see(tiny_vit, make_images, name):
     (LEFT | PASSED_BY)[name][1](model)
     model.eval()
     images, how = make_images(3), Attribution(quadrature="right", nodes=2)
-    sites = models.ffn_sites(model)
+    sites = families.ffn_sites(model)
     fast = jas(model, sites, images, LABELS[:3], ts=[3], how=how)[3]
     slow = jas_plain(model, sites, images, LABELS[:3], t=3, how=how)
     for a, b in zip(fast, slow, strict=True):
@@ -370,7 +374,7 @@ def test_a_head_that_is_not_plain_is_not_read_and_not_cut(tiny_vit, make_images,
     model, images = tiny_vit(), make_images(10)
     change(model)
     with pytest.raises(UserError, match="head"):
-        heads.narrow(model, [1, 3])
+        classifier.narrow(model, [1, 3])
     with pytest.raises(UserError, match="head"):
         vitprune.discover(model, images, LABELS, criterion="class-alignment")
     assert vitprune.evaluate(model, images, LABELS).n == 10
@@ -380,7 +384,7 @@ def test_a_head_that_is_shared_is_not_cut(tiny_vit):
     model = tiny_vit()
     model.second = model.head
     with pytest.raises(UserError, match=r"head: own: head shares its weights"):
-        heads.narrow(model, [1, 3])
+        classifier.narrow(model, [1, 3])
 
 
 # --- modules of one's own

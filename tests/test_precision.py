@@ -14,11 +14,18 @@ from onnx import numpy_helper
 from small import image_folder, model_folder, plain_report, recipe_dict, tiny_args, tiny_model
 from torch import nn
 
-from vitprune import evaluation, onnx_export, onnx_precision, onnx_rewrites, pipeline, record, runtime, surgery
-from vitprune.errors import UserError
-from vitprune.recipe import Recipe, parse
-from vitprune.stages import export as stage
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting, precision, rewrites
+from vitprune.exam import logits
+from vitprune.model import size as model_size
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.recipe.parse import parse
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.record import record
+from vitprune.runs.stages import export
 
 META = {"labels": ["a", "b", "c"], "recipe_hash": "0123ab"}
 
@@ -35,7 +42,7 @@ def slim() -> nn.Module:
 @pytest.fixture(scope="module")
 def fp32(slim: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    onnx_export.export(slim, path, META | onnx_export.size(slim))
+    exporting.export(slim, path, META | model_size.size(slim))
     return path
 
 
@@ -56,8 +63,8 @@ def gap(path: Path, model: nn.Module, images: np.ndarray) -> float:
 
 
 def test_one_standard_attention_per_block_and_nothing_from_another_domain(fp32: Path) -> None:
-    facts = onnx_export.facts(fp32)
-    assert facts["opset"] == onnx_export.OPSET == 23
+    facts = exporting.facts(fp32)
+    assert facts["opset"] == exporting.OPSET == 23
     nodes = facts["nodes"]
     assert (nodes["Attention"], nodes["LayerNormalization"], nodes["Gelu"], nodes["Split"]) == (2, 5, 2, 2)
     assert (nodes["Gemm"], nodes["MatMul"]) == (7, 2), "fc1's bias is left to onnxruntime's own fusion with the Gelu"
@@ -72,8 +79,8 @@ def test_an_attention_of_another_form_is_left_alone_and_right(tmp_path: Path) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model("vit_tiny_patch16_224", qk_norm=True, num_classes=3, **tiny_args(3)).eval()
-    onnx_export.export(model, tmp_path / "m.onnx", {})
-    nodes = onnx_export.facts(tmp_path / "m.onnx")["nodes"]
+    exporting.export(model, tmp_path / "m.onnx", {})
+    nodes = exporting.facts(tmp_path / "m.onnx")["nodes"]
     assert nodes["Attention"] == 2 and "Split" not in nodes
     assert gap(tmp_path / "m.onnx", model, batch(3)) < 1e-4
 
@@ -83,15 +90,15 @@ def detour(slim: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The graph as torch writes it."""
     path = tmp_path_factory.mktemp("detour") / "m.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_rewrites, "fuse", lambda _: 0)
-        onnx_export.export(slim, path, {})
+        patch.setattr(rewrites, "fuse", lambda _: 0)
+        exporting.export(slim, path, {})
     return path.read_bytes()
 
 
 @pytest.mark.parametrize("change", ["order", "permutation", "axis"])
 def test_a_changed_detour_is_not_taken_for_the_known_one(detour: bytes, change: str) -> None:
     proto = onnx.ModelProto.FromString(detour)
-    assert onnx_rewrites.fuse(onnx.ModelProto.FromString(proto.SerializeToString())) == 2
+    assert rewrites.fuse(onnx.ModelProto.FromString(proto.SerializeToString())) == 2
     attention = next(n for n in proto.graph.node if n.op_type == "Attention")
     if change == "order":  # the keys are asked for, the queries are looked up
         attention.input[0], attention.input[1] = attention.input[1], attention.input[0]
@@ -104,12 +111,12 @@ def test_a_changed_detour_is_not_taken_for_the_known_one(detour: bytes, change: 
         axis = numpy_helper.from_array(np.array([1], np.int64), "another_axis")
         proto.graph.initializer.append(axis)
         cut.input[3] = "another_axis"
-    assert onnx_rewrites.fuse(proto) == 1
+    assert rewrites.fuse(proto) == 1
 
 
 def test_size_against_a_count_by_hand() -> None:
     model = tiny_model(in_chans=3)
-    size = onnx_export.size(surgery.slim(model, Mask([torch.arange(64) < 20, torch.arange(64) < 7])))
+    size = model_size.size(surgery.slim(model, Mask([torch.arange(64) < 20, torch.arange(64) < 7])))
     tokens, dim = 17, 16
     ffn = 2 * tokens * dim * 27
     rest = 16 * 3 * 49 * dim + 2 * (4 * tokens * dim * dim + 2 * tokens * tokens * dim) + dim * 3
@@ -121,7 +128,7 @@ def test_size_against_a_count_by_hand() -> None:
 
 def test_fp16_keeps_layer_norm_and_softmax_in_fp32(fp32: Path, slim: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "model.fp16.onnx"
-    onnx_precision.to_fp16(fp32, path)
+    precision.to_fp16(fp32, path)
     proto = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
     onnx.checker.check_model(proto, full_check=True)
     types = {t.name: t.data_type for t in proto.graph.initializer}
@@ -139,7 +146,7 @@ def test_fp16_keeps_layer_norm_and_softmax_in_fp32(fp32: Path, slim: nn.Module, 
     assert {e.type.tensor_type.elem_type for e in edges} == {onnx.TensorProto.FLOAT}
     for count in (1, 2, 7):
         assert 1e-6 < gap(path, slim, batch(count)) < 0.05
-    assert onnx_export.metadata(path) == onnx_export.metadata(fp32) | {"precision": "fp16"}
+    assert exporting.metadata(path) == exporting.metadata(fp32) | {"precision": "fp16"}
 
 
 def test_constants_that_nodes_share(tmp_path: Path) -> None:
@@ -148,18 +155,18 @@ def test_constants_that_nodes_share(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **tiny_args(3)).eval().requires_grad_(False)
     source = tmp_path / "m.onnx"
-    onnx_export.export(model, source, {})
-    onnx_precision.to_fp16(source, tmp_path / "fp16.onnx")
+    exporting.export(model, source, {})
+    precision.to_fp16(source, tmp_path / "fp16.onnx")
     images = batch(4)
-    onnx_precision.to_int8(source, tmp_path / "int8.onnx", [images], [images], np.zeros(4, np.int64), 100.0)
+    precision.to_int8(source, tmp_path / "int8.onnx", [images], [images], np.zeros(4, np.int64), 100.0)
     assert gap(tmp_path / "fp16.onnx", model, images) < 1e-2 and gap(tmp_path / "int8.onnx", model, images) < 0.1
 
 
 # ---- int8
 
 
-def int8(fp32: Path, path: Path, probe: tuple[list[np.ndarray], np.ndarray], floor: float) -> onnx_precision.Sweep:
-    return onnx_precision.to_int8(fp32, path, [batch(16, seed=5)], *probe, floor)
+def int8(fp32: Path, path: Path, probe: tuple[list[np.ndarray], np.ndarray], floor: float) -> precision.Sweep:
+    return precision.to_int8(fp32, path, [batch(16, seed=5)], *probe, floor)
 
 
 def test_int8_within_the_floor_at_once(
@@ -178,7 +185,7 @@ def test_int8_within_the_floor_at_once(
     assert any(s.ndim == 1 and s.size > 1 for s in scales), "per channel"
     for count in (1, 2, 7):
         assert 1e-6 < gap(path, slim, batch(count)) < 2
-    assert onnx_export.metadata(path) == onnx_export.metadata(fp32) | {"precision": "int8"}
+    assert exporting.metadata(path) == exporting.metadata(fp32) | {"precision": "int8"}
     assert "within 100" in sweep.why
 
 
@@ -186,10 +193,10 @@ def test_a_floor_that_int8_breaks_sends_the_worst_back(
     fp32: Path, probe: tuple[list[np.ndarray], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One product is spoiled on purpose: it alone has to go, found by its own effect."""
-    make = onnx_precision._Quantizer.make
+    make = precision._Quantizer.make
     spoiled = ""
 
-    def spoil(self: onnx_precision._Quantizer, excluded: set[str]) -> onnx.ModelProto:
+    def spoil(self: precision._Quantizer, excluded: set[str]) -> onnx.ModelProto:
         nonlocal spoiled
         spoiled = self.names[-1]
         proto = make(self, excluded)
@@ -200,7 +207,7 @@ def test_a_floor_that_int8_breaks_sends_the_worst_back(
                     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
         return proto
 
-    monkeypatch.setattr(onnx_precision._Quantizer, "make", spoil)
+    monkeypatch.setattr(precision._Quantizer, "make", spoil)
     path = tmp_path / "model.int8.onnx"
     whole = int8(fp32, path, probe, 100.0)
     assert whole.top1 < 0.9
@@ -208,8 +215,8 @@ def test_a_floor_that_int8_breaks_sends_the_worst_back(
     assert sweep.excluded[0] == spoiled == next(iter(sweep.effects)) and len(sweep.excluded) < 10
     assert sorted(sweep.effects.values(), reverse=True) == list(sweep.effects.values()) and len(sweep.effects) == 10
     assert (sweep.top1_fp32 - sweep.top1) * 100 <= 8.0 and sweep.quantized == 10 - len(sweep.excluded)
-    written = onnx_precision._logits(path, probe[0])
-    assert onnx_precision._top1(written, probe[1]) == sweep.top1
+    written = precision._logits(path, probe[0])
+    assert precision._top1(written, probe[1]) == sweep.top1
     assert "stay in fp32" in sweep.why and json.loads(json.dumps(sweep.as_json()))["why"] == sweep.why
 
 
@@ -217,18 +224,18 @@ def test_a_floor_nothing_can_hold_leaves_everything_in_fp32(
     fp32: Path, slim: nn.Module, probe: tuple[list[np.ndarray], np.ndarray], tmp_path: Path
 ) -> None:
     images, labels = probe
-    sweep = onnx_precision.to_int8(fp32, tmp_path / "m.onnx", [batch(8)], images, labels, -1.0)
+    sweep = precision.to_int8(fp32, tmp_path / "m.onnx", [batch(8)], images, labels, -1.0)
     assert sweep.quantized == 0 and len(sweep.excluded) == 10 and sweep.top1 == sweep.top1_fp32
     assert gap(tmp_path / "m.onnx", slim, images[0]) < 1e-4
 
 
 def test_calibration_and_floor_images_do_not_meet() -> None:
     index = np.arange(100, 1100)
-    a, b = stage.two_parts(index, 256, 2000)
+    a, b = export.two_parts(index, 256, 2000)
     assert len(a) == 256 and len(b) == 744 and not set(a) & set(b) and set(a) | set(b) == set(index)
-    a, b = stage.two_parts(index, 50, 100)
+    a, b = export.two_parts(index, 50, 100)
     assert (len(a), len(b), len(set(b))) == (50, 100, 100) and not set(a) & set(b)
-    assert [len(p) for p in stage.two_parts(np.arange(2), 256, 2000)] == [1, 1]
+    assert [len(p) for p in export.two_parts(np.arange(2), 256, 2000)] == [1, 1]
 
 
 # ---- the run
@@ -245,7 +252,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         patch.setattr(record, "write_report", plain_report)
         patch.setattr(runtime, "interleaved", lambda s, x, seconds=0.0: interleaved(s, x, seconds=0.0))
         log: list[str] = []
-        sweep, exam = onnx_precision.to_int8, evaluation.test_logits
+        sweep, exam = precision.to_int8, logits.test_logits
 
         def seen(*args: object) -> object:
             log.append("sweep")
@@ -255,8 +262,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
             log.append("test")
             return exam(*args)  # type: ignore[arg-type]
 
-        patch.setattr(onnx_precision, "to_int8", seen)
-        patch.setattr(evaluation, "test_logits", examined)
+        patch.setattr(precision, "to_int8", seen)
+        patch.setattr(logits, "test_logits", examined)
         made = pipeline.run(Recipe.model_validate(content), "export")
     return tmp / "out" / "tiny", made | {"log": log}
 
@@ -273,7 +280,7 @@ def test_every_file_is_examined_on_the_whole_test_split(run: tuple[Path, dict]) 
     assert max(rows["model.onnx"]["parity"].values()) < 1e-4 < max(rows["model.int8.onnx"]["parity"].values())
     assert rows["model.int8.onnx"]["sweep"]["floor_points"] == 40.0 and "sweep" not in rows["model.fp16.onnx"]
     assert {f["path"] for f in made["files"]} >= set(rows)
-    metas = [onnx_export.metadata(root / name) for name in rows]
+    metas = [exporting.metadata(root / name) for name in rows]
     assert len({m.pop("precision", "fp32") for m in metas}) == 3 and metas[0] == metas[1] == metas[2]
 
 

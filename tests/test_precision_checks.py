@@ -14,10 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from small import image_folder, model_folder, quicken, recipe_dict
 from typer.testing import CliRunner
 
-from vitprune import cli, gate, onnx_export, onnx_precision, onnx_rewrites, pipeline, precision_checks, record, runtime
-from vitprune.errors import UserError
-from vitprune.recipe import Recipe
-from vitprune.report import write_report
+from vitprune.cli import app
+from vitprune.core.errors import UserError
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting, precision_checks, rewrites
+from vitprune.deploy.onnx import precision as onnx_precision
+from vitprune.recipe.recipe import Recipe
+from vitprune.report import bars, write_report
+from vitprune.runs import pipeline
+from vitprune.runs.record import record
 
 
 @pytest.fixture
@@ -67,7 +72,7 @@ def test_files_that_are_the_model_pass(run: Any) -> None:
     for precision in ("fp16", "int8"):
         assert {f"{precision} {what}" for what in ("top-1 on the test split", "in batches of 1, 2 and 7")} <= names
     assert "ONNX parity of the dense model" in names and made["export"]["failed"] == []
-    assert gate.check(root, [gate.Bar("top1", 0.0, True)])[1:] == []
+    assert bars.check(root, [bars.Bar("top1", 0.0, True)])[1:] == []
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -93,7 +98,7 @@ def test_another_model_in_a_precision_is_told(
         text = (root / name).read_text()
         assert "is not the slim model that this page speaks of" in text and "Failed:" in text
     assert "Failed checks" in (root / (next(iter(groups)) if groups else "") / "README.md").read_text()
-    found = CliRunner().invoke(cli.app, ["check", str(root), "--min-top1", "0"])
+    found = CliRunner().invoke(app.app, ["check", str(root), "--min-top1", "0"])
     assert found.exit_code == 1 and f"MISSED  check: {precision} top-1 on the test split" in found.output
 
 
@@ -135,7 +140,7 @@ def test_a_precision_that_fails_is_a_note_and_the_run_finishes(
     assert not (root / f"model.{precision}.onnx").exists() and (root / "model.onnx").is_file()
     assert [row["path"] for row in made["export"]["failed"]] == [f"model.{precision}.onnx"]
     assert f"model.{precision}.onnx is missing" in (root / "report.html").read_text()
-    found = CliRunner().invoke(cli.app, ["check", str(root), "--min-top1", "0"])
+    found = CliRunner().invoke(app.app, ["check", str(root), "--min-top1", "0"])
     assert found.exit_code == 1 and f"MISSED  check: {precision} file was made" in found.output
 
 
@@ -162,14 +167,14 @@ def test_a_model_without_onnx_still_has_its_report(run: Any, monkeypatch: pytest
     def broken(*_: Any) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(onnx_export, "export", broken)
+    monkeypatch.setattr(exporting, "export", broken)
     root, made = run()
     assert made["complete"] and {"dense file was made", "fp32 file was made", "int8 file was made"} <= set(
         failing(made)
     )
     assert made["latency"] == [] and made["result"]["latency_ratio"] is None and (root / "report.html").is_file()
     with pytest.raises(UserError, match="holds no latency_ratio"):
-        gate.check(root, [gate.Bar("latency_ratio", 1.0)])
+        bars.check(root, [bars.Bar("latency_ratio", 1.0)])
 
 
 def test_a_full_disk_is_no_fault_of_the_precision(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +273,7 @@ def test_distinct_names_are_prefix_free_and_change_nothing(tmp_path: Path) -> No
     proto = graph_with_shared_bias()
     onnx.save(proto, str(tmp_path / "m.onnx"))
     proto.graph.node[2].name = proto.graph.node[4].name = "same"
-    onnx_rewrites.distinct_names(proto.graph)
+    rewrites.distinct_names(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
     names = [t.name for t in proto.graph.initializer] + [n for node in proto.graph.node for n in node.output]
     assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
@@ -278,4 +283,4 @@ def test_distinct_names_are_prefix_free_and_change_nothing(tmp_path: Path) -> No
     images = np.ones((2, 4), np.float32)
     one, two = (runtime.session(x) for x in (tmp_path / "m.onnx", proto.SerializeToString()))
     assert np.array_equal(runtime.predict(one, images), runtime.predict(two, images))
-    assert json.dumps(onnx_rewrites.node_counts(proto)) == '{"Gemm": 12, "Tanh": 12}'
+    assert json.dumps(rewrites.node_counts(proto)) == '{"Gemm": 12, "Tanh": 12}'

@@ -20,8 +20,11 @@ from timm.data import create_transform
 from torch import nn
 
 import vitprune
-from vitprune import cli, onnx_export, predict, recipe
-from vitprune.errors import UserError
+from vitprune.cli import app
+from vitprune.core.errors import UserError
+from vitprune.deploy import predict
+from vitprune.deploy.onnx import exporting
+from vitprune.recipe import recipe
 
 STYLES = [
     {"interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"},
@@ -55,7 +58,7 @@ def generalists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[nn.
     base, made = tmp_path_factory.mktemp("generalists"), {}
     for channels in (1, 3):
         model, path = tiny_model(channels), base / f"{channels}.onnx"
-        onnx_export.export(model, path, {"labels": list(LABELS), "preprocessing": preprocessing(channels)})
+        exporting.export(model, path, {"labels": list(LABELS), "preprocessing": preprocessing(channels)})
         made[channels] = (model, path)
     return made
 
@@ -115,7 +118,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["vitprune", "predict", *map(str, args)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
         return int(caught.value.code or 0), *capfd.readouterr()
 
     return run
@@ -154,7 +157,7 @@ def shares_of(answer: dict[str, Any]) -> list[float]:
 # ---- without torch
 
 
-@pytest.mark.parametrize("entry", ["vitprune", "vitprune.cli"])
+@pytest.mark.parametrize("entry", ["vitprune", "vitprune.cli.app"])
 def test_the_command_imports_neither_torch_nor_timm(specialist: Path, tmp_path: Path, entry: str) -> None:
     """Where importing them fails, and by what is loaded when it ends."""
     for name in ("torch", "timm", "torchvision", "torch_pruning", "onnx"):
@@ -203,7 +206,7 @@ def test_the_threshold_keeps_95_percent() -> None:
 
 
 def test_a_specialists_file_carries_the_threshold_of_its_probe_images(specialist: Path) -> None:
-    found = json.loads(onnx_export.metadata(specialist / "model.onnx")["open_set"])
+    found = json.loads(exporting.metadata(specialist / "model.onnx")["open_set"])
     split = json.loads((specialist / "split.json").read_text())
     own = [name for name in split["probe"] if name.split("/")[0] in ("cross", "circle")]
     assert found["images"] == len(own) == 32 and found["score"] == "max-softmax"
@@ -225,7 +228,7 @@ def test_a_generalist_has_no_threshold(generalists: dict[int, tuple[nn.Module, P
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_none_of_its_classes(specialist: Path, tmp_path: Path, call: Call, threshold: float) -> None:
     path = specialist / "model.onnx"
-    about = json.loads(onnx_export.metadata(path)["open_set"])
+    about = json.loads(exporting.metadata(path)["open_set"])
     path = restyled(path, tmp_path / "m.onnx", open_set=about | {"threshold": threshold})
     picture(1, 1, "RGB").save(tmp_path / "a.png")
     code, out, _ = call(path, tmp_path / "a.png", "--json", "--top", 9)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
-from vitprune.preprocess import CROP_MODES, INTERPOLATIONS, Preprocessing
+from vitprune.images.preprocess import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 SIZES = [(28, 28), (31, 57), (57, 31), (5, 3), (200, 1), (113, 111), (27, 28), (32, 32), (3, 90)]
 

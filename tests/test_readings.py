@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from small import ARCHITECTURE, tiny_args, tiny_model
 from torch import Tensor, nn
 
-from vitprune import architectures, checkpoint, recipe
-from vitprune.errors import UserError, one_line
+from vitprune.core.errors import UserError, one_line
+from vitprune.model.load import build, opening
+from vitprune.model.load.loaded import Loaded
+from vitprune.recipe import inputs
 
 State = dict[str, Any]
 PREFIXES = [
@@ -37,15 +39,15 @@ def under(prefix: str, tensors: State) -> State:
     return {prefix + name: value for name, value in tensors.items()}
 
 
-def spec(path: Path, key: str | None = None, **args: Any) -> recipe.Model:
-    return recipe.Model(
+def spec(path: Path, key: str | None = None, **args: Any) -> inputs.Model:
+    return inputs.Model(
         name=ARCHITECTURE, checkpoint=path, checkpoint_key=key, args=tiny_args() | {"num_classes": 3} | args
     )
 
 
-def load(folder: Path, content: Any, key: str | None = None, **args: Any) -> checkpoint.Loaded:
+def load(folder: Path, content: Any, key: str | None = None, **args: Any) -> Loaded:
     torch.save(content, folder / "c.pth")
-    return checkpoint.open_model(spec(folder / "c.pth", key, **args))
+    return opening.open_model(spec(folder / "c.pth", key, **args))
 
 
 def refused(work: Callable[[], Any], *words: str) -> str:
@@ -57,7 +59,7 @@ def refused(work: Callable[[], Any], *words: str) -> str:
     return text
 
 
-def same(loaded: checkpoint.Loaded, tensors: State) -> bool:
+def same(loaded: Loaded, tensors: State) -> bool:
     made = loaded.model.state_dict()
     return all(torch.equal(made[name], tensors[name]) for name in made)
 
@@ -90,7 +92,7 @@ def test_the_plain_file_needs_no_word(tmp_path: Path) -> None:
 
 def test_safetensors_under_a_prefix(tmp_path: Path) -> None:
     save_file(under("model.", state()), tmp_path / "c.safetensors")
-    assert same(checkpoint.open_model(spec(tmp_path / "c.safetensors")), state())
+    assert same(opening.open_model(spec(tmp_path / "c.safetensors")), state())
 
 
 def test_wrappers_in_the_middle_of_a_name(tmp_path: Path) -> None:
@@ -103,10 +105,10 @@ def test_wrappers_in_the_middle_of_a_name(tmp_path: Path) -> None:
 def test_buffers_that_the_model_makes_itself_may_be_in_the_file(tmp_path: Path) -> None:
     args = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
     args |= {"num_classes": 3, "in_chans": 1}
-    own = architectures.build("swin_tiny_patch4_window7_224", args)
+    own = build.build("swin_tiny_patch4_window7_224", args)
     torch.save(own.state_dict() | dict(own.named_buffers()), tmp_path / "c.pth")
-    loaded = checkpoint.open_model(
-        recipe.Model(name="swin_tiny_patch4_window7_224", checkpoint=tmp_path / "c.pth", args=args)
+    loaded = opening.open_model(
+        inputs.Model(name="swin_tiny_patch4_window7_224", checkpoint=tmp_path / "c.pth", args=args)
     )
     assert same(loaded, dict(own.state_dict()))
 
@@ -124,12 +126,12 @@ def test_what_stands_beside_a_prefix_is_told(tmp_path: Path) -> None:
 def test_another_librarys_model(tmp_path: Path) -> None:
     args = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
     args["num_classes"] = 3
-    own = architectures.build("torchvision:vit_b_16", args).net
+    own = build.build("torchvision:vit_b_16", args).net
     torch.save({"model": under("module.", own.state_dict())}, tmp_path / "c.pth")
-    made = checkpoint.open_model(recipe.Model(name="torchvision:vit_b_16", checkpoint=tmp_path / "c.pth", args=args))
+    made = opening.open_model(inputs.Model(name="torchvision:vit_b_16", checkpoint=tmp_path / "c.pth", args=args))
     assert torch.equal(made.model.net.heads.head.weight, own.heads.head.weight)
-    wrong = recipe.Model(name="torchvision:vit_b_16", checkpoint=tmp_path / "c.pth", args=args | {"image_size": 48})
-    refused(lambda: checkpoint.open_model(wrong), "image_size: 32", "[1, 5, 16]", "[1, 10, 16]", "`module.`")
+    wrong = inputs.Model(name="torchvision:vit_b_16", checkpoint=tmp_path / "c.pth", args=args | {"image_size": 48})
+    refused(lambda: opening.open_model(wrong), "image_size: 32", "[1, 5, 16]", "[1, 10, 16]", "`module.`")
 
 
 # ---- two that fit
@@ -183,7 +185,7 @@ def test_a_key_that_names_nothing(tmp_path: Path) -> None:
         lambda: load(tmp_path, {"model": state(outputs=4), "ema": state()}, key="model"), "num_classes: 4", "`model`"
     )
     with pytest.raises(ValueError, match="checkpoint_key"):
-        recipe.Model(name=ARCHITECTURE, checkpoint_key="teacher")
+        inputs.Model(name=ARCHITECTURE, checkpoint_key="teacher")
 
 
 # ---- none that fits
@@ -242,17 +244,17 @@ def test_the_cure_cures(tmp_path: Path) -> None:
 def test_a_pickled_model_is_told_the_way_out(tmp_path: Path, old: bool) -> None:
     torch.save(copy.deepcopy(tiny_model()), tmp_path / "c.pth", _use_new_zipfile_serialization=not old)
     words = ["pickled Python objects", "re-save", "safetensors"] + ["timm."] * (not old)
-    refused(lambda: checkpoint.open_model(spec(tmp_path / "c.pth")), *words)
+    refused(lambda: opening.open_model(spec(tmp_path / "c.pth")), *words)
 
 
 def test_a_pickled_thing_beside_the_weights_is_named(tmp_path: Path) -> None:
     torch.save({"model": state(), "best": nn.Identity()}, tmp_path / "c.pth")
-    refused(lambda: checkpoint.open_model(spec(tmp_path / "c.pth")), "torch.nn.modules.linear.Identity", "re-save")
+    refused(lambda: opening.open_model(spec(tmp_path / "c.pth")), "torch.nn.modules.linear.Identity", "re-save")
 
 
 def test_text_is_not_called_a_pickle(tmp_path: Path) -> None:
     (tmp_path / "c.pth").write_text("these are not the weights")
-    assert "pickled" not in refused(lambda: checkpoint.open_model(spec(tmp_path / "c.pth")), "c.pth")
+    assert "pickled" not in refused(lambda: opening.open_model(spec(tmp_path / "c.pth")), "c.pth")
 
 
 def test_a_long_message_keeps_its_cause() -> None:
@@ -267,6 +269,6 @@ def test_nothing_is_filled_where_nothing_fits(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.save(state(seed=5, outputs=4), tmp_path / "c.pth")
     with pytest.raises(UserError):
-        checkpoint.weights_of.load(model, tmp_path / "c.pth")
+        opening.weights_of.load(model, tmp_path / "c.pth")
     after: dict[str, Tensor] = dict(model.state_dict())
     assert all(torch.equal(before[name], after[name]) for name in before)

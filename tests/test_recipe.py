@@ -12,19 +12,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from vitprune import recipe
-from vitprune.criteria.random import random
-from vitprune.data import split_per_class
-from vitprune.errors import UserError
-from vitprune.types import FfnSite
+from vitprune.core.errors import UserError
+from vitprune.criteria.statistics.random import random
+from vitprune.images.split import split_per_class
+from vitprune.model.sites.base import FfnSite
+from vitprune.recipe import parse, recipe, template
 
-BUNDLED = sorted(path.stem for path in recipe.bundled_folder().glob("*.yaml"))
+BUNDLED = sorted(path.stem for path in parse.bundled_folder().glob("*.yaml"))
 
 
 def refusal(text: str) -> str:
     """The one line with which `text` is refused."""
     with pytest.raises(UserError) as caught:
-        recipe.parse(text, "some.yaml")
+        parse.parse(text, "some.yaml")
     line = str(caught.value)
     assert "\n" not in line and "\r" not in line
     assert line.startswith("some.yaml")
@@ -33,7 +33,7 @@ def refusal(text: str) -> str:
 
 
 def test_every_default() -> None:
-    made = recipe.parse("name: plain").model_dump()
+    made = parse.parse("name: plain").model_dump()
     assert made == {
         "version": 1,
         "name": "plain",
@@ -112,16 +112,16 @@ def test_every_default() -> None:
 
 
 def test_recipes_do_not_share_their_defaults() -> None:
-    first, second = recipe.parse("name: a"), recipe.parse("name: b")
+    first, second = parse.parse("name: a"), parse.parse("name: b")
     first.baselines.clear()
     first.model.args["x"] = 1
     assert second.baselines == ["activation", "random"] and second.model.args == {}
-    assert recipe.parse("name: c").baselines == ["activation", "random"]
+    assert parse.parse("name: c").baselines == ["activation", "random"]
 
 
 def test_values_do_not_change_after_loading() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.parse("name: a").keep = 0.5  # type: ignore[misc]
+        parse.parse("name: a").keep = 0.5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_wrong_values_are_refused_with_their_line(text: str, line: int, key: str
 @pytest.mark.parametrize("seed", [-1, -(1 << 63) - 1, 1 << 64, 1 << 200])
 def test_a_seed_that_a_recipe_may_hold_works(seed: int) -> None:
     with contextlib.suppress(UserError):
-        made = recipe.parse(f"name: a\nsplit: {{seed: {seed}}}\n")
+        made = parse.parse(f"name: a\nsplit: {{seed: {seed}}}\n")
         split_per_class(np.array([0, 0]), ["a"], seed=made.split.seed, probe=0.5)
     with contextlib.suppress(UserError):
-        made = recipe.parse(f"name: a\ncriterion: {{seed: {seed}}}\n")
+        made = parse.parse(f"name: a\ncriterion: {{seed: {seed}}}\n")
         random([FfnSite(0, "", "", "", 4)], seed=made.criterion.seed)
 
 
@@ -213,8 +213,8 @@ def test_keep_out_of_range(keep: str) -> None:
     ("text", "value", "kind"), [("1", 1, int), ("1.0", 1.0, float), ("96 units", 96, int), ("400", 400, int)]
 )
 def test_a_count_and_a_ratio_stay_what_they_are(text: str, value: Any, kind: type) -> None:
-    made = recipe.parse(f"name: a\nkeep: {text}")
-    again = recipe.parse(recipe.dump(made))
+    made = parse.parse(f"name: a\nkeep: {text}")
+    again = parse.parse(parse.dump(made))
     assert made.keep == again.keep == value and type(made.keep) is type(again.keep) is kind
 
 
@@ -239,7 +239,7 @@ def test_names_that_leave_the_folder(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "x" * 64, "9"])
 def test_names_that_make_folders(name: str) -> None:
     text = yaml.safe_dump({"name": name, "groups": {name: ["boot"]}})
-    assert recipe.parse(text).class_sets() == {name: ["boot"]}
+    assert parse.parse(text).class_sets() == {name: ["boot"]}
 
 
 @pytest.mark.parametrize("name", ["stages", "report.json", "report.html", "model.onnx", "recipe.yaml", "config.json"])
@@ -296,30 +296,30 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_text("name: a\n" + "#" * 2_000_000)
     with pytest.raises(UserError, match=r"large\.yaml: 2,000,008 bytes is no recipe"):
-        recipe.load(path)
+        parse.load(path)
 
 
 def test_files_that_cannot_be_recipes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
-        recipe.load(tmp_path)
+        parse.load(tmp_path)
     with pytest.raises(UserError, match=r"no such recipe; bundled ones are .*demo"):
-        recipe.load(tmp_path / "none.yaml")
+        parse.load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("name: ä".encode("latin-1"))
     with pytest.raises(UserError, match="cannot be read"):
-        recipe.load(tmp_path / "latin.yaml")
+        parse.load(tmp_path / "latin.yaml")
     with pytest.raises(UserError):
-        recipe.load(tmp_path / "latin.yaml" / "below.yaml")
+        parse.load(tmp_path / "latin.yaml" / "below.yaml")
 
 
 def test_a_name_too_long_for_the_disk_is_no_recipe() -> None:
     with pytest.raises(UserError):
-        recipe.load("x" * 300)
+        parse.load("x" * 300)
 
 
 def test_an_error_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("name: a\n\nkep: 1\n")
     with pytest.raises(UserError, match=r"mine\.yaml, line 3: unknown key `kep`; did you mean `keep`\?"):
-        recipe.load(tmp_path / "mine.yaml")
+        parse.load(tmp_path / "mine.yaml")
 
 
 def test_the_bundled_recipes_are_there() -> None:
@@ -328,17 +328,17 @@ def test_the_bundled_recipes_are_there() -> None:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_recipes_are_valid_and_named_as_their_file(name: str) -> None:
-    made = recipe.load(name)
+    made = parse.load(name)
     assert made.name == name
-    assert made == recipe.load(recipe.bundled_folder() / f"{name}.yaml")
-    text = (recipe.bundled_folder() / f"{name}.yaml").read_text()
+    assert made == parse.load(parse.bundled_folder() / f"{name}.yaml")
+    text = (parse.bundled_folder() / f"{name}.yaml").read_text()
     assert text.startswith(("# vitprune run ", "# vitprune compare ")) and "Cost" in text.replace("Expect", "Cost")
 
 
 @pytest.mark.parametrize("name", [n for n in BUNDLED if n.startswith("imagenet")])
 def test_imagenet_recipes_name_real_timm_models(name: str) -> None:
     timm = pytest.importorskip("timm")
-    made = recipe.load(name)
+    made = parse.load(name)
     assert timm.models.get_pretrained_cfg(made.model.name) is not None
     assert made.model.pretrained and made.data.path is not None
 
@@ -348,7 +348,7 @@ def test_a_folder_of_the_same_name_does_not_hide_a_bundled_recipe(
 ) -> None:
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert recipe.load("demo").name == "demo"
+    assert parse.load("demo").name == "demo"
 
 
 def test_the_schema_is_json_and_knows_every_key() -> None:
@@ -358,7 +358,7 @@ def test_the_schema_is_json_and_knows_every_key() -> None:
 
 
 def test_the_template_parses_and_shows_every_section() -> None:
-    made = recipe.parse(recipe.TEMPLATE)
+    made = parse.parse(template.TEMPLATE)
     assert made.name == "my-model" and made.keep == 0.25 and made.round_to == 64
 
 
@@ -369,19 +369,19 @@ def test_the_template_parses_and_shows_every_section() -> None:
         "name: a\nkeep: 3 units\nclasses: [b, ä]\nround_to: 8\nout: some/where\npaper_protocol: {t: [1]}\n",
         "name: a\ngroups: {x: [b], y: [c, d]}\nmodel: {name: vit, args: {img_size: 28}, checkpoint: w.pth}\n"
         "data: {path: p, limit_per_class: 4}\n",
-        recipe.TEMPLATE,
+        template.TEMPLATE,
     ],
 )
 def test_dump_and_parse_go_round(text: str) -> None:
-    made = recipe.parse(text)
-    assert recipe.parse(recipe.dump(made)) == made
-    assert set(yaml.safe_load(recipe.dump(made))) == set(recipe.Recipe.model_fields)
+    made = parse.parse(text)
+    assert parse.parse(parse.dump(made)) == made
+    assert set(yaml.safe_load(parse.dump(made))) == set(recipe.Recipe.model_fields)
 
 
 def test_class_sets() -> None:
-    assert recipe.parse("name: a").class_sets() == {None: None}
-    assert recipe.parse("name: a\nclasses: [b]").class_sets() == {None: ["b"]}
-    assert recipe.parse("name: a\ngroups: {x: [b], y: [c]}").class_sets() == {"x": ["b"], "y": ["c"]}
+    assert parse.parse("name: a").class_sets() == {None: None}
+    assert parse.parse("name: a\nclasses: [b]").class_sets() == {None: ["b"]}
+    assert parse.parse("name: a\ngroups: {x: [b], y: [c]}").class_sets() == {"x": ["b"], "y": ["c"]}
 
 
 @pytest.mark.parametrize(
@@ -396,13 +396,13 @@ def test_class_sets() -> None:
     ],
 )
 def test_what_integrates_by_default(given: str, rule: str, nodes: int) -> None:
-    how = recipe.parse(f"name: a\ncriterion: {given}").criterion.attribution()
+    how = parse.parse(f"name: a\ncriterion: {given}").criterion.attribution()
     assert (how.quadrature, how.nodes) == (rule, nodes)
 
 
 def test_every_setting_reaches_the_engine() -> None:
     text = "name: a\ncriterion: {formula: joint-ig, candidates: each, shortlist: 3, tokens: all, objective: logit, "
-    how = recipe.parse(text + "low: 0.5, form: squared, labels: sampled, seed: 4}").criterion.attribution()
+    how = parse.parse(text + "low: 0.5, form: squared, labels: sampled, seed: 4}").criterion.attribution()
     assert (how.formula, how.candidates, how.shortlist, how.tokens) == ("joint-ig", "each", 3, "all")
     assert (how.objective, how.low, how.form, how.labels, how.seed) == ("logit", 0.5, "squared", "sampled", 4)
 
@@ -412,4 +412,4 @@ def test_every_setting_reaches_the_engine() -> None:
 )
 def test_settings_that_do_not_go_together_are_refused(given: str) -> None:
     with pytest.raises(UserError, match=r"line 2: `criterion"):
-        recipe.parse(f"name: a\ncriterion: {{name: jas, {given}}}")
+        parse.parse(f"name: a\ncriterion: {{name: jas, {given}}}")

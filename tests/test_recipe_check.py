@@ -29,8 +29,10 @@ from small import (
     write_recipe,
 )
 
-from vitprune import architectures, checkpoint, cli, fullcheck, headers, precheck, recipe, recipe_paths, timm_names
-from vitprune.errors import UserError
+from vitprune.cli import app, full_check
+from vitprune.core.errors import UserError
+from vitprune.model.load import build, headers, opening, timm_names
+from vitprune.recipe import check, inputs, parse, paths, recipe
 
 Made = dict[str, Any]
 WITHOUT = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "transformers")
@@ -55,9 +57,9 @@ def content(place: Path, **changed: Any) -> Made:
     return recipe_dict(place / "model", place / "images", place / "out") | changed
 
 
-def checked(made: Made, where: Path | None = None) -> precheck.Found:
+def checked(made: Made, where: Path | None = None) -> check.Found:
     """The plain check of a recipe's content."""
-    return precheck.check(recipe.parse(yaml.safe_dump(made), "r.yaml"), [where] if where else [])
+    return check.check(parse.parse(yaml.safe_dump(made), "r.yaml"), [where] if where else [])
 
 
 def refusal(work: Callable[[], Any]) -> str:
@@ -132,7 +134,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["vitprune", "recipe", "check", *map(str, args)])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        app.main()
     return (int(caught.value.code or 0), *capsys.readouterr())
 
 
@@ -144,7 +146,7 @@ def test_one_line_or_the_whole_recipe(
     assert answer(monkeypatch, capsys, path) == (0, line, "")
     assert answer(monkeypatch, capsys, path, "--model") == (0, line, "")
     code, out, err = answer(monkeypatch, capsys, path, "--show")
-    assert (code, err) == (0, "") and recipe.parse(out) == recipe.load(path)
+    assert (code, err) == (0, "") and parse.parse(out) == parse.load(path)
     assert json.loads(answer(monkeypatch, capsys, path, "--json")[1])["name"] == "tiny"
     path.write_text(path.read_text().replace("keep:", "kepe:"))
     code, out, err = answer(monkeypatch, capsys, path)
@@ -204,21 +206,21 @@ def test_paths_are_looked_for_here_and_then_beside_the_recipe(
     path = write_recipe(place / "r.yaml", content(place, **changed))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    found = recipe.load(path)
+    found = parse.load(path)
     assert found.model.name == f"local-dir:{place / 'model'}"
     assert (found.data.path, str(found.data.labels)) == (place / "images", str(place / "labels.txt"))
     assert found.out == place / "out"
-    precheck.check(found, recipe.beside(path))
+    check.check(found, parse.beside(path))
     given = {"probe": "images", "test": "images"}
     named = {"name": "vit_tiny_patch16_224", "args": tiny_args(), "checkpoint": "w.safetensors"}
-    other = recipe.load(write_recipe(place / "r.yaml", content(place, data=given, model=named)))
+    other = parse.load(write_recipe(place / "r.yaml", content(place, data=given, model=named)))
     assert (other.data.probe, other.data.test) == (place / "images", place / "images")
     assert other.model.checkpoint == place / "w.safetensors"
     (tmp_path / "here" / "images").mkdir()  # the working folder comes first
     path = write_recipe(place / "r.yaml", content(place, **changed))
-    assert recipe.load(path).data.path == Path("images")
+    assert parse.load(path).data.path == Path("images")
     monkeypatch.chdir(place)
-    assert recipe.load("r.yaml").model.name == "local-dir:model"
+    assert parse.load("r.yaml").model.name == "local-dir:model"
 
 
 def test_a_run_refuses_a_missing_path_before_it_makes_anything(
@@ -228,7 +230,7 @@ def test_a_run_refuses_a_missing_path_before_it_makes_anything(
     for verb in ("run", "compare"):
         monkeypatch.setattr(sys, "argv", ["vitprune", verb, str(path)])
         with pytest.raises(SystemExit):
-            cli.main()
+            app.main()
         assert f"and {place / 'none'}" in capsys.readouterr().err and not (place / "out").exists()
 
 
@@ -236,10 +238,10 @@ def test_words_and_names_are_no_paths() -> None:
     plain = {"name": "a", "data": {"dataset": "torch/cifar10", "path": "none"}}
     for model in ("transformers:ViTForImageClassification", "torchvision:vit_b_16", "hf-hub:a/b", "bundled", "vit_x"):
         made = recipe.Recipe.model_validate(plain | {"model": {"name": model}})
-        assert [entry.key for entry in recipe_paths.named(made)] == []
+        assert [entry.key for entry in paths.named(made)] == []
     for name in ("x" * 5000, "a\0b"):
         made = recipe.Recipe.model_validate({"name": "a", "data": {"path": name}})
-        assert "no such folder" in refusal(lambda made=made: recipe_paths.require(made))
+        assert "no such folder" in refusal(lambda made=made: paths.require(made))
 
 
 # ---- the model's files
@@ -293,7 +295,7 @@ def test_the_header_is_what_safetensors_reads(place: Path) -> None:
     state |= {"half": torch.zeros(3, 0).half(), "scalar": torch.tensor(1), "flag": torch.tensor([True])}
     save_file(state, place / "w.safetensors", {"format": "pt"})
     assert headers.shapes(place / "w.safetensors") == {key: tuple(value.shape) for key, value in state.items()}
-    assert headers.shapes(precheck.BUNDLED / "model.safetensors") and precheck.BUNDLED == checkpoint.BUNDLED
+    assert headers.shapes(check.BUNDLED / "model.safetensors") and check.BUNDLED == opening.BUNDLED
 
 
 CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -324,12 +326,12 @@ def test_what_only_the_built_model_tells(place: Path, change: Made) -> None:
     change_json(place / "model" / "config.json", lambda c: c["model_args"].update(change))
     line = refusal(lambda: full(content(place)))
     assert "model.safetensors" in line and "config.json says" in line
-    assert refusal(lambda: checkpoint.open_model(recipe.Model(name=f"local-dir:{place / 'model'}"))) == line
+    assert refusal(lambda: opening.open_model(inputs.Model(name=f"local-dir:{place / 'model'}"))) == line
 
 
 def full(made: Made) -> tuple[recipe.Recipe, list[str]]:
-    parsed = recipe.parse(yaml.safe_dump(made), "r.yaml")
-    return fullcheck.check(parsed, precheck.check(parsed))
+    parsed = parse.parse(yaml.safe_dump(made), "r.yaml")
+    return full_check.check(parsed, check.check(parsed))
 
 
 def test_weights_of_a_named_model(place: Path) -> None:
@@ -375,9 +377,9 @@ def test_every_name_of_timm_is_known_without_importing_it() -> None:
     assert all(timm.is_model(name) for name in found.every)
     assert timm_names.refusal("vit_tiny_patch16_224.augreg_in21k") is None
     assert "see `vitprune models`" in str(timm_names.refusal("zzzzzz"))
-    assert architectures.close_to("eva2_tiny_patch14_224")[0] == "eva02_tiny_patch14_224"
-    assert set(precheck.TORCHVISION) == set(architectures.TORCHVISION)
-    assert set(precheck.TRANSFORMERS) == set(architectures.TRANSFORMERS)
+    assert build.close_to("eva2_tiny_patch14_224")[0] == "eva02_tiny_patch14_224"
+    assert set(check.TORCHVISION) == set(build.TORCHVISION)
+    assert set(check.TRANSFORMERS) == set(build.TRANSFORMERS)
 
 
 def test_without_timms_source_no_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +398,7 @@ def test_without_timms_source_no_name_is_refused(monkeypatch: pytest.MonkeyPatch
     ],
 )  # fmt: skip
 def test_a_misspelt_value_or_key_has_a_suggestion(text: str, meant: str) -> None:
-    line = refusal(lambda: recipe.parse(f"name: a\n{text}\n", "r.yaml"))
+    line = refusal(lambda: parse.parse(f"name: a\n{text}\n", "r.yaml"))
     assert f"did you mean `{meant}`?" in line if meant != "criterion" else "unknown key" in line
     assert "literal[" not in line
 
@@ -415,14 +417,14 @@ def test_a_misspelt_value_or_key_has_a_suggestion(text: str, meant: str) -> None
     ],
 )  # fmt: skip
 def test_what_yaml_reads_as_something_else_gets_a_word_about_quotes(text: str, line: int, word: str) -> None:
-    said = refusal(lambda: recipe.parse(f"name: a\n{text}\n", "r.yaml"))
+    said = refusal(lambda: parse.parse(f"name: a\n{text}\n", "r.yaml"))
     assert said.startswith(f"r.yaml, line {line}: ") and word in said
     assert "YAML reads" in said and "quotes" in said if word != "empty" else "it is empty" in said
 
 
 def test_names_in_quotes_are_names() -> None:
-    made = recipe.parse("name: a\nclasses: ['no', \"yes\", '1', '~']\n")
-    assert made.classes == ["no", "yes", "1", "~"] and recipe.parse(recipe.dump(made)) == made
+    made = parse.parse("name: a\nclasses: ['no', \"yes\", '1', '~']\n")
+    assert made.classes == ["no", "yes", "1", "~"] and parse.parse(parse.dump(made)) == made
 
 
 # ---- classes
@@ -477,8 +479,8 @@ def test_names_go_through_a_mapping_file(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "tar"])
 def test_many_images_are_not_opened_one_by_one(place: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precheck, "MANY_FILES", 2)
-    monkeypatch.setattr(precheck, "MANY_BYTES", {})
+    monkeypatch.setattr(check, "MANY_FILES", 2)
+    monkeypatch.setattr(check, "MANY_BYTES", {})
     (place / "images" / ".hidden").mkdir()
     (place / "images" / "__MACOSX").mkdir()
     path = place / "images"

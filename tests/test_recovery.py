@@ -8,16 +8,20 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import models, recovery, surgery
-from vitprune.recovery import Moments
-from vitprune.types import Mask
+from vitprune.core import least_squares
+from vitprune.core.least_squares import Moments
+from vitprune.model import families
+from vitprune.model.inside import moments as inside_moments
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.pruning.repair import fold, repair
 
 N, D = 32, 16
 RECOVERIES = ("none", "mean", "affine")
 
 
 def moments(model: nn.Module, batches) -> list[Moments]:
-    return recovery.moments(model, models.ffn_sites(model), batches)
+    return inside_moments.moments(model, families.ffn_sites(model), batches)
 
 
 def keep_of(seed: int, width: int = 20) -> Tensor:
@@ -88,13 +92,13 @@ def test_moments_leave_the_model_alone(tiny_vit, make_images):
 
 def test_none_is_the_slice(block):
     hidden, weight, bias, keep = block
-    new_weight, new_bias = recovery.refit(weight, bias, keep, stat_of(hidden), "none", 1e-3)
+    new_weight, new_bias = fold.refit(weight, bias, keep, stat_of(hidden), "none", 1e-3)
     assert torch.equal(new_weight, weight[:, keep]) and torch.equal(new_bias, bias)
 
 
 def test_mean_is_the_formula(block):
     hidden, weight, bias, keep = block
-    new_weight, new_bias = recovery.refit(weight, bias, keep, stat_of(hidden), "mean", 1e-3)
+    new_weight, new_bias = fold.refit(weight, bias, keep, stat_of(hidden), "mean", 1e-3)
     expected = bias.numpy().copy()
     for d in range(D):
         for j in range(N):
@@ -107,7 +111,7 @@ def test_mean_is_the_formula(block):
 def test_affine_without_ridge_is_least_squares(block):
     """Regress the pruned units on the centred kept ones; and, from scratch, fc2's output on [kept units, 1]."""
     hidden, weight, bias, keep = block
-    new_weight, new_bias = recovery.refit(weight, bias, keep, stat_of(hidden), "affine", 0.0)
+    new_weight, new_bias = fold.refit(weight, bias, keep, stat_of(hidden), "affine", 0.0)
     kept, gone = hidden[:, keep.numpy()], hidden[:, ~keep.numpy()]
     slope = np.linalg.lstsq(kept - kept.mean(0), gone - gone.mean(0), rcond=None)[0]
     W, b = weight.numpy(), bias.numpy()
@@ -125,7 +129,7 @@ def test_affine_without_ridge_is_least_squares(block):
 @pytest.mark.parametrize("ridge", [1e-3, 0.5, 20.0])
 def test_affine_ridge_is_the_formula(block, ridge):
     hidden, weight, bias, keep = block
-    new_weight, new_bias = recovery.refit(weight, bias, keep, stat_of(hidden), "affine", ridge)
+    new_weight, new_bias = fold.refit(weight, bias, keep, stat_of(hidden), "affine", ridge)
     kept = [j for j in range(N) if keep[j]]
     gone = [j for j in range(N) if not keep[j]]
     mu = [sum(column) / len(hidden) for column in hidden.T.tolist()]
@@ -148,11 +152,11 @@ def test_the_default_ridge(tiny_vit, make_images):
     stats = moments(dense, [images])
     mask = Mask([keep_of(i) for i in range(3)])
     found = []
-    for ridge in ({}, {"ridge": recovery.RIDGE}, {"ridge": 0.2}):
+    for ridge in ({}, {"ridge": least_squares.RIDGE}, {"ridge": 0.2}):
         slim = surgery.slim(dense, mask)
-        recovery.repair(slim, dense, mask, "affine", stats=stats, **ridge)
+        repair.repair(slim, dense, mask, "affine", stats=stats, **ridge)
         found.append(slim.blocks[1].mlp.fc2.weight)
-    assert recovery.RIDGE == 1e-3
+    assert least_squares.RIDGE == 1e-3
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
@@ -169,13 +173,13 @@ def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_
     slim = surgery.slim(dense, mask)
     before = reference.snapshot(dense)
     other = {name: value.clone() for name, value in slim.state_dict().items() if "fc2" not in name}
-    recovery.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
+    repair.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
     for i, hidden in enumerate(reference.stacked(dense, images)):
         fc2, original = slim.blocks[i].mlp.fc2, dense.blocks[i].mlp.fc2
         weight, bias = original.weight.double(), original.bias.double()
         expected = weight[:, mask.blocks[i]], bias
         if how != "none":
-            expected = recovery.refit(weight, bias, mask.blocks[i], stat_of(hidden), how, recovery.RIDGE)
+            expected = fold.refit(weight, bias, mask.blocks[i], stat_of(hidden), how, least_squares.RIDGE)
         assert fc2.weight.dtype == fc2.bias.dtype == dtype and fc2.in_features == mask.widths[i]
         tolerance = 1e-8 if dtype == torch.float64 else 2e-4
         np.testing.assert_allclose(fc2.weight.numpy(), expected[0].numpy(), rtol=tolerance, atol=tolerance)
@@ -193,7 +197,7 @@ def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
     errors: dict[str, list[float]] = {}
     for how in RECOVERIES:
         slim = surgery.slim(dense, mask)
-        recovery.repair(slim, dense, mask, how, stats=stats)
+        repair.repair(slim, dense, mask, how, stats=stats)
         errors[how] = []
         for i, hidden in enumerate(reference.stacked(dense, images)):
             units, full, short = torch.tensor(hidden), dense.blocks[i].mlp.fc2, slim.blocks[i].mlp.fc2
@@ -212,7 +216,7 @@ def test_keep_all_changes_nothing(tiny_vit, make_images, how):
         dense, images = tiny_vit(dtype=dtype), make_images(3, dtype=dtype)
         everything = Mask([torch.ones(N, dtype=torch.bool)] * 3)
         slim = surgery.slim(dense, everything)
-        recovery.repair(slim, dense, everything, how, stats=moments(dense, [images]))
+        repair.repair(slim, dense, everything, how, stats=moments(dense, [images]))
         assert all(map(torch.equal, slim.state_dict().values(), dense.state_dict().values()))
 
 
@@ -221,7 +225,7 @@ def test_blocks_that_were_not_pruned_stay_bit_for_bit(tiny_vit, make_images, how
     dense, images = tiny_vit(dtype=torch.float32), make_images(3, dtype=torch.float32)
     mask = Mask([torch.ones(N, dtype=torch.bool), keep_of(1), torch.ones(N, dtype=torch.bool)])
     slim = surgery.slim(dense, mask)
-    recovery.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
+    repair.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
     for i in (0, 2):
         assert all(map(torch.equal, slim.blocks[i].state_dict().values(), dense.blocks[i].state_dict().values()))
     assert torch.equal(slim.blocks[1].mlp.fc2.bias, dense.blocks[1].mlp.fc2.bias) == (how == "none")
@@ -234,7 +238,7 @@ def test_dead_and_duplicate_units_are_no_trouble(block):
     kept, gone = torch.nonzero(keep).flatten().tolist(), torch.nonzero(~keep).flatten().tolist()
     hidden[:, gone] = hidden[:, kept[: len(gone)]]  # every pruned unit has a twin that stays
     hidden[:, kept[-1]] = 4.0  # a unit that never changes
-    new_weight, new_bias = recovery.refit(weight, bias, keep, stat_of(hidden), "affine", 1e-9)
+    new_weight, new_bias = fold.refit(weight, bias, keep, stat_of(hidden), "affine", 1e-9)
     truth = hidden @ weight.numpy().T + bias.numpy()
     np.testing.assert_allclose(hidden[:, kept] @ new_weight.numpy().T + new_bias.numpy(), truth, atol=1e-4)
 
@@ -246,5 +250,5 @@ def test_kept_units_that_are_all_dead_give_the_mean(kept):
     hidden[:, :kept] = 0.0
     weight, bias = torch.ones(3, kept + 4, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     arguments = weight, bias, torch.arange(kept + 4) < kept, stat_of(hidden)
-    found = recovery.refit(*arguments, "affine", 1e-3)
-    np.testing.assert_allclose(found[1].numpy(), recovery.refit(*arguments, "mean", 1e-3)[1].numpy(), rtol=1e-9)
+    found = fold.refit(*arguments, "affine", 1e-3)
+    np.testing.assert_allclose(found[1].numpy(), fold.refit(*arguments, "mean", 1e-3)[1].numpy(), rtol=1e-9)

@@ -26,12 +26,17 @@ from small import image_folder, leftovers, model_folder, picture, recipe_dict, t
 from test_mishaps import mounted
 from typer.testing import CliRunner
 
-from vitprune import archives, checkpoint, files, onnx_export, onnx_precision, pipeline, recipe
-from vitprune.cli import app
-from vitprune.errors import UserError
-from vitprune.labels import Mapping
-from vitprune.sources import open_path, tar
-from vitprune.sources.tar import Tar
+from vitprune.cli.app import app
+from vitprune.core import reading
+from vitprune.core.errors import UserError
+from vitprune.deploy.onnx import exporting, precision
+from vitprune.images.class_names import Mapping
+from vitprune.images.sources import tar
+from vitprune.images.sources.opening import open_path
+from vitprune.images.sources.tar import Tar
+from vitprune.model.load import archives, opening
+from vitprune.recipe import inputs, parse, recipe
+from vitprune.runs import pipeline
 
 pytestmark = pytest.mark.usefixtures("quick")
 KINDS = ["device", "pipe", "socket", "folder", "link to a device", "gone"]
@@ -87,23 +92,23 @@ def command(*args: str) -> Callable[[], object]:
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Callable[[], object]]]] = {
-    "a recipe": ("r.yaml", lambda p: lambda: recipe.load(p)),
+    "a recipe": ("r.yaml", lambda p: lambda: parse.load(p)),
     "a recipe to check": ("r.yaml", lambda p: command("recipe", "check", str(p))),
     "labels": ("l.json", lambda p: lambda: Mapping(p)),
-    "a checkpoint": ("c.pth", lambda p: lambda: checkpoint.open_model(named(p))),
-    "weights": ("c.safetensors", lambda p: lambda: checkpoint.open_model(named(p))),
-    "Google's weights": ("c.npz", lambda p: lambda: checkpoint.open_model(named(p))),
+    "a checkpoint": ("c.pth", lambda p: lambda: opening.open_model(named(p))),
+    "weights": ("c.safetensors", lambda p: lambda: opening.open_model(named(p))),
+    "Google's weights": ("c.npz", lambda p: lambda: opening.open_model(named(p))),
     "a manifest": ("m.csv", lambda p: lambda: open_path(p, "data.path")),
     "a tar": ("t.tar", lambda p: lambda: open_path(p, "data.path")),
     "a report to check": ("report.json", lambda p: command("check", str(p), "--min-top1", "0.5")),
     "an ONNX file": ("m.onnx", lambda p: command("predict", str(p), "a.png")),
     "an ONNX file to time": ("m.onnx", lambda p: command("bench", str(p))),
-    "JSON": ("a.json", lambda p: lambda: files.read_json(p)),
+    "JSON": ("a.json", lambda p: lambda: reading.read_json(p)),
 }
 
 
-def named(path: Path) -> recipe.Model:
-    return recipe.Model(name="vit_tiny_patch16_224", checkpoint=path, args=tiny_args() | {"num_classes": 3})
+def named(path: Path) -> inputs.Model:
+    return inputs.Model(name="vit_tiny_patch16_224", checkpoint=path, args=tiny_args() | {"num_classes": 3})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +128,7 @@ def test_parts_of_a_folder_too(tmp_path: Path, kind: str) -> None:
         made = place(folder, kind, name)
         if kind == "device":
             (folder / name).symlink_to(made)
-        refusal(lambda folder=folder: checkpoint.load(folder))
+        refusal(lambda folder=folder: opening.load(folder))
     run = tmp_path / "run"
     run.mkdir()
     place(run, kind, "report.json")
@@ -136,13 +141,13 @@ def test_parts_of_a_folder_too(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_file_that_grows_or_says_no_size_is_read_to_its_bound(tmp_path: Path) -> None:
-    assert files.read_bytes(Path("/proc/self/stat"), 10_000)
+    assert reading.read_bytes(Path("/proc/self/stat"), 10_000)
     with pytest.raises(UserError, match="larger than 10 bytes"):
-        files.read_bytes(Path("/proc/self/stat"), 10)
+        reading.read_bytes(Path("/proc/self/stat"), 10)
     (tmp_path / "a").write_bytes(b"x" * 11)
     with pytest.raises(UserError, match=r"\(11 bytes\)"):
-        files.read_bytes(tmp_path / "a", 10)
-    assert files.read_bytes(tmp_path / "a", 11) == b"x" * 11
+        reading.read_bytes(tmp_path / "a", 10)
+    assert reading.read_bytes(tmp_path / "a", 11) == b"x" * 11
 
 
 @pytest.mark.parametrize("reader", ["a recipe", "labels", "a report to check", "JSON", "a manifest"])
@@ -158,12 +163,12 @@ def test_a_configuration_of_megabytes(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m")
     with (folder / "config.json").open("ab") as handle:
         handle.write(b" " * (1 << 20))
-    assert "larger than a configuration" in refusal(lambda: checkpoint.load(folder))
+    assert "larger than a configuration" in refusal(lambda: opening.load(folder))
 
 
 def test_a_recipe_of_many_keys_takes_no_hour() -> None:
     text = "name: r\n" + "".join(f"k{i}: 1\n" for i in range(15_000)) + "k7: 2\n"
-    assert "line 15002: `k7` is given more than once" in refusal(lambda: recipe.parse(text))
+    assert "line 15002: `k7` is given more than once" in refusal(lambda: parse.parse(text))
 
 
 # ---- archives that unpack to more than they are
@@ -191,7 +196,7 @@ except errors.UserError as error:
 """
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "unpacks to 300.0 MB, more than the model can need" in got.stderr and "Traceback" not in got.stderr
-    assert "unpacks to 300.0 MB" in refusal(lambda: checkpoint.open_model(named(path)))
+    assert "unpacks to 300.0 MB" in refusal(lambda: opening.open_model(named(path)))
     archives.check(path, 80_000_000)  # a model that large may
 
 
@@ -230,7 +235,7 @@ def test_a_packed_checkpoint(tmp_path: Path) -> None:
     ):
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
-    assert "torch packs nothing" in refusal(lambda: checkpoint.open_model(named(tmp_path / "c.pth")))
+    assert "torch packs nothing" in refusal(lambda: opening.open_model(named(tmp_path / "c.pth")))
     archives.check(tmp_path / "whole.pth", 1000)
 
 
@@ -308,8 +313,8 @@ def test_a_full_tmpdir_is_no_obstacle(tmp_path: Path, full: Path) -> None:
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fp32") / "model.onnx"
-    loaded = checkpoint.open_model(recipe.Model(name=f"local-dir:{model_folder(path.parent / 'm')}"))
-    onnx_export.export(loaded.model, path, {})
+    loaded = opening.open_model(inputs.Model(name=f"local-dir:{model_folder(path.parent / 'm')}"))
+    exporting.export(loaded.model, path, {})
     return path
 
 
@@ -319,9 +324,7 @@ def test_no_room_for_int8_is_one_line(fp32: Path, tmp_path: Path, size: str) -> 
     mounted(disk, size)
     batches = [np.zeros((2, 1, 28, 28), np.float32)]
     try:
-        said = refusal(
-            lambda: onnx_precision.to_int8(fp32, disk / "x.onnx", batches, batches, np.zeros(2, np.int64), 100.0)
-        )
+        said = refusal(lambda: precision.to_int8(fp32, disk / "x.onnx", batches, batches, np.zeros(2, np.int64), 100.0))
         assert "the disk is full" in said and leftovers(disk) == []
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
@@ -341,7 +344,7 @@ def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by our own hand: Pillow, torch, or a library's temporary file."""
-    from vitprune.stages import split
+    from vitprune.runs.stages import split
 
     content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 5), tmp_path / "out", baselines=[])
 

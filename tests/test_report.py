@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from records import Page, Record, files_beside, made_record, row
 
 from vitprune.report import compare_reports, write_report
-from vitprune.report.beside import Beside
 from vitprune.report.document import document
-from vitprune.report.markdown import markdown
+from vitprune.report.page.markdown import markdown
+from vitprune.report.reading.beside import Beside
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -156,7 +156,7 @@ def test_partial_records_say_what_is_missing(partial: Record, tmp_path: Path) ->
 
 
 def test_every_key_may_be_absent(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitprune.report.plots.render", lambda *_: "<svg></svg>")  # drawn elsewhere, and slow
+    monkeypatch.setattr("vitprune.report.page.svg.render", lambda *_: "<svg></svg>")  # drawn elsewhere, and slow
     for key in record:
         html, _, _ = written({name: value for name, value in record.items() if name != key}, tmp_path / key)
         assert html.endswith("</html>\n")
@@ -172,9 +172,9 @@ def test_every_key_may_be_absent(record: Record, tmp_path: Path, monkeypatch: py
 )
 def test_every_value_may_be_wrong(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: Any) -> None:
     for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths"):
-        monkeypatch.setattr(f"vitprune.report.plots.{plot}", lambda *_: "<svg></svg>")
+        monkeypatch.setattr(f"vitprune.report.plots.plots.{plot}", lambda *_: "<svg></svg>")
     for plot in ("violins", "heat_map"):
-        monkeypatch.setattr(f"vitprune.report.unit_plots.{plot}", lambda *_: "<svg></svg>")
+        monkeypatch.setattr(f"vitprune.report.plots.unit_plots.{plot}", lambda *_: "<svg></svg>")
     files_beside(tmp_path)
     beside = Beside(tmp_path)
     for key, value in record.items():

@@ -16,11 +16,14 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 from small import FOLDERS, LABELS, image_folder, model_folder, quicken, recipe_dict
 
-from vitprune import memory, pipeline, recipe, report_data
+from vitprune.core import memory
+from vitprune.recipe import recipe
 from vitprune.report import write_report
-from vitprune.report.beside import Beside
-from vitprune.report.similarity import cluster, matrix_of
-from vitprune.stages import examples
+from vitprune.report.plots.similarity import cluster, matrix_of
+from vitprune.report.reading.beside import Beside
+from vitprune.runs import pipeline
+from vitprune.runs.record import matrices
+from vitprune.runs.stages import examples
 
 # ---- single test images
 
@@ -162,9 +165,9 @@ def test_a_large_picture_becomes_a_small_jpeg(run: tuple[Path, dict[str, Any]], 
 def test_classes_that_lost_most_are_drawn() -> None:
     names = [f"c{i}" for i in range(20)]
     record = {"per_class": [{"class": name, "change_points": -float(i)} for i, name in enumerate(names)]}
-    assert report_data._shown(names, record) == names[8:]
-    assert report_data._shown(names[:12], record) == names[:12]
-    assert report_data._shown(names, {}) == names[:12]
+    assert matrices._shown(names, record) == names[8:]
+    assert matrices._shown(names[:12], record) == names[:12]
+    assert matrices._shown(names, {}) == names[:12]
 
 
 # ---- clustering

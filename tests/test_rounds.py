@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from small import WIDTH, image_folder, model_folder, quicken, recipe_dict
 
 import vitprune
-from vitprune import pipeline
-from vitprune.recipe import Recipe
+from vitprune.core import progress
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.state.context import Context
 
 
 @pytest.fixture(scope="module", name="content")
@@ -48,7 +50,7 @@ def variances(model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor
 def test_two_rounds_are_two_prunings_by_hand(content: dict[str, Any], tmp_path: Path, recovery: str) -> None:
     made = Recipe.model_validate({**content, "out": str(tmp_path), "recovery": recovery, "rounds": 2})
     run(content, tmp_path, recovery=recovery, rounds=2)
-    with pipeline.Context.open(made, "cpu", pipeline.Reporter(quiet=True)) as context:
+    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
         context.split_record  # noqa: B018 (read once, from the run above)
         images = torch.cat([x for x, _ in context.images.batches(context.split.probe, 16)])
         dense = context.loaded.model

@@ -10,10 +10,14 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import models, recovery, sequential, surgery
-from vitprune.errors import UserError
-from vitprune.least_squares import RIDGES, SecondMoments, fit
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.core.least_squares import RIDGES, SecondMoments, fit
+from vitprune.model import families, tokens
+from vitprune.model.inside import blockwise, moments
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.pruning.repair import fold, layerwise, names, repair
+from vitprune.pruning.repair import streams as repair_streams
 
 N = 32
 SHAPES = [{}, {"init_values": 0.2, "reg_tokens": 1}, {"global_pool": "avg"}]
@@ -23,7 +27,7 @@ shapes = pytest.mark.parametrize("changed", SHAPES, ids=str)
 def mask_for(model: nn.Module, width: int = 6) -> Mask:
     draw = torch.Generator().manual_seed(4)
     blocks = []
-    for _ in models.ffn_sites(model):
+    for _ in families.ffn_sites(model):
         keep = torch.zeros(N, dtype=torch.bool)
         keep[torch.randperm(N, generator=draw)[:width]] = True
         blocks.append(keep)
@@ -33,7 +37,7 @@ def mask_for(model: nn.Module, width: int = 6) -> Mask:
 def streams(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
     """By hand, block by block: x into it, normed, a into proj, z after attention, h the hidden units, y after the block."""
     found: dict[str, list[Tensor]] = {name: [] for name in ("x", "n", "a", "z", "h", "y")}
-    parts = models.halves(model)
+    parts = blockwise.halves(model)
     assert parts is not None
     x = parts.stream_into_blocks(images)
     for block in model.blocks:
@@ -69,10 +73,10 @@ def test_every_layer_is_the_least_squares_fit_of_what_it_sees(tiny_vit, make_ima
     model, images = tiny_vit(**changed), make_images(9)
     mask = mask_for(model)
     start, slim = surgery.slim(model, mask), surgery.slim(model, mask)
-    sequential.repair(slim, model, images.split(4), attention=attention, ridge=1e-3)
+    layerwise.repair(slim, model, images.split(4), attention=attention, ridge=1e-3)
     ours, dense = streams(slim, images), streams(model, images)
     for i, (block, before) in enumerate(zip(slim.blocks, start.blocks, strict=True)):
-        read = models.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
+        read = tokens.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
         gamma1, gamma2 = (getattr(ls, "gamma", torch.ones(16)).double() for ls in (block.ls1, block.ls2))
         x, z, d_z, d_y = ours["x"][i], ours["z"][i], dense["z"][i], dense["y"][i]
         expected = {"fc2": (ours["h"][i][:, read], (d_y - z)[:, read], before.mlp.fc2, block.mlp.fc2, gamma2)}
@@ -97,10 +101,10 @@ def test_nothing_pruned_changes_nothing(tiny_vit, make_images, changed, how):
     model, images = tiny_vit(**changed), make_images(9)
     everything = Mask([torch.ones(N, dtype=torch.bool) for _ in model.blocks])
     slim = surgery.slim(model, everything)
-    sequential.repair(slim, model, images.split(4), attention=how == "layerwise")
+    layerwise.repair(slim, model, images.split(4), attention=how == "layerwise")
     torch.testing.assert_close(slim(images), model(images), rtol=1e-7, atol=1e-8)
     slim = surgery.slim(model, everything)
-    recovery.repair(slim, model, everything, how, batches=lambda: images.split(4))
+    repair.repair(slim, model, everything, how, batches=lambda: images.split(4))
     assert all(map(torch.equal, slim.state_dict().values(), model.state_dict().values()))
 
 
@@ -110,13 +114,13 @@ def test_sequential_is_at_most_affines_error_on_the_same_inputs(tiny_vit, make_i
     model, images = tiny_vit(**changed), make_images(9)
     mask = mask_for(model)
     slim = surgery.slim(model, mask)
-    sequential.repair(slim, model, images.split(4), attention=False, ridge=1e-12)
-    stats = recovery.moments(model, models.ffn_sites(model), [images])
+    layerwise.repair(slim, model, images.split(4), attention=False, ridge=1e-12)
+    stats = moments.moments(model, families.ffn_sites(model), [images])
     ours, dense = streams(slim, images), streams(model, images)
     for i, block in enumerate(slim.blocks):
-        read = models.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
+        read = tokens.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
         original = model.blocks[i].mlp.fc2
-        weight, bias = recovery.refit(original.weight, original.bias, mask.blocks[i], stats[i], "affine", 1e-12)
+        weight, bias = fold.refit(original.weight, original.bias, mask.blocks[i], stats[i], "affine", 1e-12)
         z, h, y = ours["z"][i][:, read], ours["h"][i][:, read], dense["y"][i][:, read]
         affine = (z + block.ls2(h @ weight.T + bias) - y).square().sum()
         assert float((ours["y"][i][:, read] - y).square().sum()) <= float(affine) * (1 + 1e-9)
@@ -127,8 +131,8 @@ def test_layerwise_comes_closer_to_the_dense_model_than_fc2_alone(tiny_vit, make
     mask, losses = mask_for(model, 3), {}
     for how in ("none", "affine", "sequential", "layerwise"):
         slim = surgery.slim(model, mask)
-        stats = recovery.moments(model, models.ffn_sites(model), [images])
-        recovery.repair(slim, model, mask, how, stats=stats, batches=lambda: images.split(8))
+        stats = moments.moments(model, families.ffn_sites(model), [images])
+        repair.repair(slim, model, mask, how, stats=stats, batches=lambda: images.split(8))
         losses[how] = float((slim(fresh) - model(fresh)).square().mean())
     assert losses["layerwise"] < losses["sequential"] < losses["none"]
     assert losses["affine"] < losses["none"]
@@ -139,9 +143,9 @@ def test_the_batches_size_and_the_place_of_the_streams_play_no_part(tiny_vit, ma
     mask, made = mask_for(model), []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for size, room in ((11, 2 << 30), (3, 2 << 30), (4, 0), (4, 40_000)):
-        monkeypatch.setattr(sequential, "IN_MEMORY", room)
+        monkeypatch.setattr(repair_streams, "IN_MEMORY", room)
         slim = surgery.slim(model, mask)
-        sequential.repair(slim, model, images.split(size), attention=True)
+        layerwise.repair(slim, model, images.split(size), attention=True)
         made.append(slim(images))
     for other in made[1:]:
         torch.testing.assert_close(other, made[0], rtol=1e-7, atol=1e-9)
@@ -151,7 +155,7 @@ def test_the_batches_size_and_the_place_of_the_streams_play_no_part(tiny_vit, ma
 @pytest.mark.parametrize("attention", [False, True])
 def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_images, monkeypatch, attention):
     model, images = tiny_vit(**SHAPES[1]), make_images(7)
-    kept: sequential.Kept = {}
+    kept: layerwise.Kept = {}
     first, second = mask_for(model, 6), mask_for(model, 9)
     made = []
     for mask, given in ((first, None), (first, kept), (second, kept), (second, None)):
@@ -161,7 +165,7 @@ def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_
                 patch.setattr(model.blocks[0].mlp, "forward", None)
                 patch.setattr(model.blocks[0].mlp.act, "forward", None)
                 patch.setattr(model.patch_embed, "forward", None)
-            sequential.repair(slim, model, images.split(3), attention=attention, kept=given)
+            layerwise.repair(slim, model, images.split(3), attention=attention, kept=given)
         made.append(slim)
     for a, b in (made[:2], made[2:]):
         assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
@@ -197,7 +201,7 @@ def test_a_layer_scale_of_zero_and_a_layer_without_bias_are_left_alone(tiny_vit,
     model.blocks[0].ls2.gamma[3] = 0.0
     mask = mask_for(model)
     start, slim = surgery.slim(model, mask), surgery.slim(model, mask)
-    sequential.repair(slim, model, [images], attention=True, ridge=1e-3)
+    layerwise.repair(slim, model, [images], attention=True, ridge=1e-3)
     assert torch.equal(slim.blocks[0].mlp.fc2.weight[3], start.blocks[0].mlp.fc2.weight[3])
     assert not torch.equal(slim.blocks[0].mlp.fc2.weight[2], start.blocks[0].mlp.fc2.weight[2])
     assert torch.equal(slim.blocks[1].attn.qkv.weight, start.blocks[1].attn.qkv.weight)
@@ -230,7 +234,7 @@ def test_distillation_brings_the_logits_closer_and_leaves_the_model_frozen(tiny_
     mask = mask_for(model, 8)
     plain, trained = surgery.slim(model, mask), surgery.slim(model, mask)
     before = copy.deepcopy(plain.state_dict())
-    recovery.repair(trained, model, mask, "distill", batches=lambda: images.split(8), epochs=20)
+    repair.repair(trained, model, mask, "distill", batches=lambda: images.split(8), epochs=20)
 
     def distance(slim: nn.Module) -> float:
         p = model(images).log_softmax(-1)
@@ -247,18 +251,18 @@ def test_a_repair_that_needs_images_says_so(tiny_vit):
     mask = mask_for(model)
     for how in ("sequential", "layerwise", "distill", "affine+distill"):
         with pytest.raises(UserError, match="needs images"):
-            recovery.repair(surgery.slim(model, mask), model, mask, how)
+            repair.repair(surgery.slim(model, mask), model, mask, how)
     with pytest.raises(UserError, match="no images"):
-        recovery.repair(surgery.slim(model, mask), model, mask, "sequential", batches=lambda: [])
+        repair.repair(surgery.slim(model, mask), model, mask, "sequential", batches=lambda: [])
 
 
-@pytest.mark.parametrize("how", recovery.RECOVERIES)
+@pytest.mark.parametrize("how", names.RECOVERIES)
 def test_every_recovery_says_what_it_needs(tiny_vit, make_images, how):
     model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
     mask = mask_for(model)
     slim, before = surgery.slim(model, mask), reference.snapshot(model)
-    stats = recovery.moments(model, models.ffn_sites(model), [images]) if recovery.needs_moments(how) else ()
-    batches = (lambda: [images]) if recovery.needs_images(how) else None
-    recovery.repair(slim, model, mask, how, stats=stats, batches=batches, epochs=1)
+    stats = moments.moments(model, families.ffn_sites(model), [images]) if names.needs_moments(how) else ()
+    batches = (lambda: [images]) if names.needs_images(how) else None
+    repair.repair(slim, model, mask, how, stats=stats, batches=batches, epochs=1)
     assert bool(slim(images).isfinite().all())
     assert reference.same_state(before, reference.snapshot(model))

@@ -16,12 +16,16 @@ import torch
 from safetensors.numpy import load_file
 from small import image_folder, leftovers, model_folder, recipe_dict, write_recipe
 
-from vitprune import parallel, pipeline, recipe, shards
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.errors import UserError
-from vitprune.shards import Manifest
-from vitprune.types import Attribution
+from vitprune.core import progress
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.settings import Attribution
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
+from vitprune.runs.engine import parts
+from vitprune.runs.engine import processes as parallel
+from vitprune.runs.engine.parts import Manifest
+from vitprune.runs.state.context import Context
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def setting(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: 72 images are eighteen shards."""
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(parts, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
 
 
@@ -118,7 +122,7 @@ def test_a_helper_makes_its_own_shards_and_no_others(setting: dict[str, Any], tm
     assert len(files) == 18
     for path in files:
         path.unlink()
-    parallel.serve(Context.join(made, "cpu", pipeline.Reporter(quiet=True)), 1, 3)
+    parallel.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 3)
     assert sorted((tmp_path / "out").rglob("jas*/t3/*.safetensors")) == files[1::3]
     for path in (tmp_path / "out").glob("tiny/stages/discover/jas-*.safetensors"):
         path.unlink()
@@ -128,7 +132,7 @@ def test_a_helper_makes_its_own_shards_and_no_others(setting: dict[str, Any], tm
 
 def test_a_helper_stops_when_nobody_waits_for_it(setting: dict[str, Any], tmp_path: Path) -> None:
     made = recipe.Recipe.model_validate(setting)
-    parallel.serve(Context.join(made, "cpu", pipeline.Reporter(quiet=True)), 1, 2, gone=lambda: True)
+    parallel.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 2, gone=lambda: True)
     assert not (tmp_path / "out").exists()
 
 
@@ -139,7 +143,7 @@ def test_the_first_process_goes_on_without_helpers_that_died(
     monkeypatch.setattr(parallel.sys, "executable", "/bin/false")
     run(setting, workers=2)
     monkeypatch.undo()
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(parts, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
     run(setting | {"out": str(tmp_path / "alone")})
     assert results(tmp_path / "out") == results(tmp_path / "alone")
@@ -194,7 +198,7 @@ def test_auto_with_workers_and_under_torchrun(
     alone = run(auto | {"out": str(tmp_path / "alone")})
     assert run(auto, workers=2)["choice"] == alone["choice"]
     assert results(tmp_path / "out") == results(tmp_path / "alone")
-    helper = Context.join(recipe.Recipe.model_validate(auto), "cpu", pipeline.Reporter(quiet=True))
+    helper = Context.join(recipe.Recipe.model_validate(auto), "cpu", progress.Reporter(quiet=True))
     parallel.serve(helper, 1, 2)
     assert helper.recipe.criterion.name == alone["choice"]["chosen"]
     monkeypatch.setenv("RANK", "1")
@@ -212,7 +216,7 @@ def test_fewer_than_one_worker_is_refused(setting: dict[str, Any], workers: int)
 # ---- the manifest
 
 
-def scoring(calls: list[int] | None = None) -> shards.Score:
+def scoring(calls: list[int] | None = None) -> parts.Score:
     def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
         if calls is not None:
             calls.append(len(index))
@@ -247,7 +251,7 @@ def test_a_batch_size_that_cannot_be_is_not_taken(tmp_path: Path, wrong: dict[st
 
 
 def test_shards_are_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shards, "SHARD", 8)
+    monkeypatch.setattr(parts, "SHARD", 8)
     for batch, step in ((1, 8), (3, 9), (8, 8), (20, 20)):
         assert Manifest.open(tmp_path / str(batch), np.arange(50), [1], {}, lambda batch=batch: batch).step == step
 
@@ -256,7 +260,7 @@ def test_shards_are_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_a_batch_that_does_not_fit_is_halved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | str
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD", 6)
+    monkeypatch.setattr(parts, "SHARD", 6)
     calls: list[int] = []
     inner = scoring(calls)
 
@@ -362,9 +366,9 @@ def test_the_columns_of_a_long_run_are_not_held_together(setting: dict[str, Any]
 def test_free_memory_decides_the_passes_and_never_the_parts(
     setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitprune import memory
+    from vitprune.core import memory
 
-    context = Context.join(recipe.Recipe.model_validate(setting), "cpu", pipeline.Reporter(quiet=True))
+    context = Context.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True))
     rooms, sizes = [], []
     for free in (1 << 40, 3_000_000, 0):
         monkeypatch.setattr(memory, "free", lambda _, free=free: free)

@@ -19,15 +19,16 @@ import pytest
 from PIL import Image
 from small import FOLDERS, image_folder, picture
 
-from vitprune.decode import read
-from vitprune.decoding import check
-from vitprune.errors import UserError
-from vitprune.recipe import Data
-from vitprune.sources import Source, open_path, open_source
-from vitprune.sources.folder import Folder, grouped
-from vitprune.sources.manifest import Manifest
-from vitprune.sources.tar import Tar
-from vitprune.sources.timm_dataset import TimmDataset
+from vitprune.core.errors import UserError
+from vitprune.images.decode import read
+from vitprune.images.decode_pool import check
+from vitprune.images.sources.base import Source
+from vitprune.images.sources.folder import Folder, grouped
+from vitprune.images.sources.manifest import Manifest
+from vitprune.images.sources.opening import open_path, open_source
+from vitprune.images.sources.tar import Tar
+from vitprune.images.sources.timm_dataset import TimmDataset
+from vitprune.recipe.inputs import Data
 
 
 def needs(package: str) -> pytest.MarkDecorator:

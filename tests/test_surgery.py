@@ -9,9 +9,10 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from vitprune import models, surgery
-from vitprune.errors import UserError
-from vitprune.types import Mask
+from vitprune.core.errors import UserError
+from vitprune.model import families
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
 
 N = 32
 SITES = [f"blocks.{i}.mlp.{part}" for i in range(3) for part in ("fc1", "fc2")]
@@ -80,7 +81,7 @@ def test_slim_weights_are_direct_slices(tiny_vit, name):
         mlp = slim.blocks[i].mlp
         assert (mlp.fc1.in_features, mlp.fc1.out_features) == (16, width)
         assert (mlp.fc2.in_features, mlp.fc2.out_features) == (width, 16)
-    assert [site.width for site in models.ffn_sites(slim)] == mask.widths
+    assert [site.width for site in families.ffn_sites(slim)] == mask.widths
     surgery.check_widths(slim, mask.widths)
 
 

@@ -13,9 +13,10 @@ import pytest
 from records import Page, made_record
 from typer.testing import CliRunner
 
-from vitprune import bench, cli, runtime, summary, timing
-from vitprune.gate import Bar, check, line
+from vitprune.cli import app, tables
+from vitprune.deploy import bench, runtime, timing
 from vitprune.report import compare_reports, write_report
+from vitprune.report.bars import Bar, check, line
 from vitprune.report.card import card
 
 
@@ -146,10 +147,10 @@ def test_check_card_terminal_and_comparison_say_so(
     rows = check(folder, [Bar("latency_ratio", 0.7), Bar("top1", 0.5, True)])
     assert [row["notes"] for row in rows] == [NOTES, []]
     assert NOTES[0] in line(rows[0]) and len(line(rows[0]).splitlines()) == 1
-    shown = CliRunner().invoke(cli.app, ["check", str(folder), "--max-latency-ratio", "0.7"])
+    shown = CliRunner().invoke(app.app, ["check", str(folder), "--max-latency-ratio", "0.7"])
     assert shown.exit_code == 0 and NOTES[1] in shown.output
     assert f"In doubt: {NOTES[0]}; {NOTES[1]}." in card(made, made["result"], {"architecture": "vit"})
-    summary.show(made, "run", folder)
+    tables.show(made, "run", folder)
     printed = capsys.readouterr().out
     assert all(f"The latency is in doubt: {note}" in printed for note in NOTES)
     compare_reports([(folder / "report.json", made), (folder / "b.json", made_record())], folder)

@@ -15,9 +15,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import vitprune
-from vitprune import architectures, checkpoint, cli, ffn, listing, models, onnx_export, pipeline, recipe, surgery
-from vitprune.errors import UserError
-from vitprune.types import Mask
+from vitprune.cli import app, listing
+from vitprune.core.errors import UserError
+from vitprune.deploy.onnx import exporting
+from vitprune.model import families
+from vitprune.model.load import build, opening, saving
+from vitprune.model.sites import ffn
+from vitprune.pruning import surgery
+from vitprune.pruning.masks import Mask
+from vitprune.recipe import inputs, recipe
+from vitprune.runs import pipeline
 
 LIST = Path(__file__).parent.parent / "docs" / "models.json"
 LABELS = torch.arange(10) % 5
@@ -56,7 +63,7 @@ def test_every_listed_size_is_timms(listed):
 @pytest.mark.parametrize("as_json", [True, False])
 def test_the_command(monkeypatch, as_json):
     monkeypatch.setattr(listing, "MODULES", ("vision_transformer_sam", "hiera"))
-    shown = CliRunner().invoke(cli.app, ["models", "--all", *(["--json"] if as_json else [])]).stdout
+    shown = CliRunner().invoke(app.app, ["models", "--all", *(["--json"] if as_json else [])]).stdout
     if as_json:
         rows = {row["name"]: row for row in json.loads(shown)}
         assert rows["hiera_tiny_224"]["why_not"] is None
@@ -69,7 +76,7 @@ def test_the_command(monkeypatch, as_json):
 
 def test_on_the_meta_device_a_model_is_what_it_is():
     for name, args in (("swinv2_tiny_window8_256", {"depths": (1, 1, 1, 1)}), ("vit_tiny_patch16_224", {"depth": 2})):
-        real, empty = architectures.build(name, args), architectures.on_meta(name, args)
+        real, empty = build.build(name, args), build.on_meta(name, args)
         assert all(weight.is_meta for weight in empty.parameters())
         shapes = lambda model: {key: value.shape for key, value in model.state_dict().items()}  # noqa: E731
         assert shapes(real) == shapes(empty)
@@ -86,29 +93,29 @@ NAFLEX = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_cla
      ({"pos_embed_grid_size": [2, 2]}, (384, 384)), ({"pos_embed_grid_size": None, "img_size": 64}, (64, 64))],
 )  # fmt: skip
 def test_a_naflexvit_has_timms_size_or_the_one_asked_for(args, size):
-    loaded = checkpoint.open_model(recipe.Model(name="naflexvit_base_patch16_gap", args=NAFLEX | args))
-    assert models.input_shape(loaded.model) == (3, *size) == tuple(loaded.data_config["input_size"])
+    loaded = opening.open_model(inputs.Model(name="naflexvit_base_patch16_gap", args=NAFLEX | args))
+    assert families.input_shape(loaded.model) == (3, *size) == tuple(loaded.data_config["input_size"])
 
 
 def test_a_naflexvits_folder_keeps_its_size(tmp_path):
-    loaded = checkpoint.open_model(recipe.Model(name="naflexvit_base_patch16_gap", args=NAFLEX | {"img_size": 32}))
-    checkpoint.save(tmp_path / "a", loaded, loaded.model, {})
-    again = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / 'a'}"))
-    assert models.input_shape(again.model) == (3, 32, 32) == tuple(again.data_config["input_size"])
+    loaded = opening.open_model(inputs.Model(name="naflexvit_base_patch16_gap", args=NAFLEX | {"img_size": 32}))
+    saving.save(tmp_path / "a", loaded, loaded.model, {})
+    again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'a'}"))
+    assert families.input_shape(again.model) == (3, 32, 32) == tuple(again.data_config["input_size"])
     for nonsense in ([3, "a", 1], [3, 1 << 40, 1], "x", [3, 0, 5]):
         again.model.pretrained_cfg = {"input_size": nonsense}
-        assert models.input_shape(again.model) == (3, 128, 128)  # its grid
+        assert families.input_shape(again.model) == (3, 128, 128)  # its grid
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "vit_base_resnet26d_224", "vit_base_mci_224"])
 def test_a_convolutional_stem_is_refused_in_one_line(name, tmp_path):
     """Accepted once, it crashed at the first image."""
-    model = architectures.on_meta(name, {})
+    model = build.on_meta(name, {})
     with pytest.raises(UserError, match=r"patch_embed: HybridEmbed is not supported"):
-        models.ffn_sites(model)
+        families.ffn_sites(model)
     if name.startswith("vit_tiny"):
         with pytest.raises(UserError, match="no convolutional stem is") as refused:
-            checkpoint.open_model(recipe.Model(name=name))
+            opening.open_model(inputs.Model(name=name))
         assert "\n" not in str(refused.value)
         small = timm.create_model(name, num_classes=5)
         with pytest.raises(UserError, match="no convolutional stem is"):
@@ -161,34 +168,34 @@ def test_an_ffn_without_a_bias_gets_one_where_a_repair_needs_it(how):
     gaps = [float((m(images) - model(images)).norm()) for m in (bare, slim)]
     assert how in ("none", "mean") or gaps[1] < 0.9 * gaps[0]
     before = bare(images)
-    ffn.add_biases(bare, models.ffn_sites(bare))
+    ffn.add_biases(bare, families.ffn_sites(bare))
     assert torch.equal(bare(images), before)
 
 
 @pytest.mark.parametrize("how", ["none", "affine"])
 def test_a_folder_with_an_added_bias_loads_again(tmp_path, how):
     """And is pruned once more, and saved as the same bytes; plain timm is told what to use."""
-    loaded = checkpoint.open_model(recipe.Model(name="aimv2_large_patch14_224", args=AIM))
+    loaded = opening.open_model(inputs.Model(name="aimv2_large_patch14_224", args=AIM))
     images = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     slim = vitprune.prune(
         loaded.model, vitprune.discover(loaded.model, images, LABELS), keep=0.5, recovery=how, images=images  # type: ignore[arg-type]
     )  # fmt: skip
-    checkpoint.save(tmp_path / "a", loaded, slim, {"note": "tiny"})
+    saving.save(tmp_path / "a", loaded, slim, {"note": "tiny"})
     assert torch.equal(vitprune.load(tmp_path / "a")(images), slim(images))
-    again = checkpoint.open_model(recipe.Model(name=f"local-dir:{tmp_path / 'a'}"))
-    checkpoint.save(tmp_path / "b", again, again.model, again.about)
+    again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'a'}"))
+    saving.save(tmp_path / "b", again, again.model, again.about)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    half = Mask([torch.arange(site.width) % 2 == 0 for site in models.ffn_sites(again.model)])
-    checkpoint.save(tmp_path / "c", again, surgery.slim(again.model, half), again.about)
+    half = Mask([torch.arange(site.width) % 2 == 0 for site in families.ffn_sites(again.model)])
+    saving.save(tmp_path / "c", again, surgery.slim(again.model, half), again.about)
     assert torch.equal(vitprune.load(tmp_path / "c")(images), surgery.slim(again.model, half)(images))
     vitprune.export(slim, tmp_path / "x.onnx")
-    assert max(onnx_export.parity(slim, tmp_path / "x.onnx", images).values()) < 1e-4
+    assert max(exporting.parity(slim, tmp_path / "x.onnx", images).values()) < 1e-4
 
 
 def test_a_folder_that_lies_about_an_added_bias_is_refused(tmp_path):
-    loaded = checkpoint.open_model(recipe.Model(name="aimv2_large_patch14_224", args=AIM))
-    checkpoint.save(tmp_path / "a", loaded, loaded.model, {})
+    loaded = opening.open_model(inputs.Model(name="aimv2_large_patch14_224", args=AIM))
+    saving.save(tmp_path / "a", loaded, loaded.model, {})
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     config["vitprune"] = {"widths": config["vitprune"]["widths"], "added_biases": True}
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))

@@ -16,8 +16,15 @@ import yaml
 from small import ARCHITECTURE, change_json, image_folder, model_folder, quicken, recipe_dict, tiny_args, tiny_model
 from torch import nn
 
-from vitprune import bench, checkpoint, cli, compare, onnx_export, pipeline, recipe, record, told
+from vitprune.cli import app, torch_runners
+from vitprune.core import places
+from vitprune.deploy.onnx import exporting
+from vitprune.model.load import opening, saving
+from vitprune.model.load.loaded import Loaded
+from vitprune.recipe import experiments, inputs, parse, recipe
 from vitprune.report import compare_reports, write_report
+from vitprune.runs import compare, pipeline, told
+from vitprune.runs.record import record
 
 Change = Callable[[Path, dict[str, Any]], None]
 
@@ -93,7 +100,7 @@ def test_a_runs_folder_holds_no_path_of_this_machine(
 ) -> None:
     file = prepared(elsewhere, RUNS[what])
     monkeypatch.setattr(sys, "argv", ["vitprune", "run", str(file), "--out", str(elsewhere / "out")])
-    cli.app(standalone_mode=False)
+    app.app(standalone_mode=False)
     root = elsewhere / "out" / "tiny"
     assert json.loads((root / "report.json").read_text())["complete"] and list(root.rglob("model.onnx"))
     assert leaks(root, elsewhere) == []
@@ -101,8 +108,8 @@ def test_a_runs_folder_holds_no_path_of_this_machine(
 
 def test_a_comparison_and_a_page_of_several_runs_hold_none(elsewhere: Path) -> None:
     file = prepared(elsewhere, RUNS["a folder"])
-    made = recipe.load(file)
-    spec = recipe.Compare(criteria=["variance", "random"], keep=[0.5], recovery=["none"], seeds=[0])
+    made = parse.load(file)
+    spec = experiments.Compare(criteria=["variance", "random"], keep=[0.5], recovery=["none"], seeds=[0])
     compare.compare(made.model_copy(update={"compare": spec, "name": "side"}))
     pipeline.run(made)
     root = elsewhere / "out" / "tiny"
@@ -114,7 +121,7 @@ def test_a_comparison_and_a_page_of_several_runs_hold_none(elsewhere: Path) -> N
 
 def test_the_recipe_in_the_folder_leads_to_the_same_files(elsewhere: Path) -> None:
     file = prepared(elsewhere, local_checkpoint)
-    pipeline.run(recipe.load(file), "split")
+    pipeline.run(parse.load(file), "split")
     root = elsewhere / "out" / "tiny"
     content = yaml.safe_load((root / "recipe.yaml").read_text())
     assert (root / content["model"]["checkpoint"]).resolve() == elsewhere / "weights.pth"
@@ -123,14 +130,14 @@ def test_the_recipe_in_the_folder_leads_to_the_same_files(elsewhere: Path) -> No
 
 
 def test_bench_finds_the_dense_model_of_a_run(elsewhere: Path) -> None:
-    pipeline.run(recipe.load(prepared(elsewhere, RUNS["a folder"])), "prune")
-    assert {"torch eager dense", "torch eager slim"} <= bench.torch_runners(elsewhere / "out" / "tiny").keys()
+    pipeline.run(parse.load(prepared(elsewhere, RUNS["a folder"])), "prune")
+    assert {"torch eager dense", "torch eager slim"} <= torch_runners.torch_runners(elsewhere / "out" / "tiny").keys()
 
 
 def test_paths_below_the_working_folder_stay_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told.place(tmp_path / "a" / "b") == "a/b" and told.place("x/../y") == "x/../y"
-    assert told.place("/elsewhere/secret/name") == "name"
+    assert places.place(tmp_path / "a" / "b") == "a/b" and places.place("x/../y") == "x/../y"
+    assert places.place("/elsewhere/secret/name") == "name"
     assert told.model_name(f"local-dir:{tmp_path}/vit") == "local-dir:vit"
     assert told.model_name("local-dir:vit") == "local-dir:vit" and told.model_name("bundled") == "bundled"
 
@@ -141,14 +148,14 @@ def test_a_way_up_past_the_home_folder_is_not_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
     monkeypatch.chdir("/")
     run = tmp_path / "home" / "me" / "runs"
-    assert told.place(tmp_path / "home" / "friend" / "images", run) == "images"
-    assert told.place(tmp_path / "home" / "me" / "images", run) == "../images"
+    assert places.place(tmp_path / "home" / "friend" / "images", run) == "images"
+    assert places.place(tmp_path / "home" / "me" / "images", run) == "../images"
 
 
 def test_names_of_images_lose_what_they_share() -> None:
-    assert told.names(["a/1.png", "b/2.png"]) == ["a/1.png", "b/2.png"]
-    assert told.names(["/x/me/a/1.png", "/x/me/b/1.png", "c/1.png"]) == ["…/a/1.png", "…/b/1.png", "c/1.png"]
-    assert told.names(["/x/me/1.png"]) == ["…/1.png"]
+    assert places.names(["a/1.png", "b/2.png"]) == ["a/1.png", "b/2.png"]
+    assert places.names(["/x/me/a/1.png", "/x/me/b/1.png", "c/1.png"]) == ["…/a/1.png", "…/b/1.png", "c/1.png"]
+    assert places.names(["/x/me/1.png"]) == ["…/1.png"]
 
 
 def test_a_note_with_a_path_in_it_is_scrubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +169,7 @@ def test_a_note_with_a_path_in_it_is_scrubbed(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_onnx_file_has_no_stack_traces(tmp_path: Path) -> None:
-    onnx_export.export(tiny_model(), tmp_path / "m.onnx", {"labels": ["a"]})
+    exporting.export(tiny_model(), tmp_path / "m.onnx", {"labels": ["a"]})
     proto = onnx.load(str(tmp_path / "m.onnx"))
     assert not any(node.metadata_props or node.doc_string for node in proto.graph.node)
     assert {entry.key for entry in proto.metadata_props} == {"labels"}
@@ -172,41 +179,41 @@ def test_an_onnx_file_has_no_stack_traces(tmp_path: Path) -> None:
 # ---- facts of other weights
 
 
-def saved(loaded: checkpoint.Loaded, folder: Path) -> dict[str, Any]:
+def saved(loaded: Loaded, folder: Path) -> dict[str, Any]:
     model: nn.Module = loaded.model
-    checkpoint.save(folder, loaded, model, {})
+    saving.save(folder, loaded, model, {})
     return dict(json.loads((folder / "config.json").read_text())["pretrained_cfg"])
 
 
 def test_a_folder_that_declares_no_licence_gets_none(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     change_json(folder / "config.json", lambda c: [c["pretrained_cfg"].pop(key) for key in ("license", "tag")])
-    cfg = saved(checkpoint.open_model(recipe.Model(name=f"local-dir:{folder}")), tmp_path / "a")
+    cfg = saved(opening.open_model(inputs.Model(name=f"local-dir:{folder}")), tmp_path / "a")
     assert "license" not in cfg and "tag" not in cfg
     change_json(folder / "config.json", lambda c: c.pop("pretrained_cfg"))
-    cfg = saved(checkpoint.open_model(recipe.Model(name=f"local-dir:{folder}")), tmp_path / "b")
+    cfg = saved(opening.open_model(inputs.Model(name=f"local-dir:{folder}")), tmp_path / "b")
     assert "license" not in cfg and "tag" not in cfg
 
 
 def test_what_a_folder_declares_is_kept(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
-    cfg = saved(checkpoint.open_model(recipe.Model(name=f"local-dir:{folder}")), tmp_path / "a")
+    cfg = saved(opening.open_model(inputs.Model(name=f"local-dir:{folder}")), tmp_path / "a")
     assert (cfg["license"], cfg["tag"]) == ("mit", "small")
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["checkpoint", "random"])
 def test_weights_of_ones_own_have_not_timms_licence(tmp_path: Path, given: bool) -> None:
     torch.save(tiny_model().state_dict(), tmp_path / "w.pth")
-    spec = recipe.Model(
+    spec = inputs.Model(
         name=ARCHITECTURE, checkpoint=tmp_path / "w.pth" if given else None, args=tiny_args() | {"num_classes": 3}
     )
-    cfg = saved(checkpoint.open_model(spec), tmp_path / "a")
+    cfg = saved(opening.open_model(spec), tmp_path / "a")
     assert "license" not in cfg and "tag" not in cfg and cfg["classifier"] == "head"
 
 
 def test_the_card_of_undeclared_weights_says_so(elsewhere: Path) -> None:
     file = prepared(elsewhere, local_checkpoint)
-    pipeline.run(recipe.load(file))
+    pipeline.run(parse.load(file))
     text = (elsewhere / "out" / "tiny" / "README.md").read_text()
     assert "Licence of its weights: not stated" in text and "license: unknown" in text
     assert "base_model" not in text and "apache" not in text and "augreg" not in text

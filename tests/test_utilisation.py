@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.cluster import hierarchy
 
-from vitprune import utilisation
-from vitprune.types import PathSet
+from vitprune.criteria.paths import PathSet
+from vitprune.see import usage
 
 WIDTHS, T = (6, 9), 3
 LABELS = np.array([4, 0, 4, 7, 0, 4, 1, 7])
@@ -24,8 +24,8 @@ def made_paths() -> PathSet:
 def test_counts_and_utilisation_by_hand() -> None:
     """Rows in the order asked for, images of other classes left out, a class without images all zero."""
     paths, classes = made_paths(), [7, 4, 2]
-    counts = utilisation.counts(paths, classes, WIDTHS)
-    used = utilisation.utilisation(counts)
+    counts = usage.counts(paths, classes, WIDTHS)
+    used = usage.utilisation(counts)
     for row, c in enumerate(classes):
         for block, width in enumerate(WIDTHS):
             picks = [int(u) for n in range(len(LABELS)) if LABELS[n] == c for u in paths.units[n, block]]
@@ -34,7 +34,7 @@ def test_counts_and_utilisation_by_hand() -> None:
             np.testing.assert_allclose(used[block][row], expected, rtol=1e-12)
     np.testing.assert_allclose([block.sum(1) for block in used], [[1, 1, 0]] * 2)
     frequency = [block / 3 for block in counts]
-    for one, other in zip(utilisation.utilisation(frequency), used, strict=True):
+    for one, other in zip(usage.utilisation(frequency), used, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
@@ -43,7 +43,7 @@ def test_similarity_is_the_cosine() -> None:
         np.array([[1.0, 0.5, 0, 0], [1.0, 0.5, 0, 0], [0, 0, 1.0, 1.0], [0.5, 0, 1.0, 0], [0, 0, 0, 0]]),
         np.array([[0, 1.0, 0], [0, 1.0, 0], [1.0, 0, 0], [0.2, 0.8, 1.0], [0, 0, 0]]),
     ]
-    found = utilisation.similarity(utilisation.utilisation(blocks))
+    found = usage.similarity(usage.utilisation(blocks))
     rows = np.concatenate([b / np.maximum(b.sum(1, keepdims=True), 1e-12) for b in blocks], 1)
     for a in range(4):
         for b in range(4):
@@ -60,14 +60,14 @@ def test_the_order_puts_alike_classes_side_by_side() -> None:
         alike[a, b] = alike[b, a] = s
     alike[3, 5] = alike[5, 3] = 0.4
     np.fill_diagonal(alike, 1)
-    order = utilisation.order(alike)
+    order = usage.order(alike)
     assert sorted(order) == list(range(6))
     assert all(abs(order.index(a) - order.index(b)) == 1 for a, b in ((0, 3), (1, 5), (2, 4), (3, 5)))
-    groups = hierarchy.fcluster(utilisation.tree(alike), 3, "maxclust")
+    groups = hierarchy.fcluster(usage.tree(alike), 3, "maxclust")
     assert groups[0] == groups[3] != groups[1] == groups[5] != groups[2] == groups[4]
 
     def steps(o: tuple[int, ...]) -> float:
         return sum(1 - alike[a, b] for a, b in pairwise(o))
 
     assert steps(tuple(order)) == pytest.approx(min(steps(o) for o in permutations(range(6))))
-    assert utilisation.order(np.ones((1, 1))) == [0] and utilisation.order(np.ones((0, 0))) == []
+    assert usage.order(np.ones((1, 1))) == [0] and usage.order(np.ones((0, 0))) == []

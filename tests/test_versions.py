@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vitprune import doctor, onnx_export, runtime
-from vitprune.errors import UserError
+from vitprune.cli import doctor
+from vitprune.core.errors import UserError
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -20,9 +22,7 @@ def test_the_oldest_onnxruntime_knows_the_opset(extra: str) -> None:
     (line,) = PROJECT["optional-dependencies"][extra]
     floor = re.fullmatch(r"onnxruntime(?:-gpu)?>=(\d+)\.(\d+)", line)
     assert floor and tuple(map(int, floor.groups())) == runtime.OLDEST
-    assert runtime.OLDEST >= (1, 23) and onnx_export.OPSET == 23, (
-        "opset 23 came with 1.23; a later one needs a later one"
-    )
+    assert runtime.OLDEST >= (1, 23) and exporting.OPSET == 23, "opset 23 came with 1.23; a later one needs a later one"
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,18 @@ from safetensors.torch import load_file
 from small import image_folder, model_folder, recipe_dict
 from torch import Tensor, nn
 
-from vitprune import checkpoint, models, paper, pipeline, recipe
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune.criteria.vit_slim import threshold_mask, train
-from vitprune.errors import UserError
-from vitprune.paper import slimming
-from vitprune.progress import Reporter
-from vitprune.types import Attribution
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.weights.vit_slim import train
+from vitprune.model import families
+from vitprune.model.load import opening
+from vitprune.paper import table2, tables
+from vitprune.pruning.masks import threshold_mask
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
+from vitprune.runs.state.context import Context
 
 LABELS = torch.tensor([3, 1, 4, 1])
 
@@ -69,7 +73,7 @@ def test_gates_and_weights_are_trained_together(tiny_vit, make_images):
     model, how = tiny_vit(), Attribution(epochs=3, rate=1e-3, pressure=1e-3, train_weights=True)
     images = make_images(4)
     batches = [(images[:3], LABELS[:3]), (images[3:], LABELS[3:])]
-    gates, trained = train(model, models.ffn_sites(model), lambda: iter(batches), how=how)
+    gates, trained = train(model, families.ffn_sites(model), lambda: iter(batches), how=how)
     expected, weights = replica(model, batches, how)
     for found, gate in zip(gates, expected, strict=True):
         torch.testing.assert_close(found[0].double(), gate, rtol=1e-6, atol=1e-6)
@@ -79,7 +83,7 @@ def test_gates_and_weights_are_trained_together(tiny_vit, make_images):
         torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(state["blocks.0.mlp.fc1.weight"], model.blocks[0].mlp.fc1.weight)
     assert not any(p.requires_grad or p.grad is not None for p in trained.parameters())
-    frozen = train(model, models.ffn_sites(model), lambda: iter(batches), how=Attribution(epochs=2))[1]
+    frozen = train(model, families.ffn_sites(model), lambda: iter(batches), how=Attribution(epochs=2))[1]
     assert all(torch.equal(value, frozen.state_dict()[key]) for key, value in model.state_dict().items())
     assert torch.equal(trained(images), trained(images)) and CRITERIA["vit-slim"].trains is train
 
@@ -191,7 +195,7 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
     """ViT-Slim's rows hold the trained weights cut at its own threshold; JAS's oracle rows are those of a run."""
     whole = content | {"paper": {"table": "table-2", "units": ["frequency", "mode-per-rank"]}}
     made = recipe.Recipe.model_validate(whole)
-    record = paper.run(made, device="cpu", command="vitprune paper r.yaml")
+    record = tables.run(made, device="cpu", command="vitprune paper r.yaml")
     assert record["command"] == "vitprune paper r.yaml" and record["machine"]["torch"] == torch.__version__
     assert record["machine"]["cpu"] and record["machine"]["cores"] and "created" not in record
     honest = [row for row in record["rows"] if row["protocol"] == "honest"]
@@ -205,7 +209,7 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
         gates = load_file(tmp_path / "out/tiny/stages/discover/vit-slim-of-all.safetensors")
         zeta = np.sort(np.concatenate([gates[f"scores.{i}"][0].numpy() for i in range(2)]))
         for row, budget in zip(honest[1:4], (0.5, 1 / 64, 3 / 64), strict=True):
-            slim, mask, emptied = slimming.slimmed(context, row["keep"])
+            slim, mask, emptied = table2.slimmed(context, row["keep"])
             if not emptied:
                 assert (
                     min(float(gates[f"scores.{i}"][0][k].min()) for i, k in enumerate(mask.blocks))
@@ -239,10 +243,10 @@ def test_table_2_needs_both_methods(content: dict[str, Any]) -> None:
     for changed in ({"paper_protocol": None}, {"criterion": {"name": "jas", "t": 3, "nodes": 2, "probe_per_class": 2}}):
         made = content | {"paper": {"table": "table-2"}} | changed
         with pytest.raises(UserError, match="table-2 needs"):
-            paper.run(recipe.Recipe.model_validate(made), device="cpu")
+            tables.run(recipe.Recipe.model_validate(made), device="cpu")
 
 
 def test_a_checkpoint_of_trained_weights_loads(content: dict[str, Any]) -> None:
     pipeline.run(recipe.Recipe.model_validate(content | {"paper_protocol": None}), "prune", device="cpu")
-    loaded = checkpoint.load(Path(content["out"]) / "tiny")
+    loaded = opening.load(Path(content["out"]) / "tiny")
     assert torch.equal(loaded.state_dict()["head.weight"], trained_weights(content)["head.weight"])

@@ -14,16 +14,19 @@ import pytest
 from small import FOLDERS, image_folder, model_folder, picture, recipe_dict
 from typer.testing import CliRunner
 
-from vitprune import pipeline, predict, recipe
-from vitprune.cli import app
-from vitprune.decoding import check
-from vitprune.errors import UserError
-from vitprune.sources import Source, open_path
-from vitprune.sources.contents import Contents
-from vitprune.sources.folder import Folder
-from vitprune.sources.found import below, note
-from vitprune.sources.manifest import Manifest
-from vitprune.sources.tar import Tar
+from vitprune.cli.app import app
+from vitprune.core.errors import UserError
+from vitprune.deploy import predict
+from vitprune.images.decode_pool import check
+from vitprune.images.sources.base import Source
+from vitprune.images.sources.contents import Contents
+from vitprune.images.sources.folder import Folder
+from vitprune.images.sources.found import below, note
+from vitprune.images.sources.manifest import Manifest
+from vitprune.images.sources.opening import open_path
+from vitprune.images.sources.tar import Tar
+from vitprune.recipe import recipe
+from vitprune.runs import pipeline
 
 HIDDEN = (
     "circle/.ipynb_checkpoints/00-checkpoint.png", "circle/._00.png", "._circle/00.png", ".cache/00.png",
@@ -252,8 +255,8 @@ def test_a_time_is_no_content_and_a_content_is_seen_behind_the_same_time(tmp_pat
 
 
 def test_what_was_read_is_remembered_and_never_trusted_too_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitprune.sources.contents.WORTH", 1)
-    monkeypatch.setattr("vitprune.sources.contents.SETTLED", -1e9)
+    monkeypatch.setattr("vitprune.images.sources.contents.WORTH", 1)
+    monkeypatch.setattr("vitprune.images.sources.contents.SETTLED", -1e9)
     root, memory = image_folder(tmp_path / "set", 2), tmp_path / "seen"
     source = Folder(root)
     first = source.fingerprint()

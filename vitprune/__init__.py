@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 __all__ = ["Recipe", "UserError", "declare", "discover", "evaluate", "export", "load", "path_scores", "prune", "run"]
 
 if TYPE_CHECKING:
-    from vitprune.checkpoint import load
-    from vitprune.errors import UserError
-    from vitprune.library import declare, discover, evaluate, export, path_scores, prune, run
-    from vitprune.recipe import Recipe
+    from vitprune.api import declare, discover, evaluate, export, path_scores, prune, run
+    from vitprune.core.errors import UserError
+    from vitprune.model.load.opening import load
+    from vitprune.recipe.recipe import Recipe
 
 _HOMES = {
     "load": "checkpoint",
