@@ -381,7 +381,7 @@ def doctor(as_json: Json = False) -> None:
 
 def _version(value: bool) -> None:
     if value:
-        from vitprune import __version__
+        from vitprune.core.version import __version__
 
         print(f"vitprune {__version__}")
         raise typer.Exit

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-import vitprune
-from vitprune.runs.state.context import Context
+from vitprune.core.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Installed versions of what a result depends on."""
-    found = {"vitprune": vitprune.__version__, "python": platform.python_version()}
+    found = {"vitprune": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -27,7 +26,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(context: Context) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores and device."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -36,5 +35,5 @@ def machine(context: Context) -> dict[str, Any]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else str(context.device)
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": name}

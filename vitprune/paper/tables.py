@@ -69,7 +69,7 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
             "model": _model_name(recipe),
             "command": command,
         }
-        record |= {"machine": machine(context) | {"torch": torch.__version__}, "seed": recipe.split.seed}
+        record |= {"machine": machine(context.device) | {"torch": torch.__version__}, "seed": recipe.split.seed}
         record |= of_table.make(context, spec) | {"notes": context.split_record.get("notes", [])}
         record |= {"seconds": round(time.monotonic() - started, 1)}
         as_told = told.recipe(recipe, recipe.out / recipe.name)

@@ -26,7 +26,7 @@ from vitprune.recipe import paths
 from vitprune.recipe.inputs import Data, Model
 from vitprune.recipe.recipe import Recipe
 
-BUNDLED = Path(__file__).parent / "demo" / "model"
+BUNDLED = Path(__file__).parents[1] / "demo" / "model"
 MAX_CONFIG = 1 << 20
 MANY_FILES = 2000  # more images than this are not looked at one by one
 MANY_BYTES = {".csv": 4 << 20, ".parquet": 64 << 20, ".tar": 64 << 20}

@@ -27,7 +27,7 @@ def _is_file(path: Path) -> bool:
 
 def bundled_folder() -> Path:
     """Where the recipes that come with the package are: in the wheel beside the code, in a checkout above it."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 

@@ -22,10 +22,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-import vitprune
 from vitprune.core import device, external, ledger
 from vitprune.core.files import put, replacing, scratch
 from vitprune.core.reading import sha256
+from vitprune.core.version import __version__
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import rewrites
 from vitprune.model import families
@@ -64,7 +64,7 @@ def save(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
     """Write a graph with exactly this metadata, checked; a large one with its weights beside it, and without them here."""
     for file in (path, data_of(path)):
         ledger.guard(file, anywhere=True)
-    proto.producer_name, proto.producer_version = "vitprune", vitprune.__version__
+    proto.producer_name, proto.producer_version = "vitprune", __version__
     if weight_bytes(proto) < LARGE:
         with replacing(path) as temporary:
             write(proto, temporary, metadata)

@@ -21,7 +21,7 @@ class Bundled:
     numbers: list[int] | None = None
 
     def __init__(self) -> None:
-        folder = Path(__file__).parent.parent / "demo" / "images"
+        folder = Path(__file__).parents[2] / "demo" / "images"
         self.pixels = read_idx(folder / "t10k-images-idx3-ubyte.gz")
         self.class_of = read_idx(folder / "t10k-labels-idx1-ubyte.gz").astype(np.int64)
         self.classes = list(CLASSES)

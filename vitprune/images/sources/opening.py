@@ -9,13 +9,13 @@ from vitprune.core.errors import UserError
 from vitprune.core.reading import kind
 
 if TYPE_CHECKING:
-    from vitprune.recipe.inputs import Data
+    from vitprune.images.sources.spec import ImagesSpec
 from vitprune.images.sources.base import Source
 
 MANIFESTS = {".csv", ".parquet"}
 
 
-def open_source(data: Data) -> Source:
+def open_source(data: ImagesSpec) -> Source:
     """The images that a recipe's `data` names. Raises UserError."""
     if data.probe is not None and data.test is not None:
         from vitprune.images.sources.pair import ProbeAndTest

@@ -27,17 +27,17 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.load import build, checksums, prepared
 from vitprune.model.load import weights as weights_of
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
+from vitprune.model.load.spec import ModelSpec, PreprocessSpec
 from vitprune.model.sites import ffn
-from vitprune.recipe import inputs
 
-BUNDLED = Path(__file__).parent / "demo" / "model"
+BUNDLED = Path(__file__).parents[2] / "demo" / "model"
 MAX_CONFIG = 1 << 20
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
 
 
-def open_model(spec: inputs.Model, device: torch.device | None = None) -> Loaded:
+def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
     foreign_folder = spec.name.startswith("transformers:") and not build.known(spec.name)
     own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign_folder
@@ -75,7 +75,7 @@ def _ready(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _open_named(spec: inputs.Model) -> Loaded:
+def _open_named(spec: ModelSpec) -> Loaded:
     name = spec.name
     if not build.known(name.split(".")[0]):
         close = build.close_to(name)
@@ -104,7 +104,7 @@ def _open_named(spec: inputs.Model) -> Loaded:
     return loaded
 
 
-def _fetched(spec: inputs.Model) -> Path:
+def _fetched(spec: ModelSpec) -> Path:
     """The folder of a Hugging Face hub id, config.json and model.safetensors alone, fetched into the hub's own cache."""
     if not spec.pretrained or spec.checkpoint is not None or spec.args:
         raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")
@@ -118,7 +118,7 @@ def _fetched(spec: inputs.Model) -> Path:
         ) from error
 
 
-def _open_transformers(folder: Path, given: inputs.Preprocess | None) -> Loaded:
+def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
     """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
     config, weights = _folder_of(folder)
     record = read_json(config, MAX_CONFIG)
@@ -150,7 +150,7 @@ def _folder_of(folder: Path) -> tuple[Path, Path]:
     return config, weights
 
 
-def _open_folder(folder: Path, given: inputs.Preprocess | None = None) -> Loaded:
+def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
     config, weights = _folder_of(folder)
     record = read_json(config, MAX_CONFIG)
     architecture, args, widths = _checked(record, config)
@@ -248,7 +248,7 @@ class Source:
     says of the preprocessing; whether they are `timms` own, whose facts timm knows, or `trained` elsewhere."""
 
     cfg: dict[str, Any] | None
-    given: inputs.Preprocess | None
+    given: PreprocessSpec | None
     timms: bool = False
     trained: bool = True
     unsaid: set[str] = field(default_factory=set)

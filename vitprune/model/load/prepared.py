@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitprune.core.errors import UserError
-from vitprune.recipe.inputs import Preprocess
+from vitprune.model.load.spec import PreprocessSpec
 
 SAID = ("interpolation", "crop_pct", "mean", "std")  # the size is the model's own, crop_mode is `center` unless said
 RECIPE, WEIGHTS, DEFAULT, MODEL = "the recipe", "the weights' configuration", "timm's default, not stated", "the model"
@@ -30,7 +30,7 @@ class Origin:
         return [key for key in SAID if self.said_by.get(key) == DEFAULT]
 
 
-def apply(config: dict[str, Any], given: Preprocess | None, fixed: bool) -> dict[str, Any]:
+def apply(config: dict[str, Any], given: PreprocessSpec | None, fixed: bool) -> dict[str, Any]:
     """timm's data_config under a recipe's `model.preprocess`; `fixed`: the model's size is not the recipe's to choose.
 
     Raises UserError for what does not fit the model.
@@ -58,7 +58,7 @@ def apply(config: dict[str, Any], given: Preprocess | None, fixed: bool) -> dict
 def origin(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    given: Preprocess | None,
+    given: PreprocessSpec | None,
     stated: set[str],
     name: str,
     trained: bool,

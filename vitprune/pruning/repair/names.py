@@ -8,6 +8,11 @@ if TYPE_CHECKING:  # recipes are read, and checked, without either
     pass
 
 
+Recovery = Literal[
+    "none", "mean", "affine", "sequential", "layerwise",
+    "distill", "mean+distill", "affine+distill", "sequential+distill", "layerwise+distill",
+]  # fmt: skip
+
 RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
 
 
@@ -24,9 +29,3 @@ def needs_moments(recovery: str) -> bool:
 def needs_images(recovery: str) -> bool:
     """Whether it runs images through the pruned model."""
     return recovery != "none" and (recovery.endswith("distill") or not needs_moments(recovery))
-
-
-Recovery = Literal[
-    "none", "mean", "affine", "sequential", "layerwise",
-    "distill", "mean+distill", "affine+distill", "sequential+distill", "layerwise+distill",
-]  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # recipes are read, and checked, without either
@@ -93,10 +92,3 @@ def ratio(part: Any, whole: Any) -> float | None:
     """`part / whole`, or None where either is missing or the whole is not positive."""
     top, bottom = number(part), number(whole)
     return top / bottom if top is not None and bottom is not None and bottom > 0 else None
-
-
-@dataclass(slots=True)
-class RunRecord:
-    """Everything the report shows; `report.json` is this record, see report/schema.json."""
-
-    data: dict[str, Any] = field(default_factory=dict)

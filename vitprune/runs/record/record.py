@@ -50,7 +50,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "recipe": told.recipe(recipe, root).model_dump(mode="json"),
         "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
-        "machine": machine(context),
+        "machine": machine(context.device),
         "classes": [context.class_name(int(i)) for i in context.images.output_of_class],
         "target_classes": [context.class_name(i) for i in context.every_target()],
         "split": _split(context),

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-import vitprune
 from vitprune.core.errors import UserError
 from vitprune.core.files import write_json
 from vitprune.core.reading import sha256
+from vitprune.core.version import __version__
 from vitprune.deploy import runtime, timing
 from vitprune.deploy.onnx import exporting, precision_checks
 from vitprune.deploy.onnx.precision import Sweep, to_fp16, to_int8
@@ -215,7 +215,7 @@ def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[s
         "preprocessing_said_by": context.loaded.origin.said_by,
         "classes": [context.class_name(i) for i in targets],
         "recipe_hash": context.recipe.fingerprint(),
-        "versions": {"vitprune": vitprune.__version__, "torch": torch.__version__},
+        "versions": {"vitprune": __version__, "torch": torch.__version__},
     }
 
 
