@@ -28,7 +28,7 @@ from vitprune.deploy import bench, runtime
 from vitprune.deploy.onnx import exporting, precision
 from vitprune.model import families, size
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 
@@ -102,7 +102,7 @@ def vit_small(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """ViT-S/16 at 224, random weights, 384 of 1,536 hidden units kept in every block."""
     torch.manual_seed(0)
     dense = timm.create_model("vit_small_patch16_224", num_classes=1000).eval().requires_grad_(False)
-    slim = surgery.slim(dense, Mask([torch.arange(site.width) < 384 for site in families.ffn_sites(dense)]))
+    slim = surgery.slim(dense, Plan({site.name: torch.arange(site.size) < 384 for site in families.ffn_sites(dense)}))
     folder.mkdir()
     files = {name: folder / f"{name}.onnx" for name in ("dense", "slim", "fp16", "int8", "contrib")}
     for name, model in (("dense", dense), ("slim", slim)):

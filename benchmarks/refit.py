@@ -27,7 +27,7 @@ from vitprune.criteria.settings import Attribution
 from vitprune.model import families
 from vitprune.model.inside import moments
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import layerwise, names, streams
 from vitprune.pruning.repair import repair as repair_repair
 
@@ -47,8 +47,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_base_patch16_224").eval().requires_grad_(False)
     sites = families.ffn_sites(model)
-    keep = torch.arange(sites[0].width) % 4 == 0
-    mask = Mask([keep] * len(sites))
+    keep = torch.arange(sites[0].size) % 4 == 0
+    mask = Plan({site.name: keep for site in sites})
     images, labels = torch.randn(4 * n, 3, 224, 224), torch.randint(0, 1000, (4 * n,))
     few = images[:n]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.core.files import write_text
+from vitprune.criteria.scores import Scores
 from vitprune.deploy import runtime
+from vitprune.model import families
+from vitprune.model.sites.base import names
+from vitprune.pruning.plan import Plan
 from vitprune.runs.record import record
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -141,6 +146,25 @@ def plain_report(content: dict[str, Any], folder: Path) -> list[Path]:
     for name in ("report.json", "report.md", "report.html"):
         write_text(folder / name, json.dumps(content))
     return [folder / name for name in ("report.json", "report.md", "report.html")]
+
+
+def plan_of(masks: Sequence[Tensor], classes: tuple[int, ...] = ()) -> Plan:
+    """A plan for a plain ViT: bool [n] for each block's FFN."""
+    return Plan({f"blocks.{i}.mlp": keep for i, keep in enumerate(masks)}, classes)
+
+
+def plan_for(model: nn.Module, masks: Sequence[Tensor]) -> Plan:
+    """A plan for any model: bool [n] for each of its FFNs."""
+    return Plan(dict(zip(names(families.ffn_sites(model)), masks, strict=True)))
+
+
+def scores_of(criterion: str, blocks: Sequence[Tensor], ties: Sequence[Tensor] | None = None) -> Scores:
+    """Scores of a plain ViT: [C, n] for each block's FFN."""
+
+    def named(given: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {f"blocks.{i}.mlp": block for i, block in enumerate(given)}
+
+    return Scores(criterion, named(blocks), named(ties) if ties else None)
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from small import scores_of
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.scores import Scores
 from vitprune.model import families
 from vitprune.pruning import allocate, masks
 from vitprune.pruning import prices as pruning_prices
@@ -45,21 +45,21 @@ def test_the_widths_are_those_of_every_combination_tried(seed, step):
 def test_without_steps_it_is_the_threshold_across_blocks():
     draw = torch.Generator().manual_seed(0)
     blocks = [torch.rand(1, 12, generator=draw) * scale for scale in (1, 4, 0.3)]
-    scores = Scores("fisher-obs", blocks)
+    scores = scores_of("fisher-obs", blocks)
     one, other = (masks.build(scores, 0.5, allocation=a) for a in ("global", "budgeted"))
     assert one.widths == other.widths
-    assert all(torch.equal(a, b) for a, b in zip(one.blocks, other.blocks, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.masks, other.masks, strict=True))
 
 
 @pytest.mark.parametrize("allocation", ["global", "budgeted"])
 def test_the_floor_holds_and_the_budget_too(allocation):
     blocks = [torch.full((1, 16), value) for value in (1e-3, 1.0, 2.0)]
-    mask = masks.build(Scores("fisher-obs", blocks), 0.25, allocation=allocation, floor=3)
-    assert mask.widths[0] == 3
-    assert sum(mask.widths) <= 12
-    multiples = masks.build(Scores("fisher-obs", blocks), 0.5, allocation=allocation, floor=3, round_to=4)
-    assert all(width % 4 == 0 for width in multiples.widths)
-    assert sum(multiples.widths) <= 24
+    mask = masks.build(scores_of("fisher-obs", blocks), 0.25, allocation=allocation, floor=3)
+    assert mask.widths["blocks.0.mlp"] == 3
+    assert sum(mask.widths.values()) <= 12
+    multiples = masks.build(scores_of("fisher-obs", blocks), 0.5, allocation=allocation, floor=3, round_to=4)
+    assert all(width % 4 == 0 for width in list(multiples.widths.values()))
+    assert sum(list(multiples.widths.values())) <= 24
 
 
 def test_prices_are_parameters_multiply_adds_or_measured_time(tiny_vit):
@@ -73,6 +73,6 @@ def test_prices_are_parameters_multiply_adds_or_measured_time(tiny_vit):
 
 
 def test_a_budget_below_the_floor_is_the_users_to_mend():
-    scores = Scores("fisher-obs", [torch.rand(1, 8), torch.rand(1, 8)])
+    scores = scores_of("fisher-obs", [torch.rand(1, 8), torch.rand(1, 8)])
     with pytest.raises(UserError, match="floor"):
         masks.build(scores, 0.25, allocation="budgeted", floor=4)

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import ARCHITECTURE, ARGS, model_folder, tiny_model
+from small import ARCHITECTURE, ARGS, model_folder, plan_for, tiny_model
 from torch import Tensor, nn
 
 import vitprune
@@ -20,7 +20,6 @@ from vitprune.model import families
 from vitprune.model.load import build, opening, saving
 from vitprune.model.load.loaded import Loaded
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.recipe import inputs
 
 TORCHVISION = {
@@ -154,7 +153,9 @@ def test_a_folder_that_transformers_wrote(tmp_path, kind):
     assert wanted.items() <= loaded.data_config.items()
     sites = families.ffn_sites(loaded.model)
     assert bool(sites[0].gate) == kind.startswith("Dino")
-    slim = surgery.slim(loaded.model, Mask([torch.arange(site.width) % 3 > i for i, site in enumerate(sites)]))
+    slim = surgery.slim(
+        loaded.model, plan_for(loaded.model, [torch.arange(site.size) % 3 > i for i, site in enumerate(sites)])
+    )
     saving.save(tmp_path / "slim", loaded, slim, {})
     again = open_spec(name=f"local-dir:{tmp_path / 'slim'}")
     assert torch.equal(again.model(images), slim(images))
@@ -228,7 +229,7 @@ def test_a_module_of_ones_own_goes_the_whole_road(tmp_path):
     slim = vitprune.prune(model, scores, keep="4 units", images=images)
     dense = model(images)
     assert (slim(images) - dense).norm() < (bare(images) - dense).norm()
-    assert [site.width for site in families.ffn_sites(slim)] == [4, 4]
+    assert [site.size for site in families.ffn_sites(slim)] == [4, 4]
     assert vitprune.evaluate(slim, images, labels).n == 12
     vitprune.export(slim, tmp_path / "own.onnx")
     for criterion, says in (("jas", "class token"), ("class-alignment", "blocks")):

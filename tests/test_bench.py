@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import tiny_model
+from small import plan_of, tiny_model
 from typer.testing import CliRunner
 
 from vitprune.cli import app, torch_runners
@@ -22,7 +22,6 @@ from vitprune.deploy import bench, runtime
 from vitprune.deploy.onnx import exporting
 from vitprune.model import size
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as a run leaves it: dense, slim, and a group."""
     root = tmp_path_factory.mktemp("run")
     dense = tiny_model()
-    slim = surgery.slim(dense, Mask([torch.arange(64) < 16] * 2))
+    slim = surgery.slim(dense, plan_of([torch.arange(64) < 16] * 2))
     exporting.export(dense, root / bench.FILES[0], size.size(dense))
     exporting.export(slim, root / "model.onnx", size.size(slim))
     (root / "shoes").mkdir()

@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from small import ARCHITECTURE, ARGS, LABELS, change_json, model_folder, tiny_args, tiny_model
+from small import ARCHITECTURE, ARGS, LABELS, change_json, model_folder, plan_of, tiny_args, tiny_model
 from torch import Tensor, nn
 
 import vitprune
@@ -27,7 +27,7 @@ from vitprune.images.preprocess import Preprocessing
 from vitprune.model.load import opening, saving
 from vitprune.model.load.loaded import RAGGED, Loaded
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.recipe import inputs
 
 
@@ -40,14 +40,14 @@ def images(channels: int = 1, count: int = 5) -> Tensor:
     return torch.randn(count, channels, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-def mask(*kept: int, width: int = 64) -> Mask:
+def mask(*kept: int, width: int = 64) -> Plan:
     """Hand-made: `kept` units per block, scattered."""
     blocks = []
     for i, count in enumerate(kept):
         block = torch.zeros(width, dtype=torch.bool)
         block[torch.randperm(width, generator=torch.Generator().manual_seed(i))[:count]] = True
         blocks.append(block)
-    return Mask(blocks)
+    return plan_of(blocks)
 
 
 def opened(folder: Path) -> Loaded:
@@ -96,7 +96,9 @@ def test_a_pruned_model_comes_back_to_equal_outputs(folder: Path, tmp_path: Path
     assert [block.mlp.fc1.out_features for block in back.blocks] == list(kept)
     block = json.loads((tmp_path / "slim" / "config.json").read_text())["vitprune"]
     assert block.keys() == {"widths", "classes", "sha256", "config_sha256"}
-    assert (block["widths"], block["classes"]) == (list(kept), ["circle"])
+    assert block["widths"] == {f"blocks.{i}.mlp": width for i, width in enumerate(kept)} and block["classes"] == [
+        "circle"
+    ]
     weights = (tmp_path / "slim" / "model.safetensors").read_bytes()
     assert block["sha256"] == hashlib.sha256(weights).hexdigest()
 
@@ -115,7 +117,7 @@ def test_what_was_pruned_can_be_pruned_again(folder: Path, tmp_path: Path) -> No
     saved(folder, tmp_path / "first", 16, 5)
     loaded = opened(tmp_path / "first")
     assert loaded.widths == [16, 5] and loaded.labels == list(LABELS)
-    keep = Mask([torch.arange(16) < 4, torch.arange(5) < 4])
+    keep = plan_of([torch.arange(16) < 4, torch.arange(5) < 4])
     slim = surgery.slim(loaded.model, keep)
     saving.save(tmp_path / "second", loaded, slim, {})
     assert torch.equal(vitprune.load(tmp_path / "second")(images()), slim(images()))

@@ -149,11 +149,11 @@ def test_random_is_a_function_of_the_seed_alone(tiny_vit):
     state = torch.get_rng_state()
     again, other = random(sites, seed=7), random(sites, seed=8)
     assert torch.equal(state, torch.get_rng_state())
-    assert [tuple(block.shape) for block in first.blocks] == [(1, 32)] * 3
-    assert all(map(torch.equal, first.blocks, again.blocks))
-    assert not any(map(torch.equal, first.blocks, other.blocks))
-    assert not torch.equal(first.blocks[0], first.blocks[1])
-    pooled = torch.cat(random(sites * 40, seed=3).blocks, 1)
+    assert [tuple(block.shape) for block in first.rows] == [(1, 32)] * 3
+    assert all(map(torch.equal, first.rows, again.rows))
+    assert not any(map(torch.equal, first.rows, other.rows))
+    assert not torch.equal(first.rows[0], first.rows[1])
+    pooled = torch.cat([block for seed in range(40) for block in random(sites, seed=seed).rows], 1)
     assert pooled.min() >= 0 and pooled.max() <= 1
     assert abs(pooled.mean() - 0.5) < 0.03 and abs(pooled.std() - 12**-0.5) < 0.02
 
@@ -211,7 +211,7 @@ def test_hooks_go_when_the_body_or_the_entry_raises(tiny_vit, make_images):
             counted.append(reference.hook_count(model)) or 1 / 0
         assert reference.hook_count(model) == 0
     assert len(counted) == 3 and min(counted) > 0
-    missing = type(sites[0])(block=9, fc1="blocks.9.mlp.fc1", act="blocks.9.mlp.act", fc2="blocks.9.mlp.fc2", width=3)
+    missing = type(sites[0])(block=9, fc1="blocks.9.mlp.fc1", act="blocks.9.mlp.act", fc2="blocks.9.mlp.fc2", size=3)
     with pytest.raises(AttributeError), hooks.hidden_units(model, [*sites, missing], lambda i, hidden: None):
         pass
     assert reference.hook_count(model) == 0

@@ -31,7 +31,7 @@ def road(model: nn.Module, images: Any, labels: Any = LABELS, **options: Any) ->
     slim = vitprune.prune(model, found, keep=0.5, images=images)
     made = vitprune.evaluate(slim, images, labels)
     figures = torch.tensor([made.top1, made.mean_true_probability], dtype=torch.float64)
-    return [*slim.state_dict().values(), *found.blocks, figures]
+    return [*slim.state_dict().values(), *found.rows, figures]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import reference
 import torch
 from PIL import Image
+from small import plan_of
 from torch import Tensor
 
 from vitprune.exam import metrics
@@ -18,7 +19,6 @@ from vitprune.images.batches import Images
 from vitprune.images.split import Split
 from vitprune.model import families, size
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 
 COUNT, OUTPUTS = 23, 5
 
@@ -236,7 +236,7 @@ def test_keep_all_oracle_is_the_dense_model(tiny_vit):
 def test_shuffled_labels_change_oracle_figures_and_not_honest_logits(tiny_vit):
     """The leak made visible: the oracle reads the answer, the honest protocol cannot."""
     model, parts, keep_CN = tiny_vit(dtype=torch.float32), split(), routing()
-    mask = Mask([keep[0] for keep in keep_CN])
+    mask = plan_of([keep[0] for keep in keep_CN])
     slim, sites = surgery.slim(model, mask), families.ffn_sites(model)
     class_of = np.arange(COUNT) % 3
     shuffled = class_of.copy()
@@ -283,7 +283,7 @@ def test_macs_by_hand(tiny_vit, changed, prefix, dtype):
     form = {"pixels": 28, "patch": patch, "channels": 1, "dim": dim, "classes": 5, "prefix": prefix}
     assert size.macs(model) == reference.vit_macs(widths=widths, **form)
     keep = torch.arange(2 * dim) < 5
-    slim = surgery.slim(model, Mask([keep] * len(widths)))
+    slim = surgery.slim(model, plan_of([keep] * len(widths)))
     assert size.macs(slim) == reference.vit_macs(widths=[5] * len(widths), **form)
     removed = sum(dim + 1 + dim for _ in widths) * (2 * dim - 5)
     assert size.parameters(model) - size.parameters(slim) == removed

@@ -18,7 +18,7 @@ from typing import Any
 import family_table
 import pytest
 import torch
-from small import image_folder, quicken, recipe_dict
+from small import image_folder, plan_for, quicken, recipe_dict
 from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
 from typer.testing import CliRunner
@@ -37,7 +37,7 @@ from vitprune.model.inside import blockwise
 from vitprune.model.load import opening, saving
 from vitprune.model.load.loaded import Loaded
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.recipe import inputs, recipe
 from vitprune.runs import pipeline
 
@@ -117,14 +117,14 @@ def images_for(model: nn.Module, count: int = 10) -> Tensor:
     return torch.randn(count, *families.input_shape(model), generator=draw).to(weight)
 
 
-def ragged(model: nn.Module) -> Mask:
+def ragged(model: nn.Module) -> Plan:
     """About half of each FFN's units, as many of none as of another where the widths are the same."""
     draw, blocks = torch.Generator().manual_seed(6), []
     for i, site in enumerate(families.ffn_sites(model)):
-        keep = torch.zeros(site.width, dtype=torch.bool)
-        keep[torch.randperm(site.width, generator=draw)[: site.width // 2 + i]] = True
+        keep = torch.zeros(site.size, dtype=torch.bool)
+        keep[torch.randperm(site.size, generator=draw)[: site.size // 2 + i]] = True
         blocks.append(keep)
-    return Mask(blocks)
+    return plan_for(model, blocks)
 
 
 @each_name
@@ -192,9 +192,9 @@ def test_discover(name, note):
         else:
             images_, labels = images, LABELS
         found = vitprune.discover(model, images_, labels, criterion=criterion, **quick)
-        assert [b.shape[1] for b in found.blocks] == [site.width for site in families.ffn_sites(model)], criterion
-        assert all(bool(b.isfinite().all()) for b in found.blocks), criterion
-        assert criterion == "vit-slim" or any(float(b.std()) > 0 for b in found.blocks), criterion
+        assert [b.shape[1] for b in found.rows] == [site.size for site in families.ffn_sites(model)], criterion
+        assert all(bool(b.isfinite().all()) for b in found.rows), criterion
+        assert criterion == "vit-slim" or any(float(b.std()) > 0 for b in found.rows), criterion
         done += 1
     note(name, "discover", f"{done} criteria")
 
@@ -228,9 +228,9 @@ def test_masked_is_sliced(name, note):
         seen = surgery.masked_vs_sliced(model, mask, images)
         slim = surgery.slim(model, mask)
         assert seen < bound
-        assert [site.width for site in families.ffn_sites(slim)] == mask.widths
+        assert [site.size for site in families.ffn_sites(slim)] == list(mask.widths.values())
         assert relative(slim(images), model(images)) > 1e-4  # what was removed did something
-        everything = Mask([torch.ones_like(keep) for keep in mask.blocks])
+        everything = plan_for(model, [torch.ones_like(keep) for keep in mask.masks])
         assert torch.equal(surgery.slim(model, everything)(images), model(images))
         assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
     note(name, "prune", f"{seen:.0e}")
@@ -361,7 +361,7 @@ def test_a_whole_run(name, tmp_path, monkeypatch):
     assert any("`auto` does not try `activation`" in note for note in made["notes"])
     slim = vitprune.load(tmp_path / "out" / "tiny")
     loaded = opened(name)
-    assert [2 * site.width for site in families.ffn_sites(slim)] == loaded.widths
+    assert [2 * site.size for site in families.ffn_sites(slim)] == loaded.widths
     baselines = content | {"baselines": ["activation"]}
     with pytest.raises(UserError, match=r"criterion `activation`: .*vitprune models"):
         pipeline.run(recipe.Recipe.model_validate(baselines))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from small import scores_of
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
@@ -398,7 +399,7 @@ def test_the_contract_of_criteria_that_look_at_the_whole(tiny_vit, make_images, 
 
 def spread(seed: int = 0) -> Scores:
     generator = torch.Generator().manual_seed(seed)
-    return Scores("s", [torch.rand(1, 12, generator=generator) * scale for scale in (1.0, 0.5, 0.01)])
+    return scores_of("s", [torch.rand(1, 12, generator=generator) * scale for scale in (1.0, 0.5, 0.01)])
 
 
 @pytest.mark.parametrize("keep", [0.5, 3, 1, 0.25, 1.0])
@@ -406,19 +407,21 @@ def test_a_global_threshold_keeps_the_best_of_all_blocks(keep):
     scores = spread()
     mask = masks.build(scores, keep, allocation="global")
     budget = sum(masks.width(keep, 12) for _ in range(3))
-    assert sum(mask.widths) == budget and min(mask.widths) >= 1
-    flat = sorted(((float(v), i, j) for i, b in enumerate(scores.blocks) for j, v in enumerate(b[0])), reverse=True)
+    assert sum(list(mask.widths.values())) == budget and min(list(mask.widths.values())) >= 1
+    flat = sorted(
+        ((float(v), i, j) for i, b in enumerate(scores.sites.values()) for j, v in enumerate(b[0])), reverse=True
+    )
     firsts = {i: max((v, j) for v, k, j in flat if k == i)[1] for i in range(3)}
     chosen = set(firsts.items())
     for _, i, j in flat:
         if len(chosen) < budget:
             chosen.add((i, j))
-    assert {(i, j) for i, keep_N in enumerate(mask.blocks) for j in keep_N.nonzero().flatten().tolist()} == chosen
+    assert {(i, j) for i, keep_N in enumerate(mask.masks) for j in keep_N.nonzero().flatten().tolist()} == chosen
 
 
 def test_a_global_threshold_rounds_every_block():
     mask = masks.build(spread(), 0.6, allocation="global", round_to=4)
-    assert all(w % 4 == 0 and w >= 4 for w in mask.widths)
+    assert all(w % 4 == 0 and w >= 4 for w in list(mask.widths.values()))
 
 
 def test_a_class_token_criterion_refuses_a_head_that_reads_none(tiny_vit, make_images):

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small import plan_for
 from torch import Tensor, nn
 
 import vitprune
 from vitprune.core import least_squares
 from vitprune.model import families
-from vitprune.model.inside import hooks, moments
-from vitprune.model.sites import ffn
+from vitprune.model.inside import moments
+from vitprune.model.sites.base import Slice
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import repair
 
 ARGS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -43,13 +45,13 @@ def images(count: int = 3) -> Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def mask_for(model: nn.Module) -> Mask:
+def mask_for(model: nn.Module) -> Plan:
     draw, blocks = torch.Generator().manual_seed(2), []
     for i, site in enumerate(families.ffn_sites(model)):
-        keep = torch.zeros(site.width, dtype=torch.bool)
-        keep[torch.randperm(site.width, generator=draw)[: site.width // 2 - i]] = True
+        keep = torch.zeros(site.size, dtype=torch.bool)
+        keep[torch.randperm(site.size, generator=draw)[: site.size // 2 - i]] = True
         blocks.append(keep)
-    return Mask(blocks)
+    return plan_for(model, blocks)
 
 
 def silu(x: float) -> float:
@@ -89,7 +91,7 @@ def test_a_slim_ffn_is_the_sum_over_its_kept_units(kind):
     mask = mask_for(model)
     slim = surgery.slim(model, mask)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    for i, keep in enumerate(mask.blocks):
+    for i, keep in enumerate(mask.masks):
         found = slim.blocks[i].mlp(x)
         for row, expected in zip(found, x, strict=True):
             hand = by_hand(model.blocks[i].mlp, keep.tolist(), expected.numpy())
@@ -137,36 +139,19 @@ def test_a_refit_in_front_of_a_norm_needs_images():
         repair.repair(surgery.slim(model, mask), model, mask, "affine", stats=stats)
 
 
-def shifted(model: nn.Module, site: Any, units: Tensor) -> Tensor:
-    """Of a packed layer only the first part is cut where it should be."""
-    rest = torch.arange(site.parts * site.width, ffn.linear(model, site.fc1).out_features)
-    return torch.cat([units, *[site.width + torch.arange(len(units))] * (site.parts - 1), rest])
+class Reversed(Slice):
+    """Entries of units in the opposite order; with `first`, those of the first start are where they should be."""
+
+    def entries(self, units: Tensor) -> Tensor:
+        n = MUTATED_SIZE[0]
+        own = [units if start == 0 and len(self.starts) > 1 else n - 1 - units for start in self.starts]
+        return torch.cat([start + rows for start, rows in zip(self.starts, own, strict=True)])
 
 
-def first_rows(layer: nn.Linear, kept: Tensor) -> None:
-    """A gate that keeps its first rows, whatever the units are."""
-    count = len(kept)
-    layer.weight = nn.Parameter(layer.weight[:count].clone(), requires_grad=False)
-    layer.bias = None if layer.bias is None else nn.Parameter(layer.bias[:count].clone(), requires_grad=False)
-    layer.out_features = count
+MUTATED_SIZE = [0]
 
 
-def tail_moved(model: nn.Module, site: Any, units: Tensor) -> Tensor:
-    """The rows behind the hidden units, which are the attention's, out of place."""
-    rest = torch.arange(site.parts * site.width, ffn.linear(model, site.fc1).out_features)
-    return torch.cat([units, rest.roll(1)])
-
-
-def norm_of_others(norm: nn.Module, units: Tensor) -> nn.Module:
-    return right_norm_of(norm, torch.arange(len(units)))
-
-
-right_norm_of = ffn.norm_of
-MUTANTS = {
-    "packed": ("rows", shifted),
-    "gate": ("_keep_rows", first_rows),
-    "fused with qkv": ("rows", tail_moved),
-}
+MUTANTS = {"packed": "fc1", "gate": "fc1", "fused with qkv": "in_proj"}  # the layer that is cut in the wrong place
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -176,11 +161,21 @@ def test_a_wrong_slice_would_be_noticed(kind, monkeypatch):
     assert surgery.masked_vs_sliced(model, mask_for(model), x) < 1e-12
     if kind == "gate and norm":  # masking takes the norm from the same function: it stays right there
         mask = mask_for(model)
-        with hooks.masked(model, families.ffn_sites(model), mask.blocks):
-            expected = model(x)
-        monkeypatch.setattr(ffn, "norm_of", norm_of_others)
-        assert float((surgery.slim(model, mask)(x) - expected).abs().max() / expected.abs().max()) > 1e-4
+        right_slices = FfnSite.slices
+        monkeypatch.setattr(
+            FfnSite, "slices", lambda site, net: [p for p in right_slices(site, net) if ".norm." not in p.parameter]
+        )
+        with pytest.raises((AssertionError, RuntimeError)):
+            surgery.slim(model, mask)(x)
         return
-    name, mutant = MUTANTS[kind]
-    monkeypatch.setattr(ffn, name, mutant)
+    right = FfnSite.slices
+
+    def wrong(site: FfnSite, net: nn.Module) -> list[Slice]:
+        MUTATED_SIZE[0] = site.size
+        return [
+            Reversed(p.parameter, p.axis, p.starts, p.span, p.rest) if f".{MUTANTS[kind]}." in p.parameter else p
+            for p in right(site, net)
+        ]
+
+    monkeypatch.setattr(FfnSite, "slices", wrong)
     assert surgery.masked_vs_sliced(model, mask_for(model), x) > 1e-4

@@ -278,7 +278,7 @@ def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Run],
         probability = logits.softmax(1)[torch.arange(len(labels)), labels].mean().item()
         assert result["mean_true_probability"] == pytest.approx(probability, abs=1e-6)
         masks = load_file(folder / "masks.safetensors")
-        widths = [int(masks[f"keep.{i}"].sum()) for i in range(len(masks))]
+        widths = [int(masks[f"keep.blocks.{i}.mlp"].sum()) for i in range(len(masks))]
         gone, lost = sum(WIDTH - w for w in widths), 3 - logits.shape[1]
         dense = run.made["model"]
         assert dense["params_dense"] - result["params"] == gone * (16 + 1 + 16) + lost * 17

@@ -70,7 +70,7 @@ def test_discover_counts_the_replicas_paths(tiny_vit, make_images, batch, empty)
     found = vitprune.discover(model, images, LABELS, criterion="jas", t=4, quadrature="right", nodes=3, batch=batch)
     assert (found.criterion, found.classes, found.images) == ("jas", 5, 7)
     for i, expected in enumerate(reference.frequencies(routes, LABELS.tolist(), [32] * 3, 5)):
-        np.testing.assert_allclose(found.blocks[i].numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(found.rows[i].numpy(), expected, atol=1e-6)
         assert found.ties is not None
         for c in range(5):
             own = tables[i][c == LABELS.numpy()]
@@ -91,10 +91,10 @@ def test_every_criterion_by_name(tiny_vit, make_images, criterion, empty):
     found = scores_of(model, images, criterion=criterion, seed=3)
     assert reference.same_state(before, reference.snapshot(model))
     assert found.criterion == criterion
-    assert [block.shape[1] for block in found.blocks] == [32] * 3
+    assert [block.shape[1] for block in found.rows] == [32] * 3
     quiet = copy.deepcopy(model).eval()
     again = scores_of(quiet, images, criterion=criterion, seed=3)
-    assert all(map(torch.equal, found.blocks, again.blocks))  # the dropout above played no part
+    assert all(map(torch.equal, found.rows, again.rows))  # the dropout above played no part
     assert written(empty) == []
 
 
@@ -134,7 +134,7 @@ def test_prune_removes_what_the_scores_say(tiny_vit, make_images, keep, classes,
     assert reference.same_state(before, reference.snapshot(model))
     rows = classes or range(5)
     masks = []
-    for block, ties in zip(found.blocks, found.ties, strict=True):
+    for block, ties in zip(found.rows, found.ties, strict=True):
         score = sum(block[c].double() for c in rows) / len(rows)
         tie = sum(ties[c].double() for c in rows) / len(rows)
         masks.append(torch.tensor(reference.best(score.tolist(), tie.tolist(), width)))
@@ -175,7 +175,7 @@ def test_prune_repairs(tiny_vit, make_images, recovery, empty):
 def test_the_default_is_the_recipes_and_needs_images(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(7)
     found = vitprune.discover(model, images, LABELS)
-    assert (found.criterion, [block.shape for block in found.blocks]) == ("fisher-obs", [(1, 32)] * 3)
+    assert (found.criterion, [block.shape for block in found.rows]) == ("fisher-obs", [(1, 32)] * 3)
     default = vitprune.prune(model, found, keep="9 units", images=images)
     asked = vitprune.prune(model, found, keep="9 units", images=images, recovery="layerwise", allocation="global")
     assert all(map(torch.equal, default.state_dict().values(), asked.state_dict().values()))
@@ -243,7 +243,7 @@ MISTAKES = {
     "prune class negative": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x, classes=[-1]),
     "prune no images": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x[:0]),
     "prune scores not a number": lambda m, x, s: vitprune.prune(
-        m, Scores("s", [torch.full((5, 32), math.nan)] * 3), keep="5 units", images=x
+        m, scores_of("s", [torch.full((5, 32), math.nan)] * 3), keep="5 units", images=x
     ),
     "discover nodes": lambda m, x, s: vitprune.discover(m, x, LABELS, t=3, nodes=0),
     "discover float labels": lambda m, x, s: vitprune.discover(m, x, LABELS.float(), t=3, nodes=2),
@@ -320,7 +320,7 @@ def test_load_reads_a_pruned_folder(tiny_vit, make_images, empty):
     timm_folder(source, model)
     opened = opening.open_model(vitprune.Recipe.model_fields["model"].annotation(name=f"local-dir:{source}"))
     generator = torch.Generator().manual_seed(0)
-    found = Scores("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
+    found = scores_of("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
     slim = vitprune.prune(opened.model, found, keep="9 units", recovery="none")
     slim.blocks[1] = vitprune.prune(opened.model, found, keep="21 units", recovery="none").blocks[1]
     saving.save(folder, opened, slim, {})

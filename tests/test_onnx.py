@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import LABELS, leftovers, tiny_model
+from small import LABELS, leftovers, plan_of, tiny_model
 from torch import Tensor, nn
 
 import vitprune
@@ -18,13 +18,12 @@ from vitprune.core.errors import UserError
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 
 META = {"labels": list(LABELS), "preprocessing": {"mean": [0.5]}, "recipe_hash": "0123ab", "note": 'ä "q" \n'}
 
 
 def ragged(model: nn.Module) -> nn.Module:
-    return surgery.slim(model, Mask([torch.arange(64) % 3 == 0, torch.arange(64) < 5]))
+    return surgery.slim(model, plan_of([torch.arange(64) % 3 == 0, torch.arange(64) < 5]))
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import reference
 import torch
+from small import plan_of, scores_of
 from torch import Tensor
 
 from vitprune.core.errors import UserError
 from vitprune.criteria import paths
 from vitprune.criteria.paths import Gathered, PathSet
-from vitprune.criteria.scores import Scores, to_scores
+from vitprune.criteria.scores import to_scores
 from vitprune.images.split import Split
 from vitprune.model import families
 from vitprune.pruning import masks
-from vitprune.pruning.masks import Mask
 
 WIDTHS, CLASSES, T = (6, 9), 4, 3
+NAMES = ["one", "two"]
 LABELS = np.array([0, 2, 0, 1, 2, 0, 2])  # class 3 has no image
 
 
@@ -63,17 +64,17 @@ def test_counts_sums_and_frequencies():
     gathered = gather(ALL)
     assert gathered.classes.tolist() == [0, 1, 2] and gathered.images.tolist() == [3, 1, 3]
     expected = reference.frequencies(by_hand(), LABELS, WIDTHS, CLASSES)
-    scores = to_scores(gathered, "some", CLASSES)
+    scores = to_scores(gathered, "some", NAMES, CLASSES)
     assert (scores.criterion, scores.images, scores.classes) == ("some", len(LABELS), CLASSES)
     for i, block in enumerate(table()):
         np.testing.assert_allclose(np.asarray(gathered.counts[i]), (expected[i] * [[3], [1], [3], [0]])[:3], rtol=1e-12)
-        np.testing.assert_allclose(np.asarray(scores.blocks[i]), expected[i], rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(scores.rows[i]), expected[i], rtol=1e-6)
         for c in range(CLASSES):
             own = block.numpy()[c == LABELS]
             if len(own):
                 np.testing.assert_allclose(np.asarray(gathered.sums[i])[c], own.sum(0), rtol=1e-12, atol=1e-12)
             mean = own.mean(0) if len(own) else np.zeros(WIDTHS[i])
-            np.testing.assert_allclose(np.asarray(scores.ties[i])[c], mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(np.asarray(list((scores.ties or {}).values())[i])[c], mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -86,7 +87,11 @@ def test_merging_is_independent_of_batches_and_their_order(order):
         np.testing.assert_allclose(np.asarray(merged.sums[i]), np.asarray(whole.sums[i]), rtol=1e-12, atol=1e-13)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(to_scores(merged, "s", CLASSES).blocks, to_scores(whole, "s", CLASSES).blocks, strict=True)
+        for a, b in zip(
+            to_scores(merged, "s", NAMES, CLASSES).rows,
+            to_scores(whole, "s", NAMES, CLASSES).rows,
+            strict=True,
+        )
     )
     rows = [row for i in order for row in ([0, 1, 2], [3], [4, 5, 6])[i]]
     for column in ("image", "label", "units", "scores"):
@@ -185,19 +190,19 @@ def test_t_must_fit_every_block(tiny_vit):
     for t in (33, 0, -1):
         with pytest.raises(UserError, match="t: "):
             masks.check_t(t, sites)
-    narrow = type(sites[0])(**{name: getattr(sites[1], name) for name in ("block", "fc1", "act", "fc2")}, width=5)
+    narrow = type(sites[0])(**{name: getattr(sites[1], name) for name in ("block", "fc1", "act", "fc2")}, size=5)
     with pytest.raises(UserError, match="5"):
         masks.check_t(6, [sites[0], narrow])
 
 
 def test_the_best_units_stay():
-    scores = Scores("s", [torch.tensor([[0.1, 0.9, 0.5, 0.7]]), torch.tensor([[4.0, 3, 2, 1, 0, -1]])])
+    scores = scores_of("s", [torch.tensor([[0.1, 0.9, 0.5, 0.7]]), torch.tensor([[4.0, 3, 2, 1, 0, -1]])])
     mask = masks.build(scores, 2)
-    assert [block.tolist() for block in mask.blocks] == [[False, True, False, True], [True, True] + [False] * 4]
-    assert mask.blocks[0].dtype == torch.bool
-    assert masks.build(scores, 0.5).widths == [2, 3]
-    assert masks.build(scores, 1.0).kept == 1 and masks.build(scores, 1.0).widths == [4, 6]
-    assert masks.build(scores, 3, round_to=2).widths == [2, 2]
+    assert [block.tolist() for block in mask.masks] == [[False, True, False, True], [True, True] + [False] * 4]
+    assert mask.masks[0].dtype == torch.bool
+    assert list(masks.build(scores, 0.5).widths.values()) == [2, 3]
+    assert masks.build(scores, 1.0).kept == 1 and list(masks.build(scores, 1.0).widths.values()) == [4, 6]
+    assert list(masks.build(scores, 3, round_to=2).widths.values()) == [2, 2]
     with pytest.raises(UserError):
         masks.build(scores, 5)
 
@@ -207,22 +212,22 @@ def test_ties_go_to_the_larger_sum_then_to_the_smaller_index():
     tie = torch.tensor([[0.1, 0.3, -2.0, 0.1, -1.0, -1.0, 7.0]])
     order = [1, 0, 3, 6, 4, 5, 2]  # 0 before 3 and 4 before 5 by index; frequency 0 by its own sum, not by index
     for keep in range(1, 8):
-        kept = masks.build(Scores("s", [score], ties=[tie]), keep).blocks[0]
+        kept = masks.build(scores_of("s", [score], ties=[tie]), keep).masks[0]
         assert set(torch.nonzero(kept).flatten().tolist()) == set(order[:keep]), keep
-    plain = masks.build(Scores("s", [score]), 5).blocks[0]
+    plain = masks.build(scores_of("s", [score]), 5).masks[0]
     assert plain.tolist() == [True, True, True, True, True, False, False]
     wide = torch.zeros(1, 500)
-    assert torch.nonzero(masks.build(Scores("s", [wide], ties=[wide]), 77).blocks[0]).flatten().tolist() == list(
+    assert torch.nonzero(masks.build(scores_of("s", [wide], ties=[wide]), 77).masks[0]).flatten().tolist() == list(
         range(77)
     )
 
 
 def test_classes_are_averaged():
     score = torch.tensor([[1.0, 0.0, 0.6, 0.0], [0.0, 0.9, 0.6, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    scores = Scores("s", [score])
+    scores = scores_of("s", [score])
 
     def kept(classes, keep=1):
-        return torch.nonzero(masks.build(scores, keep, classes=classes).blocks[0]).flatten().tolist()
+        return torch.nonzero(masks.build(scores, keep, classes=classes).masks[0]).flatten().tolist()
 
     assert kept([0]) == [0] and kept([1]) == [1] and kept([2]) == [3]
     assert kept([0, 1]) == [2]  # 0.6 on average beats 0.5 and 0.45; the best of each class alone would not say so
@@ -236,9 +241,9 @@ def test_each_class_weighs_the_same_however_many_images_it_has():
     """Nine images of class 0 and one of class 1: frequencies are averaged, not counts."""
     scores = torch.tensor([[3.0, 2, 1]] * 4 + [[2.0, 3, 1]] * 5 + [[1.0, 2, 3]])
     labels = torch.tensor([0] * 9 + [1])
-    found = to_scores(Gathered.of([scores], labels, np.arange(10), 1), "s", 2)
-    np.testing.assert_allclose(np.asarray(found.blocks[0]), [[4 / 9, 5 / 9, 0], [0, 0, 1]], rtol=1e-6)
-    assert masks.build(found, 1).blocks[0].tolist() == [False, False, True]
+    found = to_scores(Gathered.of([scores], labels, np.arange(10), 1), "s", ["a"], 2)
+    np.testing.assert_allclose(np.asarray(found.rows[0]), [[4 / 9, 5 / 9, 0], [0, 0, 1]], rtol=1e-6)
+    assert masks.build(found, 1).masks[0].tolist() == [False, False, True]
 
 
 def test_ties_of_averages_are_not_decided_by_rounding():
@@ -248,7 +253,7 @@ def test_ties_of_averages_are_not_decided_by_rounding():
     score = torch.tensor(columns, dtype=torch.float32).T.contiguous()
     tie = torch.arange(60.0).flip(0).repeat(5, 1)
     for keep in (1, 17, 40):
-        kept = masks.build(Scores("s", [score], ties=[-tie]), keep).blocks[0]
+        kept = masks.build(scores_of("s", [score], ties=[-tie]), keep).masks[0]
         assert torch.nonzero(kept).flatten().tolist() == list(range(60 - keep, 60))
 
 
@@ -257,10 +262,10 @@ def test_random_tables_against_plain_sorting():
     for _ in range(20):
         score = torch.randint(0, 4, (3, 25), generator=generator) / 4
         tie = torch.randint(-3, 3, (3, 25), generator=generator) / 2
-        scores = Scores("s", [score], ties=[tie])
+        scores = scores_of("s", [score], ties=[tie])
         for keep in (1, 6, 24):
             expected = reference.best(score.double().mean(0).tolist(), tie.double().mean(0).tolist(), keep)
-            assert masks.build(scores, keep).blocks[0].tolist() == expected
+            assert masks.build(scores, keep).masks[0].tolist() == expected
             rows = masks.per_class(scores, keep)[0]
             assert rows.dtype == torch.bool and rows.sum(1).tolist() == [keep] * 3
             for c in range(3):
@@ -268,29 +273,29 @@ def test_random_tables_against_plain_sorting():
 
 
 def test_per_class_equals_the_mask_of_each_class_alone():
-    scores = to_scores(gather(ALL), "s", CLASSES)
+    scores = to_scores(gather(ALL), "s", NAMES, CLASSES)
     rows = masks.per_class(scores, 4)
     assert [tuple(block.shape) for block in rows] == [(CLASSES, width) for width in WIDTHS]
     for c in range(CLASSES):
         alone = masks.build(scores, 4, classes=[c])
-        assert all(torch.equal(block[c], own) for block, own in zip(rows, alone.blocks, strict=True))
+        assert all(torch.equal(block[c], own) for block, own in zip(rows, alone.masks, strict=True))
 
 
 def test_a_class_free_table_serves_any_class():
-    scores = Scores("random", [torch.tensor([[0.3, 0.1, 0.2]])])
+    scores = scores_of("random", [torch.tensor([[0.3, 0.1, 0.2]])])
     assert scores.classes == 1
     for classes in (None, [0], [2], [1, 2]):
-        assert masks.build(scores, 2, classes=classes).blocks[0].tolist() == [True, False, True]
+        assert masks.build(scores, 2, classes=classes).masks[0].tolist() == [True, False, True]
 
 
 # --- records
 
 
 def test_a_mask_keeps_something_in_every_block():
-    with pytest.raises(ValueError, match="keeps no hidden unit"):
-        Mask([torch.tensor([True, False]), torch.tensor([False, False])])
-    mask = Mask([torch.tensor([True, False]), torch.tensor([True, True, False, True])])
-    assert mask.widths == [1, 3] and mask.kept == pytest.approx(4 / 6)
+    with pytest.raises(ValueError, match="keeps no unit"):
+        plan_of([torch.tensor([True, False]), torch.tensor([False, False])])
+    mask = plan_of([torch.tensor([True, False]), torch.tensor([True, True, False, True])])
+    assert list(mask.widths.values()) == [1, 3] and mask.kept == pytest.approx(4 / 6)
 
 
 def test_a_split_never_overlaps():

@@ -17,7 +17,7 @@ import pytest
 import timm
 import torch
 from conftest import make_images, make_tiny_vit
-from small import image_folder, model_folder, recipe_dict, write_recipe
+from small import image_folder, model_folder, plan_for, recipe_dict, write_recipe
 from torch import nn
 
 from vitprune.core import memory, progress
@@ -30,7 +30,6 @@ from vitprune.images import decode
 from vitprune.model import families
 from vitprune.model.inside import moments, pieces
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.pruning.repair import distill, layerwise, names, repair, streams
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
@@ -181,7 +180,7 @@ def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[
 def test_a_repair_in_pieces(how: Any, tight: Callable[[int], list[int]], tmp_path: Path) -> None:
     model, images = make_tiny_vit(dtype=torch.float32), make_images(21, dtype=torch.float32)
     sites = families.ffn_sites(model)
-    mask = Mask([torch.arange(site.width) % 3 == 0 for site in sites])
+    mask = plan_for(model, [torch.arange(site.size) % 3 == 0 for site in sites])
 
     def repaired(kept: layerwise.Kept | None = None) -> list[torch.Tensor]:
         slim = surgery.slim(model, mask)
@@ -200,7 +199,7 @@ def test_training_takes_steps_of_fixed_parts(monkeypatch: pytest.MonkeyPatch) ->
     """A step's gradient is a sum over parts; the memory that is free says nothing, too little is an error that is told."""
     model, images = make_tiny_vit(dtype=torch.float32), make_images(12, dtype=torch.float32)
     sites, labels = families.ffn_sites(model), torch.arange(12) % 5
-    mask = Mask([torch.arange(site.width) % 2 == 0 for site in sites])
+    mask = plan_for(model, [torch.arange(site.size) % 2 == 0 for site in sites])
 
     def trained() -> list[torch.Tensor]:
         slim = surgery.slim(model, mask)
@@ -402,7 +401,7 @@ def test_a_killed_repair_leaves_nothing(places: tuple[Path, Path], tmp_path: Pat
 @pytest.mark.parametrize("room", [0, 40_000])
 def test_streams_in_a_file_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     model, images = make_tiny_vit(dtype=torch.float32), make_images(11, dtype=torch.float32)
-    mask, made = Mask([torch.arange(site.width) % 3 == 0 for site in families.ffn_sites(model)]), []
+    mask, made = plan_for(model, [torch.arange(site.size) % 3 == 0 for site in families.ffn_sites(model)]), []
     for limit in (1 << 31, room):
         monkeypatch.setattr(streams, "IN_MEMORY", limit)
         slim = surgery.slim(model, mask)

@@ -14,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune as pruning
+from small import plan_of
 from timm.layers import LayerNorm
 from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -28,7 +29,6 @@ from vitprune.criteria.settings import Attribution
 from vitprune.model import classifier, families, plain
 from vitprune.model.inside import blockwise, hooks
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.pruning.repair import repair
 
 LABELS = torch.arange(10) % 5
@@ -225,7 +225,7 @@ def test_what_is_not_plain_is_refused_by_its_name(tiny_vit, make_images, name):
     for verb in (
         lambda: vitprune.discover(model, images, LABELS, criterion="variance"),
         lambda: vitprune.prune(model, found, keep=0.5, recovery="none"),
-        lambda: surgery.slim(model, Mask([torch.arange(32) < 9] * 3)),
+        lambda: surgery.slim(model, plan_of([torch.arange(32) < 9] * 3)),
     ):
         with pytest.raises(UserError) as refused:
             verb()
@@ -259,7 +259,7 @@ def test_an_element_wise_activation_goes(tiny_vit, make_images, act):
     model.train()
     families.ffn_sites(model)
     assert model.blocks[0].mlp.act.training
-    keep = Mask([torch.arange(32) % 2 == 0] * 3)
+    keep = plan_of([torch.arange(32) % 2 == 0] * 3)
     assert surgery.masked_vs_sliced(model.eval(), keep, images) < 1e-10
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from onnx import numpy_helper
-from small import image_folder, model_folder, plain_report, recipe_dict, tiny_args, tiny_model
+from small import image_folder, model_folder, plain_report, plan_of, recipe_dict, tiny_args, tiny_model
 from torch import nn
 
 from vitprune.core.errors import UserError
@@ -20,7 +20,6 @@ from vitprune.deploy.onnx import exporting, precision, rewrites
 from vitprune.exam import logits
 from vitprune.model import size as model_size
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.recipe.parse import parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
@@ -36,7 +35,7 @@ def batch(count: int, seed: int = 1) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def slim() -> nn.Module:
-    return surgery.slim(tiny_model(in_chans=3), Mask([torch.arange(64) % 3 == 0, torch.arange(64) < 5]))
+    return surgery.slim(tiny_model(in_chans=3), plan_of([torch.arange(64) % 3 == 0, torch.arange(64) < 5]))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_a_changed_detour_is_not_taken_for_the_known_one(detour: bytes, change: 
 
 def test_size_against_a_count_by_hand() -> None:
     model = tiny_model(in_chans=3)
-    size = model_size.size(surgery.slim(model, Mask([torch.arange(64) < 20, torch.arange(64) < 7])))
+    size = model_size.size(surgery.slim(model, plan_of([torch.arange(64) < 20, torch.arange(64) < 7])))
     tokens, dim = 17, 16
     ffn = 2 * tokens * dim * 27
     rest = 16 * 3 * 49 * dim + 2 * (4 * tokens * dim * dim + 2 * tokens * tokens * dim) + dim * 3

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vitprune.core.errors import UserError
 from vitprune.criteria.statistics.random import random
 from vitprune.images.split import split_per_class
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.recipe import parse, recipe, template
 
 BUNDLED = sorted(path.stem for path in parse.bundled_folder().glob("*.yaml"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from small import plan_of
 from torch import Tensor, nn
 
 from vitprune.core import least_squares
@@ -13,7 +14,6 @@ from vitprune.core.least_squares import Moments
 from vitprune.model import families
 from vitprune.model.inside import moments as inside_moments
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.pruning.repair import fold, repair
 
 N, D = 32, 16
@@ -150,7 +150,7 @@ def test_affine_ridge_is_the_formula(block, ridge):
 def test_the_default_ridge(tiny_vit, make_images):
     dense, images = tiny_vit(), make_images(4)
     stats = moments(dense, [images])
-    mask = Mask([keep_of(i) for i in range(3)])
+    mask = plan_of([keep_of(i) for i in range(3)])
     found = []
     for ridge in ({}, {"ridge": least_squares.RIDGE}, {"ridge": 0.2}):
         slim = surgery.slim(dense, mask)
@@ -169,7 +169,7 @@ def test_the_default_ridge(tiny_vit, make_images):
 def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_bias):
     dense = tiny_vit(dtype=dtype, init_values=0.3, qkv_bias=qkv_bias)
     images = make_images(6, dtype=dtype)
-    mask = Mask([keep_of(i, width) for i, width in enumerate((20, 7, 31))])
+    mask = plan_of([keep_of(i, width) for i, width in enumerate((20, 7, 31))])
     slim = surgery.slim(dense, mask)
     before = reference.snapshot(dense)
     other = {name: value.clone() for name, value in slim.state_dict().items() if "fc2" not in name}
@@ -177,10 +177,10 @@ def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_
     for i, hidden in enumerate(reference.stacked(dense, images)):
         fc2, original = slim.blocks[i].mlp.fc2, dense.blocks[i].mlp.fc2
         weight, bias = original.weight.double(), original.bias.double()
-        expected = weight[:, mask.blocks[i]], bias
+        expected = weight[:, mask.masks[i]], bias
         if how != "none":
-            expected = fold.refit(weight, bias, mask.blocks[i], stat_of(hidden), how, least_squares.RIDGE)
-        assert fc2.weight.dtype == fc2.bias.dtype == dtype and fc2.in_features == mask.widths[i]
+            expected = fold.refit(weight, bias, mask.masks[i], stat_of(hidden), how, least_squares.RIDGE)
+        assert fc2.weight.dtype == fc2.bias.dtype == dtype and fc2.in_features == list(mask.widths.values())[i]
         tolerance = 1e-8 if dtype == torch.float64 else 2e-4
         np.testing.assert_allclose(fc2.weight.numpy(), expected[0].numpy(), rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(fc2.bias.numpy(), expected[1].numpy(), rtol=tolerance, atol=tolerance)
@@ -192,7 +192,7 @@ def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_
 def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
     """On the calibration images: affine below mean below none, in every block and at the logits."""
     dense, images = tiny_vit(init_values=0.3), make_images(10)
-    mask = Mask([keep_of(i) for i in range(3)])
+    mask = plan_of([keep_of(i) for i in range(3)])
     stats = moments(dense, [images])
     errors: dict[str, list[float]] = {}
     for how in RECOVERIES:
@@ -201,7 +201,7 @@ def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
         errors[how] = []
         for i, hidden in enumerate(reference.stacked(dense, images)):
             units, full, short = torch.tensor(hidden), dense.blocks[i].mlp.fc2, slim.blocks[i].mlp.fc2
-            gap = full(units) - short(units[:, mask.blocks[i]])
+            gap = full(units) - short(units[:, mask.masks[i]])
             errors[how].append(float((gap**2).mean()))
             if how != "none":
                 assert gap.mean(0).abs().max() < 1e-9  # nothing left on average
@@ -214,7 +214,7 @@ def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
 def test_keep_all_changes_nothing(tiny_vit, make_images, how):
     for dtype in (torch.float64, torch.float32):
         dense, images = tiny_vit(dtype=dtype), make_images(3, dtype=dtype)
-        everything = Mask([torch.ones(N, dtype=torch.bool)] * 3)
+        everything = plan_of([torch.ones(N, dtype=torch.bool)] * 3)
         slim = surgery.slim(dense, everything)
         repair.repair(slim, dense, everything, how, stats=moments(dense, [images]))
         assert all(map(torch.equal, slim.state_dict().values(), dense.state_dict().values()))
@@ -223,7 +223,7 @@ def test_keep_all_changes_nothing(tiny_vit, make_images, how):
 @pytest.mark.parametrize("how", RECOVERIES)
 def test_blocks_that_were_not_pruned_stay_bit_for_bit(tiny_vit, make_images, how):
     dense, images = tiny_vit(dtype=torch.float32), make_images(3, dtype=torch.float32)
-    mask = Mask([torch.ones(N, dtype=torch.bool), keep_of(1), torch.ones(N, dtype=torch.bool)])
+    mask = plan_of([torch.ones(N, dtype=torch.bool), keep_of(1), torch.ones(N, dtype=torch.bool)])
     slim = surgery.slim(dense, mask)
     repair.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
     for i in (0, 2):

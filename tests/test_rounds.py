@@ -32,7 +32,7 @@ def run(content: dict[str, Any], out: Path, **changed: Any) -> dict[str, Any]:
 
 def masks(folder: Path) -> list[torch.Tensor]:
     kept = load_file(folder / "masks.safetensors")
-    return [kept[f"keep.{i}"] for i in range(len(kept))]
+    return [kept[f"keep.blocks.{i}.mlp"] for i in range(len(kept))]
 
 
 def variances(model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -56,10 +56,10 @@ def test_two_rounds_are_two_prunings_by_hand(content: dict[str, Any], tmp_path: 
         dense = context.loaded.model
         first = vitprune.discover(dense, images, torch.zeros(len(images), dtype=torch.long), criterion="variance", t=8)
         half = vitprune.prune(dense, first, keep=0.5, recovery=recovery, images=images)  # type: ignore[arg-type]
-    order = [block[0].argsort(descending=True)[: WIDTH // 2].sort().values for block in first.blocks]
+    order = [block[0].argsort(descending=True)[: WIDTH // 2].sort().values for block in first.masks]
     left = variances(half, images)
     again = vitprune.discover(half, images, torch.zeros(len(images), dtype=torch.long), criterion="variance", t=8)
-    for found, keep, variance, score in zip(masks(tmp_path / "tiny"), order, left, again.blocks, strict=True):
+    for found, keep, variance, score in zip(masks(tmp_path / "tiny"), order, left, again.sites.values(), strict=True):
         torch.testing.assert_close(score[0].double(), variance, rtol=1e-4, atol=1e-7)
         expected = torch.zeros(WIDTH, dtype=torch.bool)
         expected[keep[score[0].argsort(descending=True)[: int(0.25 * WIDTH)]]] = True

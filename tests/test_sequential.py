@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from small import plan_of
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
@@ -15,7 +16,7 @@ from vitprune.core.least_squares import RIDGES, SecondMoments, fit
 from vitprune.model import families, tokens
 from vitprune.model.inside import blockwise, moments
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import fold, layerwise, names, repair
 from vitprune.pruning.repair import streams as repair_streams
 
@@ -24,14 +25,14 @@ SHAPES = [{}, {"init_values": 0.2, "reg_tokens": 1}, {"global_pool": "avg"}]
 shapes = pytest.mark.parametrize("changed", SHAPES, ids=str)
 
 
-def mask_for(model: nn.Module, width: int = 6) -> Mask:
+def mask_for(model: nn.Module, width: int = 6) -> Plan:
     draw = torch.Generator().manual_seed(4)
     blocks = []
     for _ in families.ffn_sites(model):
         keep = torch.zeros(N, dtype=torch.bool)
         keep[torch.randperm(N, generator=draw)[:width]] = True
         blocks.append(keep)
-    return Mask(blocks)
+    return plan_of(blocks)
 
 
 def streams(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
@@ -99,7 +100,7 @@ def test_every_layer_is_the_least_squares_fit_of_what_it_sees(tiny_vit, make_ima
 @pytest.mark.parametrize("how", ["sequential", "layerwise"])
 def test_nothing_pruned_changes_nothing(tiny_vit, make_images, changed, how):
     model, images = tiny_vit(**changed), make_images(9)
-    everything = Mask([torch.ones(N, dtype=torch.bool) for _ in model.blocks])
+    everything = plan_of([torch.ones(N, dtype=torch.bool) for _ in model.blocks])
     slim = surgery.slim(model, everything)
     layerwise.repair(slim, model, images.split(4), attention=how == "layerwise")
     torch.testing.assert_close(slim(images), model(images), rtol=1e-7, atol=1e-8)
@@ -120,7 +121,7 @@ def test_sequential_is_at_most_affines_error_on_the_same_inputs(tiny_vit, make_i
     for i, block in enumerate(slim.blocks):
         read = tokens.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
         original = model.blocks[i].mlp.fc2
-        weight, bias = fold.refit(original.weight, original.bias, mask.blocks[i], stats[i], "affine", 1e-12)
+        weight, bias = fold.refit(original.weight, original.bias, mask.masks[i], stats[i], "affine", 1e-12)
         z, h, y = ours["z"][i][:, read], ours["h"][i][:, read], dense["y"][i][:, read]
         affine = (z + block.ls2(h @ weight.T + bias) - y).square().sum()
         assert float((ours["y"][i][:, read] - y).square().sum()) <= float(affine) * (1 + 1e-9)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small import image_folder, quicken, recipe_dict
+from small import image_folder, plan_for, quicken, recipe_dict
 from torch import nn
 from typer.testing import CliRunner
 
@@ -22,7 +22,6 @@ from vitprune.model import families
 from vitprune.model.load import build, opening, saving
 from vitprune.model.sites import ffn
 from vitprune.pruning import surgery
-from vitprune.pruning.masks import Mask
 from vitprune.recipe import inputs, recipe
 from vitprune.runs import pipeline
 
@@ -140,7 +139,7 @@ def test_channels_that_no_image_file_has_are_refused(tmp_path, channels):
         pipeline.run(recipe.Recipe.model_validate(content))
     assert not (tmp_path / "out" / "tiny" / "stages").exists()
     model, images = timm.create_model("vit_tiny_patch16_224", **args), torch.randn(6, channels, 28, 28)
-    assert len(vitprune.discover(model, images, torch.arange(6) % 3).blocks) == 1
+    assert len(vitprune.discover(model, images, torch.arange(6) % 3).rows) == 1
 
 
 # --- fc2 without a bias
@@ -186,7 +185,7 @@ def test_a_folder_with_an_added_bias_loads_again(tmp_path, how):
     saving.save(tmp_path / "b", again, again.model, again.about)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    half = Mask([torch.arange(site.width) % 2 == 0 for site in families.ffn_sites(again.model)])
+    half = plan_for(again.model, [torch.arange(site.size) % 2 == 0 for site in families.ffn_sites(again.model)])
     saving.save(tmp_path / "c", again, surgery.slim(again.model, half), again.about)
     assert torch.equal(vitprune.load(tmp_path / "c")(images), surgery.slim(again.model, half)(images))
     vitprune.export(slim, tmp_path / "x.onnx")

@@ -98,7 +98,7 @@ def test_one_threshold_across_blocks() -> None:
         expected = [[z >= threshold - 1e-6 for z in gate[0].tolist()] for gate in gates]
         missing = [row for row in expected if not any(row)]
         assert emptied == len(missing)
-        for gate, row, keep in zip(gates, expected, mask.blocks, strict=True):
+        for gate, row, keep in zip(gates, expected, mask.masks, strict=True):
             if not any(row):
                 row[int(gate.argmax())] = True
             assert keep.tolist() == row
@@ -147,7 +147,7 @@ def test_the_pruned_model_has_the_trained_weights(content: dict[str, Any]) -> No
     report = pipeline.run(recipe.Recipe.model_validate(content), "evaluate", device="cpu")
     folder = Path(content["out"]) / "tiny"
     masks, weights = load_file(folder / "masks.safetensors"), trained_weights(content)
-    keep = [masks[f"keep.{i}"] for i in range(2)]
+    keep = [masks[f"keep.blocks.{i}.mlp"] for i in range(2)]
     assert same(load_file(folder / "model.safetensors"), cut(weights, keep))
     dense = load_file(Path(content["model"]["name"].removeprefix("local-dir:")) / "model.safetensors")
     assert not torch.allclose(dense["head.weight"], weights["head.weight"])
@@ -157,7 +157,7 @@ def test_the_pruned_model_has_the_trained_weights(content: dict[str, Any]) -> No
     pipeline.run(recipe.Recipe.model_validate(frozen), "prune", device="cpu")
     folder = Path(content["out"]) / "frozen"
     masks = load_file(folder / "masks.safetensors")
-    assert same(load_file(folder / "model.safetensors"), cut(dense, [masks[f"keep.{i}"] for i in range(2)]))
+    assert same(load_file(folder / "model.safetensors"), cut(dense, [masks[f"keep.blocks.{i}.mlp"] for i in range(2)]))
     assert not list(folder.rglob("*.weights.safetensors"))
 
 
@@ -169,7 +169,7 @@ def test_trained_weights_as_a_baseline(content: dict[str, Any]) -> None:
     found = next(row for row in rows if row["criterion"] == "vit-slim")
     with Context.open(recipe.Recipe.model_validate(made), "cpu", Reporter(quiet=True)) as context:
         gates = load_file(Path(content["out"]) / "tiny/stages/discover/vit-slim-of-all.safetensors")
-        keep = [gates[f"scores.{i}"][0].argsort(descending=True, stable=True)[:32] for i in range(2)]
+        keep = [gates[f"scores.blocks.{i}.mlp"][0].argsort(descending=True, stable=True)[:32] for i in range(2)]
         model = copy.deepcopy(context.loaded.model)
         model.load_state_dict(trained_weights(content))
         for block, units in zip(model.blocks, keep, strict=True):
@@ -207,15 +207,15 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
     ]  # fmt: skip
     with Context.open(made, "cpu", Reporter(quiet=True)) as context:
         gates = load_file(tmp_path / "out/tiny/stages/discover/vit-slim-of-all.safetensors")
-        zeta = np.sort(np.concatenate([gates[f"scores.{i}"][0].numpy() for i in range(2)]))
+        zeta = np.sort(np.concatenate([gates[f"scores.blocks.{i}.mlp"][0].numpy() for i in range(2)]))
         for row, budget in zip(honest[1:4], (0.5, 1 / 64, 3 / 64), strict=True):
             slim, mask, emptied = table2.slimmed(context, row["keep"])
             if not emptied:
                 assert (
-                    min(float(gates[f"scores.{i}"][0][k].min()) for i, k in enumerate(mask.blocks))
+                    min(float(gates[f"scores.blocks.{i}.mlp"][0][k].min()) for i, k in enumerate(mask.masks))
                     == zeta[int((1 - budget) * 128)]
                 )
-            assert same(slim.state_dict(), cut(trained_weights(content), mask.blocks)) and row["kept"] == mask.kept
+            assert same(slim.state_dict(), cut(trained_weights(content), mask.masks)) and row["kept"] == mask.kept
             x, y = next(context.images.batches(context.split.test, 99))
             logits = slim(x)
             assert row["top1"] == float((logits.argmax(1) == y).double().mean())

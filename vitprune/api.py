@@ -33,10 +33,11 @@ from vitprune.model import classifier, door, families
 from vitprune.model.declared import Foreign
 from vitprune.model.inside import blockwise, hooks
 from vitprune.model.inside.moments import moments
-from vitprune.model.sites.base import FfnSite, TokenLayout
+from vitprune.model.sites.base import TokenLayout, names
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import budget as budgets
 from vitprune.pruning import masks, prices, surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import chosen, repair
 from vitprune.recipe import parse, recipe
@@ -68,12 +69,12 @@ def declare(
     like = next(net.parameters())
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(2, *input_shape, generator=draw).to(like)
-    half = [torch.arange(site.width) % 2 == 0 for site in sites]
+    half = {site.name: torch.arange(site.size) % 2 == 0 for site in sites}
     with door.Inside(made):
         _check_pass(made, sites, images, num_classes)
         if not _sliced_as_masked(made, half, images):
-            for i, paths in enumerate(ffns):
-                alone = [keep if i == k else torch.ones_like(keep) for k, keep in enumerate(half)]
+            for site, paths in zip(sites, ffns, strict=True):
+                alone = {name: keep if name == site.name else torch.ones_like(keep) for name, keep in half.items()}
                 if not _sliced_as_masked(made, alone, images):
                     raise UserError(f"{paths[0]}: its outputs are not the hidden units that {paths[2]} reads")
     return made
@@ -101,10 +102,10 @@ def _check_pass(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, num_
         )
 
 
-def _sliced_as_masked(model: nn.Module, keep: list[Tensor], images: Tensor) -> bool:
+def _sliced_as_masked(model: nn.Module, keep: dict[str, Tensor], images: Tensor) -> bool:
     """Whether leaving units out is the same as zeroing them; shapes that no longer fit tell that it is not."""
     try:
-        return surgery.masked_vs_sliced(model, Mask(keep), images) < TRUE_ENOUGH
+        return surgery.masked_vs_sliced(model, Plan(keep), images) < TRUE_ENOUGH
     except RuntimeError:
         return False
 
@@ -152,7 +153,7 @@ def discover(
             x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
             scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
             parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
-        return to_scores(paths.merge(parts), criterion, outputs, row.ranks_by)
+        return to_scores(paths.merge(parts), criterion, names(sites), outputs, row.ranks_by)
 
 
 def _whole(
@@ -171,7 +172,8 @@ def _whole(
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             yield x.to(device), y.to(device)
 
-    return Scores(criterion, [b.float().cpu() for b in score(model, sites, batches, how=how)], None, len(images))
+    blocks = [b.float().cpu() for b in score(model, sites, batches, how=how)]
+    return Scores(criterion, dict(zip(names(sites), blocks, strict=True)), None, len(images))
 
 
 def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:
@@ -185,7 +187,7 @@ def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor,
             raise UserError("path_scores: units are a tensor of integers [images, blocks, t]")
         if units.ndim != 3 or len(units) != len(images) or not 1 <= units.shape[1] <= len(sites) or not units.shape[2]:
             raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
-        if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].width for i in range(units.shape[1])):
+        if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].size for i in range(units.shape[1])):
             raise UserError("path_scores: a unit's index lies outside its block")
         how = _attribution("jas", units.shape[2], 0, settings)
         device = device_of(model)
@@ -235,17 +237,20 @@ def prune(
     door.check_batch("prune", batch)
     with door.Inside(model):
         sites = families.ffn_sites(model)
-        widths, scored = [site.width for site in sites], [block.shape[-1] for block in scores.blocks]
-        if widths != scored:
+        by_name = {site.name: site for site in sites}
+        sizes = {name: site.size for name, site in by_name.items()}
+        scored = {name: block.shape[-1] for name, block in scores.sites.items()}
+        if sizes != scored:
             raise UserError(
-                f"prune: the scores are of FFNs of {scored} units, the model's have {widths}; discover again"
+                f"prune: the scores are of FFNs of {list(scored.values())} units, the model's have "
+                f"{list(sizes.values())}; discover again"
             )
-        mask = masks.build(
+        plan = masks.build(
             scores, kept, classes=classes, round_to=round_to, floor=floor,
             allocation=allocation_of(scores.criterion, allocation),
-            prices=lambda block, widths: prices.price(model, sites[block], widths, budget),
+            prices=lambda name, widths: prices.price(model, by_name[name], widths, budget),
         )  # fmt: skip
-        slim = surgery.slim(model, mask)
+        slim = surgery.slim(model, plan)
         asked, recovery = recovery, chosen(recovery, model)
         if recovery != "none":
             if images is None or (isinstance(images, Tensor) and not len(images)):
@@ -255,7 +260,7 @@ def prune(
                 raise UserError(f"prune: recovery `{recovery}` needs images, and the batches given are none")
             _tell(model, asked, recovery)
             stats = moments(model, sites, given) if needs_moments(recovery) else ()
-            repair(slim, model, mask, recovery, stats=stats, batches=lambda: given, ridge=ridge)
+            repair(slim, model, plan, recovery, stats=stats, batches=lambda: given, ridge=ridge)
     return slim
 
 

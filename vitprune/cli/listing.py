@@ -66,7 +66,7 @@ def _examined(name: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         model = build.on_meta(name, {})
     try:
-        widths = sorted({site.width for site in ffn_sites(model)})
+        widths = sorted({site.size for site in ffn_sites(model)})
         token_layout(model)
         found = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
     except UserError as error:

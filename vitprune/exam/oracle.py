@@ -12,7 +12,7 @@ from vitprune.core.device import device_of
 from vitprune.exam.logits import _fitting
 from vitprune.images.batches import Images
 from vitprune.model.inside import hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def oracle_logits(

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 from vitprune.model import plain
-from vitprune.model.sites.base import FfnSite, TokenLayout
+from vitprune.model.sites.base import TokenLayout
+from vitprune.model.sites.ffn import FfnSite
 
 NET = "net"
 

@@ -21,7 +21,8 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.model import plain
 from vitprune.model.declared import Foreign
-from vitprune.model.sites.base import FfnSite, TokenLayout
+from vitprune.model.sites.base import TokenLayout
+from vitprune.model.sites.ffn import FfnSite
 
 PLAIN = (
     vit.VisionTransformer, deit.VisionTransformerDistilled, relpos.VisionTransformerRelPos, beit.Beit, eva.Eva,
@@ -176,7 +177,7 @@ def _plain_layers(site: FfnSite, parts: dict[str, nn.Module], drop: str) -> None
         if path is not None:
             plain.require(path, parts.get(path), plain.LINEAR)
     plain.require(drop, parts.get(drop), plain.IDLE)
-    plain.require_per_unit(site.act, parts[site.act], site.width)
+    plain.require_per_unit(site.act, parts[site.act], site.size)
 
 
 def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:

@@ -10,8 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune.model import families, tokens
-from vitprune.model import size as evaluation
-from vitprune.model.sites import ffn
 
 
 def parameters(model: nn.Module) -> int:
@@ -34,5 +32,5 @@ def size(model: nn.Module) -> dict[str, Any]:
     """What `vitprune bench` needs to know of a model: multiply-adds of an image, those of the FFNs, and their widths."""
     sites = families.ffn_sites(model)
     counts = tokens.tokens_per_site(model, sites)
-    ffns = sum(n * site.width * ffn.cost_per_unit(model, site)[0] for n, site in zip(counts, sites, strict=True))
-    return {"macs": {"total": evaluation.macs(model), "ffn": ffns}, "widths": [site.width for site in sites]}
+    ffns = sum(n * site.cost(model, site.size).macs for n, site in zip(counts, sites, strict=True))
+    return {"macs": {"total": macs(model), "ffn": ffns}, "widths": [site.size for site in sites]}

@@ -14,7 +14,7 @@ from vitprune.core.errors import UserError
 from vitprune.model.families import ffn_sites, input_shape, token_layout
 from vitprune.model.inside import hooks
 from vitprune.model.inside.blockwise import Halves, halves
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 __all__ = ["Halves", "ffn_sites", "halves", "input_shape", "token_layout"]
 

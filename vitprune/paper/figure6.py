@@ -29,7 +29,7 @@ from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.paper.protocol import Rule, Source, class_paths, tested
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Paper

@@ -56,7 +56,7 @@ def _drawn(context: Context, spec: Paper, default: int) -> list[int]:
 def frequencies(context: Context, spec: Paper) -> dict[str, Any]:
     """Figure 4: counts of every unit that was selected, and the class path by each rule."""
     source, paths = _found(context)
-    drawn, widths = _drawn(context, spec, 4), [site.width for site in context.sites]
+    drawn, widths = _drawn(context, spec, 4), [site.size for site in context.sites]
     counts = usage.counts(paths, drawn, widths)
     routes = {
         rule: class_paths(context, Source(source.criterion, source.t, source.how, source.per_class, rule))
@@ -122,7 +122,7 @@ def violins(record: dict[str, Any]) -> Figure:
 def likeness(context: Context, spec: Paper) -> dict[str, Any]:
     """Figure 5 and D.2: the similarity matrix, its classes in the order of the tree, and some classes' neighbours."""
     source, paths = _found(context)
-    outputs, widths = context.every_target(), [site.width for site in context.sites]
+    outputs, widths = context.every_target(), [site.size for site in context.sites]
     used = usage.utilisation(usage.counts(paths, outputs, widths))
     alike = usage.similarity(used)
     names = [context.class_name(output) for output in outputs]

@@ -50,7 +50,7 @@ def class_masks(context: Context, source: Source) -> list[Tensor]:
         return masks.per_class(_scores(context, source), source.t)
     units_CLt, made = _modes(context, source), []
     for i, site in enumerate(context.sites):
-        keep = torch.zeros(len(units_CLt), site.width, dtype=torch.bool)
+        keep = torch.zeros(len(units_CLt), site.size, dtype=torch.bool)
         met = units_CLt[:, i, 0] >= 0
         keep[met] = keep[met].scatter(1, units_CLt[met, i], True)
         made.append(keep)
@@ -70,7 +70,7 @@ def _scores(context: Context, source: Source) -> Any:
 
 def _modes(context: Context, source: Source) -> Tensor:
     columns = score.columns(context, source.criterion, source.t, source.how, source.per_class)
-    widths = [site.width for site in context.sites]
+    widths = [site.size for site in context.sites]
     return torch.from_numpy(paths.mode_per_rank(columns, range(context.loaded.outputs), widths))
 
 

@@ -17,7 +17,8 @@ from vitprune.core.errors import UserError
 from vitprune.model.size import macs, parameters
 from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
 from vitprune.pruning import masks, surgery
-from vitprune.pruning.masks import Mask, threshold_mask
+from vitprune.pruning.masks import threshold_mask
+from vitprune.pruning.plan import Plan
 from vitprune.recipe.experiments import Paper
 from vitprune.runs.stages import score
 from vitprune.runs.state.context import Context
@@ -45,7 +46,7 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
     mask = masks.build(scores, recipe.keep, classes=context.every_target())
     removed = surgery.slim(dense, mask)
     rows.append(_row("jas", ONE_MODEL, removed, mask.kept, recipe.keep) | exam.of_model(context, removed))
-    units = sum(site.width for site in context.sites)
+    units = sum(site.size for site in context.sites)
     for rule in spec.rules:
         for t in p.t:
             chosen = class_masks(context, Source("jas", t, p.attribution(), p.probe_per_class, rule))
@@ -54,10 +55,10 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
     return {"n": exam.tests, "train_weights": recipe.criterion.train_weights, "rows": rows, "costs": _costs(context)}
 
 
-def slimmed(context: Context, keep: int | float) -> tuple[nn.Module, Mask, int]:
+def slimmed(context: Context, keep: int | float) -> tuple[nn.Module, Plan, int]:
     """ViT-Slim's pruned model at a budget (a count is per block on average), its mask, and blocks it would have emptied."""
-    share = keep if isinstance(keep, float) else keep * len(context.sites) / sum(s.width for s in context.sites)
-    mask, emptied = threshold_mask(score.scores_of(context, "vit-slim").blocks, share)
+    share = keep if isinstance(keep, float) else keep * len(context.sites) / sum(s.size for s in context.sites)
+    mask, emptied = threshold_mask(score.scores_of(context, "vit-slim").sites, share)
     return surgery.slim(score.model_of(context, "vit-slim"), mask), mask, emptied
 
 

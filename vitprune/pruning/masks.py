@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import allocate
+from vitprune.pruning.plan import Plan
 
-if TYPE_CHECKING:  # recipes are read, and checked, without either
-    import numpy as np
-    from torch import Tensor
-import numpy as np
-from torch import Tensor
-
-Prices = Callable[[int, np.ndarray], np.ndarray]  # block, its admissible widths → what each costs
+Prices = Callable[[str, np.ndarray], np.ndarray]  # a site's name, its admissible sizes → what each costs
 
 
 def width(keep: int | float, n: int, round_to: int | None = None) -> int:
@@ -45,7 +39,7 @@ def width(keep: int | float, n: int, round_to: int | None = None) -> int:
 
 def check_t(t: int, sites: Sequence[FfnSite]) -> None:
     """Raises UserError when a block has fewer than t hidden units."""
-    smallest = min(site.width for site in sites)
+    smallest = min(site.size for site in sites)
     if not 1 <= t <= smallest:
         raise UserError(f"t: {t} units per block are asked for, but a block has {smallest}; choose 1 to {smallest}")
 
@@ -59,7 +53,7 @@ def build(
     allocation: str = "uniform",
     floor: int = 1,
     prices: Prices | None = None,
-) -> Mask:
+) -> Plan:
     """The mask that keeps the best units for `classes` (None: all rows), averaged over those classes.
 
     `uniform`: each block's best. `global`: the best of all blocks together, at least `floor` of each; a count is a count
@@ -71,24 +65,28 @@ def build(
         raise UserError("classes: an empty set of classes has no mask")
     if not 0 <= min(rows) <= max(rows) < scores.classes:
         raise UserError(f"classes: the scores know classes 0 to {scores.classes - 1}, not {min(rows)} to {max(rows)}")
-    if any(bool(block.isnan().any()) for block in scores.blocks):
+    if any(bool(block.isnan().any()) for block in scores.sites.values()):
         raise UserError(
             f"scores of `{scores.criterion}`: some are not numbers; check the model's weights and the images"
         )
-    first = [block[rows].double().mean(0).numpy() for block in scores.blocks]
-    second = [tie[rows].double().mean(0).numpy() for tie in scores.ties or []] or [np.zeros_like(f) for f in first]
+    first = [block[rows].double().mean(0).numpy() for block in scores.sites.values()]
+    second = [tie[rows].double().mean(0).numpy() for tie in (scores.ties or {}).values()] or [
+        np.zeros_like(f) for f in first
+    ]
     counts = [width(keep, len(block), round_to) for block in first]
     if allocation == "global":
         counts = _global_counts(first, second, sum(counts), round_to, floor)
     elif allocation == "budgeted":
-        counts = _budgeted(first, keep, round_to, floor, prices or (lambda block, widths: widths.astype(float)))
+        counts = _budgeted(
+            list(scores.sites), first, keep, round_to, floor, prices or (lambda name, widths: widths.astype(float))
+        )
     masks = []
     for block, ties, count in zip(first, second, counts, strict=True):
         order = np.lexsort((np.arange(len(block)), -ties, -block))
         mask = torch.zeros(len(block), dtype=torch.bool)
         mask[torch.from_numpy(order[:count].copy())] = True
         masks.append(mask)
-    return Mask(masks, tuple(rows) if classes is not None else ())
+    return Plan(dict(zip(scores.sites, masks, strict=True)), tuple(rows) if classes is not None else ())
 
 
 def _global_counts(
@@ -109,10 +107,10 @@ def _global_counts(
 
 
 def _budgeted(
-    first: list[np.ndarray], keep: int | float, round_to: int | None, floor: int, prices: Prices
+    names: list[str], first: list[np.ndarray], keep: int | float, round_to: int | None, floor: int, prices: Prices
 ) -> list[int]:
     choices = [allocate.options(len(f), round_to, floor) for f in first]
-    priced = [np.asarray(prices(i, choice), float) for i, choice in enumerate(choices)]
+    priced = [np.asarray(prices(name, choice), float) for name, choice in zip(names, choices, strict=True)]
     whole = [float(p[-1]) for p in priced]
     share = [keep / len(f) if isinstance(keep, int) else keep for f in first]
     budget = sum(w * s for w, s in zip(whole, share, strict=True))
@@ -121,43 +119,20 @@ def _budgeted(
 
 def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:
     """The paper's class masks, one per class: per block bool [C, n] with `keep` units in each row."""
-    rows = [build(scores, keep, classes=[c]).blocks for c in range(scores.classes)]
-    return [torch.stack([row[i] for row in rows]) for i in range(len(scores.blocks))]
+    rows = [build(scores, keep, classes=[c]).masks for c in range(scores.classes)]
+    return [torch.stack([row[i] for row in rows]) for i in range(len(scores.sites))]
 
 
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """Per block bool [n], True keeps, at least one per block; `classes` are the class indices it serves."""
-
-    blocks: list[Tensor]
-    classes: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for block, keep in enumerate(self.blocks):
-            if not bool(keep.any()):
-                raise ValueError(f"block {block}: the mask keeps no hidden unit")
-
-    @property
-    def widths(self) -> list[int]:
-        """Kept units per block."""
-        return [int(keep.sum()) for keep in self.blocks]
-
-    @property
-    def kept(self) -> float:
-        """Share of all hidden units that is kept."""
-        return sum(self.widths) / sum(keep.numel() for keep in self.blocks)
-
-
-def threshold_mask(gates: Sequence[Tensor], budget: float) -> tuple[Mask, int]:
+def threshold_mask(gates: dict[str, Tensor], budget: float) -> tuple[Plan, int]:
     """One threshold across all blocks for the share `budget` of all units; and how many blocks it would have emptied.
 
     ViT-Slim lets a block go empty; here its best unit stays, so that every block can be sliced.
     """
-    signed = [gate.flatten().double().numpy() for gate in gates]
+    signed = [gate.flatten().double().numpy() for gate in gates.values()]
     every = np.sort(np.concatenate(signed))
     threshold = every[int((1 - budget) * len(every))]
     kept = [torch.from_numpy(gate >= threshold) for gate in signed]
     empty = [i for i, block in enumerate(kept) if not bool(block.any())]
     for i in empty:
         kept[i][int(signed[i].argmax())] = True
-    return Mask(kept), len(empty)
+    return Plan(dict(zip(gates, kept, strict=True))), len(empty)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitprune.core.device import device_of
 from vitprune.model.sites import ffn
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 Price = Literal["parameters", "flops", "latency"]
 
@@ -23,8 +23,8 @@ def price(model: nn.Module, site: FfnSite, choice: np.ndarray, of: Price) -> np.
     """What one FFN of each width costs: parameters, multiply-adds per token, or seconds measured on the model's device."""
     if of == "latency":
         return _seconds(model, site, choice)
-    products, parameters = ffn.cost_per_unit(model, site)
-    return choice.astype(float) * (parameters if of == "parameters" else products)
+    costs = [site.cost(model, int(size)) for size in choice]
+    return np.array([cost.parameters if of == "parameters" else cost.macs for cost in costs], float)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Mask → slim model: a copy in which the dropped hidden units no longer exist."""
+"""Plan → slim model: a copy in which the dropped hidden units no longer exist."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vitprune.model import families
+from vitprune.model import kinds
 from vitprune.model.inside import hooks
-from vitprune.model.sites import ffn
-from vitprune.pruning.masks import Mask
+from vitprune.model.sites import base
+from vitprune.model.sites.ffn import FfnSite
+from vitprune.pruning.plan import Plan
 
 
-def slim(model: nn.Module, mask: Mask) -> nn.Module:
+def slim(model: nn.Module, plan: Plan) -> nn.Module:
     """A pruned copy of `model` in eval mode; the model itself is left as it was.
 
     The copy computes what the model computes with the masked hidden units gone at every token: set to zero, and left out
     of a norm that stands between the hidden units and fc2.
     """
-    sites = families.ffn_sites(model)
-    if len(sites) != len(mask.blocks):
-        raise ValueError(f"the mask has {len(mask.blocks)} blocks, the model {len(sites)}")
-    for site, keep in zip(sites, mask.blocks, strict=True):
-        if keep.numel() != site.width:
-            raise ValueError(f"{site.fc1}: the mask has {keep.numel()} units, the layer {site.width}")
+    sites = kinds.named(model, list(plan.keep))
+    for name, keep in plan.keep.items():
+        if keep.numel() != sites[name].size:
+            raise ValueError(f"{name}: the plan has {keep.numel()} units, the model {sites[name].size}")
     result = copy.deepcopy(model).eval()
-    for site, keep in zip(sites, mask.blocks, strict=True):
+    for name, keep in plan.keep.items():
         if not bool(keep.all()):
-            ffn.keep_units(result, site, keep.nonzero().flatten())
+            base.keep_units(result, sites[name], keep.nonzero().flatten())
     for parameter in result.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
-    check_widths(result, mask.widths)
+    check_widths(result, plan.widths)
     return result
 
 
-def check_widths(model: nn.Module, widths: list[int]) -> None:
-    """Every FFN of `model` has the width asked for, in its weights and in its metadata."""
-    for site, expected in zip(families.ffn_sites(model), widths, strict=True):
-        ffn.check_width(model, site, expected)
+def check_widths(model: nn.Module, widths: dict[str, int]) -> None:
+    """Every site named has the size asked for, in its weights and in its metadata."""
+    for name, site in kinds.named(model, list(widths)).items():
+        base.check_size(model, site, widths[name])
 
 
 @torch.no_grad()
-def masked_vs_sliced(model: nn.Module, mask: Mask, images: Tensor) -> float:
-    """Largest |logit difference| between the masked model and its slim copy, as a share of the largest |logit|."""
-    with hooks.masked(model, families.ffn_sites(model), [keep.to(images.device) for keep in mask.blocks]):
-        expected = model(images)
-    return float((slim(model, mask)(images) - expected).abs().max() / expected.abs().max())
+def masked_vs_sliced(model: nn.Module, plan: Plan, images: Tensor) -> float:
+    """Largest |logit difference| between the model with the units zeroed and its slim copy, as a share of the largest
+    |logit|. Hidden units are zeroed where fc2 reads them, other units in the weights."""
+    sites = list(kinds.named(model, list(plan.keep)).values())
+    ffns = [site for site in sites if isinstance(site, FfnSite)]
+    zeroed = copy.deepcopy(model)
+    for site in sites:
+        if not isinstance(site, FfnSite):
+            base.zero_units(zeroed, site, (~plan.keep[site.name]).nonzero().flatten())
+    with hooks.masked(zeroed, ffns, [plan.keep[site.name].to(images.device) for site in ffns]):
+        expected = zeroed(images)
+    return float((slim(model, plan)(images) - expected).abs().max() / expected.abs().max())

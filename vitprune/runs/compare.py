@@ -86,7 +86,7 @@ def compare(
         with Context.open(part, device, reporter, workers) as context:
             for budget in spec.keep:
                 for site in context.sites:
-                    masks.width(budget, site.width, recipe.round_to)
+                    masks.width(budget, site.size, recipe.round_to)
             inputs, _ = pipeline.advance(context, "moments", force)
             notes += [note for note in context.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())

@@ -14,7 +14,7 @@ from vitprune.criteria.catalog import CRITERIA, why_not
 from vitprune.criteria.signatures import Row
 from vitprune.model import families
 from vitprune.model.inside import blockwise
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning.repair.repair import chosen
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Compare, Paper
@@ -35,7 +35,7 @@ class Facts:
     def of(cls, model: nn.Module, sites: Sequence[FfnSite]) -> Facts:
         """Those of a model, which may be on the meta device."""
         layout, parts = families.token_layout(model), blockwise.halves(model)
-        return cls(layout.class_token, parts is not None, min(site.width for site in sites))
+        return cls(layout.class_token, parts is not None, min(site.size for site in sites))
 
     def why_not(self, criterion: str, tokens: str) -> str | None:
         """Why a criterion cannot look at this model."""

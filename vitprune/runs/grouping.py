@@ -42,7 +42,7 @@ def resolve(context: Context, force: bool = False) -> Recipe:
     if known is None or known.get("key") != key:
         score.discover(inner)
         scores = score.scores_of(inner, "jas")
-        similarity = usage.similarity(usage.utilisation([block[targets].numpy() for block in scores.blocks]))
+        similarity = usage.similarity(usage.utilisation([block[targets].numpy() for block in scores.sites.values()]))
         found = groups(similarity, k)
         names = [[context.class_name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}

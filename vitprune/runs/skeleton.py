@@ -17,7 +17,7 @@ from vitprune.core.reading import read_json
 from vitprune.model import families
 from vitprune.model.declared import Foreign
 from vitprune.model.load import build, headers, opening
-from vitprune.model.load.loaded import Loaded, _shapes
+from vitprune.model.load.loaded import Loaded, Widths, _shapes
 from vitprune.recipe import inputs
 from vitprune.runs.defaults import Facts
 
@@ -100,7 +100,7 @@ def _named(spec: inputs.Model) -> Loaded:
 def _described(
     architecture: str,
     args: dict[str, Any],
-    widths: list[int] | None,
+    widths: Widths | None,
     source: opening.Source,
     where: str,
     biases: bool = False,

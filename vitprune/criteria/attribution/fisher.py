@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitprune.criteria.attribution.joint_gates import joint_gates
 from vitprune.criteria.settings import Attribution
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def fisher(

@@ -25,7 +25,7 @@ from vitprune.criteria.attribution.objective import objective
 from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def _rows(images: Tensor, how: Attribution) -> tuple[Tensor, Tensor, int]:

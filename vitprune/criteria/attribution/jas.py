@@ -36,7 +36,7 @@ from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, pieces
 from vitprune.model.inside.blockwise import Halves
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 EACH_ROWS = 80  # rows of one pass; never fewer than the images' own
 

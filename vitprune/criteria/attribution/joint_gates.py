@@ -21,7 +21,7 @@ from vitprune.criteria.attribution.objective import objective
 from vitprune.criteria.sampling import sampled_labels
 from vitprune.criteria.settings import Attribution
 from vitprune.model.inside import hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def joint_gates(

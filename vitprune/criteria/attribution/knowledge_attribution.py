@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitprune.criteria.attribution.jas import alone
 from vitprune.criteria.settings import Attribution
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def knowledge_attribution(

@@ -23,7 +23,7 @@ from vitprune.criteria.attribution.objective import objective
 from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def activation(

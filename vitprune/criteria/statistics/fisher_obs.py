@@ -26,7 +26,7 @@ from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns, eliminate
 from vitprune.model import families
 from vitprune.model.inside import hooks, pieces
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
 from vitprune.pruning.repair.repair import ADVICE
 

@@ -24,7 +24,7 @@ from vitprune.criteria.curves import curve
 from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.model.inside import moments
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 COMPACT = 64  # removals between two compactions of the matrices
 

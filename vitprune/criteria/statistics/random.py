@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from vitprune.criteria.scores import Scores
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.base import Site
 
 
-def random(sites: Sequence[FfnSite], *, seed: int) -> Scores:
-    """Uniform scores, per block [1, N], the same for the same seed on every machine."""
+def random(sites: Sequence[Site], *, seed: int) -> Scores:
+    """Uniform scores [1, N], the same for the same seed on every machine."""
     generator = torch.Generator().manual_seed(seed)
-    return Scores("random", [torch.rand(1, site.width, generator=generator) for site in sites])
+    return Scores("random", {site.name: torch.rand(1, site.size, generator=generator) for site in sites})

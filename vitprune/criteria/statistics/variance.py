@@ -10,7 +10,7 @@ from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns
 from vitprune.model.inside import moments
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def variance(

@@ -13,7 +13,7 @@ import torch_pruning as tp
 from torch import nn
 
 from vitprune.model.sites import ffn
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 class _Alone(nn.Module):
@@ -21,7 +21,7 @@ class _Alone(nn.Module):
 
     def __init__(self, model: nn.Module, site: FfnSite) -> None:
         super().__init__()
-        fc1, fc2, n = ffn.linear(model, site.fc1), ffn.linear(model, site.fc2), site.width
+        fc1, fc2, n = ffn.linear(model, site.fc1), ffn.linear(model, site.fc2), site.size
         #                    layer, the weight it is a copy of, and which of its rows
         self.copies = [(_rows_of(fc1, slice(part * n, (part + 1) * n)), fc1, slice(part * n, (part + 1) * n))
                        for part in range(site.parts)]  # fmt: skip
@@ -69,6 +69,6 @@ def importances(
         example = next(alone.parameters()).new_zeros(1, ffn.linear(model, site.fc1).in_features)
         with torch.enable_grad():
             graph = tp.DependencyGraph().build_dependency(alone, example_inputs=example)
-        group = graph.get_pruning_group(alone.layers[0], tp.prune_linear_out_channels, idxs=list(range(site.width)))
+        group = graph.get_pruning_group(alone.layers[0], tp.prune_linear_out_channels, idxs=list(range(site.size)))
         scores.append(how(group).detach().float())
     return scores

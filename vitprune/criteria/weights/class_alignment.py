@@ -13,7 +13,7 @@ from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.model import families, plain
 from vitprune.model.inside import blockwise
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.weights import bridge
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def magnitude(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.model.inside import hooks, pieces
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 
 def train(
@@ -31,7 +31,7 @@ def train(
     trained = copy.deepcopy(model).train(how.train_weights).requires_grad_(how.train_weights)
     like = next(trained.parameters())
     part = pieces.size(pieces.footprint(model, sites), like.device)  # what one backward pass may take
-    gates = [torch.ones(site.width, device=like.device, dtype=like.dtype, requires_grad=True) for site in sites]
+    gates = [torch.ones(site.size, device=like.device, dtype=like.dtype, requires_grad=True) for site in sites]
     groups = [{"params": gates, "weight_decay": 0.0}]
     if how.train_weights:
         groups.append({"params": list(trained.parameters()), "weight_decay": 0.05})

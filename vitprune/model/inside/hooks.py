@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitprune.model.plain import OURS
 from vitprune.model.sites import ffn
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 
 Edit = Callable[[int, Tensor], Tensor | None]
 

@@ -11,7 +11,7 @@ from vitprune.core.device import device_of
 from vitprune.core.least_squares import Moments, Stream
 from vitprune.model import families, tokens
 from vitprune.model.inside import hooks, pieces
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning.repair.repair import ADVICE
 
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitprune.core import memory
 from vitprune.core.errors import UserError
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import stream_width, tokens_per_site
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def footprint(model: nn.Module, sites: Sequence[FfnSite], gradient: bool = True)
     """Bytes that one image's pass keeps, about: of every block for a gradient, else of the largest one and the next."""
     tokens = tokens_per_site(model, sites)
     blocks = [
-        4 * count * (2 * site.width + 14 * stream_width(model, site)) for count, site in zip(tokens, sites, strict=True)
+        4 * count * (2 * site.size + 14 * stream_width(model, site)) for count, site in zip(tokens, sites, strict=True)
     ]
     return sum(blocks) if gradient else 2 * max(blocks)
 

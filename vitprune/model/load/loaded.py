@@ -21,6 +21,8 @@ KEPT_CFG = (
     "pool_size", "first_conv", "classifier", "license", "label_names", "label_descriptions",
 )  # fmt: skip
 
+Widths = dict[str, int] | list[int]  # units by site name; a list, block by block, in folders of before sites had names
+
 
 @dataclass(slots=True)
 class Loaded:

@@ -21,17 +21,19 @@ from vitprune.core.errors import UserError
 from vitprune.core.errors import one_line as line
 from vitprune.core.reading import opened, read_json
 from vitprune.images.preprocess import Preprocessing
-from vitprune.model import classifier, families
+from vitprune.model import classifier, families, kinds
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import build, checksums, prepared
 from vitprune.model.load import weights as weights_of
-from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
+from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, Widths, _shapes
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
-from vitprune.model.sites import ffn
+from vitprune.model.sites import base, ffn
+from vitprune.model.sites.base import names
 
 BUNDLED = Path(__file__).parents[2] / "demo" / "model"
 MAX_CONFIG = 1 << 20
+MOST_SITES = 4096
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip
@@ -169,7 +171,7 @@ def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
     return loaded
 
 
-def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | None]:
+def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Widths | None]:
     """Architecture, model_args and widths of a config.json, checked for type and size."""
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
@@ -186,12 +188,21 @@ def _checked(record: Any, path: Path) -> tuple[str, dict[str, Any], list[int] | 
     block = record.get("vitprune") or {}
     if not isinstance(block, dict):
         raise UserError(f"{path}: vitprune is not a block of keys")
-    widths = block.get("widths")
-    if widths is not None and not (
-        isinstance(widths, list) and all(type(w) is int and 1 <= w <= 1 << 20 for w in widths) and len(widths) <= 512
+    return architecture, args, _widths(block.get("widths"), path)
+
+
+def _widths(given: Any, path: Path) -> Widths | None:
+    """Units by site name; a list, block by block, in folders written before sites had names."""
+    if given is None:
+        return None
+    counts = list(given.values()) if isinstance(given, dict) else given
+    if (
+        not isinstance(counts, list)
+        or len(counts) > MOST_SITES
+        or not all(type(w) is int and 1 <= w <= 1 << 20 for w in counts)
     ):
-        raise UserError(f"{path}: vitprune.widths must be one positive integer per block")
-    return architecture, args, widths
+        raise UserError(f"{path}: vitprune.widths must be one positive integer per site")
+    return given
 
 
 def _in_range(args: dict[str, Any], path: Path) -> None:
@@ -203,7 +214,7 @@ def _in_range(args: dict[str, Any], path: Path) -> None:
 
 
 def _build(
-    architecture: str, args: dict[str, Any], widths: list[int] | None, config: Path, weights: Path, biases: bool
+    architecture: str, args: dict[str, Any], widths: Widths | None, config: Path, weights: Path, biases: bool
 ) -> nn.Module:
     """The empty model, made only after its shapes on the meta device are those of the weights' header."""
     try:
@@ -227,18 +238,20 @@ def _build(
     return _resized(build.build(architecture, args), widths, biases)
 
 
-def _resized(model: nn.Module, widths: list[int] | None, biases: bool) -> nn.Module:
-    """Give every FFN the hidden width in `widths` (fresh weights) and, with `biases`, a bias where its fc2 has none; None
-    leaves the model as it is."""
+def _resized(model: nn.Module, widths: Widths | None, biases: bool) -> nn.Module:
+    """Give every site the number of units in `widths` (fresh weights) and, with `biases`, every fc2 a bias; None leaves
+    the model as it is."""
     if widths is None:
         return model
     sites = ffn_sites(model)
     if biases:
         ffn.add_biases(model, sites)
-    if len(sites) != len(widths):
-        raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
-    for site, width in zip(sites, widths, strict=True):
-        ffn.resize(model, site, width)
+    if isinstance(widths, list):
+        if len(sites) != len(widths):
+            raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
+        widths = dict(zip(names(sites), widths, strict=True))
+    for name, site in kinds.named(model, list(widths)).items():
+        base.resize(model, site, widths[name])
     return model
 
 
@@ -279,7 +292,7 @@ def _describe(model: nn.Module, architecture: str, args: dict[str, Any], source:
     except ValueError as error:
         raise UserError(f"model `{architecture}`: preprocessing {error} cannot be used") from error
     labels = _labels(own, int(getattr(model, "num_classes", 0)))
-    widths = [site.width for site in ffn_sites(model)]
+    widths = [site.size for site in ffn_sites(model)]
     origin = prepared.origin(before, data_config, source.given, stated, architecture, source.trained)
     return Loaded(model, architecture, args, data_config, labels, widths, origin=origin, notes=origin.notes)
 

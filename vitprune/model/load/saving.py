@@ -18,6 +18,7 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.load import checksums
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
 from vitprune.model.sites import ffn
+from vitprune.model.sites.base import names
 
 
 def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
@@ -26,8 +27,9 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     A result of one width for all blocks also loads with plain timm: mlp_ratio says it. One of several widths does not,
     and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
     """
-    widths = [site.width for site in ffn_sites(model)]
-    added = ffn.has_added_biases(model, ffn_sites(model))  # for a repair; the architecture has none there
+    sites = ffn_sites(model)
+    widths = [site.size for site in sites]
+    added = ffn.has_added_biases(model, sites)  # for a repair; the architecture has none there
     args = {k: v for k, v in loaded.model_args.items() if k not in ("num_classes", "global_pool", "mlp_ratio")}
     own = {key: getattr(model, key) for key in ("num_features", "global_pool") if hasattr(model, key)}
     if "global_pool" in own:
@@ -50,7 +52,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {
-            "widths": widths,
+            "widths": dict(zip(names(sites), widths, strict=True)),
             **({"added_biases": True} if added else {}),
             **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}),
             **about,

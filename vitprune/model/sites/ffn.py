@@ -1,19 +1,103 @@
-"""The weights of one FFN: which rows and columns belong to its hidden units, and how to keep only some of them.
+"""FFN hidden units as sites: which rows and columns belong to a unit.
 
 Unit j of n is row j of fc1, in a packed gate row n + j as well, row j of a gate layer, entry j of a norm between the
-hidden units and fc2, and column j of fc2. Everything here changes weights and metadata together.
+hidden units and fc2, and column j of fc2.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.base import Cost, Size, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class FfnSite:
+    """One FFN: block index, module paths of its layers inside the model, number of hidden units.
+
+    A gated FFN's hidden unit is the product of value and gate: `gate` is the layer beside `fc1` that makes the gate, or
+    `parts` is 2 and fc1 holds both (rows j and n + j are unit j). Rows of fc1 after those belong to something else (`split`
+    is then the block that cuts them apart). `norm` stands between the hidden units and fc2.
+    """
+
+    block: int
+    fc1: str
+    act: str
+    fc2: str
+    size: int
+    gate: str | None = None
+    parts: int = 1
+    norm: str | None = None
+    split: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Hidden units of an FFN."""
+        return "ffn"
+
+    @property
+    def name(self) -> str:
+        """The FFN's path, or its last layer's where it is no module of its own."""
+        return self.fc2.removesuffix(".fc2")
+
+    @property
+    def least(self) -> int:
+        """An FFN keeps a unit."""
+        return 1
+
+    @property
+    def multiple(self) -> int:
+        """Any number of units will do."""
+        return 1
+
+    @property
+    def reads(self) -> str:
+        """The hidden units are what fc2 reads."""
+        return self.fc2
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every module that holds weights of hidden units."""
+        return tuple(path for path in (self.fc1, self.gate, self.norm, self.fc2) if path is not None)
+
+    def slices(self, model: nn.Module) -> list[Slice]:
+        """Every entry of every parameter that belongs to a hidden unit."""
+        fc1 = linear(model, self.fc1)
+        rest = fc1.weight.shape[0] - self.parts * self.size if self.split is not None else 0
+        starts = tuple(part * self.size for part in range(self.parts))
+        made = [Slice(f"{self.fc1}.{name}", 0, starts, rest=rest) for name in _weights(fc1)]
+        for path in (self.gate, self.norm):
+            if path is not None:
+                made += [Slice(f"{path}.{name}", 0) for name in _weights(model.get_submodule(path))]
+        if self.split is not None and model.get_submodule(self.split).mlp_bias is not None:
+            made.append(Slice(f"{self.split}.mlp_bias", 0))
+        return [*made, Slice(f"{self.fc2}.weight", 1)]
+
+    def sizes(self, model: nn.Module) -> list[Size]:
+        """Every attribute that follows the number of hidden units."""
+        rest = linear(model, self.fc1).out_features - self.parts * self.size if self.split is not None else 0
+        made = [Size(self.fc1, "out_features", self.parts, rest), Size(self.fc2, "in_features")]
+        if self.gate is not None:
+            made.append(Size(self.gate, "out_features"))
+        if self.norm is not None:
+            made.append(Size(self.norm, "normalized_shape", form="tuple"))
+        if self.split is not None:
+            made.append(Size(self.split, "in_split", form="first"))
+        return made
+
+    def cost(self, model: nn.Module, units: int) -> Cost:
+        """What `units` hidden units cost."""
+        fc1, fc2 = linear(model, self.fc1), linear(model, self.fc2)
+        made = self.parts + (self.gate is not None)
+        products = made * fc1.in_features + fc2.out_features
+        return Cost(units * products, units * (products + (made if fc1.bias is not None else 0)))
+
 
 ADDED = "added_by_vitprune"  # an attribute of a layer whose bias the architecture does not have
 
@@ -25,43 +109,8 @@ def linear(model: nn.Module, path: str) -> nn.Linear:
     return layer
 
 
-def rows(model: nn.Module, site: FfnSite, units: Tensor) -> Tensor:
-    """The rows of fc1 that stay when only `units` [k] do: theirs in every part, and those that are not hidden units."""
-    first = [part * site.width + units for part in range(site.parts)]
-    rest = torch.arange(site.parts * site.width, linear(model, site.fc1).out_features, device=units.device)
-    return torch.cat([*first, rest])
-
-
-@torch.no_grad()
-def keep_units(model: nn.Module, site: FfnSite, units: Tensor) -> None:
-    """Leave only hidden units `units` [k] (indices, ascending) of the FFN, in the model itself."""
-    fc1 = linear(model, site.fc1)
-    units = units.to(fc1.weight.device)
-    _keep_rows(fc1, rows(model, site, units))
-    if site.gate is not None:
-        _keep_rows(linear(model, site.gate), units)
-    if site.norm is not None:
-        parent, _, name = site.norm.rpartition(".")
-        setattr(model.get_submodule(parent), name, norm_of(model.get_submodule(site.norm), units))
-    if site.split is not None:
-        block: Any = model.get_submodule(site.split)
-        block.in_split = [len(units), *block.in_split[1:]]
-        if block.mlp_bias is not None:
-            block.mlp_bias = _like(block.mlp_bias, block.mlp_bias[units])
-    fc2 = linear(model, site.fc2)
-    fc2.weight = _like(fc2.weight, fc2.weight[:, units])
-    fc2.in_features = len(units)
-
-
-def _keep_rows(layer: nn.Linear, kept: Tensor) -> None:
-    layer.weight = _like(layer.weight, layer.weight[kept])
-    if layer.bias is not None:
-        layer.bias = _like(layer.bias, layer.bias[kept])
-    layer.out_features = len(kept)
-
-
-def _like(old: Tensor, value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
+def _weights(layer: nn.Module) -> list[str]:
+    return [name for name, _ in layer.named_parameters(recurse=False)]
 
 
 @torch.no_grad()
@@ -70,7 +119,7 @@ def norm_of(norm: nn.Module, units: Tensor) -> nn.Module:
     small: Any = copy.deepcopy(norm)
     small.normalized_shape = (len(units),)
     for name, weight in norm.named_parameters(recurse=False):
-        setattr(small, name, _like(weight, weight[units]))
+        setattr(small, name, nn.Parameter(weight[units].detach().clone(), requires_grad=weight.requires_grad))
     return small
 
 
@@ -99,34 +148,3 @@ def has_added_biases(model: nn.Module, sites: Sequence[FfnSite]) -> bool:
 def bias_of(layer: nn.Linear) -> Tensor:
     """The layer's bias [D], zeros where it has none."""
     return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
-
-
-def resize(model: nn.Module, site: FfnSite, width: int) -> None:
-    """Give the FFN another width, smaller or larger, with weights that have no meaning yet."""
-    if width != site.width:
-        keep_units(model, site, torch.arange(width) % site.width)
-
-
-def check_width(model: nn.Module, site: FfnSite, width: int) -> None:
-    """The FFN has this width, in its weights and in its metadata."""
-    fc1, fc2 = linear(model, site.fc1), linear(model, site.fc2)
-    assert site.width == width, site.fc1
-    made = len(rows(model, site, torch.arange(width)))
-    for layer, count in ((fc1, made), *([(linear(model, site.gate), width)] if site.gate else [])):
-        assert layer.weight.shape == (count, layer.in_features), site.fc1
-        assert layer.bias is None or layer.bias.shape == (count,), site.fc1
-        assert layer.out_features == count, site.fc1
-    assert site.split is not None or made == site.parts * width, site.fc1
-    assert fc2.weight.shape == (fc2.out_features, width), site.fc2
-    assert fc2.in_features == width, site.fc2
-    if site.norm is not None:
-        norm = model.get_submodule(site.norm)
-        assert tuple(norm.normalized_shape) == (width,), site.norm  # type: ignore[arg-type]
-
-
-def cost_per_unit(model: nn.Module, site: FfnSite) -> tuple[int, int]:
-    """Of one hidden unit: multiply-adds per token, and parameters."""
-    fc1, fc2 = linear(model, site.fc1), linear(model, site.fc2)
-    made = site.parts + (site.gate is not None)
-    products = made * fc1.in_features + fc2.out_features
-    return products, products + (made if fc1.bias is not None else 0)

@@ -14,13 +14,14 @@ from vitprune.model import families
 from vitprune.model.inside import hooks
 from vitprune.model.sites import ffn
 from vitprune.model.tokens import tokens_read
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 
 
 def _refit_all(
-    slim: nn.Module, dense: nn.Module, mask: Mask, stats: Sequence[Moments], recovery: str, ridge: float
+    slim: nn.Module, dense: nn.Module, plan: Plan, stats: Sequence[Moments], recovery: str, ridge: float
 ) -> None:
-    for site, keep, stat in zip(families.ffn_sites(dense), mask.blocks, stats, strict=True):
+    for site, stat in zip(families.ffn_sites(dense), stats, strict=True):
+        keep = plan.keep[site.name]
         if bool(keep.all()) or site.norm is not None:
             continue
         fc2, original = slim.get_submodule(site.fc2), dense.get_submodule(site.fc2)
@@ -32,12 +33,12 @@ def _refit_all(
 
 
 def _refit_normed(
-    slim: nn.Module, dense: nn.Module, mask: Mask, batches: Iterable[Tensor], recovery: str, ridge: float
+    slim: nn.Module, dense: nn.Module, plan: Plan, batches: Iterable[Tensor], recovery: str, ridge: float
 ) -> None:
     """Where a norm stands in front of fc2, the kept units are not what they were once the others are gone: the same
     regression, of W2·h of the dense model on the kept units h_S as their own norm gives them."""
     sites = families.ffn_sites(dense)
-    chosen = [i for i, site in enumerate(sites) if site.norm is not None and not bool(mask.blocks[i].all())]
+    chosen = [i for i, site in enumerate(sites) if site.norm is not None and not bool(plan.keep[sites[i].name].all())]
     if not chosen:
         return
     read, last, device = tokens_read(dense), sites[-1].block, device_of(dense)
@@ -51,7 +52,7 @@ def _refit_normed(
                 tokens = read if sites[i].block == last else slice(None)
                 product, target = products[i].pop()[:, tokens], written[i].pop()[:, tokens]
                 norm = slim.get_submodule(str(sites[i].norm))
-                moments[i].add(norm(product[..., mask.blocks[i].to(device)]), target)
+                moments[i].add(norm(product[..., plan.keep[sites[i].name].to(device)]), target)
     for i in chosen:
         fc2 = ffn.linear(slim, sites[i].fc2)
         if recovery == "mean":

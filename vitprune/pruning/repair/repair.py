@@ -26,7 +26,7 @@ from vitprune.core.least_squares import RIDGE, Moments
 from vitprune.model import families
 from vitprune.model.inside import blockwise
 from vitprune.model.sites import ffn
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import distill, layerwise
 from vitprune.pruning.repair.fold import _refit_all, _refit_normed
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_images
@@ -46,7 +46,7 @@ def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
 def repair(
     slim: nn.Module,
     dense: nn.Module,
-    mask: Mask,
+    plan: Plan,
     recovery: Recovery,
     *,
     stats: Sequence[Moments] = (),
@@ -66,19 +66,19 @@ def repair(
     """
     if needs_images(recovery) and batches is None:
         raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
-    if all(bool(keep.all()) for keep in mask.blocks):
+    if all(bool(keep.all()) for keep in plan.keep.values()):
         return  # nothing is gone, so nothing is repaired: every weight stays to the bit
     solved = closed_form(recovery)
     if solved != "none":
         ffn.add_biases(slim, families.ffn_sites(slim))
     if solved in ("mean", "affine"):
         strength = RIDGE if ridge is None else ridge
-        _refit_all(slim, dense, mask, stats, solved, strength)
+        _refit_all(slim, dense, plan, stats, solved, strength)
         normed = [site for site in families.ffn_sites(dense) if site.norm is not None]
         if normed and batches is None:
             raise UserError(f"recovery `{recovery}`: {normed[0].norm} sees the kept units only; images are needed")
         if batches is not None:
-            _refit_normed(slim, dense, mask, batches(), solved, strength)
+            _refit_normed(slim, dense, plan, batches(), solved, strength)
     elif solved != "none":
         assert batches is not None
         layers = solved == "layerwise"

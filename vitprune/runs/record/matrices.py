@@ -43,11 +43,11 @@ def write(context: Context, record: dict[str, Any]) -> dict[str, Any]:
     shown = _shown(names, record)
     frequency = {
         f"frequency.{i}": block[[targets[names.index(name)] for name in shown]].numpy().astype(np.float32)
-        for i, block in enumerate(found.blocks)
+        for i, block in enumerate(found.sites.values())
     }
     parts = {"paths": record["paths"] | {"shown": shown, "file": _save(context, "paths", frequency)}}
     if len(targets) > INLINE:
-        used = usage.utilisation([block[targets].numpy() for block in found.blocks])
+        used = usage.utilisation([block[targets].numpy() for block in found.sites.values()])
         similarity = usage.similarity(used).astype(np.float32)
         file = _save(context, "class-similarity", {"similarity": similarity})
         parts["class_similarity"] = {"classes": names, "file": file}

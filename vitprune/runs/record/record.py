@@ -197,7 +197,7 @@ def _discovered(context: Context) -> dict[str, Any]:
         return discoveries
     targets = context.every_target()
     names = [context.class_name(i) for i in targets]
-    best = [[int(block[i].argmax()) for block in scores.blocks] for i in targets]
+    best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
     found: dict[str, Any] = {
         "paths": {
             "t": context.recipe.criterion.t,
@@ -206,7 +206,7 @@ def _discovered(context: Context) -> dict[str, Any]:
         }
     }
     if len(targets) <= matrices.INLINE:
-        used = usage.utilisation([block[targets].numpy() for block in scores.blocks])
+        used = usage.utilisation([block[targets].numpy() for block in scores.sites.values()])
         matrix = [[round(v, 4) for v in row] for row in usage.similarity(used).tolist()]
         found["class_similarity"] = {"classes": names, "matrix": matrix}
     return discoveries | found
@@ -234,7 +234,7 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
         found["results"] = results
         found["specialists"] = evaluated["specialists"]
         found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
-    dense_widths = [site.width for site in context.sites]
+    dense_widths = [site.size for site in context.sites]
     pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
     found["model"] = {
         "name": told.model_name(context.recipe.model.name),

@@ -190,7 +190,7 @@ def _oracle_rows(context: Context) -> list[dict[str, Any]]:
                 lambda items, label=label: context.reporter.track(items, label, len(index), context.batch),  # type: ignore[misc]
             )
             m = _finite_metrics(logits, labels, None, name)
-            kept = t * len(context.sites) / sum(site.width for site in context.sites)
+            kept = t * len(context.sites) / sum(site.size for site in context.sites)
             made = row(context, name, "none", m, model, targets, kept, t)
             rows.append(made | {"protocol": "oracle", "t": t, "exported": False})
     return rows

@@ -25,7 +25,7 @@ from vitprune.model import classifier, families
 from vitprune.model.inside import moments as inside_moments
 from vitprune.model.load import saving
 from vitprune.pruning import masks, surgery
-from vitprune.pruning.masks import Mask
+from vitprune.pruning.plan import Plan
 from vitprune.pruning.prices import price
 from vitprune.pruning.repair import repair
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
@@ -40,18 +40,18 @@ def prune(context: Context) -> list[Path]:
     files: list[Path] = []
     for group, targets in context.class_sets().items():
         recipe = context.recipe
-        mask = main_mask(context, group, targets)
+        plan = main_mask(context, group, targets)
         dense = model_of(context, recipe.criterion.name, group)
-        difference = masked_against_sliced(context, mask, targets, dense)
+        difference = masked_against_sliced(context, plan, targets, dense)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, mask, context.recovery, group, targets, dense)
+        slim = slimmed(context, plan, context.recovery, group, targets, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
-            "kept": mask.kept,
+            "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": context.recovery,
             **({"labels_by_order": True} if context.labels_by_order else {}),
@@ -64,7 +64,7 @@ def prune(context: Context) -> list[Path]:
             classifier.narrow(slim, targets)
             labels = [label(context, i) for i in targets]
             saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
-        kept = {f"keep.{i}": keep for i, keep in enumerate(mask.blocks)}
+        kept = {f"keep.{name}": keep for name, keep in plan.keep.items()}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
         write_json(folder / "split.json", _split_by_name(context))
@@ -73,13 +73,13 @@ def prune(context: Context) -> list[Path]:
             context.write_recipe(folder)
             made.append("recipe.yaml")
         check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
-        write_json(check, {"widths": mask.widths, "kept": mask.kept, "masked_vs_sliced": difference})
+        write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in made] + [check]
     return files
 
 
-def main_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
-    """The mask that a class set is exported with.
+def main_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+    """The plan that a class set is exported with.
 
     With `rounds: R` the share keep^(n/R) is left after round n. The scores of a later round are those of the model as
     repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
@@ -87,7 +87,7 @@ def main_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
     recipe, name = context.recipe, context.recipe.criterion.name
     scores = scores_of(context, name, recipe.criterion.seed, group)
     dense = model_of(context, name, group)
-    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.width for s in context.sites)
+    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.size for s in context.sites)
     for n in range(1, recipe.rounds):
         so_far = mask_of(context, scores, targets, float(share ** (n / recipe.rounds)))
         context.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
@@ -99,7 +99,7 @@ def main_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
 def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
     """The criterion's scores of the model as it is after round n."""
     recipe, folder = context.recipe, context.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
-    smallest = min(site.width for site in families.ffn_sites(slim))
+    smallest = min(site.size for site in families.ffn_sites(slim))
     criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
     update = {
         "groups": None,
@@ -119,33 +119,31 @@ def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets
     return scores
 
 
-def _in_dense_numbering(scores: Scores, left: Mask) -> Scores:
+def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
     """Scores [C, kept] of what is left as [C, n], units that are gone below all others."""
 
-    def spread(blocks: list[Tensor]) -> list[Tensor]:
-        lowest = min(float(block.min()) for block in blocks) - 1
-        wide = [
-            block.new_full((len(block), len(keep)), lowest) for block, keep in zip(blocks, left.blocks, strict=True)
-        ]
-        for whole, block, keep in zip(wide, blocks, left.blocks, strict=True):
-            whole[:, keep] = block
+    def spread(sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        lowest = min(float(scored.min()) for scored in sites.values()) - 1
+        wide = {name: sites[name].new_full((len(sites[name]), len(keep)), lowest) for name, keep in left.keep.items()}
+        for name, keep in left.keep.items():
+            wide[name][:, keep] = sites[name]
         return wide
 
-    return dataclasses.replace(scores, blocks=spread(scores.blocks), ties=spread(scores.ties) if scores.ties else None)
+    return dataclasses.replace(scores, sites=spread(scores.sites), ties=spread(scores.ties) if scores.ties else None)
 
 
-def exported_mask(context: Context, group: str | None, targets: list[int]) -> Mask:
-    """The mask that was exported, as the prune stage wrote it."""
+def exported_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+    """The plan that was exported, as the prune stage wrote it."""
     kept = load_file(context.folder.root / (group or "") / "masks.safetensors")
-    return Mask([kept[f"keep.{i}"] for i in range(len(kept))], tuple(targets))
+    return Plan({site.name: kept[f"keep.{site.name}"] for site in context.sites}, tuple(targets))
 
 
-def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Mask:
-    """The mask for a class set at the recipe's budget, or at another one."""
-    r, model = context.recipe, context.loaded.model
+def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
+    """The plan for a class set at the recipe's budget, or at another one."""
+    r, model, by_name = context.recipe, context.loaded.model, {site.name: site for site in context.sites}
 
-    def prices(block: int, widths: np.ndarray) -> np.ndarray:
-        return price(model, context.sites[block], widths, r.budget)
+    def prices(name: str, widths: np.ndarray) -> np.ndarray:
+        return price(model, by_name[name], widths, r.budget)
 
     return masks.build(
         scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
@@ -174,16 +172,16 @@ def _split_by_name(context: Context) -> dict[str, Any]:
 
 def slimmed(
     context: Context,
-    mask: Mask,
+    plan: Plan,
     how: Recovery,
     group: str | None,
     targets: list[int],
     dense: nn.Module | None = None,
 ) -> nn.Module:
-    """The dense model (or the copy that a criterion trained) without the units the mask drops, repaired from the class
+    """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
     set's probe images."""
     dense, r = context.loaded.model if dense is None else dense, context.recipe
-    slim = surgery.slim(dense, mask)
+    slim = surgery.slim(dense, plan)
     index, size = refit_index(context, targets), context.repair_batch
 
     def batches() -> Iterator[Tensor]:
@@ -196,7 +194,7 @@ def slimmed(
     by_block = closed_form(how) in ("sequential", "layerwise")
     kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
     repair.repair(
-        slim, dense, mask, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
+        slim, dense, plan, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
         scratch=context.folder.root,
     )  # fmt: skip
     return slim
@@ -210,11 +208,11 @@ def refit_index(context: Context, targets: list[int]) -> np.ndarray:
     return np.random.default_rng(context.split.seed).permutation(index)[:most]
 
 
-def masked_against_sliced(context: Context, mask: Mask, targets: list[int], dense: nn.Module) -> float:
+def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images, a
     part at a time."""
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)][:16]
     x, _ = next(context.images.batches(index, 16))
     parts = x.to(context.device).split(context.batch)
-    return float(np.max([surgery.masked_vs_sliced(dense, mask, part) for part in parts]))  # NaN stays NaN
+    return float(np.max([surgery.masked_vs_sliced(dense, plan, part) for part in parts]))  # NaN stays NaN

@@ -28,6 +28,7 @@ from vitprune.criteria.settings import Attribution
 from vitprune.criteria.statistics.random import random
 from vitprune.images import split
 from vitprune.model.inside import pieces
+from vitprune.model.sites.base import names
 from vitprune.pruning import masks
 from vitprune.runs.engine import processes
 from vitprune.runs.engine.parts import ADVICE, Manifest, job
@@ -115,7 +116,10 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
             f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
         )
     path = _whole_file(context, name, group)
-    columns = {f"scores.{i}": block.float().cpu().contiguous() for i, block in enumerate(scores)}
+    columns = {
+        f"scores.{site.name}": block.float().cpu().contiguous()
+        for site, block in zip(context.sites, scores, strict=True)
+    }
     with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(columns))
     files = [path, path.with_suffix(".json")]
@@ -274,7 +278,7 @@ def _forget_others(context: Context, needed: list[Discovery]) -> None:
 def load(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Scores:
     """The scores of one discovery."""
     gathered = Gathered.from_file(str(result_file(context, criterion, t, how, per_class)))
-    return to_scores(gathered, criterion, context.loaded.outputs, CRITERIA[criterion].ranks_by)
+    return to_scores(gathered, criterion, names(context.sites), context.loaded.outputs, CRITERIA[criterion].ranks_by)
 
 
 def columns(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> PathSet:
@@ -310,6 +314,5 @@ def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None
     c = context.recipe.criterion
     if CRITERIA[criterion].whole:
         columns = load_file(_whole_file(context, criterion, group))
-        blocks = [columns[f"scores.{i}"] for i in range(len(context.sites))]
-        return Scores(criterion, blocks, None, 0)
+        return Scores(criterion, {name: columns[f"scores.{name}"] for name in names(context.sites)}, None, 0)
     return load(context, criterion, c.t, c.attribution(), c.images_per_class(criterion))

@@ -36,7 +36,7 @@ from vitprune.model import classifier, families
 from vitprune.model.inside import pieces
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
-from vitprune.model.sites.base import FfnSite
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import require_class_token, stream_width, tokens_per_site
 from vitprune.pruning import masks
 from vitprune.pruning.repair import repair
@@ -265,7 +265,7 @@ class Context:
     def fits(self) -> None:
         """Raises UserError where the model does not allow what the recipe asks for."""
         for site in self.sites:
-            masks.width(self.recipe.keep, site.width, self.recipe.round_to)
+            masks.width(self.recipe.keep, site.size, self.recipe.round_to)
         own = self.recipe.criterion
         protocol = self.recipe.paper_protocol
         for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
