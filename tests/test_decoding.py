@@ -158,14 +158,15 @@ def test_how_many_processes_without_a_word(tmp_path: Path, monkeypatch: pytest.M
 RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
-from vitprune import pipeline, recipe
-pipeline.run(recipe.load(sys.argv[1]), "split")
+from vitprune.recipe import parse
+from vitprune.runs import pipeline
+pipeline.run(parse.load(sys.argv[1]), "split")
 """
 CHECK = """
 import sys
 from pathlib import Path
-from vitprune.decoding import Job, Processes, check
-from vitprune.sources.folder import Folder
+from vitprune.images.decode_pool import Job, Processes, check
+from vitprune.images.sources.folder import Folder
 source = Folder(Path(sys.argv[1]))
 check(source, processes=Processes(Job(source, None, "L"), 2))
 """

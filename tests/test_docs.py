@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import vitprune
+from vitprune.criteria import catalog
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse, recipe
 
@@ -56,7 +57,7 @@ def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeyp
     (text,) = blocks(ROOT / "docs" / "criterion.md", "python")
     assert len([line for line in text.splitlines() if line.strip()]) <= 20
     monkeypatch.setattr("vitprune.criteria.catalog.CRITERIA", dict(CRITERIA))
-    monkeypatch.setattr("vitprune.criteria.catalog.CRITERIA", vitprune.criteria.catalog.CRITERIA)
+    monkeypatch.setattr("vitprune.api.CRITERIA", catalog.CRITERIA)
     exec(compile(text, "criterion.md", "exec"), {})
     model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
     labels = torch.arange(6) % 3
@@ -67,7 +68,7 @@ def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeyp
     handle.remove()
     for label in range(3):
         mine = seen[0][labels == label].double().pow(2).mean((0, 1))
-        torch.testing.assert_close(scores.blocks[1][label].double(), mine, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scores.rows[1][label].double(), mine, rtol=1e-4, atol=1e-6)
     slim = vitprune.prune(model, scores, keep=0.25, recovery="affine", images=images)
     assert slim.blocks[1].mlp.fc1.out_features == 8
 

@@ -206,17 +206,17 @@ def test_the_disk_fills_while_the_onnx_file_is_written(
 
 DRIVER = """
 import dataclasses, os, time
-from vitprune import cli
-from vitprune.context import Context
-from vitprune.criteria import CRITERIA
-from vitprune import shards
-shards.SHARD, Context.images_per_batch = 4, lambda *_: 2
+from vitprune.cli import app
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.runs.engine import parts
+from vitprune.runs.state.context import Context
+parts.SHARD, Context.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(float(os.environ["PAUSE"]))
     return row.score(*args, **options)
 CRITERIA["jas"] = dataclasses.replace(row, score=score)
-cli.main()
+app.main()
 """
 
 

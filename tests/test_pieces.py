@@ -364,21 +364,23 @@ def test_a_devices_number_leaves_the_digests_and_the_parts_are_in_them(
 
 KILLED = """
 import os, signal, sys
-from vitprune import pipeline, recipe, sequential
-sequential.IN_MEMORY = 0
-real, calls, made, init = sequential.fit, [], [], sequential.Streams.__init__
+from vitprune.pruning.repair import layerwise, streams as store
+from vitprune.recipe import parse
+from vitprune.runs import pipeline
+store.IN_MEMORY = 0
+real, calls, made, init = layerwise.fit, [], [], store.Streams.__init__
 def streams(self, folder):
     init(self, folder)
     made.append(self)
-sequential.Streams.__init__ = streams
+store.Streams.__init__ = streams
 def fit(*given):
     calls.append(1)
     if len(calls) == 3:
         print(os.fstat(made[0]._file.fileno()).st_size, os.readlink(f"/proc/self/fd/{made[0]._file.fileno()}"), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*given)
-sequential.fit = fit
-pipeline.run(recipe.load(sys.argv[1]), "prune", device="cpu")
+layerwise.fit = fit
+pipeline.run(parse.load(sys.argv[1]), "prune", device="cpu")
 """
 
 

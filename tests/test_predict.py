@@ -167,7 +167,7 @@ import runpy, sys
 try:
     runpy.run_module({entry!r}, run_name="__main__", alter_sys=True)
 finally:
-    heavy = ("torch", "timm", "torchvision", "onnx", "scipy", "vitprune.library", "vitprune.checkpoint")
+    heavy = ("torch", "timm", "torchvision", "onnx", "scipy", "vitprune.api", "vitprune.model.load.opening")
     found = [name for name in heavy if name in sys.modules]
     print(found or "light", file=sys.stderr)
 """

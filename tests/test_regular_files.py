@@ -186,7 +186,8 @@ def test_sizes_before_arrays(tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
-from vitprune import archives, errors
+from vitprune.core import errors
+from vitprune.model.load import archives
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
 try:

@@ -56,7 +56,7 @@ def test_two_rounds_are_two_prunings_by_hand(content: dict[str, Any], tmp_path: 
         dense = context.loaded.model
         first = vitprune.discover(dense, images, torch.zeros(len(images), dtype=torch.long), criterion="variance", t=8)
         half = vitprune.prune(dense, first, keep=0.5, recovery=recovery, images=images)  # type: ignore[arg-type]
-    order = [block[0].argsort(descending=True)[: WIDTH // 2].sort().values for block in first.masks]
+    order = [block[0].argsort(descending=True)[: WIDTH // 2].sort().values for block in first.rows]
     left = variances(half, images)
     again = vitprune.discover(half, images, torch.zeros(len(images), dtype=torch.long), criterion="variance", t=8)
     for found, keep, variance, score in zip(masks(tmp_path / "tiny"), order, left, again.sites.values(), strict=True):

@@ -21,7 +21,7 @@ from vitprune.core.errors import UserError
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.settings import Attribution
 from vitprune.recipe import recipe
-from vitprune.runs import pipeline
+from vitprune.runs import pipeline, worker
 from vitprune.runs.engine import parts
 from vitprune.runs.engine import processes as parallel
 from vitprune.runs.engine.parts import Manifest
@@ -53,19 +53,20 @@ def results(out: Path) -> dict[str, bytes]:
 
 KILLED = """
 import dataclasses, os, random, signal, sys, time
-from vitprune.criteria import CRITERIA
-from vitprune import pipeline, recipe, shards
-from vitprune.context import Context
-import vitprune.stages.discover
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.recipe import parse
+from vitprune.runs import pipeline
+from vitprune.runs.engine import parts
+from vitprune.runs.state.context import Context
 import torch
 torch.set_num_threads(1)
-shards.SHARD, Context.images_per_batch = 4, lambda *_: 2
+parts.SHARD, Context.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(0.1)
     return row.score(*args, **options)
 CRITERIA["jas"] = dataclasses.replace(row, score=score)
-made, chance, kills = recipe.load(sys.argv[1]), random.Random(int(sys.argv[2])), 0
+made, chance, kills = parse.load(sys.argv[1]), random.Random(int(sys.argv[2])), 0
 for turn in range(200):
     child = os.fork()  # nothing has been computed here yet: no thread to lose
     if not child:
@@ -122,7 +123,7 @@ def test_a_helper_makes_its_own_shards_and_no_others(setting: dict[str, Any], tm
     assert len(files) == 18
     for path in files:
         path.unlink()
-    parallel.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 3)
+    worker.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 3)
     assert sorted((tmp_path / "out").rglob("jas*/t3/*.safetensors")) == files[1::3]
     for path in (tmp_path / "out").glob("tiny/stages/discover/jas-*.safetensors"):
         path.unlink()
@@ -132,7 +133,7 @@ def test_a_helper_makes_its_own_shards_and_no_others(setting: dict[str, Any], tm
 
 def test_a_helper_stops_when_nobody_waits_for_it(setting: dict[str, Any], tmp_path: Path) -> None:
     made = recipe.Recipe.model_validate(setting)
-    parallel.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 2, gone=lambda: True)
+    worker.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 2, gone=lambda: True)
     assert not (tmp_path / "out").exists()
 
 
@@ -199,7 +200,7 @@ def test_auto_with_workers_and_under_torchrun(
     assert run(auto, workers=2)["choice"] == alone["choice"]
     assert results(tmp_path / "out") == results(tmp_path / "alone")
     helper = Context.join(recipe.Recipe.model_validate(auto), "cpu", progress.Reporter(quiet=True))
-    parallel.serve(helper, 1, 2)
+    worker.serve(helper, 1, 2)
     assert helper.recipe.criterion.name == alone["choice"]["chosen"]
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -18,12 +18,16 @@ import dataclasses, gc, json, os, signal, sys
 from pathlib import Path
 import pytest, torch
 from small import leftovers, quicken
-from vitprune import cli, checkpoint, onnx_export, pipeline, record, summary
-import vitprune.progress
+from vitprune.cli import app as cli, tables
+from vitprune.deploy.onnx import exporting
+from vitprune.model.load import opening
+from vitprune.runs import pipeline
+from vitprune.runs.record import record
+import vitprune.core.progress
 recipe, base, model = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 torch.set_num_threads(1)
 quicken(pytest.MonkeyPatch())
-onnx_export.export(checkpoint.load(model), base / "warm.onnx", {})  # the children find its program converted
+exporting.export(opening.load(model), base / "warm.onnx", {})  # the children find its program converted
 gc.collect()
 gc.freeze()
 armed, replace = [], os.replace

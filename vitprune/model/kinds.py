@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -24,6 +25,15 @@ def sites_of(model: nn.Module, kinds: Sequence[str] = ("ffn",)) -> list[Site]:
         if kind not in KINDS:
             raise UserError(f"sites: `{kind}` is not known; there are {', '.join(KINDS)}")
     return [site for kind in kinds for site in KINDS[kind](model)]
+
+
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Units of every site by name, of every kind that the model has."""
+    found: dict[str, int] = {}
+    for kind in KINDS:
+        with contextlib.suppress(UserError):
+            found |= {site.name: site.size for site in KINDS[kind](model)}
+    return found
 
 
 def named(model: nn.Module, names: Sequence[str]) -> dict[str, Site]:

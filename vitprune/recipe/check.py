@@ -151,6 +151,7 @@ def in_folder(folder: Path, foreign: bool) -> Found:
     agree(stored, args, str(weights), config.name)
     block = record.get("vitprune")
     stated, widths = block.get("widths") if isinstance(block, dict) else None, widths_in(stored)
+    stated = list(stated.values()) if isinstance(stated, dict) else stated  # by site name, or of before sites had one
     if isinstance(stated, list) and widths and stated != widths:
         raise UserError(f"{weights}: its FFNs have {shown(widths)} hidden units, vitprune.widths says {shown(stated)}")
     outputs = args.get("num_classes") if type(args.get("num_classes")) is int else outputs_in(stored)

@@ -83,7 +83,8 @@ def _name(record: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def _widths(config: dict[str, Any]) -> list[Any]:
-    return sequence(mapping(config.get("vitprune")).get("widths"))
+    given = mapping(config.get("vitprune")).get("widths")
+    return list(given.values()) if isinstance(given, dict) else sequence(given)
 
 
 def _ragged(config: dict[str, Any]) -> bool:

@@ -26,9 +26,9 @@ from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns, eliminate
 from vitprune.model import families
 from vitprune.model.inside import hooks, pieces
+from vitprune.model.inside.pieces import STATISTICS
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
-from vitprune.pruning.repair.repair import ADVICE
 
 
 def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
@@ -76,7 +76,7 @@ def statistics(
 
     for images, _ in batches():
         fits = pieces.room(footprint, device)
-        found = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), ADVICE, fits, device)  # type: ignore[misc]
+        found = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
         for stream in streams:
             stream.add(pieces.first_of(found))
         for position in range(len(sites)):

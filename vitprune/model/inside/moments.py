@@ -11,8 +11,8 @@ from vitprune.core.device import device_of
 from vitprune.core.least_squares import Moments, Stream
 from vitprune.model import families, tokens
 from vitprune.model.inside import hooks, pieces
+from vitprune.model.inside.pieces import STATISTICS
 from vitprune.model.sites.ffn import FfnSite
-from vitprune.pruning.repair.repair import ADVICE
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor
 
     for images in batches:
         fits = pieces.room(footprint, device)
-        found = pieces.taken(len(images), lambda rows, x=images: hidden_of(x[rows]), ADVICE, fits, device)  # type: ignore[misc]
+        found = pieces.taken(len(images), lambda rows, x=images: hidden_of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
         for stream in streams:
             stream.add(pieces.first_of(found))
     return [stream.finish() for stream in streams]

@@ -27,6 +27,7 @@ from vitprune.model.tokens import stream_width, tokens_per_site
 T = TypeVar("T")
 ROWS = {"cpu": 80, "other": 512}  # images × nodes of one part; more fall out of a processor's cache and are slower
 BYTES = {"cpu": 1 << 30, "other": 1 << 32}  # what one part may keep, about
+STATISTICS = "statistics: not enough memory for a single image; free some, or take a device with more"
 SHARE = 0.4  # of the free memory, for one pass
 RULE = [ROWS, BYTES]  # of the digest of everything that is computed in parts
 

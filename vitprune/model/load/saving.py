@@ -13,12 +13,12 @@ from torch import nn
 
 from vitprune.core import ledger
 from vitprune.core.files import replacing, write_json
+from vitprune.model import kinds
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import checksums
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
 from vitprune.model.sites import ffn
-from vitprune.model.sites.base import names
 
 
 def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {
-            "widths": dict(zip(names(sites), widths, strict=True)),
+            "widths": kinds.sizes(model),
             **({"added_biases": True} if added else {}),
             **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}),
             **about,

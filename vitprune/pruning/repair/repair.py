@@ -1,7 +1,7 @@
 """Repair of a model whose units are gone, from images of the probe split; labels play no part.
 
-`sequential` and `layerwise` go block by block (vitprune/sequential.py); `+distill` adds a short training by the dense
-model (vitprune/distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
+`sequential` and `layerwise` go block by block (layerwise.py); `+distill` adds a short training by the dense
+model (distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
 pruned units, μ and C the mean and centred covariance of a block's hidden units over all tokens of all probe images (in
 the last block over the tokens that the head reads: what its FFN does to the others is never seen; on a fold of the probe
 split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and b2 = fc2.bias:
@@ -32,7 +32,6 @@ from vitprune.pruning.repair.fold import _refit_all, _refit_normed
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_images
 
 DISTILL_EPOCHS = 3
-ADVICE = "statistics: not enough memory for a single image; free some, or take a device with more"
 
 
 def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:

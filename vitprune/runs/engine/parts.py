@@ -5,7 +5,7 @@ t<t>/<start>.safetensors   one shard: whole batches, written to a temporary name
 
 The same manifest gives the same bits, whoever computes which shard and however often the work is interrupted: a valid
 shard is taken as it is, a missing or damaged one is computed again, and shards are merged in their order. A batch that
-does not fit in memory is taken in pieces, to the same bits (vitprune/pieces.py); the shard says so.
+does not fit in memory is taken in pieces, to the same bits (model/inside/pieces.py); the shard says so.
 """
 
 from __future__ import annotations

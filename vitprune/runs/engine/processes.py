@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vitprune.core.errors import UserError
+from vitprune.recipe.parse import dump
 from vitprune.runs.engine.parts import Manifest
 from vitprune.runs.state.context import Context
 
@@ -88,15 +89,13 @@ def team(context: Context) -> Iterator[Team]:
 
 @contextmanager
 def _started(context: Context) -> Iterator[list[subprocess.Popen[bytes]]]:
-    from vitprune.recipe.parse import dump
-
     size, threads = context.workers, torch.get_num_threads()
     share = max(1, threads // size)
     others = []
     try:
         for rank in range(1, size):
             told = [str(rank), str(size), str(share), str(context.device)]
-            command = [sys.executable, "-W", "ignore", "-m", "vitprune.runs.engine.processes", *told]
+            command = [sys.executable, "-W", "ignore", "-m", "vitprune.runs.worker", *told]
             process = subprocess.Popen(command, stdin=subprocess.PIPE)
             others.append(process)
             assert process.stdin is not None
@@ -111,60 +110,3 @@ def _started(context: Context) -> Iterator[list[subprocess.Popen[bytes]]]:
             process.terminate()
         for process in others:
             process.wait()
-
-
-def serve(context: Context, rank: int, size: int, gone: Callable[[], bool] = lambda: False) -> None:
-    """Make this process's shards of every discovery; the first process has the folder's lock and everything else.
-
-    Returns early when `gone()` says that nobody waits for them any more.
-    """
-    from vitprune.runs import choose
-    from vitprune.runs.pipeline import STAGES, stage_digest
-    from vitprune.runs.stages import score
-
-    context.adapt()
-    split = stage_digest(STAGES[0], context, {})
-    if not _until(lambda: context.folder.is_current("split", split), gone):
-        return
-    if context.recipe.criterion.name == "auto":
-        if not _until(lambda: choose.settled(context) is not None, gone):
-            return
-        context.recipe = choose.settled(context) or context.recipe
-    me = Team(rank, size)
-    for found in score.discoveries(context):
-        plan: list[Manifest] = []
-        if not _until(lambda found=found, plan=plan: score.planned(context, found, plan), gone):  # type: ignore[misc]
-            return
-        for start in me.order(plan[0])[: len(range(rank, len(plan[0].starts), size))]:
-            if gone():
-                return
-            plan[0].ensure(start, score.scorer(context, found), score.keeps(found), context.room(found.nodes))
-
-
-def _until(done: Callable[[], bool], gone: Callable[[], bool]) -> bool:
-    while not done():
-        if gone():
-            return False
-        time.sleep(POLL)
-    return True
-
-
-def main() -> None:
-    """A helper of `--workers`: rank, size, threads, device; the recipe on standard input."""
-    from vitprune.core.progress import Reporter
-    from vitprune.recipe import parse
-
-    rank, size, threads, device = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    parent = os.getppid()
-    torch.set_num_threads(threads)
-    made = parse.parse(sys.stdin.read(), "recipe of the first process")
-    chosen = device_of_rank("cuda" if device.startswith("cuda") else device, rank)
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            serve(Context.join(made, chosen, Reporter(quiet=True)), rank, size, lambda: os.getppid() != parent)
-        except UserError as error:
-            print(f"worker {rank}: {error}; the others go on", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
