@@ -202,7 +202,10 @@ def test_the_recipe_that_is_run_stays_as_it_is(finished: tuple[dict[str, Any], P
     assert "recipe.yaml: was changed" in refusal(content, "prune")
 
 
-def test_the_recipe_of_a_group_stays_too(setting: dict[str, Any], tmp_path: Path) -> None:
+def test_the_recipe_of_a_group_stays_too(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the recipe in a run's folder says `out` from the working folder
     setting |= {"groups": {"red": ["circle"], "blue": ["cross"]}}
     run(setting, "prune")
     path = tmp_path / "out" / "tiny" / "red" / "recipe.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 
 import numpy as np
@@ -310,3 +311,12 @@ def test_path_set_is_a_plain_record():
         np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 2, 3), np.int32), np.zeros((0, 2, 3), np.float32)
     )
     assert empty.units.shape == (0, 2, 3)
+
+
+def test_what_was_gathered_is_the_same_bytes_in_every_process() -> None:
+    """safetensors writes several keys of metadata in an order that is another in every process."""
+    made = gather(ALL)
+    made.notes = {"batch": "2", "more": "3"}
+    head = made.to_bytes()
+    size = int.from_bytes(head[:8], "little")
+    assert len(json.loads(head[8 : 8 + size])["__metadata__"]) == 1

@@ -98,7 +98,6 @@ def test_twenty_kills_at_random_leave_no_trace(setting: dict[str, Any], tmp_path
 # ---- several processes
 
 
-@pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("criterion", ["fisher-obs", "jas"])
 def test_workers_leave_no_trace(
     setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], criterion: str
@@ -190,7 +189,6 @@ def test_one_that_never_comes_is_waited_for_once(tmp_path: Path, monkeypatch: py
     assert 0.2 < time.monotonic() - started < 2
 
 
-@pytest.mark.usefixtures("small_shards")
 def test_auto_with_workers_and_under_torchrun(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ Legend: B images of a batch, K classes met, C classes in all, L blocks, n hidden
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,15 +63,16 @@ class Gathered:
         for i, (count, total) in enumerate(zip(self.counts, self.sums, strict=True)):
             columns |= {f"counts.{i}": count, f"sums.{i}": total}
         whole = {k: np.ascontiguousarray(v) for k, v in columns.items()}
-        return save(whole, metadata={**self.notes, "sha256": _checksum(whole)})
+        about = json.dumps({**self.notes, "sha256": _checksum(whole)}, sort_keys=True)
+        return save(whole, metadata={"about": about})  # one key: the order of several is another in every process
 
     @classmethod
     def from_file(cls, path: str) -> Gathered:
         """Inverse of `to_bytes`. Raises ValueError when the columns are not what was written."""
         with safe_open(path, "numpy") as f:
             c = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-            notes = dict(f.metadata() or {})
-        if notes.pop("sha256", None) != _checksum(c):
+            notes = json.loads((f.metadata() or {}).get("about", "{}"))
+        if not isinstance(notes, dict) or notes.pop("sha256", None) != _checksum(c):
             raise ValueError(f"{path}: damaged")
         depth = c["units"].shape[1]
         return cls(
