@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from vitprune.paper import tables
 from vitprune.recipe import experiments, inputs, parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import compare, defaults, pipeline, skeleton
-from vitprune.runs.engine import processes
 from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -152,12 +152,11 @@ def test_notes_are_told_once_on_the_terminal(images: Path, capsys: pytest.Captur
     assert len(lines) == len(set(lines)) == len(context.notes) == 2
 
 
-def test_a_helper_process_settles_the_same(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under torchrun every process reads the recipe by itself."""
+def test_a_worker_is_told_what_was_settled(images: Path) -> None:
     context = ready(minimal(NONE, images, criterion={"name": "jas"}))
-    monkeypatch.setattr(pipeline, "stage_digest", lambda *_: "")
-    processes.serve(context, 1, 2, lambda: True)
-    assert context.recipe == settled(minimal(NONE, images, criterion={"name": "jas"}))[0]
+    context.preflight()
+    there = pickle.loads(pickle.dumps(context))
+    assert there is not context and there.recipe == settled(minimal(NONE, images, criterion={"name": "jas"}))[0]
 
 
 @pytest.mark.parametrize("name", [NONE, STAGES])

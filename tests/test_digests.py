@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +19,8 @@ from vitprune.criteria.settings import Attribution
 from vitprune.model import families
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.engine import parts
 from vitprune.runs.pipeline import STAGES
+from vitprune.runs.stages import image_scores
 
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
@@ -224,8 +224,17 @@ def test_other_pixels_and_other_weights_are_noticed(
     assert done(content) == everything and done(content) == []
 
 
-def test_the_parts_of_a_discovery_are_of_exactly_its_job(tmp_path: Path) -> None:
-    """Another image, another order, another setting: another plan."""
-    index = torch.arange(6).numpy()
-    jobs = {parts.job(index, {"a": 1}), parts.job(index, {"a": 2}), parts.job(index[::-1], {"a": 1})}
-    assert len(jobs | {parts.job(index[:-1], {"a": 1})}) == 4
+def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
+    """Another image, order, setting, t, batch, model or data set: other parts; and no part is that of another place."""
+    index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Attribution(), 50, (2,))
+    context = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "images_per_batch": lambda _: 8}
+
+    def keys(index: Any = index, found: Any = found, **changed: Any) -> list[str]:
+        made = image_scores.job(SimpleNamespace(**(context | changed)), found, index)  # type: ignore[arg-type]
+        return [made.key(position) for position in range(len(made.items))]
+
+    assert keys() == keys() and len(keys()) == 3
+    others = [keys(index[::-1]), keys(index + 1), keys(index[:-1]), keys(images_per_batch=lambda _: 16)]
+    others += [keys(model_digest="n"), keys(data_digest="e"), keys(found=replace(found, ts=(2, 3)))]
+    others += [keys(found=replace(found, how=Attribution(nodes=6)))]
+    assert len({key for own in [keys(), *others] for key in own}) == 3 * 9

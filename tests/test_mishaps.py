@@ -22,7 +22,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.ledger import TEMPORARY
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
-from vitprune.runs.engine import parts
+from vitprune.runs.stages import image_scores
 from vitprune.runs.state.context import Context
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -208,9 +208,9 @@ DRIVER = """
 import dataclasses, os, time
 from vitprune.cli import app
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.runs.engine import parts
+from vitprune.runs.stages import image_scores
 from vitprune.runs.state.context import Context
-parts.SHARD, Context.images_per_batch = 4, lambda *_: 2
+image_scores.SHARD, Context.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(float(os.environ["PAUSE"]))
@@ -234,7 +234,7 @@ def result(out: Path) -> list[Path]:
 def shards_of(out: Path, process: subprocess.Popen[str]) -> list[Path]:
     end = time.monotonic() + 200
     while time.monotonic() < end:
-        found = sorted(out.rglob("jas*/t3/*.safetensors"))
+        found = sorted(out.rglob("parts/jas*/*.safetensors"))
         if found:
             return found
         assert process.poll() is None, process.communicate()[1]
@@ -253,7 +253,7 @@ def test_a_stop_half_way_then_the_same_command(
     before = {p: p.stat().st_mtime_ns for p in made_before}
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert not result(tmp_path / "out")
-    monkeypatch.setattr(parts, "SHARD", 4)
+    monkeypatch.setattr(image_scores, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
     run(setting, "discover")
     assert {p: p.stat().st_mtime_ns for p in made_before} == before, "a finished shard was computed again"

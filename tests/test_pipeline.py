@@ -42,8 +42,8 @@ from vitprune.images import decode_pool
 from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
 from vitprune.runs import pipeline, told
-from vitprune.runs.engine import parts
 from vitprune.runs.record import record
+from vitprune.runs.stages import image_scores
 from vitprune.runs.state.context import Context
 from vitprune.runs.state.workspace import Workspace
 
@@ -435,7 +435,7 @@ def counted(patch: pytest.MonkeyPatch, name: str, stop_at: int | None = None) ->
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: twelve images are three shards."""
-    monkeypatch.setattr(parts, "SHARD", 4)
+    monkeypatch.setattr(image_scores, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
 
 
@@ -450,7 +450,7 @@ def interrupted(bench: Bench, after: int) -> list[Path]:
         with pytest.raises(KeyboardInterrupt):
             bench.run("discover")
     assert leftovers(bench.out) == []
-    return sorted((bench.root / "stages" / "discover").rglob("jas*/t3/*.safetensors"))
+    return sorted((bench.root / "stages" / "discover").rglob("parts/jas*/*.safetensors"))
 
 
 @pytest.mark.usefixtures("small_shards")

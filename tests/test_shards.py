@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -20,11 +23,12 @@ from vitprune.core import progress
 from vitprune.core.errors import UserError
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.settings import Attribution
+from vitprune.paper import tables
 from vitprune.recipe import recipe
-from vitprune.runs import pipeline, worker
-from vitprune.runs.engine import parts
-from vitprune.runs.engine import processes as parallel
-from vitprune.runs.engine.parts import Manifest
+from vitprune.runs import compare, pipeline
+from vitprune.runs.engine.base import Columns
+from vitprune.runs.stages import image_scores
+from vitprune.runs.stages.image_scores import of_t, shard
 from vitprune.runs.state.context import Context
 
 
@@ -37,7 +41,7 @@ def setting(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: 72 images are eighteen shards."""
-    monkeypatch.setattr(parts, "SHARD", 4)
+    monkeypatch.setattr(image_scores, "SHARD", 4)
     monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
 
 
@@ -56,11 +60,11 @@ import dataclasses, os, random, signal, sys, time
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse
 from vitprune.runs import pipeline
-from vitprune.runs.engine import parts
+from vitprune.runs.stages import image_scores
 from vitprune.runs.state.context import Context
 import torch
 torch.set_num_threads(1)
-parts.SHARD, Context.images_per_batch = 4, lambda *_: 2
+image_scores.SHARD, Context.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(0.1)
@@ -114,96 +118,89 @@ def test_workers_leave_no_trace(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_a_helper_makes_its_own_shards_and_no_others(setting: dict[str, Any], tmp_path: Path) -> None:
-    made = recipe.Recipe.model_validate(setting)
+def test_workers_make_what_is_missing_and_nothing_else(setting: dict[str, Any], tmp_path: Path) -> None:
     run(setting)
     before = results(tmp_path / "out")
-    files = sorted((tmp_path / "out").rglob("jas*/t3/*.safetensors"))
+    files = sorted((tmp_path / "out").rglob("parts/jas*/*.safetensors"))
     assert len(files) == 18
-    for path in files:
+    known = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    for path in files[1::3]:
         path.unlink()
-    worker.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 3)
-    assert sorted((tmp_path / "out").rglob("jas*/t3/*.safetensors")) == files[1::3]
     for path in (tmp_path / "out").glob("tiny/stages/discover/jas-*.safetensors"):
         path.unlink()
-    run(setting)
+    run(setting, workers=2)
     assert results(tmp_path / "out") == before
-
-
-def test_a_helper_stops_when_nobody_waits_for_it(setting: dict[str, Any], tmp_path: Path) -> None:
-    made = recipe.Recipe.model_validate(setting)
-    worker.serve(Context.join(made, "cpu", progress.Reporter(quiet=True)), 1, 2, gone=lambda: True)
-    assert not (tmp_path / "out").exists()
+    assert {path: path.read_bytes() for path in files} == {path: was for path, (was, _) in known.items()}
+    assert [path for path in files if path.stat().st_mtime_ns != known[path][1]] == files[1::3]
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_the_first_process_goes_on_without_helpers_that_died(
-    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_run_goes_on_when_a_worker_is_killed(
+    setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parallel.sys, "executable", "/bin/false")
+    killed: list[int] = []
+
+    def kill() -> None:
+        until = time.monotonic() + 60
+        while not killed and time.monotonic() < until:
+            time.sleep(0.02)
+            if list((tmp_path / "out").rglob("parts/*/*.safetensors")):
+                workers = [c for c in psutil.Process().children() if "popen_loky" in " ".join(c.cmdline())]
+                for process in workers[:1]:
+                    process.kill()
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
     run(setting, workers=2)
-    monkeypatch.undo()
-    monkeypatch.setattr(parts, "SHARD", 4)
-    monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
+    killer.join()
     run(setting | {"out": str(tmp_path / "alone")})
-    assert results(tmp_path / "out") == results(tmp_path / "alone")
+    assert killed and results(tmp_path / "out") == results(tmp_path / "alone")
 
 
-def test_torchrun_is_read_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    assert parallel.from_torchrun() == (0, 1)
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert parallel.from_torchrun() == (2, 4)
-    assert parallel.device_of_rank("cpu", 2) == "cpu"
+def test_a_run_is_opened_once_in_a_worker(setting: dict[str, Any]) -> None:
+    """What is sent holds no model; the first process keeps the run that it has, and one inside a run is not sent."""
+    context = Context.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True), 2)
+    context.adapt()
+    sent = pickle.dumps(context)
+    assert len(sent) < 20_000
+    there = pickle.loads(sent)
+    assert pickle.loads(pickle.dumps(context)) is there is not context
+    assert there.recipe == context.recipe and there.device == context.device and there.folder == context.folder
+    assert there.workers == 2 and there.model_digest == context.model_digest
+    context.recipe = context.recipe.model_copy(update={"keep": 0.25})
+    assert pickle.loads(pickle.dumps(context)).recipe.keep == 0.25
+    inner = dataclasses.replace(context, shared=False)
+    assert inner.executor.workers == 1
+    with pytest.raises(AssertionError, match="stays in its process"):
+        pickle.dumps(inner)
 
 
-def test_torchrun_shares_the_work(setting: dict[str, Any], tmp_path: Path) -> None:
-    """Two processes as torchrun starts them: the second makes shards and ends without a word."""
-    path = write_recipe(tmp_path / "r.yaml", setting)
-    command = [sys.executable, "-W", "ignore", "-m", "vitprune", "discover", str(path), "--device", "cpu"]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [p.communicate(timeout=200) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], said
-    assert said[1] == ("", "")
-    run(setting | {"out": str(tmp_path / "alone")})
-    assert results(tmp_path / "out") == results(tmp_path / "alone")
-
-
-def test_one_that_never_comes_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "PATIENCE", 0.3)
-    manifest = Manifest(tmp_path, np.arange(40), 2, 4, (1,))
-    team = parallel.Team(0, 2, alive=lambda: True)
-    started = time.monotonic()
-    for start in team.order(manifest):
-        team.wait(manifest, start)
-    assert 0.2 < time.monotonic() - started < 2
-
-
-def test_auto_with_workers_and_under_torchrun(
+def test_torchrun_is_not_what_shares_the_work(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    made = recipe.Recipe.model_validate(setting)
+    for start in (pipeline.run, compare.compare, tables.run):
+        with pytest.raises(UserError, match=r"^torchrun: .*--workers N$"):
+            start(made)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_process_of_torchrun_is_a_process_like_any_other(
+    setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(setting)["discoveries"]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_auto_with_workers(setting: dict[str, Any], tmp_path: Path) -> None:
     """The choice is one process's work, the discovery after it everybody's."""
     auto = setting | {"criterion": setting["criterion"] | {"name": "auto", "among": ["jas", "variance"]}}
     alone = run(auto | {"out": str(tmp_path / "alone")})
     assert run(auto, workers=2)["choice"] == alone["choice"]
     assert results(tmp_path / "out") == results(tmp_path / "alone")
-    helper = Context.join(recipe.Recipe.model_validate(auto), "cpu", progress.Reporter(quiet=True))
-    worker.serve(helper, 1, 2)
-    assert helper.recipe.criterion.name == alone["choice"]["chosen"]
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun"):
-        parallel.one_process("compare")
 
 
 @pytest.mark.parametrize("workers", [0, -1])
@@ -212,10 +209,10 @@ def test_fewer_than_one_worker_is_refused(setting: dict[str, Any], workers: int)
         run(setting, workers=workers)
 
 
-# ---- the manifest
+# ---- one shard
 
 
-def scoring(calls: list[int] | None = None) -> parts.Score:
+def scoring(calls: list[int] | None = None) -> image_scores.Score:
     def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
         if calls is not None:
             calls.append(len(index))
@@ -225,41 +222,21 @@ def scoring(calls: list[int] | None = None) -> parts.Score:
     return score
 
 
-def test_the_batch_size_of_the_first_run_is_kept(tmp_path: Path) -> None:
-    index = np.arange(10)
-    first = Manifest.open(tmp_path / "d", index, [2], {"a": 1}, lambda: 4)
-    again = Manifest.open(tmp_path / "d", index, [2], {"a": 1}, lambda: 7)
-    assert first.batch == again.batch == 4
-    assert Manifest.open(tmp_path / "d", index, [2], {"a": 2}, lambda: 7).batch == 7  # another job
-    assert Manifest.open(tmp_path / "d", index[:-1], [2], {"a": 2}, lambda: 3).batch == 3  # other images
+def made(index: np.ndarray, score: image_scores.Score, batch: int) -> list[Columns]:
+    return [shard(index[a:b], batch, (2,), score, lambda t: t) for a, b in image_scores.shards(len(index), batch)]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"job": 1, "batch": 2}', "null"])
-def test_a_damaged_manifest_is_written_again(tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    assert Manifest.open(tmp_path, np.arange(3), [1], {}, lambda: 5).batch == 5
-    assert json.loads((tmp_path / "manifest.json").read_text())["batch"] == 5
-
-
-@pytest.mark.parametrize("wrong", [{"batch": b} for b in (0, -2, "4", None, 1 << 40)] + [{"step": 7}, {"step": "5"}])
-def test_a_batch_size_that_cannot_be_is_not_taken(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    Manifest.open(tmp_path, np.arange(3), [1], {}, lambda: 5)
-    content = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(content | wrong))
-    assert Manifest.open(tmp_path, np.arange(3), [1], {}, lambda: 6).batch == 6
-
-
-def test_shards_are_whole_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(parts, "SHARD", 8)
+def test_shards_are_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_scores, "SHARD", 8)
     for batch, step in ((1, 8), (3, 9), (8, 8), (20, 20)):
-        assert Manifest.open(tmp_path / str(batch), np.arange(50), [1], {}, lambda batch=batch: batch).step == step
+        found = image_scores.shards(50, batch)
+        assert [start for start, _ in found] == list(range(0, 50, step))
+        assert [stop for _, stop in found] == [start for start, _ in found[1:]] + [50]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), "cpu"])
-def test_a_batch_that_does_not_fit_is_halved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | str
-) -> None:
-    monkeypatch.setattr(parts, "SHARD", 6)
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, error: BaseException | str) -> None:
+    monkeypatch.setattr(image_scores, "SHARD", 6)
     calls: list[int] = []
     inner = scoring(calls)
 
@@ -269,28 +246,24 @@ def test_a_batch_that_does_not_fit_is_halved(
         return inner(index)
 
     index = np.array([5, 3, 8, 1, 0, 7, 2])
-    wide, narrow = (Manifest(tmp_path / n, index, 6, 6, (2,)) for n in ("wide", "narrow"))
-    for start in wide.starts:
-        wide.ensure(start, scoring(), lambda t: t)
-        narrow.ensure(start, tight, lambda t: t)
-    assert max(calls) == 2
-    for one, other in zip(wide.shards(2), narrow.shards(2), strict=True):
-        assert np.array_equal(one.paths.image, other.paths.image) and np.array_equal(one.paths.units, other.paths.units)
-        assert all(np.array_equal(a, b) for a, b in zip(one.counts, other.counts, strict=True))
-        assert all(np.array_equal(a, b) for a, b in zip(one.sums, other.sums, strict=True))
-    assert [s.notes["batch"] for s in wide.shards(2)] == ["6", "6"]
-    assert [s.notes["batch"] for s in narrow.shards(2)] == ["2", "6"]  # 6 → 3 → 2; the last has one image
+    wide, narrow = made(index, scoring(), 6), made(index, tight, 6)
+    assert max(calls) == 2 and len(wide) == len(narrow) == 2
+    for one, other in zip(wide, narrow, strict=True):
+        assert one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one.keys() - {"smallest"})
+        assert of_t(one, 2).paths.units.shape[1:] == (2, 2)
+    assert [s["smallest"].tolist() for s in wide] == [[6], [6]]
+    assert [s["smallest"].tolist() for s in narrow] == [[2], [6]]  # 6 → 3 → 2; the last has one image
 
 
-def test_a_single_image_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+def test_a_single_image_that_does_not_fit_is_one_line() -> None:
     def never(index: np.ndarray) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="not enough memory for a single image"):
-        Manifest(tmp_path, np.arange(5), 4, 4, (2,)).ensure(0, never, lambda t: t)
+        made(np.arange(5), never, 4)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     calls: list[int] = []
 
     def broken(index: np.ndarray) -> Any:
@@ -298,7 +271,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Manifest(tmp_path, np.arange(5), 4, 4, (2,)).ensure(0, broken, lambda t: t)
+        made(np.arange(5), broken, 4)
     assert calls == [4]
 
 
@@ -314,8 +287,6 @@ def test_halved_batches_are_recorded_and_change_nothing(
         if len(images) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return row.score(model, sites, images, labels, **options)
-
-    import dataclasses
 
     monkeypatch.setitem(CRITERIA, "jas", dataclasses.replace(row, score=tight))
     made = run(setting)
@@ -334,7 +305,7 @@ def test_another_baseline_does_not_cost_the_first_discovery(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(setting | {"baselines": ["random"]})
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("jas*/t3/*.safetensors")}
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("parts/jas*/*.safetensors")}
     assert len(times) == 18
     made = run(setting | {"baselines": ["activation", "joint-gates"]})
     assert {p: p.stat().st_mtime_ns for p in times} == times

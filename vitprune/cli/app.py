@@ -45,8 +45,6 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
     record = pipeline.run(
         loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
     )
-    if not record:  # a helper process of torchrun
-        return
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))

@@ -6,9 +6,8 @@ Legend: B images of a batch, K classes met, C classes in all, L blocks, n hidden
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +32,6 @@ class Gathered:
     sums: list[np.ndarray]
     images: np.ndarray
     paths: PathSet
-    notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, scores: list[Tensor], labels: Tensor, index: np.ndarray, t: int) -> Gathered:
@@ -55,25 +53,33 @@ class Gathered:
         columns = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))
         return cls(classes, counts, sums, np.bincount(row), columns)
 
-    def to_bytes(self) -> bytes:
-        """Columns as safetensors."""
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything by name."""
         p = self.paths
         columns = {"image": p.image, "label": p.label, "units": p.units, "scores": p.scores}
         columns |= {"classes": self.classes, "images": self.images}
         for i, (count, total) in enumerate(zip(self.counts, self.sums, strict=True)):
             columns |= {f"counts.{i}": count, f"sums.{i}": total}
-        whole = {k: np.ascontiguousarray(v) for k, v in columns.items()}
-        about = json.dumps({**self.notes, "sha256": _checksum(whole)}, sort_keys=True)
-        return save(whole, metadata={"about": about})  # one key: the order of several is another in every process
+        return {k: np.ascontiguousarray(v) for k, v in columns.items()}
+
+    def to_bytes(self) -> bytes:
+        """Columns as safetensors."""
+        whole = self.columns()
+        return save(whole, metadata={"sha256": _checksum(whole)})
 
     @classmethod
     def from_file(cls, path: str) -> Gathered:
         """Inverse of `to_bytes`. Raises ValueError when the columns are not what was written."""
         with safe_open(path, "numpy") as f:
             c = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-            notes = json.loads((f.metadata() or {}).get("about", "{}"))
-        if not isinstance(notes, dict) or notes.pop("sha256", None) != _checksum(c):
+            notes = dict(f.metadata() or {})
+        if notes.get("sha256") != _checksum(c):
             raise ValueError(f"{path}: damaged")
+        return cls.of_columns(c)
+
+    @classmethod
+    def of_columns(cls, c: dict[str, np.ndarray]) -> Gathered:
+        """Inverse of `columns`."""
         depth = c["units"].shape[1]
         return cls(
             c["classes"],
@@ -81,7 +87,6 @@ class Gathered:
             [c[f"sums.{i}"] for i in range(depth)],
             c["images"],
             PathSet(c["image"], c["label"], c["units"], c["scores"]),
-            notes,
         )
 
 
@@ -105,21 +110,25 @@ def total(parts: Iterable[Gathered], classes: np.ndarray) -> Gathered:
     """Sums over the parts for `classes` (sorted), without the columns: memory does not grow with the number of images."""
     result: Gathered | None = None
     for part in parts:
-        if result is None:
-            shapes = [(len(classes), block.shape[1]) for block in part.counts]
-            depth = part.paths.units.shape[1]
-            none = PathSet(
-                *(np.zeros(0, np.int64) for _ in range(2)), *(np.zeros((0, depth, 0), d) for d in ("i4", "f4"))
-            )
-            counts, sums = ([np.zeros(shape, d) for shape in shapes] for d in (np.int64, np.float64))
-            result = Gathered(classes, counts, sums, np.zeros(len(classes), np.int64), none)
-        row = np.searchsorted(classes, part.classes)
-        result.images[row] += part.images
-        for i, (count, score) in enumerate(zip(part.counts, part.sums, strict=True)):
-            result.counts[i][row] += count
-            result.sums[i][row] += score
+        result = plus(result, part, classes)
     if result is None:
         raise ValueError("nothing to add up")
+    return result
+
+
+def plus(result: Gathered | None, part: Gathered, classes: np.ndarray) -> Gathered:
+    """The sums for `classes` (sorted) with one more part added in place; None stands for nothing yet."""
+    if result is None:
+        shapes = [(len(classes), block.shape[1]) for block in part.counts]
+        depth = part.paths.units.shape[1]
+        none = PathSet(*(np.zeros(0, np.int64) for _ in range(2)), *(np.zeros((0, depth, 0), d) for d in ("i4", "f4")))
+        counts, sums = ([np.zeros(shape, d) for shape in shapes] for d in (np.int64, np.float64))
+        result = Gathered(classes, counts, sums, np.zeros(len(classes), np.int64), none)
+    row = np.searchsorted(classes, part.classes)
+    result.images[row] += part.images
+    for i, (count, score) in enumerate(zip(part.counts, part.sums, strict=True)):
+        result.counts[i][row] += count
+        result.sums[i][row] += score
     return result
 
 

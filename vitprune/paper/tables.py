@@ -22,7 +22,7 @@ from vitprune.recipe.experiments import Paper
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import defaults, pipeline, told
-from vitprune.runs.engine import processes
+from vitprune.runs.engine import worker
 from vitprune.runs.state.context import Context
 
 
@@ -47,7 +47,7 @@ TABLES = {
 
 def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
     """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
-    processes.one_process("paper")
+    worker.one_process()
     spec = recipe.paper
     if spec is None:
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")

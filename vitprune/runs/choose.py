@@ -117,13 +117,6 @@ def candidates(context: Context) -> list[str]:
     return found
 
 
-def settled(context: Context) -> Recipe | None:
-    """The recipe with what another process chose, or None while it has not."""
-    among, path = candidates(context), context.folder.stage_folder("choose") / "choice.json"
-    why = _read(path, _key(fold(context, among)))
-    return _resolved(context.recipe, why["chosen"]) if why else None
-
-
 def _resolved(recipe: Recipe, name: str) -> Recipe:
     made = recipe.criterion.model_copy(update={"name": name})
     return recipe.model_copy(update={"criterion": made})

@@ -27,7 +27,7 @@ from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import choose, defaults, pipeline, skeleton, told
 from vitprune.runs.contenders import Cell, examine, hits_of
-from vitprune.runs.engine import processes
+from vitprune.runs.engine import worker
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.context import Context
@@ -49,7 +49,7 @@ def compare(
 
     Raises UserError for everything the user can mend.
     """
-    processes.one_process("compare")
+    worker.one_process()
     spec, reporter = recipe.compare or Compare(), reporter or Reporter(quiet=True)
     if recipe.data.probe and len(spec.seeds) > 1:
         raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")

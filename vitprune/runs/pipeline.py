@@ -12,8 +12,8 @@ from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import choose, grouping, worker
-from vitprune.runs.engine import processes
+from vitprune.runs import choose, grouping
+from vitprune.runs.engine import worker
 from vitprune.runs.order import STAGES, Stage, stage_digest
 from vitprune.runs.record import matrices, record
 from vitprune.runs.state.context import Context
@@ -38,20 +38,14 @@ def run(
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
 
-    `workers` processes share the discovery; under torchrun every process but the first returns an empty record.
+    `workers` processes share the discovery.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """
     reporter = reporter or Reporter(quiet=True)
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one process is needed")
-    if recipe.clusters:
-        processes.one_process("groups: auto")
-    rank, size = processes.from_torchrun()
-    device = processes.device_of_rank(device, rank) if size > 1 else device
-    if rank:
-        worker.serve(Context.join(recipe, device, Reporter(quiet=True)), rank, size)
-        return {}
+    worker.one_process()
     with Context.open(recipe, device, reporter, workers) as context, memory.refused(verb, context.device):
         _, done = advance(context, verb, force)
         made = record.build(context, done, command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ from vitprune.images import split
 from vitprune.model.inside import pieces
 from vitprune.model.sites.base import names
 from vitprune.pruning import masks
-from vitprune.runs.engine import processes
-from vitprune.runs.engine.parts import ADVICE, Manifest, job
-from vitprune.runs.stages.versions import CODE
+from vitprune.runs.stages import image_scores
+from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.state.context import Context
 from vitprune.runs.state.workspace import PARTS
 
@@ -40,39 +39,12 @@ GAP_IMAGES = 16
 WHOLE_IMAGES = 64  # of one batch, for criteria that look at many images together
 
 
-@dataclass(frozen=True, slots=True)
-class Discovery:
-    """One pass over probe images: every t of one criterion under the same settings."""
-
-    criterion: str
-    how: Attribution
-    per_class: int
-    ts: tuple[int, ...]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a score depends on, without t: for a criterion that integrates nothing, no setting."""
-        how = asdict(self.how)
-        used = {name: how[name] for name in CRITERIA[self.criterion].uses}
-        return {"criterion": self.criterion, "per_class": self.per_class, **used}
-
-    @property
-    def nodes(self) -> int:
-        """How often an image stands in one pass."""
-        return self.how.nodes if CRITERIA[self.criterion].integrates else 1
-
-    def name(self, t: int) -> str:
-        """File name of the result at t."""
-        return f"{self.criterion}-t{t}-{digest(self.settings)[:12]}"
-
-
 def discover(context: Context) -> list[Path]:
     """One file per criterion and t; those that share settings and images are found in one pass."""
     files: list[Path] = []
     needed = discoveries(context)
-    with processes.team(context) as team:
-        for found in needed:
-            files += _discover(context, found, team)
+    for found in needed:
+        files += _discover(context, found)
     _forget_others(context, needed)
     for name in sorted({context.recipe.criterion.name, *context.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
@@ -173,49 +145,44 @@ def _index(context: Context, found: Discovery) -> np.ndarray:
     return split.first_per_class(probe, context.source.class_of, found.per_class)
 
 
-def _plan(context: Context, found: Discovery) -> tuple[Path, np.ndarray, dict[str, Any]]:
-    """The folder of a discovery's shards, its images, and what its manifest says of the job."""
-    about = {"model": context.model_digest, "data": context.data_digest, "code": CODE, "device": context.device.type}
-    about |= found.settings | {"batch": context.images_per_batch(found.nodes)}
-    index = _index(context, found)
-    name = f"{found.criterion}-{job(index, about)[:16]}"
-    return context.folder.stage_folder("discover") / PARTS / name, index, about
-
-
-def planned(context: Context, found: Discovery, plan: list[Manifest]) -> bool:
-    """Whether the first process has written the manifest; then it is put in `plan`."""
-    folder, index, about = _plan(context, found)
-    manifest = Manifest.read(folder, index, found.ts, about)
-    plan += [manifest] if manifest else []
-    return manifest is not None
-
-
-def _discover(context: Context, found: Discovery, team: processes.Team) -> list[Path]:
+def _discover(context: Context, found: Discovery) -> list[Path]:
     """Every shard of one discovery, then the sums of each t; shards of an interrupted run are taken as they are."""
     row = CRITERIA[found.criterion]
-    folder, index, about = _plan(context, found)
-    manifest = Manifest.open(folder, index, found.ts, about, lambda: context.images_per_batch(found.nodes))
+    index = _index(context, found)
+    job = image_scores.job(context, found, index)
+    folder = image_scores.folder_of(context, job)
     label = f"discover {found.criterion}" + (
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
+    classes = np.array(context.every_target(), np.int64)
+    sums: dict[int, Gathered] = {}
+    chosen: dict[int, list[PathSet]] = {t: [] for t in found.ts}
+    smallest = batch = context.images_per_batch(found.nodes)
     started = time.monotonic()
     with memory.peak(context.device) as highest:
-        for start in context.reporter.track(team.order(manifest), label, len(index), manifest.step):
-            team.wait(manifest, start)
-            manifest.ensure(start, scorer(context, found), keeps(found), context.room(found.nodes))
+        parts = context.executor.run(job, folder)
+        step = job.items[0][1] - job.items[0][0]
+        for (start, stop), columns in zip(
+            job.items, context.reporter.track(parts, label, len(index), step), strict=True
+        ):
+            smallest = min(smallest, int(columns["smallest"][0]))
+            for t in found.ts:
+                part = image_scores.of_t(columns, t)
+                sums[t] = paths.plus(sums.get(t), part, classes)
+                if row.path_dependent:
+                    chosen[t] += _for_gap(part.paths, start, stop, len(index), batch)
     seconds = time.monotonic() - started
-    classes = np.array(context.every_target(), np.int64)
     files = []
     for t in found.ts:
         path = context.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
         with replacing(path) as temporary:
-            temporary.write_bytes(paths.total(manifest.shards(t), classes).to_bytes())
+            temporary.write_bytes(sums[t].to_bytes())
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
-        notes |= {"batch": manifest.batch, "smallest_batch": min(int(s.notes["batch"]) for s in manifest.shards(t))}
+        notes |= {"batch": batch, "smallest_batch": smallest}
         notes |= {"peak_memory_mb": _rounded(highest[0]), "group": None}
         notes |= {"shards": folder.relative_to(context.folder.root).as_posix(), "completeness": None}
         if row.path_dependent:
-            notes["completeness"] = _completeness(context, found, manifest, t)
+            notes["completeness"] = _completeness(context, found, chosen[t])
         write_json(path.with_suffix(".json"), notes)
         files += [path, path.with_suffix(".json")]
     return files
@@ -225,53 +192,33 @@ def _rounded(megabytes: float | None) -> float | None:
     return None if megabytes is None else round(megabytes, 1)
 
 
-def scorer(context: Context, found: Discovery) -> Any:
-    """Positions in the source → scores of every t and the labels."""
-
-    def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
-        x, y = next(context.images.batches(index, len(index)))
-        x, y = x.to(context.device), y.to(context.device)
-        model, of = context.loaded.model, CRITERIA[found.criterion].score
-        assert of is not None
-        scores = of(model, context.sites, x, y, ts=found.ts, how=found.how)
-        if not all(bool(block.isfinite().all()) for block in scores[found.ts[0]]):
-            where = context.recipe.model.name
-            raise UserError(f"model `{where}`: gives values that are not finite; check its weights and the images")
-        return scores, y
-
-    return score
+def _for_gap(found: PathSet, start: int, stop: int, images: int, batch: int) -> list[PathSet]:
+    """Of one shard, the paths that the quadrature is checked on: a few images, evenly over all of them, batch by batch."""
+    of = np.linspace(0, images - 1, min(GAP_IMAGES, images)).astype(int)
+    inside = of[(of >= start) & (of < stop)] - start
+    rows = np.array_split(inside, range(batch, len(inside), batch)) if len(inside) else []
+    return [PathSet(found.image[row], found.label[row], found.units[row], found.scores[row]) for row in rows]
 
 
-def keeps(found: Discovery) -> Any:
-    """How many units of an image make its path: t, or none where the mean score ranks."""
-    return lambda t: t if CRITERIA[found.criterion].ranks_by == "frequency" else 0
-
-
-def _completeness(context: Context, found: Discovery, manifest: Manifest, t: int) -> dict[str, Any]:
+def _completeness(context: Context, found: Discovery, chosen: list[PathSet]) -> dict[str, Any]:
     """|Σ w̄·∂p − (p(α = 1) − p(α = 0))| of the found paths of a few images: how far the quadrature is from exact."""
-    of = np.linspace(0, len(manifest.index) - 1, min(GAP_IMAGES, len(manifest.index))).astype(int)
     gaps = []
-    for start in manifest.starts:
-        inside = of[(of >= start) & (of < start + manifest.step)] - start
-        if not len(inside):
-            continue
-        shard = manifest.read_shard(t, start)
-        assert shard is not None
-        for row in np.array_split(inside, range(manifest.batch, len(inside), manifest.batch)):
-            x, y = next(context.images.batches(shard.paths.image[row], len(row)))
-            units = torch.from_numpy(shard.paths.units[row])
-            x, y = x.to(context.device), y.to(context.device)
+    for few in chosen:
+        x, y = next(context.images.batches(few.image, len(few.image)))
+        x, y = x.to(context.device), y.to(context.device)
 
-            def gap(x: torch.Tensor, y: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-                return path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap
+        def gap(x: torch.Tensor, y: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+            return path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap
 
-            gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=context.room(found.nodes)).abs().tolist()
+        units = torch.from_numpy(few.units)
+        gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=context.room(found.nodes)).abs().tolist()
     return {"mean_abs_gap": float(np.mean(gaps)), "max_abs_gap": float(np.max(gaps)), "images": len(gaps)}
 
 
 def _forget_others(context: Context, needed: list[Discovery]) -> None:
     """Shards of discoveries that this recipe does not ask for any more."""
-    used = {_plan(context, found)[0].name for found in needed}
+    jobs = [image_scores.job(context, found, _index(context, found)) for found in needed]
+    used = {image_scores.folder_of(context, job).name for job in jobs}
     context.folder.clear(context.folder.stage_folder("discover") / PARTS, used)
 
 
@@ -282,13 +229,13 @@ def load(context: Context, criterion: str, t: int, how: Attribution, per_class: 
 
 
 def columns(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> PathSet:
-    """Every image's path of one finished discovery, from its shards."""
-    found = Discovery(*_key(criterion, how, per_class), (t,))
-    folder, index, about = _plan(context, found)
-    manifest = Manifest.read(folder, index, found.ts, about)
-    if manifest is None:
-        raise UserError(f"{folder}: the discovery's shards are gone; run again with --force")
-    return paths.merge(list(manifest.shards(t))).paths
+    """Every image's path of one finished discovery, from its shards; those that have gone are computed again."""
+    asked = Discovery(*_key(criterion, how, per_class), (t,))
+    known = [found for found in discoveries(context) if found.settings == asked.settings and t in found.ts]
+    found = known[0] if known else asked
+    job = image_scores.job(context, found, _index(context, found))
+    parts = context.executor.run(job, image_scores.folder_of(context, job))
+    return paths.merge([image_scores.of_t(columns, t) for columns in parts]).paths
 
 
 def model_of(context: Context, criterion: str, group: str | None = None) -> nn.Module:

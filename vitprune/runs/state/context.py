@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ from vitprune.recipe.parse import dump
 from vitprune.recipe.parts import BY_ORDER
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import defaults, told
+from vitprune.runs.engine import worker
+from vitprune.runs.engine.base import Executor
+from vitprune.runs.engine.local import Local
+from vitprune.runs.engine.pool import Pool
 from vitprune.runs.state.workspace import Workspace
 
 CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pixels
@@ -58,7 +63,8 @@ REPAIR_IMAGES = 64  # of one part of a repair, at most
 class Context:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
-    `shared`: other processes may take part in this context's discovery. `notes`: which defaults became others.
+    `shared`: its jobs may go to the `workers`; a context that is sent to one is opened there, once. `notes`: which defaults
+    became others.
     """
 
     recipe: Recipe
@@ -96,15 +102,29 @@ class Context:
 
     @classmethod
     def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:
-        """The context of a process that helps the one that holds the folder."""
+        """The context of a process that does not hold the folder."""
         folder = Workspace(recipe.out / recipe.name)
         return cls(recipe, resolve_device(device), reporter, folder, workers)
 
     def close(self) -> None:
-        """End the decoding processes, if any were started."""
-        started = self.__dict__.get("processes")
-        if started is not None:
-            started.close()
+        """End the workers and the decoding processes, if any were started."""
+        for name in ("executor", "processes"):
+            started = self.__dict__.get(name)
+            if started is not None:
+                started.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to a worker, the run is opened there from what it is made of; nothing of this process goes along."""
+        assert self.shared, "what is inside a run stays in its process"
+        return _in_worker, (self.recipe, self.device.type, self.folder, self.workers)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """Who computes this run's jobs."""
+        if not self.shared or self.workers == 1:
+            return Local()
+        share = max(1, torch.get_num_threads() // self.workers)
+        return Pool(self.workers, functools.partial(worker.begin, share))
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -312,3 +332,17 @@ class Context:
         """Images of one part of a repair, which keeps no gradient."""
         footprint = pieces.footprint(self.loaded.model, self.sites, gradient=False)
         return min(REPAIR_IMAGES, pieces.size(footprint, self.device))
+
+
+_opened: dict[str, Context] = {}  # in a worker: the run it works for
+
+
+def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> Context:
+    key = digest(dump(recipe), device, str(folder.root))
+    if key not in _opened:
+        for former in _opened.values():
+            former.close()
+        _opened.clear()
+        own = torch.device(worker.own_device(device))
+        _opened[key] = Context(recipe, own, Reporter(quiet=True), folder, workers)
+    return _opened[key]
