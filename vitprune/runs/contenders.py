@@ -64,6 +64,16 @@ class Made:
     model: nn.Module
     plan: Plan | None
 
+    @property
+    def kept(self) -> float:
+        """Share of all units that is left."""
+        return 1.0 if self.plan is None else self.plan.kept
+
+    @property
+    def costs(self) -> tuple[int, int]:
+        """Parameters, and multiply-adds of an image."""
+        return size.parameters(self.model), size.macs(self.model)
+
 
 @dataclass(frozen=True, slots=True)
 class Examined:
@@ -118,9 +128,9 @@ def examine(context: Context, contender: Contender, made: Made | None = None) ->
     if logits.shape[1] < outputs:
         heads = ("masked",)  # the other outputs are gone: there is no head that has them all
     logits = classifier.widen(logits, targets, outputs)
-    costs = size.parameters(made.model), size.macs(made.model)
-    kept = 1.0 if made.plan is None else made.plan.kept
-    return Examined(tuple(row(context, contender, kept, costs, logits, labels, h) for h in heads), logits, labels)
+    costs = made.costs
+    rows = tuple(row(context, contender, made.kept, costs, logits, labels, head) for head in heads)
+    return Examined(rows, logits, labels)
 
 
 def row(
@@ -197,6 +207,10 @@ class Cell:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Cell:
         """The cell that `as_json` gave."""
-        bits = np.unpackbits(np.frombuffer(bytes.fromhex(content["hits"]), np.uint8))[: content["n"]].astype(bool)
         masked = content.get("masked")
-        return cls(Row.from_json(content, bits), Row.from_json(masked) if masked else None)
+        return cls(Row.from_json(content, hits_of(content)), Row.from_json(masked) if masked else None)
+
+
+def hits_of(content: dict[str, Any]) -> np.ndarray:
+    """Which test images a cell's file says the model got right, bool [n]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(content["hits"]), np.uint8))[: content["n"]].astype(bool)

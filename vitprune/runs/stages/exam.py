@@ -11,7 +11,7 @@ import numpy as np
 from vitprune.core.files import write_json
 from vitprune.exam import metrics, oracle
 from vitprune.exam.logits import test_indices
-from vitprune.model import classifier, size
+from vitprune.model import classifier
 from vitprune.pruning import masks
 from vitprune.pruning.repair.names import Recovery
 from vitprune.runs import contenders
@@ -116,7 +116,7 @@ def _oracle_rows(context: Context) -> list[Row]:
     p, model, rows = context.recipe.paper_protocol, context.loaded.model, []
     assert p is not None
     index = test_indices(context.images, context.split, np.array(context.every_target()))
-    costs = size.parameters(model), size.macs(model)
+    costs = Made(model, None).costs
     for name in ("jas", "activation"):
         for t in p.t:
             keep = masks.per_class(load(context, name, t, p.attribution(), p.probe_per_class), t)
