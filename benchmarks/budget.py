@@ -26,18 +26,21 @@ from vitprune.core.progress import Reporter
 from vitprune.core.reading import digest, read_json
 from vitprune.exam.logits import predictor, test_logits
 from vitprune.exam.metrics import mcnemar
+from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.parse import parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.contenders import Cell, examine, hits_of
+from vitprune.runs.contenders import Cell, Contender, hits_of
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import mask_of, slimmed
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.context import Context
 
-OURS = ("fisher-obs", "layerwise")
-BASELINES = [("variance", "mean"), ("variance", "affine"), ("variance", "layerwise"), ("taylor", "layerwise"),
-             ("hessian", "layerwise"), ("magnitude-l2", "layerwise"), ("activation", "layerwise")]  # fmt: skip
+OURS: tuple[str, Recovery] = ("fisher-obs", "layerwise")
+BASELINES: list[tuple[str, Recovery]] = [
+    ("variance", "mean"), ("variance", "affine"), ("variance", "layerwise"), ("taylor", "layerwise"),
+    ("hessian", "layerwise"), ("magnitude-l2", "layerwise"), ("activation", "layerwise"),
+]  # fmt: skip
 GROUPS = {"footwear": ["sandal", "sneaker", "boot"], "tops": ["tshirt", "pullover", "coat", "shirt"],
           "rest": ["trouser", "dress", "bag"]}  # fmt: skip
 SPECIALIST_BUDGETS = (0.05, 0.02)
@@ -69,16 +72,19 @@ def budgets_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> dict[
     with Context.open(recipe_for(args, seed, False), "auto", reporter) as context:
         inputs, _ = pipeline.advance(context, "moments")
         key = digest(CODE, inputs, context.recipe.pruning())
-        cells = [None] + [Cell(c, k, r) for k in args.budgets for c, r in [OURS, *BASELINES]]
+        cells = [
+            Contender.dense(seed),
+            *(Contender(c, k, r, seed) for k in args.budgets for c, r in [OURS, *BASELINES]),
+        ]
         found: dict[str, Any] = {}
         for cell in reporter.track(cells, f"budgets, seed {seed}", len(cells)):
-            path = context.folder.root / "cells" / (cell.name(seed) if cell else "dense.json")
-            row = _known(path, key) or {"key": key, **examine(context, cell, seed)}
+            path = context.folder.root / "cells" / cell.file_name
+            row = _known(path, key) or {"key": key, **Cell.of(context, cell).as_json()}
             write_json(path, row)
-            if cell is None:
+            if cell.is_dense:
                 found["dense"] = row
             else:
-                found.setdefault(f"{cell.keep:g}", {})[f"{cell.criterion}+{cell.recovery}"] = row
+                found.setdefault(f"{cell.keep:g}", {})[f"{cell.criterion}+{cell.repair}"] = row
         return found
 
 

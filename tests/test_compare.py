@@ -140,9 +140,14 @@ def test_hits_survive_their_packing(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate({k: v for k, v in content.items() if k != "compare"} | {"baselines": []})
     with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
         pipeline.advance(context, "moments")
-        cell = contenders.examine(context, contenders.Cell("jas", 0.5, "affine"), 0)
-    hits = contenders.hits_of(cell)
-    assert len(hits) == cell["n"] == 12 and hits.mean() == pytest.approx(cell["top1"])
+        contender = contenders.Contender("jas", 0.5, "affine", 0)
+        made, cell = contenders.examine(context, contender), contenders.Cell.of(context, contender)
+    assert len(cell.hits) == cell.whole.n == 12 and cell.hits.mean() == pytest.approx(cell.whole.top1)
+    np.testing.assert_array_equal(cell.hits, made.logits.argmax(1) == made.labels)
+    kept = json.loads(json.dumps(cell.as_json()))
+    read = contenders.Cell.from_json(kept)
+    assert read == cell and read.as_json() == kept
+    np.testing.assert_array_equal(read.hits, cell.hits)
 
 
 def test_what_is_done_is_not_done_again(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

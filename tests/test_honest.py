@@ -25,12 +25,14 @@ import vitprune
 from vitprune.criteria.statistics.random import random
 from vitprune.deploy import predict, runtime
 from vitprune.exam import logits as evaluation
+from vitprune.exam import oracle
 from vitprune.images.batches import Images
 from vitprune.images.sources.folder import Folder
+from vitprune.model import families
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
-from vitprune.runs import pipeline
-from vitprune.runs.stages import examples
+from vitprune.runs import contenders, pipeline
+from vitprune.runs.stages import examples, specialists
 from vitprune.runs.state.context import Context
 
 Made = dict[str, Any]
@@ -169,7 +171,8 @@ class watching:  # noqa: N801 (a context manager)
 
         self.patch.setattr(Images, "batches", asked)
         self.patch.setattr(Folder, "image", read)
-        for owner, name in ((evaluation, "test_logits"), (evaluation, "oracle_logits"), (examples, "write")):
+        readers = [(owner, "test_logits") for owner in (evaluation, contenders, specialists)]
+        for owner, name in (*readers, (oracle, "oracle_logits"), (examples, "write")):
             self.patch.setattr(owner, name, self.examining(getattr(owner, name)))
         return lambda now: setattr(self, "now", now)
 
@@ -331,7 +334,7 @@ def test_every_random_draw_is_its_own(place: Path, tmp_path: Path, road: str) ->
     dense = vitprune.load(place / "model")
     found = []
     for row in rows:
-        scores = random([type("Site", (), {"width": WIDTH})() for _ in range(2)], seed=row["seed"])  # type: ignore[misc]
+        scores = random(families.ffn_sites(dense), seed=row["seed"])
         slim = vitprune.prune(dense, scores, keep=0.3, recovery="none", allocation="uniform")
         files = sorted(Path(run.content["data"]["path"]).rglob("*.png"))
         transform = create_transform(**resolve_model_data_config(dense), is_training=False)

@@ -209,7 +209,8 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
         gates = load_file(tmp_path / "out/tiny/stages/discover/vit-slim-of-all.safetensors")
         zeta = np.sort(np.concatenate([gates[f"scores.blocks.{i}.mlp"][0].numpy() for i in range(2)]))
         for row, budget in zip(honest[1:4], (0.5, 1 / 64, 3 / 64), strict=True):
-            slim, mask, emptied = table2.slimmed(context, row["keep"])
+            found, emptied = table2.slimmed(context, row["keep"])
+            slim, mask = found.model, found.plan
             if not emptied:
                 assert (
                     min(float(gates[f"scores.blocks.{i}.mlp"][0][k].min()) for i, k in enumerate(mask.masks))

@@ -39,7 +39,11 @@ def test_logits(
 
     Raises UserError for logits that are not finite.
     """
-    index = test_indices(images, split, only)
+    return logits_of(predict, images, test_indices(images, split, only), batch)
+
+
+def logits_of(predict: Predictor, images: Images, index: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, C] float32 and labels [N] of the images at N positions. Raises UserError for logits that are not finite."""
     logits = np.concatenate([_fitting(predict, x) for x, _ in images.batches(index, batch)])
     if not np.isfinite(logits).all():
         first = images.source.names[int(index[np.flatnonzero(~np.isfinite(logits).all(1))[0]])]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitprune.criteria import paths
 from vitprune.criteria.settings import Attribution
 from vitprune.exam import metrics
-from vitprune.exam.logits import predictor, test_indices
+from vitprune.exam.logits import logits_of, predictor, test_indices
 from vitprune.exam.oracle import oracle_logits
 from vitprune.images import split
 from vitprune.pruning import masks
@@ -102,9 +102,7 @@ class Exam:
 
     def of_model(self, context: Context, model: nn.Module) -> dict[str, Any]:
         """One model for every image."""
-        predict = predictor(model)
-        logits = [predict(x).numpy() for x, _ in context.images.batches(self.index, context.batch)]
-        return self.measured(np.concatenate(logits), context.images.labels[self.index])
+        return self.measured(*logits_of(predictor(model), context.images, self.index, context.batch))
 
     def oracle(self, context: Context, keep_CN: list[Tensor]) -> dict[str, Any]:
         """The dense model under the class token's masks, each image's by its true label."""

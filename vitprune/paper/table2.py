@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from vitprune.core.errors import UserError
-from vitprune.model.size import macs, parameters
 from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
-from vitprune.pruning import masks, surgery
+from vitprune.pruning import masks
 from vitprune.pruning.masks import threshold_mask
-from vitprune.pruning.plan import Plan
 from vitprune.recipe.experiments import Paper
+from vitprune.runs import contenders
+from vitprune.runs.contenders import Contender, Made
 from vitprune.runs.stages import score
 from vitprune.runs.state.context import Context
 
@@ -36,35 +34,38 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
     """Dense, ViT-Slim, JAS removed for real, and JAS in the paper's protocol, on the same test images."""
     recipe, p = context.recipe, context.recipe.paper_protocol
     assert p is not None
-    exam, dense = Exam.open(context, spec, p.probe_per_class), context.loaded.model
-    rows = [_row("dense", ONE_MODEL, dense, 1.0, None) | exam.of_model(context, dense)]
+    exam = Exam.open(context, spec, p.probe_per_class)
+    dense = contenders.make(context, Contender.dense(recipe.split.seed))
+    rows = [_row("dense", ONE_MODEL, dense, None) | exam.of_model(context, dense.model)]
     for keep in {repr(k): k for k in (recipe.keep, *p.t)}.values():
-        slim, mask, emptied = slimmed(context, keep)
-        made = _row("vit-slim", ONE_MODEL, slim, mask.kept, keep) | {"emptied_blocks": emptied}
-        rows.append(made | exam.of_model(context, slim))
+        slim, emptied = slimmed(context, keep)
+        row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
+        rows.append(row | exam.of_model(context, slim.model))
     scores = score.load(context, "jas", max(p.t), p.attribution(), p.probe_per_class)
-    mask = masks.build(scores, recipe.keep, classes=context.every_target())
-    removed = surgery.slim(dense, mask)
-    rows.append(_row("jas", ONE_MODEL, removed, mask.kept, recipe.keep) | exam.of_model(context, removed))
+    plan = masks.build(scores, recipe.keep, classes=context.every_target())
+    removed = contenders.make(context, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
+    rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(context, removed.model))
     units = sum(site.size for site in context.sites)
     for rule in spec.rules:
         for t in p.t:
             chosen = class_masks(context, Source("jas", t, p.attribution(), p.probe_per_class, rule))
-            made = _row("jas", ORACLE, dense, t * len(chosen) / units, t) | {"protocol": "oracle", "units": rule}
-            rows.append(made | exam.oracle(context, chosen))
+            row = _row("jas", ORACLE, dense, t) | {"protocol": "oracle", "units": rule, "kept": t * len(chosen) / units}
+            rows.append(row | exam.oracle(context, chosen))
     return {"n": exam.tests, "train_weights": recipe.criterion.train_weights, "rows": rows, "costs": _costs(context)}
 
 
-def slimmed(context: Context, keep: int | float) -> tuple[nn.Module, Plan, int]:
-    """ViT-Slim's pruned model at a budget (a count is per block on average), its mask, and blocks it would have emptied."""
+def slimmed(context: Context, keep: int | float) -> tuple[Made, int]:
+    """ViT-Slim's pruned model at a budget (a count is per block on average), and how many blocks it would have emptied."""
     share = keep if isinstance(keep, float) else keep * len(context.sites) / sum(s.size for s in context.sites)
-    mask, emptied = threshold_mask(score.scores_of(context, "vit-slim").sites, share)
-    return surgery.slim(score.model_of(context, "vit-slim"), mask), mask, emptied
+    plan, emptied = threshold_mask(score.scores_of(context, "vit-slim").sites, share)
+    contender = Contender("vit-slim", keep, "none", context.recipe.split.seed)
+    return contenders.make(context, contender, plan), emptied
 
 
-def _row(method: str, how: str, model: nn.Module, kept: float, keep: int | float | None) -> dict[str, Any]:
-    size = {"params": parameters(model), "macs": macs(model)}
-    return {"method": method, "how": how, "protocol": "honest", "units": None, "keep": keep, "kept": kept, **size}
+def _row(method: str, how: str, made: Made, keep: int | float | None) -> dict[str, Any]:
+    parameters, macs = made.costs
+    about = {"method": method, "how": how, "protocol": "honest", "units": None, "keep": keep, "kept": made.kept}
+    return about | {"params": parameters, "macs": macs}
 
 
 def _costs(context: Context) -> list[dict[str, Any]]:

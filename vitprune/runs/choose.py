@@ -22,8 +22,9 @@ from vitprune.criteria.catalog import why_not
 from vitprune.images.split import split_per_class
 from vitprune.model import families
 from vitprune.model.inside import blockwise
+from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import contenders
+from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.stages import moments, score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.context import Context
@@ -82,14 +83,14 @@ def _key(inner: Context) -> str:
     return digest(CODE, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
 
 
-def best(inner: Context, among: Sequence[str], keep: int | float, recovery: str) -> dict[str, Any]:
+def best(inner: Context, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:
     """Which candidate to take at a budget, from the fold's held-out images, and the figures it was taken by."""
     jobs = inner.reporter.track(among, f"choose at keep {keep:g}, {recovery}", len(among))
-    rows = {name: contenders.examine(inner, contenders.Cell(name, keep, recovery), inner.split.seed) for name in jobs}
-    hits = {name: contenders.hits_of(row) for name, row in rows.items()}
-    probability = {name: row["mean_true_probability"] for name, row in rows.items()}
+    cells = {name: Cell.of(inner, Contender(name, keep, recovery, inner.split.seed)) for name in jobs}
+    hits = {name: cell.hits for name, cell in cells.items()}
+    probability = {name: cell.whole.mean_true_probability for name, cell in cells.items()}
     found: dict[str, Any] = {"chosen": decide(hits, probability), "keep": keep, "recovery": recovery}
-    found |= {"top1": {name: row["top1"] for name, row in rows.items()}, "mean_true_probability": probability}
+    found |= {"top1": {name: cell.whole.top1 for name, cell in cells.items()}, "mean_true_probability": probability}
     return found | {"n": len(inner.split.test)}
 
 

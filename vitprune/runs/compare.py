@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,20 @@ from vitprune.recipe.experiments import Compare
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import choose, defaults, pipeline, skeleton, told
-from vitprune.runs.contenders import Cell, examine, hits_of
+from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.engine import worker
+from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.context import Context
 
 SCHEMA = 1
-Found = dict[int, dict[Cell | None, dict[str, Any]]]
+Found = dict[Contender, Cell]
 
 
-def all_cells(spec: Compare) -> list[Cell]:
-    """Every cell that is pruned, in the order of the recipe; `auto` is one of the others, chosen seed by seed."""
-    names = [c for c in spec.criteria if c != "auto"]
-    return [Cell(c, k, r) for k in spec.keep for r in spec.recovery for c in names]
+def entrants(spec: Compare, seed: int) -> list[Contender]:
+    """Every contender of one seed that is pruned, in the order of the recipe; `auto` is chosen among the others."""
+    return [Contender(c, k, r, seed) for k in spec.keep for r in spec.recovery for c in spec.criteria]
 
 
 def compare(
@@ -90,10 +91,10 @@ def compare(
             inputs, _ = pipeline.advance(context, "moments", force)
             notes += [note for note in context.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
-            found[seed] = _of_seed(context, spec, seed, key, force)
+            found |= _of_seed(context, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in score.notes_of(context)]
             if "auto" in spec.criteria:
-                choices += _choices(context, spec, seed, key, found[seed], force)
+                choices += _choices(context, spec, seed, key, found, force)
     record = {
         "schema": SCHEMA,
         "name": recipe.name,
@@ -101,80 +102,67 @@ def compare(
         "classes": recipe.classes,
         "allocation": recipe.allocation,
         "seeds": list(spec.seeds),
-        "dense": _summary([found[s][None] for s in spec.seeds]),
-        "table": [_line(Cell(c, k, r), spec, found) for k in spec.keep for r in spec.recovery for c in spec.criteria],
+        "dense": _summary([found[Contender.dense(s)] for s in spec.seeds]),
+        "table": [_line(contender, spec, found) for contender in entrants(spec, spec.seeds[0])],
         "choices": choices,
         "notes": notes,
         "costs": _costs(costs),
-        "rows": [
-            row
-            for seed in spec.seeds
-            for cell in found[seed].values()
-            for row in _plain(cell, costs, found[seed][None])
-        ],
+        "rows": [row for contender in found for row in _plain(contender, costs, found)],
         "recipe_yaml": dump(told.recipe(recipe, recipe.out / recipe.name)),
     }
     return _write(record, recipe.out / recipe.name)
 
 
-def _plain(row: dict[str, Any], costs: list[dict[str, Any]], dense: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of compare.json of one cell: those of report.json with what the discovery cost; a second one, with the
-    head's other outputs closed, where the classes are not all the model's."""
-    cost = next(
-        (
-            c
-            for c in costs
-            if (c["settings"]["criterion"], c["seed"]) == (row.get("chosen", row["criterion"]), row["seed"])
-        ),
-        {},
-    )
+def _plain(contender: Contender, costs: list[dict[str, Any]], found: Found) -> list[dict[str, Any]]:
+    """The rows of compare.json of one contender: those of report.json with what the discovery cost; a second one, with
+    the head's other outputs closed, where the classes are not all the model's."""
+    cell, dense = found[contender], found[Contender.dense(contender.seed)]
+    job = (cell.chosen or contender.criterion, contender.seed)
+    cost = next((c for c in costs if (c["settings"]["criterion"], c["seed"]) == job), {})
     price = {"seconds": cost.get("seconds"), "peak_memory_mb": cost.get("peak_memory_mb")}
     rows = []
-    for own, base in ((row, dense), (row.get("masked"), dense.get("masked"))):
+    for own, base in ((cell.whole, dense.whole), (cell.masked, dense.masked)):
         if own is None or base is None:
             continue
-        made = {name: value for name, value in own.items() if name not in ("hits", "key", "masked")} | price
-        made["criterion"] = row["criterion"]  # `auto` is examined under the name of what it took
-        if row["criterion"] != "dense":
-            made["top1_change_points"] = 100 * (own["top1"] - base["top1"])
+        made = own.as_json() | ({"chosen": cell.chosen} if cell.chosen and own is cell.whole else {}) | price
+        made["criterion"] = contender.criterion  # `auto` is examined under the name of what it took
+        if not contender.is_dense:
+            made["top1_change_points"] = 100 * (own.top1 - base.top1)
         rows.append(made)
     return rows
 
 
-def _choices(
-    context: Context, spec: Compare, seed: int, key: str, found: dict[Cell | None, dict[str, Any]], force: bool
-) -> list[dict[str, Any]]:
+def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[dict[str, Any]]:
     """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
     among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
     key = digest(key, among)
     inner, made = None, []
     for keep in spec.keep:
         for recovery in spec.recovery:
-            cell = Cell("auto", keep, recovery)
-            path = context.folder.root / "cells" / cell.name(seed)
+            contender = Contender("auto", keep, recovery, seed)
+            path = context.folder.root / "cells" / contender.file_name
             why = None if force else _read(path, key, "chosen")
             if why is None:
                 inner = inner or choose.prepare(context, among, force)
                 why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
                 write_sealed(path, why)
-            taken = found[Cell(why["chosen"], keep, recovery)]
-            found[cell] = taken | {"criterion": "auto", "chosen": why["chosen"]}
+            taken = found[replace(contender, criterion=why["chosen"])]
+            found[contender] = replace(taken, chosen=why["chosen"])
             made.append({name: value for name, value in why.items() if name != "key"})
     return made
 
 
-def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) -> dict[Cell | None, dict[str, Any]]:
-    """Every cell of one seed: read where it is there of the same inputs, else pruned and examined. None: dense."""
-    folder = context.folder.root / "cells"
-    jobs: list[Cell | None] = [None, *all_cells(spec)]
-    found: dict[Cell | None, dict[str, Any]] = {}
-    for job in context.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
-        path = folder / (job.name(seed) if job else f"dense-s{seed}.json")
+def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) -> Found:
+    """The cells of one seed's contenders: read where they are there of the same inputs, else pruned and examined."""
+    jobs = [Contender.dense(seed), *(c for c in entrants(spec, seed) if c.criterion != "auto")]
+    found: Found = {}
+    for contender in context.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
+        path = context.folder.root / "cells" / contender.file_name
         known = None if force else _read(path, key, "hits")
         if known is None:
-            known = {"key": key, **examine(context, job, seed)}
+            known = {"key": key, **Cell.of(context, contender).as_json()}
             write_sealed(path, known)
-        found[job] = known
+        found[contender] = Cell.from_json(known)
     return found
 
 
@@ -183,41 +171,49 @@ def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
     return content if content is not None and content.get("key") == key and needed in content else None
 
 
-def _summary(of_seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    top1, closed = [cell["top1"] for cell in of_seeds], all("masked" in cell for cell in of_seeds)
+def _summary(of_seeds: Sequence[Cell]) -> dict[str, Any]:
+    rows, masked = [cell.whole for cell in of_seeds], [cell.masked for cell in of_seeds]
     return {
-        "top1": statistics.fmean(top1),
-        "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
-        "top1_of_seeds": top1,
-        "top1_masked_head": statistics.fmean(cell["masked"]["top1"] for cell in of_seeds) if closed else None,
-        "mean_true_probability": statistics.fmean(cell["mean_true_probability"] for cell in of_seeds),
-        "kept": statistics.fmean(cell["kept"] for cell in of_seeds),
-        "params": round(statistics.fmean(cell["params"] for cell in of_seeds)),
-        "macs": round(statistics.fmean(cell["macs"] for cell in of_seeds)),
-        "n": [cell["n"] for cell in of_seeds],
+        "top1": _mean(rows, "top1"),
+        "top1_sd": statistics.stdev(row.top1 for row in rows) if len(rows) > 1 else None,
+        "top1_of_seeds": [row.top1 for row in rows],
+        "top1_masked_head": None if None in masked else statistics.fmean(row.top1 for row in masked if row),
+        "mean_true_probability": _mean(rows, "mean_true_probability"),
+        "kept": _mean(rows, "kept"),
+        "params": round(_mean(rows, "params")),
+        "macs": round(_mean(rows, "macs")),
+        "n": [row.n for row in rows],
     }
 
 
-def _line(cell: Cell, spec: Compare, found: Found) -> dict[str, Any]:
-    mine = [found[s][cell] for s in spec.seeds]
-    dense = [found[s][None] for s in spec.seeds]
-    losses = [100 * (d["top1"] - m["top1"]) for m, d in zip(mine, dense, strict=True)]
-    others = [Cell(c, cell.keep, cell.recovery) for c in spec.criteria if c not in (cell.criterion, "auto")]
-    best = max(others, key=lambda o: statistics.fmean(found[s][o]["top1"] for s in spec.seeds))
-    p = [mcnemar(hits_of(found[s][cell]), hits_of(found[s][best])) for s in spec.seeds]
-    loss = [mcnemar(hits_of(d), hits_of(m)) for d, m in zip(dense, mine, strict=True)]
+def _mean(rows: Sequence[Row], figure: str) -> float:
+    return statistics.fmean(getattr(row, figure) for row in rows)
+
+
+def _line(contender: Contender, spec: Compare, found: Found) -> dict[str, Any]:
+    def seeds(made: Contender) -> list[Cell]:
+        return [found[replace(made, seed=seed)] for seed in spec.seeds]
+
+    mine, dense = seeds(contender), [found[Contender.dense(seed)] for seed in spec.seeds]
+    losses = [100 * (d.whole.top1 - m.whole.top1) for d, m in zip(dense, mine, strict=True)]
+    names = [c for c in spec.criteria if c not in (contender.criterion, "auto")]
+    others = {name: seeds(replace(contender, criterion=name)) for name in names}
+    best = max(others, key=lambda name: statistics.fmean(cell.whole.top1 for cell in others[name]))
+    pairs = list(zip(mine, others[best], strict=True))
+    p = [mcnemar(own.hits, other.hits) for own, other in pairs]
+    loss = [mcnemar(d.hits, m.hits) for d, m in zip(dense, mine, strict=True)]
     return {
-        "criterion": cell.criterion,
-        "keep": cell.keep,
-        "recovery": cell.recovery,
-        "allocation": list(dict.fromkeys(row["allocation"] for row in mine)),
+        "criterion": contender.criterion,
+        "keep": contender.keep,
+        "recovery": contender.repair,
+        "allocation": list(dict.fromkeys(cell.whole.allocation for cell in mine)),
         **_summary(mine),
         "loss_points": statistics.fmean(losses),
         "loss_points_sd": statistics.stdev(losses) if len(losses) > 1 else None,
         "loss_p": max(loss),
         "loss_p_of_seeds": loss,
-        "best_other": best.criterion,
-        "ahead_points": 100 * statistics.fmean(found[s][cell]["top1"] - found[s][best]["top1"] for s in spec.seeds),
+        "best_other": best,
+        "ahead_points": 100 * statistics.fmean(own.whole.top1 - other.whole.top1 for own, other in pairs),
         "mcnemar_p": max(p),
         "mcnemar_p_of_seeds": p,
     }

@@ -16,9 +16,9 @@ from torch import nn
 from vitprune.exam.logits import predictor, test_logits
 from vitprune.exam.open_set import open_set
 from vitprune.model import classifier
-from vitprune.model.load import opening
-from vitprune.runs.stages.prune import main_mask, slimmed
-from vitprune.runs.stages.score import model_of
+from vitprune.runs import contenders
+from vitprune.runs.contenders import Contender
+from vitprune.runs.stages.prune import main_mask
 from vitprune.runs.state.context import Context
 
 
@@ -28,16 +28,16 @@ def table(context: Context) -> list[dict[str, Any]]:
     sets = {g: t for g, t in context.class_sets().items() if g is not None and len(t) < context.loaded.outputs}
     if not sets:
         return rows
-    recipe, everything = context.recipe, context.every_target()
-    whole = model_of(context, recipe.criterion.name)
-    generic = slimmed(context, main_mask(context, None, everything), context.recovery, None, everything, whole)
+    own = contenders.own(context, context.recovery)
+    generic = contenders.make(context, own, main_mask(context, None, context.every_target()))
     logits = {
-        name: _every_logit(context, model) for name, model in (("dense", context.loaded.model), ("generic", generic))
+        name: _every_logit(context, made.model)
+        for name, made in (("dense", contenders.make(context, Contender.dense(own.seed))), ("generic", generic))
     }
     labels = context.images.labels[context.split.test]
     for group, targets in context.reporter.track(sets.items(), "specialists", len(sets)):
-        own = opening.load(context.folder.root / group, context.device)
-        for name, found in {**logits, "specialist": _every_logit(context, own)}.items():
+        special = contenders.exported(context, group).model
+        for name, found in {**logits, "specialist": _every_logit(context, special)}.items():
             found = classifier.widen(found, targets, context.loaded.outputs)
             narrowed = name == "specialist" and not context.keeps_head(targets)
             for head in ("masked",) if narrowed else ("all", "masked"):
