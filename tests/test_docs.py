@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 
 import vitprune
 from vitprune.criteria import catalog
@@ -41,6 +42,23 @@ def test_every_promise_names_tests_that_exist() -> None:
         assert named, f"a promise without a test: {row}"
         for path, name in named:
             assert name.startswith("test_") and name in names_in(ROOT / path), f"{path}::{name}"
+
+
+def test_what_contributors_are_told_is_there() -> None:
+    """Files that CONTRIBUTING.md, the architecture page and the hooks speak of exist; one version stands everywhere."""
+    for page in ("CONTRIBUTING.md", "docs/architecture.md", ".pre-commit-config.yaml"):
+        text = (ROOT / page).read_text()
+        named = re.findall(r"\b(?:tests|vitprune|docs|benchmarks|recipes)/[\w/]+\.(?:py|md|yaml)\b", text)
+        assert named, page
+        for name in named:
+            assert (ROOT / name).is_file(), f"{page}: {name}"
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text())) <= set(targets)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == vitprune.__version__ and cited["license"] == "MIT"
+    assert f"## {vitprune.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "layers"]
 
 
 def test_the_recipes_of_the_documentation_are_recipes() -> None:
