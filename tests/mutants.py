@@ -294,7 +294,7 @@ MUTANTS = (
 
 def named_in_promises() -> set[str]:
     """The tests of every promise, as `test_file.py::test_name`."""
-    return set(re.findall(r"`tests/(\w+\.py::\w+)`", PROMISES.read_text("utf-8")))
+    return set(re.findall(r"`tests/(?:\w+/)?(\w+\.py::\w+)`", PROMISES.read_text("utf-8")))
 
 
 def mutated(mutant: Mutant) -> str | None:
@@ -304,10 +304,16 @@ def mutated(mutant: Mutant) -> str | None:
     return text.replace(mutant.old, mutant.new) if text.count(mutant.old) == 1 else None
 
 
+def where(folder: Path, name: str) -> str:
+    """Where a test lies below a tree's tests/: no two of its files have one name, so the table does without their folders."""
+    file, _, test = name.partition("::")
+    return "::".join([*(str(path.relative_to(folder)) for path in (folder / "tests").rglob(file)), test])
+
+
 def pytest_in(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Exit status and output of these tests in a copy of the tree."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += [f"tests/{name}" for name in tests]
+    command += [where(folder, name) for name in tests]
     env = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)

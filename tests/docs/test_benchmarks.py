@@ -18,7 +18,7 @@ from vitprune.runs import pipeline
 from vitprune.runs.stages.prune import refit_index
 from vitprune.runs.state.context import Context
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(name="script")

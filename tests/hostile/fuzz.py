@@ -1,6 +1,6 @@
 """Thousands of seeded broken inputs through the command line: one line and exit code 2, or success; nothing else.
 
-    python tests/fuzz.py [--cases 5000] [--seed 0] [--only CASE]
+    PYTHONPATH=tests/helpers python tests/hostile/fuzz.py [--cases 5000] [--seed 0] [--only CASE]
 
 Every case damages one recipe, model folder, report, ONNX file or stage file and calls `vitprune.cli.main` on it. It
 fails when the exit code says that the fault is ours, when a trace or more than one line is said, when it takes longer

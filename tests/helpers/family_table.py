@@ -10,7 +10,7 @@ from typing import Any
 STAGES = ("discover", "prune", "repair", "save, load", "ONNX", "fp16", "int8")
 HEAD = """# Model families
 
-Written by `make docs-table` from a run of `tests/test_families.py`; nothing here is typed by hand. Every name goes
+Written by `make docs-table` from a run of `tests/whole/test_families.py`; nothing here is typed by hand. Every name goes
 through the stages as a tiny model with random weights. *discover*: criteria that gave finite scores (the others are
 refused with one line). *prune*: largest difference of logits between the masked and the sliced model in float64, over
 the largest logit. *repair*: repairs that came closer to the dense model than none. *save, load*: the folder gives the

@@ -20,9 +20,9 @@ from vitprune.criteria import catalog
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse, recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-NAMED = re.compile(r"`(tests/\w+\.py)::(\w+)`")
+NAMED = re.compile(r"`(tests/(?:\w+/)?\w+\.py)::(\w+)`")
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from vitprune.report import compare_reports, write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-DEMO = Path(__file__).parents[1] / "exported" / "demo" / "report.html"
+DEMO = Path(__file__).parents[2] / "exported" / "demo" / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from vitprune.pruning import surgery
 from vitprune.recipe import inputs, recipe
 from vitprune.runs import pipeline
 
-LIST = Path(__file__).parent.parent / "docs" / "models.json"
+LIST = Path(__file__).parents[2] / "docs" / "models.json"
 LABELS = torch.arange(10) % 5
 AIM = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 

@@ -23,7 +23,7 @@ from vitprune.recipe import parse
 from vitprune.runs import pipeline
 
 pytestmark = pytest.mark.usefixtures("quick")
-OLD = Path(__file__).parent / "old"
+OLD = Path(__file__).parents[1] / "old"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def plain(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_recipe_without_a_word_is_the_benchmarks_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     made = parse.parse("name: a")
     assert (made.criterion.name, made.allocation, made.recovery) == ("fisher-obs", "auto", "auto")
     assert (made.criterion.name, "layerwise") == importlib.import_module("budget").OURS

@@ -82,7 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 5), tmp_path / "out", baselines=[])
     content |= {"keep": 1.0, "export": {"onnx": True, "latency_batches": [1]}}  # dense and slim convert alike
     path = write_recipe(tmp_path / "r.yaml", content)
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    tests = Path(__file__).parents[1]
+    here = os.pathsep.join(map(str, [tests / "helpers", tests.parent]))
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here}
     command = [sys.executable, "-W", "ignore", "-c", DRIVER, path, tmp_path, tmp_path / "m"]
     got = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)

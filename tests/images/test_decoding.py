@@ -36,8 +36,8 @@ TRANSFORM = Preprocessing(1, (28, 28), "bilinear", 0.875, "center", (0.4,), (0.2
 
 @pytest.fixture
 def found_by_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [tests / "helpers", tests.parent])))
 
 
 def processes(source: Folder, count: int = 2) -> Iterator[Processes]:

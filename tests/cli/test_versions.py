@@ -14,7 +14,7 @@ from vitprune.core.errors import UserError
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
