@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def score(
 class Broken(nn.Module):
     def forward(self, *_: Tensor, **__: object) -> Tensor:
         raise RuntimeError("broken on purpose")
+
+
+def test_every_function_of_the_table_is_there() -> None:
+    """The table names them, so that it is read without torch; a name that is wrong would be seen on first use only."""
+    for name, row in CRITERIA.items():
+        assert (row.score is None) != (row.whole is None), name
+        for found in filter(None, (row.score, row.whole, row.trains)):
+            file, function = found.args
+            assert callable(getattr(import_module(f"vitprune.criteria.{file}"), function)), name
 
 
 @every

@@ -16,7 +16,7 @@ import vitprune
 
 WITHOUT_TORCH = (
     "vitprune.core.errors", "vitprune.core.files", "vitprune.images.decode", "vitprune.images.preprocess",
-    "vitprune.deploy.runtime", "vitprune.deploy.predict",
+    "vitprune.deploy.runtime", "vitprune.deploy.predict", "vitprune.criteria.catalog",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "timm", "transformers", "torch_pruning", "onnxscript")
 
