@@ -7,26 +7,14 @@ interruption, and gathered per class. `WholeScore` looks at weights, or at a set
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
-
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.attribution.fisher import fisher
-from vitprune.criteria.attribution.influence_pattern import influence_gradient, influence_pattern
-from vitprune.criteria.attribution.jas import jas
-from vitprune.criteria.attribution.joint_gates import joint_gates
-from vitprune.criteria.attribution.knowledge_attribution import knowledge_attribution
 from vitprune.criteria.signatures import Row
-from vitprune.criteria.statistics.activation import activation, mean_activation
-from vitprune.criteria.statistics.fisher_obs import fisher_obs
-from vitprune.criteria.statistics.obs import obs
-from vitprune.criteria.statistics.variance import variance
-from vitprune.criteria.weights.class_alignment import class_alignment
-from vitprune.criteria.weights.torch_pruning import hessian, magnitude, taylor
-from vitprune.criteria.weights.vit_slim import train, vit_slim
-from vitprune.model import families
-from vitprune.model.inside import blockwise
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _RULE = ("quadrature", "nodes", "objective")
 _ALONE = (*_RULE, "tokens", "shortlist")
@@ -34,56 +22,115 @@ _PATH = (*_ALONE, "formula", "candidates", "reference", "precision")
 _SLIM = ("epochs", "rate", "pressure", "train_weights", "seed")
 _LEARN: tuple[Literal["labels", "gradients", "training", "images"], ...] = ("images", "labels", "gradients")
 
+
+def _call(file: str, name: str, *args: Any, **how: Any) -> Any:
+    return getattr(import_module(f"vitprune.criteria.{file}"), name)(*args, **how)
+
+
+def of(file: str, name: str, **how: Any) -> Any:
+    """The function `name` of a file beside this one, found when it is first called: the table is read without torch."""
+    return partial(_call, file, name, **how)
+
+
 CRITERIA: dict[str, Row] = {
-    "jas": Row("Wang et al., ICLR 2025, Eq. 3 and Alg. 3", jas, needs=_LEARN, uses=_PATH, path_dependent=True),
+    "jas": Row(
+        "Wang et al., ICLR 2025, Eq. 3 and Alg. 3",
+        of("attribution.jas", "jas"),
+        needs=_LEARN,
+        uses=_PATH,
+        path_dependent=True,
+    ),
     "activation": Row(
-        "Wang et al., ICLR 2025, App. C.2: largest raw value, class token", activation, needs=("images",),
+        "Wang et al., ICLR 2025, App. C.2: largest raw value, class token",
+        of("statistics.activation", "activation"),
+        needs=("images",),
         class_token=True,
     ),
-    "mean-activation": Row("mean |a| over all tokens", mean_activation, needs=("images",), ranks_by="mean"),
+    "mean-activation": Row(
+        "mean |a| over all tokens", of("statistics.activation", "mean_activation"), needs=("images",), ranks_by="mean"
+    ),
     "knowledge-attribution": Row(
-        "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient", knowledge_attribution, needs=_LEARN,
+        "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient",
+        of("attribution.knowledge_attribution", "knowledge_attribution"),
+        needs=_LEARN,
         uses=(*_ALONE, "precision"),
     ),
     "influence-pattern": Row(
-        "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product", influence_pattern,
-        needs=("images", "gradients"), uses=("quadrature", "nodes"), class_token=True, halves=True,
+        "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product",
+        of("attribution.influence_pattern", "influence_pattern"),
+        needs=("images", "gradients"),
+        uses=("quadrature", "nodes"),
+        class_token=True,
+        halves=True,
     ),
     "influence-gradient": Row(
-        "what the authors' code takes for the influence pattern: mean ∂p/∂w", influence_gradient, needs=_LEARN,
-        uses=_RULE, class_token=True,
+        "what the authors' code takes for the influence pattern: mean ∂p/∂w",
+        of("attribution.influence_pattern", "influence_gradient"),
+        needs=_LEARN,
+        uses=_RULE,
+        class_token=True,
     ),
     "joint-gates": Row(
-        "this tool: joint integrated gradients of whole hidden units", joint_gates, needs=_LEARN, ranks_by="mean",
+        "this tool: joint integrated gradients of whole hidden units",
+        of("attribution.joint_gates", "joint_gates"),
+        needs=_LEARN,
+        ranks_by="mean",
         uses=(*_RULE, "low", "form", "labels", "seed"),
     ),
     "fisher": Row(
-        "gate Fisher information, labels from the prediction", fisher, needs=("images", "gradients"), ranks_by="mean",
+        "gate Fisher information, labels from the prediction",
+        of("attribution.fisher", "fisher"),
+        needs=("images", "gradients"),
+        ranks_by="mean",
         uses=("seed",),
     ),
-    "magnitude-l1": Row("torch-pruning, GroupMagnitudeImportance, p = 1", whole=partial(magnitude, p=1)),
-    "magnitude-l2": Row("torch-pruning, GroupMagnitudeImportance, p = 2", whole=partial(magnitude, p=2)),
-    "taylor": Row("Molchanov et al., 2019; torch-pruning, GroupTaylorImportance", whole=taylor, needs=_LEARN),
-    "hessian": Row("LeCun et al., 1989; torch-pruning, GroupHessianImportance", whole=hessian, needs=_LEARN),
-    "variance": Row("VBP, ICCV 2025", whole=partial(variance, weighted=False), needs=("images",)),
-    "variance-weight": Row("σ²‖W2‖²", whole=partial(variance, weighted=True), needs=("images",)),
-    "obs": Row("optimal brain surgeon on fc2's input, Schur updates", whole=obs, needs=("images",)),
+    "magnitude-l1": Row(
+        "torch-pruning, GroupMagnitudeImportance, p = 1", whole=of("weights.torch_pruning", "magnitude", p=1)
+    ),
+    "magnitude-l2": Row(
+        "torch-pruning, GroupMagnitudeImportance, p = 2", whole=of("weights.torch_pruning", "magnitude", p=2)
+    ),
+    "taylor": Row(
+        "Molchanov et al., 2019; torch-pruning, GroupTaylorImportance",
+        whole=of("weights.torch_pruning", "taylor"),
+        needs=_LEARN,
+    ),
+    "hessian": Row(
+        "LeCun et al., 1989; torch-pruning, GroupHessianImportance",
+        whole=of("weights.torch_pruning", "hessian"),
+        needs=_LEARN,
+    ),
+    "variance": Row("VBP, ICCV 2025", whole=of("statistics.variance", "variance", weighted=False), needs=("images",)),
+    "variance-weight": Row("σ²‖W2‖²", whole=of("statistics.variance", "variance", weighted=True), needs=("images",)),
+    "obs": Row(
+        "optimal brain surgeon on fc2's input, Schur updates", whole=of("statistics.obs", "obs"), needs=("images",)
+    ),
     "fisher-obs": Row(
-        "this tool: OBS costs in the Fisher metric, in nats per image", whole=fisher_obs, needs=("images", "gradients"),
-        uses=("seed",), across_blocks=True,
+        "this tool: OBS costs in the Fisher metric, in nats per image",
+        whole=of("statistics.fisher_obs", "fisher_obs"),
+        needs=("images", "gradients"),
+        uses=("seed",),
+        across_blocks=True,
     ),
     "class-alignment": Row(
-        "value vectors projected to classes, raw", whole=partial(class_alignment, form="raw"), halves=True
+        "value vectors projected to classes, raw",
+        whole=of("weights.class_alignment", "class_alignment", form="raw"),
+        halves=True,
     ),
     "class-alignment-normed": Row(
-        "the same through the final norm", whole=partial(class_alignment, form="normed"), halves=True
+        "the same through the final norm",
+        whole=of("weights.class_alignment", "class_alignment", form="normed"),
+        halves=True,
     ),
     "vit-slim": Row(
-        "Chavan et al., CVPR 2022, FFN gates only", whole=vit_slim, needs=(*_LEARN, "training"), uses=_SLIM,
+        "Chavan et al., CVPR 2022, FFN gates only",
+        whole=of("weights.vit_slim", "vit_slim"),
+        needs=(*_LEARN, "training"),
+        uses=_SLIM,
         across_blocks=True,
-        trains=train,
+        trains=of("weights.vit_slim", "train"),
     ),
-}  # fmt: skip
+}
 
 
 def allocation_of(criterion: str, asked: str) -> str:
@@ -108,6 +155,9 @@ def why_not(criterion: str, tokens: str, *, class_token: bool, halves: bool) -> 
 
 def applies(criterion: str, tokens: str, model: nn.Module) -> None:
     """Raises UserError when a criterion cannot look at `model`."""
+    from vitprune.model import families
+    from vitprune.model.inside import blockwise
+
     class_token, parts = families.token_layout(model).class_token, blockwise.halves(model)
     why = why_not(criterion, tokens, class_token=class_token, halves=parts is not None)
     if why is not None:

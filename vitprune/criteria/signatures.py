@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vitprune.criteria.settings import Attribution
-from vitprune.model.sites.ffn import FfnSite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitprune.model.sites.ffn import FfnSite
 
 
 class ImageScore(Protocol):
@@ -73,4 +75,4 @@ class Row:
         return "nodes" in self.uses
 
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+Batches = Callable[[], Iterable[tuple[Any, Any]]]  # of Tensors: images [N, C, H, W] and labels [N]
