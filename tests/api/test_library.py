@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import reference
 import torch
+from small import scores_of as made_scores
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ def test_discover_counts_the_replicas_paths(tiny_vit, make_images, batch, empty)
         for c in range(5):
             own = tables[i][c == LABELS.numpy()]
             mean = own.mean(0) if len(own) else np.zeros(32)
-            np.testing.assert_allclose(found.ties[i][c].numpy(), mean, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(list(found.ties.values())[i][c].numpy(), mean, rtol=1e-4, atol=1e-6)
     assert found.paths is not None
     assert found.paths.units.tolist() == routes
     assert found.paths.label.tolist() == LABELS.tolist()
@@ -100,7 +101,7 @@ def test_every_criterion_by_name(tiny_vit, make_images, criterion, empty):
 
 def test_random_follows_its_seed(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(3)
-    one, two = (scores_of(model, images, criterion="random", seed=seed).blocks[0] for seed in (0, 1))
+    one, two = (scores_of(model, images, criterion="random", seed=seed).rows[0] for seed in (0, 1))
     assert not torch.equal(one, two)
 
 
@@ -134,7 +135,7 @@ def test_prune_removes_what_the_scores_say(tiny_vit, make_images, keep, classes,
     assert reference.same_state(before, reference.snapshot(model))
     rows = classes or range(5)
     masks = []
-    for block, ties in zip(found.rows, found.ties, strict=True):
+    for block, ties in zip(found.rows, found.ties.values(), strict=True):
         score = sum(block[c].double() for c in rows) / len(rows)
         tie = sum(ties[c].double() for c in rows) / len(rows)
         masks.append(torch.tensor(reference.best(score.tolist(), tie.tolist(), width)))
@@ -243,7 +244,7 @@ MISTAKES = {
     "prune class negative": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x, classes=[-1]),
     "prune no images": lambda m, x, s: vitprune.prune(m, s, keep="5 units", images=x[:0]),
     "prune scores not a number": lambda m, x, s: vitprune.prune(
-        m, scores_of("s", [torch.full((5, 32), math.nan)] * 3), keep="5 units", images=x
+        m, made_scores("s", [torch.full((5, 32), math.nan)] * 3), keep="5 units", images=x
     ),
     "discover nodes": lambda m, x, s: vitprune.discover(m, x, LABELS, t=3, nodes=0),
     "discover float labels": lambda m, x, s: vitprune.discover(m, x, LABELS.float(), t=3, nodes=2),
@@ -320,7 +321,7 @@ def test_load_reads_a_pruned_folder(tiny_vit, make_images, empty):
     timm_folder(source, model)
     opened = opening.open_model(vitprune.Recipe.model_fields["model"].annotation(name=f"local-dir:{source}"))
     generator = torch.Generator().manual_seed(0)
-    found = scores_of("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
+    found = made_scores("s", [torch.rand(1, 32, generator=generator) for _ in range(2)])
     slim = vitprune.prune(opened.model, found, keep="9 units", recovery="none")
     slim.blocks[1] = vitprune.prune(opened.model, found, keep="21 units", recovery="none").blocks[1]
     saving.save(folder, opened, slim, {})

@@ -93,19 +93,20 @@ def test_gates_and_weights_are_trained_together(tiny_vit, make_images):
 
 def test_one_threshold_across_blocks() -> None:
     """sorted(ζ)[int((1 − b)·len)]; signed, and a unit as good as the threshold stays."""
-    gates = [torch.tensor([[0.9, -2.0, 0.1, 0.5]]), torch.tensor([[0.4, 0.8, 0.5]])]
+    gates = {"a": torch.tensor([[0.9, -2.0, 0.1, 0.5]]), "b": torch.tensor([[0.4, 0.8, 0.5]])}
     every = sorted([0.9, -2.0, 0.1, 0.5, 0.4, 0.8, 0.5])
     for budget in (0.1, 0.25, 0.43, 0.5, 0.75, 1.0):
         threshold = every[int((1 - budget) * 7)]
         mask, emptied = threshold_mask(gates, budget)
-        expected = [[z >= threshold - 1e-6 for z in gate[0].tolist()] for gate in gates]
+        expected = [[z >= threshold - 1e-6 for z in gate[0].tolist()] for gate in gates.values()]
         missing = [row for row in expected if not any(row)]
         assert emptied == len(missing)
-        for gate, row, keep in zip(gates, expected, mask.masks, strict=True):
+        for gate, row, keep in zip(gates.values(), expected, mask.masks, strict=True):
             if not any(row):
                 row[int(gate.argmax())] = True
             assert keep.tolist() == row
-    assert threshold_mask(gates, 0.5)[0].widths == [2, 2]  # 0.5 stands twice: both stay, as signed ζ ≥ threshold says
+    # 0.5 stands twice: both stay, as signed ζ ≥ threshold says
+    assert list(threshold_mask(gates, 0.5)[0].widths.values()) == [2, 2]
     assert threshold_mask(gates, 1.0)[0].kept == 1
 
 

@@ -13,7 +13,9 @@ from small import plan_of
 from torch import Tensor
 
 from vitprune.exam import metrics
-from vitprune.exam.logits import predictor, test_indices, test_logits
+from vitprune.exam.logits import predictor
+from vitprune.exam.logits import test_indices as indices_of
+from vitprune.exam.logits import test_logits as logits_of
 from vitprune.exam.oracle import oracle_logits
 from vitprune.images.batches import Images
 from vitprune.images.split import Split
@@ -165,11 +167,11 @@ def test_only_the_test_split_is_read_and_in_its_order():
 
     for batch in (1, 4, 100):
         seen.clear()
-        logits, labels = test_logits(predict, images, parts, batch)
+        logits, labels = logits_of(predict, images, parts, batch)
         assert logits.dtype == np.float32 and logits.shape == (len(parts.test), OUTPUTS)
         assert sorted(seen) == sorted(parts.test.tolist())
         assert not set(seen) & set(parts.probe.tolist())
-        index = test_indices(images, parts)
+        index = indices_of(images, parts)
         assert logits[:, 0].tolist() == index.tolist()
         assert labels.tolist() == [[4, 0, 2][i % 3] for i in index]
 
@@ -178,10 +180,10 @@ def test_only_the_test_split_is_read_and_in_its_order():
 def test_only_some_labels(only):
     images, parts = make_images(), split()
     expected = [i for i in parts.test.tolist() if [4, 0, 2][i % 3] in only]
-    index = test_indices(images, parts, np.array(only))
+    index = indices_of(images, parts, np.array(only))
     assert sorted(index.tolist()) == sorted(expected)
     if expected:
-        logits, labels = test_logits(
+        logits, labels = logits_of(
             lambda batch: torch.tensor([[float(number)] for number in numbers(batch)]), images, parts, 3, np.array(only)
         )
         assert logits[:, 0].tolist() == index.tolist()
@@ -192,8 +194,8 @@ def test_a_models_predictor(tiny_vit):
     images, parts = make_images(), split()
     model = tiny_vit(dtype=torch.float32, num_classes=OUTPUTS)
     predict = predictor(model)
-    logits, _ = test_logits(predict, images, parts, 5)
-    index = test_indices(images, parts)
+    logits, _ = logits_of(predict, images, parts, 5)
+    index = indices_of(images, parts)
     batch = torch.stack([images.tensor(int(i)) for i in index])
     np.testing.assert_allclose(logits, reference.Vit(model).logits(batch).numpy(), atol=1e-4)
     assert predict(batch).dtype == torch.float32 and not predict(batch).requires_grad
@@ -228,8 +230,8 @@ def test_keep_all_oracle_is_the_dense_model(tiny_vit):
     model, images, parts = tiny_vit(dtype=torch.float32), make_images(), split()
     keep = [torch.ones(OUTPUTS, 32, dtype=torch.bool)] * 3
     logits, _ = oracle_logits(model, families.ffn_sites(model), keep, images, parts.test, 4)
-    honest, _ = test_logits(predictor(model), images, parts, 4)
-    order = test_indices(images, parts)
+    honest, _ = logits_of(predictor(model), images, parts, 4)
+    order = indices_of(images, parts)
     np.testing.assert_allclose(logits[np.argsort(parts.test)], honest[np.argsort(order)], atol=1e-5)
 
 
@@ -247,8 +249,8 @@ def test_shuffled_labels_change_oracle_figures_and_not_honest_logits(tiny_vit):
     for name, labels in (("true", class_of), ("shuffled", shuffled)):
         images = make_images(labels)
         oracle[name], _ = oracle_logits(model, sites, keep_CN, images, parts.test, 5)
-        logits, _ = test_logits(predictor(slim), images, parts, 5)
-        honest[name] = logits[np.argsort(test_indices(images, parts))]
+        logits, _ = logits_of(predictor(slim), images, parts, 5)
+        honest[name] = logits[np.argsort(indices_of(images, parts))]
     change = np.abs(oracle["true"] - oracle["shuffled"]).max(1)
     assert (change[moved] > 1e-3).all() and (change[~moved] < 1e-5).all()
     assert np.array_equal(honest["true"], honest["shuffled"])

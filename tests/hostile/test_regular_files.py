@@ -345,14 +345,14 @@ def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by our own hand: Pillow, torch, or a library's temporary file."""
-    from vitprune.runs.stages import split
+    from vitprune.images import decode_pool
 
     content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 5), tmp_path / "out", baselines=[])
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/x")
 
-    monkeypatch.setattr(split.decoding, "check", fails)
+    monkeypatch.setattr(decode_pool, "check", fails)
     assert "/somewhere/x: the disk is full" in refusal(
         lambda: pipeline.run(recipe.Recipe.model_validate(content), "split")
     )
