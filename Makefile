@@ -17,7 +17,7 @@ test: $(VENV)/.installed-test
 
 # 5,000 damaged recipes, models, reports and ONNX files; ends with `N passed, M failed`.
 fuzz: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --cases 5000
+	PYTHONPATH=tests/helpers OMP_NUM_THREADS=1 $(BIN)/python tests/hostile/fuzz.py --cases 5000
 
 # Some ninety small faults, each against the tests of the promise it breaks; ends with `N passed, M failed`.
 mutants: $(VENV)/.installed-test
@@ -38,8 +38,8 @@ lint: $(VENV)/.installed-test
 
 # docs/families.md: family by stage, from the test run that it tells of.
 docs-table: $(VENV)/.installed-test
-	VITPRUNE_FAMILY_TABLE=docs/families.json OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_families.py -q
-	$(BIN)/python tests/family_table.py docs/families.json docs/families.md
+	VITPRUNE_FAMILY_TABLE=docs/families.json OMP_NUM_THREADS=1 $(BIN)/pytest tests/whole/test_families.py -q
+	$(BIN)/python tests/helpers/family_table.py docs/families.json docs/families.md
 
 # The bundled model was made by this; hours on two cores, resumes from runs/demo-model.
 model: $(VENV)/.installed

@@ -21,19 +21,26 @@ from typing import Any
 
 import numpy as np
 
-from vitprune import evaluation, pipeline
-from vitprune.cells import Cell, examine, hits_of
-from vitprune.context import Context
-from vitprune.evaluation import mcnemar
-from vitprune.files import digest, read_json, write_json
-from vitprune.progress import Reporter
-from vitprune.recipe import Recipe, parse
-from vitprune.stages import CODE, discover
-from vitprune.stages.prune import mask_of, slimmed
+from vitprune.core.files import write_json
+from vitprune.core.progress import Reporter
+from vitprune.core.reading import digest, read_json
+from vitprune.exam.logits import predictor, test_logits
+from vitprune.exam.metrics import mcnemar
+from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe.parse import parse
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.contenders import Cell, Contender, hits_of
+from vitprune.runs.stages import score
+from vitprune.runs.stages.prune import mask_of, slimmed
+from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state.context import Context
 
-OURS = ("fisher-obs", "layerwise")
-BASELINES = [("variance", "mean"), ("variance", "affine"), ("variance", "layerwise"), ("taylor", "layerwise"),
-             ("hessian", "layerwise"), ("magnitude-l2", "layerwise"), ("activation", "layerwise")]  # fmt: skip
+OURS: tuple[str, Recovery] = ("fisher-obs", "layerwise")
+BASELINES: list[tuple[str, Recovery]] = [
+    ("variance", "mean"), ("variance", "affine"), ("variance", "layerwise"), ("taylor", "layerwise"),
+    ("hessian", "layerwise"), ("magnitude-l2", "layerwise"), ("activation", "layerwise"),
+]  # fmt: skip
 GROUPS = {"footwear": ["sandal", "sneaker", "boot"], "tops": ["tshirt", "pullover", "coat", "shirt"],
           "rest": ["trouser", "dress", "bag"]}  # fmt: skip
 SPECIALIST_BUDGETS = (0.05, 0.02)
@@ -65,16 +72,19 @@ def budgets_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> dict[
     with Context.open(recipe_for(args, seed, False), "auto", reporter) as context:
         inputs, _ = pipeline.advance(context, "moments")
         key = digest(CODE, inputs, context.recipe.pruning())
-        cells = [None] + [Cell(c, k, r) for k in args.budgets for c, r in [OURS, *BASELINES]]
+        cells = [
+            Contender.dense(seed),
+            *(Contender(c, k, r, seed) for k in args.budgets for c, r in [OURS, *BASELINES]),
+        ]
         found: dict[str, Any] = {}
         for cell in reporter.track(cells, f"budgets, seed {seed}", len(cells)):
-            path = context.folder.root / "cells" / (cell.name(seed) if cell else "dense.json")
-            row = _known(path, key) or {"key": key, **examine(context, cell, seed)}
+            path = context.folder.root / "cells" / cell.file_name
+            row = _known(path, key) or {"key": key, **Cell.of(context, cell).as_json()}
             write_json(path, row)
-            if cell is None:
+            if cell.is_dense:
                 found["dense"] = row
             else:
-                found.setdefault(f"{cell.keep:g}", {})[f"{cell.criterion}+{cell.recovery}"] = row
+                found.setdefault(f"{cell.keep:g}", {})[f"{cell.criterion}+{cell.repair}"] = row
         return found
 
 
@@ -100,10 +110,10 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
             path = special.folder.root / "cells" / f"{group}-{keep:g}.json"
             row = _known(path, digest(CODE, inputs, more, keep, args.refit))
             if row is None:
-                mask = mask_of(general, discover.scores_of(general, OURS[0], seed), everything, keep)
+                mask = mask_of(general, score.scores_of(general, OURS[0], seed), everything, keep)
                 if keep not in generic:
                     generic[keep] = slimmed(general, mask, OURS[1], None, everything)  # type: ignore[arg-type]
-                own = mask_of(special, discover.scores_of(special, OURS[0], seed, group), targets, keep)
+                own = mask_of(special, score.scores_of(special, OURS[0], seed, group), targets, keep)
                 models = {
                     "dense_head_mask": general.loaded.model,
                     "generic": generic[keep],
@@ -119,8 +129,8 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
 
 
 def _hits(context: Context, model: Any, targets: list[int]) -> list[int]:
-    predict = evaluation.predictor(model)
-    logits, labels = evaluation.test_logits(predict, context.images, context.split, context.batch, np.array(targets))
+    predict = predictor(model)
+    logits, labels = test_logits(predict, context.images, context.split, context.batch, np.array(targets))
     closed = np.full(logits.shape, -np.inf)
     closed[:, targets] = logits[:, targets]
     return (closed.argmax(1) == labels).astype(int).tolist()

@@ -24,9 +24,13 @@ import onnx
 import timm
 import torch
 
-from vitprune import bench, models, onnx_export, onnx_precision, pipeline, runtime, surgery
-from vitprune.recipe import Recipe
-from vitprune.types import Mask
+from vitprune.deploy import bench, runtime
+from vitprune.deploy.onnx import exporting, precision
+from vitprune.model import families, size
+from vitprune.pruning import surgery
+from vitprune.pruning.plan import Plan
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
 
 BATCH = 32
 DEMO = {
@@ -98,17 +102,17 @@ def vit_small(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """ViT-S/16 at 224, random weights, 384 of 1,536 hidden units kept in every block."""
     torch.manual_seed(0)
     dense = timm.create_model("vit_small_patch16_224", num_classes=1000).eval().requires_grad_(False)
-    slim = surgery.slim(dense, Mask([torch.arange(site.width) < 384 for site in models.ffn_sites(dense)]))
+    slim = surgery.slim(dense, Plan({site.name: torch.arange(site.size) < 384 for site in families.ffn_sites(dense)}))
     folder.mkdir()
     files = {name: folder / f"{name}.onnx" for name in ("dense", "slim", "fp16", "int8", "contrib")}
     for name, model in (("dense", dense), ("slim", slim)):
         say(f"vit_small: exporting {name}")
-        onnx_export.export(model, files[name], onnx_export.size(model))
+        exporting.export(model, files[name], size.size(model))
     images = torch.randn(16, 3, 224, 224)
     parts = [part.numpy() for part in images.split(8)]
-    onnx_precision.to_fp16(files["slim"], files["fp16"])
+    precision.to_fp16(files["slim"], files["fp16"])
     nobody = np.zeros(len(images), np.int64)  # no labels, so no floor: everything in int8
-    onnx_precision.to_int8(files["slim"], files["int8"], parts, parts, nobody, floor=100.0)
+    precision.to_int8(files["slim"], files["int8"], parts, parts, nobody, floor=100.0)
     fused = contrib(files["slim"], files["contrib"], 6, 384)
     with torch.inference_mode():
         expected = slim(images).numpy()
@@ -126,7 +130,7 @@ def vit_small(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
         "fp16_max_abs_logit_diff": gaps["fp16"],
         "int8_max_abs_logit_diff": gaps["int8"],
         "logit_spread": float(expected.std()),
-        "nodes": onnx_export.facts(files["slim"])["nodes"],
+        "nodes": exporting.facts(files["slim"])["nodes"],
         "contrib_nodes": fused,
     }
 

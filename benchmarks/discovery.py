@@ -28,12 +28,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitprune import checkpoint, data, models
-from vitprune.criteria.jas import jas
-from vitprune.labels import output_indices
-from vitprune.recipe import Model
-from vitprune.sources.bundled import CLASSES, Bundled
-from vitprune.types import Attribution
+from vitprune.criteria.attribution.jas import jas
+from vitprune.criteria.settings import Attribution
+from vitprune.images import batches
+from vitprune.images.class_names import output_indices
+from vitprune.images.sources.bundled import CLASSES, Bundled
+from vitprune.images.split import first_per_class, split_per_class
+from vitprune.model import families
+from vitprune.model.load import opening
+from vitprune.recipe.inputs import Model
 
 DEFAULTS = Attribution()
 SAME = Attribution(quadrature="left", nodes=20, reference=True)
@@ -58,7 +61,7 @@ def timed(work: Callable[[], object], device: str = "cpu") -> float:
 def engine(
     model: nn.Module, x: Tensor, y: Tensor, how: Attribution, t: int = 1, along: Tensor | None = None
 ) -> list[Tensor]:
-    return jas(model, models.ffn_sites(model), x, y, ts=[t], how=how, along=along)[t]
+    return jas(model, families.ffn_sites(model), x, y, ts=[t], how=how, along=along)[t]
 
 
 def in_batches(size: int, x: Tensor, y: Tensor, score: Callable[[Tensor, Tensor], list[Tensor]]) -> list[Tensor]:
@@ -127,14 +130,14 @@ def spread(model: nn.Module) -> None:
 
 def accuracy(quick: bool) -> dict[str, float]:
     """The defaults against 1,000 midpoint nodes along the reference's path, image by image and block by block."""
-    loaded = checkpoint.open_model(Model(name="bundled"))
+    loaded = opening.open_model(Model(name="bundled"))
     model = loaded.model
     source = Bundled()
     outputs = output_indices(source.classes, loaded.outputs, loaded.labels, "bundled")
-    images = data.Images(source, loaded.transform(), 1, outputs)
-    split = data.split_per_class(source.class_of, source.classes, seed=0, probe=0.8)
+    images = batches.Images(source, loaded.transform(), 1, outputs)
+    split = split_per_class(source.class_of, source.classes, seed=0, probe=0.8)
     count = 8 if quick else 100
-    index = data.first_per_class(split.probe, source.class_of, 10)[:: 100 // count][:count]
+    index = first_per_class(split.probe, source.class_of, 10)[:: 100 // count][:count]
     x, y = next(images.batches(index, count))
     start = time.perf_counter()
     exact = in_batches(1, x, y, lambda a, b: engine(model, a, b, Attribution(quadrature="midpoint", nodes=1000), TOP))

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from budget import GROUPS, OURS, _hits, recipe_for
 
-from vitprune import pipeline
-from vitprune.context import Context
-from vitprune.evaluation import mcnemar
-from vitprune.progress import Reporter
-from vitprune.recipe import Recipe
-from vitprune.stages import discover
-from vitprune.stages.prune import mask_of, slimmed
+from vitprune.core.progress import Reporter
+from vitprune.exam.metrics import mcnemar
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages import score
+from vitprune.runs.stages.prune import mask_of, slimmed
+from vitprune.runs.state.context import Context
 
 
 def shuffle_probe_labels(context: Context, seed: int) -> None:
@@ -64,10 +64,10 @@ def of_grouping(
         pipeline.advance(special, "split")
         if shuffled:
             shuffle_probe_labels(special, recipe.split.seed)
-        discover.discover(special)
+        score.discover(special)
         for group, targets in special.class_sets().items():
             for keep in budgets:
-                scores = discover.scores_of(special, OURS[0], recipe.split.seed, group)
+                scores = score.scores_of(special, OURS[0], recipe.split.seed, group)
                 own = slimmed(special, mask_of(special, scores, targets, keep), OURS[1], group, targets)  # type: ignore[arg-type]
                 models = {"dense": general.loaded.model, "generic": generic[keep], "specialist": own}
                 hits = {model: np.array(_hits(general, m, targets), bool) for model, m in models.items()}
@@ -91,7 +91,7 @@ def main() -> None:
     with Context.open(plain, "auto", reporter) as general:
         pipeline.advance(general, "discover")
         every, names = general.every_target(), list(general.source.classes)
-        scores = discover.scores_of(general, OURS[0], args.seed)
+        scores = score.scores_of(general, OURS[0], args.seed)
         generic = {
             keep: slimmed(general, mask_of(general, scores, every, keep), OURS[1], None, every)  # type: ignore[arg-type]
             for keep in args.budgets

@@ -21,9 +21,15 @@ from functools import partial
 import timm
 import torch
 
-from vitprune import memory, models, recovery, sequential, surgery
-from vitprune.criteria.jas import jas
-from vitprune.types import Attribution, Mask
+from vitprune.core import memory
+from vitprune.criteria.attribution.jas import jas
+from vitprune.criteria.settings import Attribution
+from vitprune.model import families
+from vitprune.model.inside import moments
+from vitprune.pruning import surgery
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.repair import layerwise, names, streams
+from vitprune.pruning.repair import repair as repair_repair
 
 REFIT_IMAGES, DISCOVERY_IMAGES, BATCH = 8000, 40_000, 4
 
@@ -40,9 +46,9 @@ def main() -> None:
     n = parser.parse_args().images
     torch.manual_seed(0)
     model = timm.create_model("vit_base_patch16_224").eval().requires_grad_(False)
-    sites = models.ffn_sites(model)
-    keep = torch.arange(sites[0].width) % 4 == 0
-    mask = Mask([keep] * len(sites))
+    sites = families.ffn_sites(model)
+    keep = torch.arange(sites[0].size) % 4 == 0
+    mask = Plan({site.name: keep for site in sites})
     images, labels = torch.randn(4 * n, 3, 224, 224), torch.randint(0, 1000, (4 * n,))
     few = images[:n]
 
@@ -51,10 +57,10 @@ def main() -> None:
             for x in few.split(BATCH):
                 model(x)
 
-    def repair(how: str, on: torch.Tensor, kept: sequential.Kept | None = None) -> None:
+    def repair(how: str, on: torch.Tensor, kept: layerwise.Kept | None = None) -> None:
         slim = surgery.slim(model, mask)
-        stats = recovery.moments(model, sites, on.split(BATCH)) if recovery.needs_moments(how) else ()
-        recovery.repair(slim, model, mask, how, stats=stats, batches=lambda: on.split(BATCH), kept=kept)  # type: ignore[arg-type]
+        stats = moments.moments(model, sites, on.split(BATCH)) if names.needs_moments(how) else ()
+        repair_repair.repair(slim, model, mask, how, stats=stats, batches=lambda: on.split(BATCH), kept=kept)  # type: ignore[arg-type]
 
     forward()
     once = seconds(forward) / n
@@ -65,14 +71,14 @@ def main() -> None:
         found[f"{how}_fixed_seconds"] = max(0.0, small - (large - small) / 3)
         print(f"{how}: {found[f'{how}_forwards_per_image']:.1f} forward passes per image and "
               f"{found[f'{how}_fixed_seconds']:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
-    kept: list[sequential.Kept] = [{}, {}]  # filled by the first repair, read by the next on the same images
+    kept: list[layerwise.Kept] = [{}, {}]  # filled by the first repair, read by the next on the same images
     for _ in range(2):
         small, large = (seconds(partial(repair, "layerwise", *pair)) for pair in zip((few, images), kept, strict=True))
         found["layerwise_again_forwards_per_image"] = (large - small) / (3 * n) / once
     del kept
     discovery = seconds(lambda: jas(model, sites, few[:4], labels[:4], ts=[50], how=Attribution())) / 4
     found["jas_forwards_per_image"] = discovery / once
-    sequential.IN_MEMORY = 0
+    streams.IN_MEMORY = 0
     peaks = []
     for on in (few, images):
         with memory.peak(torch.device("cpu")) as highest:

@@ -8,7 +8,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from vitprune.recipe import Recipe
+from vitprune.recipe.recipe import Recipe
 
 INTRO = """# Recipe reference
 

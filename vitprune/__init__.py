@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitprune.core.version import __version__ as __version__
+
 __all__ = ["Recipe", "UserError", "declare", "discover", "evaluate", "export", "load", "path_scores", "prune", "run"]
 
 if TYPE_CHECKING:
-    from vitprune.checkpoint import load
-    from vitprune.errors import UserError
-    from vitprune.library import declare, discover, evaluate, export, path_scores, prune, run
-    from vitprune.recipe import Recipe
+    from vitprune.api import declare, discover, evaluate, export, path_scores, prune, run
+    from vitprune.core.errors import UserError
+    from vitprune.model.load.opening import load
+    from vitprune.recipe.recipe import Recipe
 
 _HOMES = {
-    "load": "checkpoint",
-    "UserError": "errors",
-    "Recipe": "recipe",
-    **dict.fromkeys(("declare", "discover", "evaluate", "export", "path_scores", "prune", "run"), "library"),
+    "load": "model.load.opening",
+    "UserError": "core.errors",
+    "Recipe": "recipe.recipe",
+    **dict.fromkeys(("declare", "discover", "evaluate", "export", "path_scores", "prune", "run"), "api"),
 }
 
 

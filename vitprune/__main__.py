@@ -1,5 +1,5 @@
 """`python -m vitprune` is `vitprune`."""
 
-from vitprune.cli import main
+from vitprune.cli.app import main
 
 main()

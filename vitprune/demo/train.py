@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vitprune.demo.idx import read_idx
-from vitprune.sources.bundled import CLASSES
+from vitprune.images.sources.bundled import CLASSES
+from vitprune.images.sources.idx import read_idx
 
 MEAN, STD = 0.2860, 0.3530
 MODEL_ARGS = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 6, "num_heads": 3}

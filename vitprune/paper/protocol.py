@@ -17,11 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune import data, evaluation, masks, paths
-from vitprune.context import Context
-from vitprune.recipe import Paper
-from vitprune.stages import discover
-from vitprune.types import Attribution
+from vitprune.criteria import paths
+from vitprune.criteria.settings import Attribution
+from vitprune.exam import metrics
+from vitprune.exam.logits import logits_of, predictor, test_indices
+from vitprune.exam.oracle import oracle_logits
+from vitprune.images import split
+from vitprune.pruning import masks
+from vitprune.recipe.experiments import Paper
+from vitprune.runs.stages import score
+from vitprune.runs.state.context import Context
 
 Rule = Literal["image", "frequency", "mode-per-rank"]
 COLUMNS = "top-1 % | mean probability | the same, one probe image per class among them"
@@ -45,7 +50,7 @@ def class_masks(context: Context, source: Source) -> list[Tensor]:
         return masks.per_class(_scores(context, source), source.t)
     units_CLt, made = _modes(context, source), []
     for i, site in enumerate(context.sites):
-        keep = torch.zeros(len(units_CLt), site.width, dtype=torch.bool)
+        keep = torch.zeros(len(units_CLt), site.size, dtype=torch.bool)
         met = units_CLt[:, i, 0] >= 0
         keep[met] = keep[met].scatter(1, units_CLt[met, i], True)
         made.append(keep)
@@ -60,19 +65,19 @@ def class_paths(context: Context, source: Source) -> Tensor:
 
 
 def _scores(context: Context, source: Source) -> Any:
-    return discover.load(context, source.criterion, source.t, source.how, source.per_class)
+    return score.load(context, source.criterion, source.t, source.how, source.per_class)
 
 
 def _modes(context: Context, source: Source) -> Tensor:
-    columns = discover.columns(context, source.criterion, source.t, source.how, source.per_class)
-    widths = [site.width for site in context.sites]
+    columns = score.columns(context, source.criterion, source.t, source.how, source.per_class)
+    widths = [site.size for site in context.sites]
     return torch.from_numpy(paths.mode_per_rank(columns, range(context.loaded.outputs), widths))
 
 
 def tested(context: Context, spec: Paper) -> np.ndarray:
     """The test images of the recipe's classes, the first `images_per_class` of each."""
-    index = evaluation.test_indices(context.images, context.split, np.array(context.every_target()))
-    return data.first_per_class(index, context.source.class_of, spec.images_per_class or len(index))
+    index = test_indices(context.images, context.split, np.array(context.every_target()))
+    return split.first_per_class(index, context.source.class_of, spec.images_per_class or len(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Exam:
     def open(cls, context: Context, spec: Paper, per_class: int) -> Exam:
         """The exam of a recipe whose discoveries looked at `per_class` probe images of each class."""
         tests, class_of = tested(context, spec), context.source.class_of
-        probe = data.first_per_class(context.split.probe, class_of, per_class)
+        probe = split.first_per_class(context.split.probe, class_of, per_class)
         classes = np.unique(class_of[tests])
         last_test = [np.flatnonzero(class_of[tests] == c)[-1] for c in classes]
         last_probe = np.array([probe[class_of[probe] == c][-1] for c in classes], np.int64)
@@ -97,21 +102,17 @@ class Exam:
 
     def of_model(self, context: Context, model: nn.Module) -> dict[str, Any]:
         """One model for every image."""
-        predict = evaluation.predictor(model)
-        logits = [predict(x).numpy() for x, _ in context.images.batches(self.index, context.batch)]
-        return self.measured(np.concatenate(logits), context.images.labels[self.index])
+        return self.measured(*logits_of(predictor(model), context.images, self.index, context.batch))
 
     def oracle(self, context: Context, keep_CN: list[Tensor]) -> dict[str, Any]:
         """The dense model under the class token's masks, each image's by its true label."""
         model, sites = context.loaded.model, context.sites
-        return self.measured(
-            *evaluation.oracle_logits(model, sites, keep_CN, context.images, self.index, context.batch)
-        )
+        return self.measured(*oracle_logits(model, sites, keep_CN, context.images, self.index, context.batch))
 
     def measured(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Top-1 and mean probability on the test images, and the latter on the authors'; logits of `index`."""
-        own = evaluation.metrics(logits[: self.tests], labels[: self.tests])
-        theirs = evaluation.metrics(logits[self.theirs], labels[self.theirs])
+        own = metrics.metrics(logits[: self.tests], labels[: self.tests])
+        theirs = metrics.metrics(logits[self.theirs], labels[self.theirs])
         return {
             "top1": own.top1,
             "top1_ci95": list(own.top1_ci95),

@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitprune import ledger
-from vitprune.files import write_text
-from vitprune.report.beside import Beside
-from vitprune.report.compare import comparison
+from vitprune.core import ledger
+from vitprune.core.files import write_text
 from vitprune.report.document import document
-from vitprune.report.html import html
-from vitprune.report.markdown import markdown
-from vitprune.report.values import plain
+from vitprune.report.page.html import html
+from vitprune.report.page.markdown import markdown
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import plain
+from vitprune.report.runs_page import comparison
 
 __all__ = ["compare_reports", "write_report"]
 

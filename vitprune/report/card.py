@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from vitprune.files import read_json, write_text
-from vitprune.report.markdown import escape
-from vitprune.report.numbers import probability
-from vitprune.report.rows import dense_for, of_protocol
-from vitprune.report.values import clean, mapping, mappings, number, sequence
+from vitprune.core.files import write_text
+from vitprune.core.reading import read_json
+from vitprune.report.page.markdown import escape
+from vitprune.report.page.numbers import probability
+from vitprune.report.reading.rows import dense_for, of_protocol
+from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
 
 
 def write_cards(record: dict[str, Any], root: Path) -> list[Path]:
@@ -82,7 +83,8 @@ def _name(record: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def _widths(config: dict[str, Any]) -> list[Any]:
-    return sequence(mapping(config.get("vitprune")).get("widths"))
+    given = mapping(config.get("vitprune")).get("widths")
+    return list(given.values()) if isinstance(given, dict) else sequence(given)
 
 
 def _ragged(config: dict[str, Any]) -> bool:

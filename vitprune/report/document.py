@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitprune.report.beside import Beside
-from vitprune.report.blocks import Document, Text
+from vitprune.report.page.blocks import Document, Text
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, mapping, sequence
 from vitprune.report.sections.classes import classes_section
-from vitprune.report.sections.comparison import comparison_section
+from vitprune.report.sections.contenders import comparison_section
 from vitprune.report.sections.deploy import deploy_section
 from vitprune.report.sections.kept import kept_section
 from vitprune.report.sections.reproduce import reproduce_section
 from vitprune.report.sections.result import result_section
 from vitprune.report.sections.trust import failed_checks, trust_section
-from vitprune.report.values import clean, mapping, sequence
 
 SCHEMA = 1
 SOURCE = "Every number on this page comes from report.json beside it and the files that report.json names."

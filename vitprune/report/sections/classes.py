@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitprune.report import numbers, plots
-from vitprune.report.beside import Beside
-from vitprune.report.blocks import (
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import (
     Block,
     Cell,
     Columns,
@@ -21,7 +20,9 @@ from vitprune.report.blocks import (
     missing,
     table,
 )
-from vitprune.report.values import clean, interval, mapping, mappings, number
+from vitprune.report.plots import plots
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, interval, mapping, mappings, number
 
 SHOWN = 30
 MAX_GROUPS = 12

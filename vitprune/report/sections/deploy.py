@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from vitprune.report import numbers
-from vitprune.report.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
-from vitprune.report.values import clean, interval, mapping, mappings, number, ratio, sequence
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
+from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
 
 
 def deploy_section(record: dict[str, Any]) -> Section:

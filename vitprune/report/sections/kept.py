@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vitprune.report import numbers, plots, unit_plots
-from vitprune.report.beside import Beside
-from vitprune.report.blocks import Block, Cell, Fold, Heading, Row, Section, Text, figure, missing, table
-from vitprune.report.similarity import cluster, matrix_of
-from vitprune.report.values import clean, mapping, number, ratio, sequence
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Fold, Heading, Row, Section, Text, figure, missing, table
+from vitprune.report.plots import plots, unit_plots
+from vitprune.report.plots.similarity import cluster, matrix_of
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, mapping, number, ratio, sequence
 
 MAX_PANELS = 12
 

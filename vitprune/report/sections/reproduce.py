@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vitprune.report import numbers
-from vitprune.report.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, Text, missing, table
-from vitprune.report.values import clean, mapping, mappings, number
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, Text, missing, table
+from vitprune.report.reading.values import clean, mapping, mappings, number
 
 
 def reproduce_section(record: dict[str, Any]) -> Section:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitprune.report import numbers
-from vitprune.report.beside import Beside
-from vitprune.report.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
-from vitprune.report.rows import dense_for
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.rows import dense_for
+from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
 from vitprune.report.sections.deploy import timed
-from vitprune.report.sections.splits import over_splits
-from vitprune.report.values import clean, interval, mapping, mappings, number, ratio, sequence
+from vitprune.report.sections.over_splits import over_splits
 
 SIGNIFICANT = 0.05
 

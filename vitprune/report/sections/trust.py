@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitprune.report import numbers
-from vitprune.report.blocks import Block, Cell, Fold, Heading, Row, Section, Text, missing, table
-from vitprune.report.rows import of_protocol, without_protocol
-from vitprune.report.values import clean, interval, mapping, mappings, number, sequence
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Fold, Heading, Row, Section, Text, missing, table
+from vitprune.report.reading.rows import of_protocol, without_protocol
+from vitprune.report.reading.values import clean, interval, mapping, mappings, number, sequence
 
 MAX_SKIPPED = 50
 _NO_ORACLE = "No figure on this page is oracle-routed."

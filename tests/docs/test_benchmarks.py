@@ -1,0 +1,107 @@
+"""The benchmarks' own parts that a wrong table could come from: the null, the means over seeds, what is read from files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import image_folder, model_folder, recipe_dict
+
+from vitprune.core.progress import Reporter
+from vitprune.exam.metrics import mcnemar
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages.prune import refit_index
+from vitprune.runs.state.context import Context
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(name="script")
+def importing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def hits(right: list[bool]) -> dict[str, Any]:
+    found = np.array(right)
+    return {"top1": float(found.mean()), "kept": 0.1, "n": len(found), "hits": np.packbits(found).tobytes().hex()}
+
+
+def test_the_null_scores_and_repairs_with_images_of_every_class(script: Any, tmp_path: Path) -> None:
+    """A class set gets probe images of all classes; the test split keeps the labels it has."""
+    content = recipe_dict(model_folder(tmp_path / "model"), image_folder(tmp_path / "images", 20), tmp_path / "out")
+    made = Recipe.model_validate({**content, "groups": {"one": ["circle"], "two": ["cross", "square"]}})
+    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
+        pipeline.advance(context, "split")
+        target, true = context.class_sets()["one"], context.source.class_of.copy()
+        labels, test, probe = context.images.labels.copy(), context.split.test, context.split.probe
+        before = refit_index(context, target)
+        assert set(true[before]) == {context.source.classes.index("circle")}
+        script("groups").shuffle_probe_labels(context, 0)
+        after = refit_index(context, target)
+        assert len(after) == len(before) and set(true[after]) == {0, 1, 2}
+        assert sorted(context.source.class_of[probe]) == sorted(true[probe])
+        np.testing.assert_array_equal(context.images.labels[test], labels[test])
+
+
+def test_means_over_the_seeds_and_the_test_on_the_first(script: Any) -> None:
+    budget = script("budget")
+    dense, ours, other = [True] * 8, [True] * 7 + [False], [True] * 5 + [False] * 3
+    rows = {"fisher-obs+layerwise": hits(ours), "variance+affine": hits(other)}
+    second = {"fisher-obs+layerwise": hits([True] * 6 + [False] * 2), "variance+affine": hits([True] * 8)}
+    seeds = [{"dense": hits(dense), "0.05": rows}, {"dense": hits(dense), "0.05": second}]
+    made = budget.summary(seeds, {"0.5": (1.0, "not asked")})
+    row = made["budgets"]["0.05"]
+    assert made["dense_top1"] == 1 and set(made["budgets"]) == {"0.05"}
+    assert row["top1"] == pytest.approx((7 / 8 + 6 / 8) / 2) and row["loss_points"] == pytest.approx(18.75)
+    assert row["best_baseline"] == "variance+affine" and row["best_baseline_top1"] == pytest.approx(13 / 16)
+    assert row["mcnemar_p"] == mcnemar(np.array(ours), np.array(other)) and "source" not in row
+    trained = budget.summary(seeds, {"0.05": (0.99, "a file")})["budgets"]["0.05"]
+    assert trained["best_baseline"] == "vit-slim" and trained["mcnemar_p"] is None
+    assert trained["source"] == {"vit-slim": "a file"}
+
+
+def test_a_specialist_stands_beside_what_dense_would_show(script: Any) -> None:
+    right = [True] * 9 + [False]
+    row = {"key": "x", "dense_head_mask": [True] * 10, "generic": [True] * 2 + [False] * 8,
+           "generic_mask_group_refit": right, "specialist": right}  # fmt: skip
+    made = script("budget").specialists([{"a": {"0.05": row}}, {"a": {"0.05": row | {"specialist": [False] * 10}}}])
+    assert made["a"]["0.05"] == {
+        "specialist_top1": pytest.approx(0.45), "dense_head_mask_top1": 1.0, "generic_top1": 0.2, "n": 10,
+        "generic_mask_group_refit_top1": 0.9, "mcnemar_p": 2 * 0.5**7, "dense_against_generic_p": 2 * 0.5**8,
+    }  # fmt: skip
+
+
+def test_vit_slim_is_read_for_the_seeds_asked(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = script("budget")
+    row = {"criterion": "vit-slim", "keep": 0.05, "recovery": "affine", "top1_of_seeds": [0.5, 0.7, 0.9]}
+    better = row | {"recovery": "layerwise", "top1_of_seeds": [0.6, 0.6, 0.6]}
+    other = row | {"criterion": "obs", "top1_of_seeds": [1, 1, 1]}
+    table = {"allocation": "global", "seeds": [0, 1, 2], "table": [row, better, other]}
+    (tmp_path / "compare-x-bundled.json").write_text(json.dumps(table))
+    monkeypatch.setattr(budget, "RESULTS", tmp_path)
+    assert budget.vit_slim("bundled", [0])["0.05"] == (0.6, "compare-x-bundled.json: layerwise, global, 1 seeds")
+    assert budget.vit_slim("bundled", [0, 1, 2])["0.05"][0] == pytest.approx(0.7)
+    assert budget.vit_slim("bundled", [3]) == {} == budget.vit_slim("another", [0])
+
+
+@pytest.mark.parametrize("model", ["bundled", "dinov2_small_fashion"])
+def test_the_committed_budget_is_the_object_that_is_promised(script: Any, model: str) -> None:
+    made = json.loads((FOLDER / "results" / f"budget-{model}.json").read_text())
+    made = made if model == "bundled" else made["pretrained"]
+    keeps = ["0.5", "0.125", "0.05", "0.02"] if model == "bundled" else ["0.5", "0.25", "0.125", "0.05"]
+    assert list(made["budgets"]) == keeps and made["seeds"] == [0, 1, 2]
+    for row in made["budgets"].values():
+        assert {"top1", "loss_points", "best_baseline", "best_baseline_top1"} <= set(row)
+        assert row["loss_points"] == pytest.approx(100 * (made["dense_top1"] - row["top1"]))
+        assert row["best_baseline_top1"] == max(row["baselines"].values())
+    for name, budgets in made.get("specialists", {}).items():
+        assert name in script("budget").GROUPS and list(budgets) == ["0.05", "0.02"]
+        for row in budgets.values():
+            assert {"specialist_top1", "dense_head_mask_top1", "generic_top1", "generic_mask_group_refit_top1",
+                    "mcnemar_p"} <= set(row)  # fmt: skip

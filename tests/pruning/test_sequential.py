@@ -1,0 +1,269 @@
+"""Block-by-block repair against numpy's least squares on the stacked streams of a model run the long way."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import reference
+import torch
+from small import plan_of
+from torch import Tensor, nn
+
+from vitprune.core.errors import UserError
+from vitprune.core.least_squares import RIDGES, SecondMoments, fit
+from vitprune.model import families, tokens
+from vitprune.model.inside import blockwise, moments
+from vitprune.pruning import surgery
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.repair import fold, layerwise, names, repair
+from vitprune.pruning.repair import streams as repair_streams
+
+N = 32
+SHAPES = [{}, {"init_values": 0.2, "reg_tokens": 1}, {"global_pool": "avg"}]
+shapes = pytest.mark.parametrize("changed", SHAPES, ids=str)
+
+
+def mask_for(model: nn.Module, width: int = 6) -> Plan:
+    draw = torch.Generator().manual_seed(4)
+    blocks = []
+    for _ in families.ffn_sites(model):
+        keep = torch.zeros(N, dtype=torch.bool)
+        keep[torch.randperm(N, generator=draw)[:width]] = True
+        blocks.append(keep)
+    return plan_of(blocks)
+
+
+def streams(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
+    """By hand, block by block: x into it, normed, a into proj, z after attention, h the hidden units, y after the block."""
+    found: dict[str, list[Tensor]] = {name: [] for name in ("x", "n", "a", "z", "h", "y")}
+    parts = blockwise.halves(model)
+    assert parts is not None
+    x = parts.stream_into_blocks(images)
+    for block in model.blocks:
+        n = block.norm1(x)
+        attn, (B, T, D) = block.attn, n.shape
+        q, k, v = attn.qkv(n).reshape(B, T, 3, attn.num_heads, D // attn.num_heads).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * attn.head_dim**-0.5).softmax(-1)
+        a = (weights @ v).transpose(1, 2).reshape(B, T, D)
+        z = x + block.ls1(attn.proj(a))
+        h = block.mlp.act(block.mlp.fc1(block.norm2(z)))
+        y = z + block.ls2(block.mlp.fc2(h))
+        for name, value in zip(found, (x, n, a, z, h, y), strict=True):
+            found[name].append(value)
+        x = y
+    return found
+
+
+def ridge_fit(inputs: Tensor, targets: Tensor, old: Tensor, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """lstsq on the stacked rows, the ridge as extra rows of centred data."""
+    h, t = inputs.reshape(-1, inputs.shape[-1]).numpy(), targets.reshape(-1, targets.shape[-1]).numpy()
+    hc, tc = h - h.mean(0), t - t.mean(0)
+    strength = ridge * (hc**2).mean(0).mean() * len(h)
+    top = np.concatenate([hc, np.sqrt(strength) * np.eye(h.shape[1])])
+    below = np.concatenate([tc - hc @ old.numpy().T, np.zeros((h.shape[1], t.shape[1]))])
+    weight = old.numpy() + np.linalg.lstsq(top, below, rcond=None)[0].T
+    return weight, t.mean(0) - weight @ h.mean(0)
+
+
+@shapes
+@pytest.mark.parametrize("attention", [False, True])
+def test_every_layer_is_the_least_squares_fit_of_what_it_sees(tiny_vit, make_images, changed, attention):
+    """Layer by layer: freeze what is in front as repaired, and solve the layer again by lstsq from the stacked streams."""
+    model, images = tiny_vit(**changed), make_images(9)
+    mask = mask_for(model)
+    start, slim = surgery.slim(model, mask), surgery.slim(model, mask)
+    layerwise.repair(slim, model, images.split(4), attention=attention, ridge=1e-3)
+    ours, dense = streams(slim, images), streams(model, images)
+    for i, (block, before) in enumerate(zip(slim.blocks, start.blocks, strict=True)):
+        read = tokens.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
+        gamma1, gamma2 = (getattr(ls, "gamma", torch.ones(16)).double() for ls in (block.ls1, block.ls2))
+        x, z, d_z, d_y = ours["x"][i], ours["z"][i], dense["z"][i], dense["y"][i]
+        expected = {"fc2": (ours["h"][i][:, read], (d_y - z)[:, read], before.mlp.fc2, block.mlp.fc2, gamma2)}
+        if attention:
+            wanted = model.blocks[i].attn.qkv(dense["n"][i])
+            expected["qkv"] = (ours["n"][i], wanted, before.attn.qkv, block.attn.qkv, torch.ones(48))
+            expected["proj"] = (ours["a"][i][:, read], (d_z - x)[:, read], before.attn.proj, block.attn.proj, gamma1)
+        else:
+            assert torch.equal(block.attn.qkv.weight, before.attn.qkv.weight)
+            assert torch.equal(block.attn.proj.weight, before.attn.proj.weight)
+        for name, (inputs, targets, old, new, gamma) in expected.items():
+            weight, bias = ridge_fit(inputs, targets, gamma[:, None] * old.weight, 1e-3)
+            np.testing.assert_allclose(
+                (gamma[:, None] * new.weight).numpy(), weight, rtol=1e-5, atol=1e-7, err_msg=name
+            )
+            np.testing.assert_allclose((gamma * new.bias).numpy(), bias, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@shapes
+@pytest.mark.parametrize("how", ["sequential", "layerwise"])
+def test_nothing_pruned_changes_nothing(tiny_vit, make_images, changed, how):
+    model, images = tiny_vit(**changed), make_images(9)
+    everything = plan_of([torch.ones(N, dtype=torch.bool) for _ in model.blocks])
+    slim = surgery.slim(model, everything)
+    layerwise.repair(slim, model, images.split(4), attention=how == "layerwise")
+    torch.testing.assert_close(slim(images), model(images), rtol=1e-7, atol=1e-8)
+    slim = surgery.slim(model, everything)
+    repair.repair(slim, model, everything, how, batches=lambda: images.split(4))
+    assert all(map(torch.equal, slim.state_dict().values(), model.state_dict().values()))
+
+
+@shapes
+def test_sequential_is_at_most_affines_error_on_the_same_inputs(tiny_vit, make_images, changed):
+    """λ → 0, fc2 of one block solved both ways on the same pruned stream: the squared error against y*."""
+    model, images = tiny_vit(**changed), make_images(9)
+    mask = mask_for(model)
+    slim = surgery.slim(model, mask)
+    layerwise.repair(slim, model, images.split(4), attention=False, ridge=1e-12)
+    stats = moments.moments(model, families.ffn_sites(model), [images])
+    ours, dense = streams(slim, images), streams(model, images)
+    for i, block in enumerate(slim.blocks):
+        read = tokens.tokens_read(model) if i == len(slim.blocks) - 1 else slice(None)
+        original = model.blocks[i].mlp.fc2
+        weight, bias = fold.refit(original.weight, original.bias, mask.masks[i], stats[i], "affine", 1e-12)
+        z, h, y = ours["z"][i][:, read], ours["h"][i][:, read], dense["y"][i][:, read]
+        affine = (z + block.ls2(h @ weight.T + bias) - y).square().sum()
+        assert float((ours["y"][i][:, read] - y).square().sum()) <= float(affine) * (1 + 1e-9)
+
+
+def test_layerwise_comes_closer_to_the_dense_model_than_fc2_alone(tiny_vit, make_images):
+    model, images, fresh = tiny_vit(), make_images(40), make_images(50)[40:]
+    mask, losses = mask_for(model, 3), {}
+    for how in ("none", "affine", "sequential", "layerwise"):
+        slim = surgery.slim(model, mask)
+        stats = moments.moments(model, families.ffn_sites(model), [images])
+        repair.repair(slim, model, mask, how, stats=stats, batches=lambda: images.split(8))
+        losses[how] = float((slim(fresh) - model(fresh)).square().mean())
+    assert losses["layerwise"] < losses["sequential"] < losses["none"]
+    assert losses["affine"] < losses["none"]
+
+
+def test_the_batches_size_and_the_place_of_the_streams_play_no_part(tiny_vit, make_images, monkeypatch, tmp_path):
+    model, images = tiny_vit(), make_images(11)
+    mask, made = mask_for(model), []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for size, room in ((11, 2 << 30), (3, 2 << 30), (4, 0), (4, 40_000)):
+        monkeypatch.setattr(repair_streams, "IN_MEMORY", room)
+        slim = surgery.slim(model, mask)
+        layerwise.repair(slim, model, images.split(size), attention=True)
+        made.append(slim(images))
+    for other in made[1:]:
+        torch.testing.assert_close(other, made[0], rtol=1e-7, atol=1e-9)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_images, monkeypatch, attention):
+    model, images = tiny_vit(**SHAPES[1]), make_images(7)
+    kept: layerwise.Kept = {}
+    first, second = mask_for(model, 6), mask_for(model, 9)
+    made = []
+    for mask, given in ((first, None), (first, kept), (second, kept), (second, None)):
+        slim = surgery.slim(model, mask)
+        with monkeypatch.context() as patch:
+            if given:  # the dense model does not run again
+                patch.setattr(model.blocks[0].mlp, "forward", None)
+                patch.setattr(model.blocks[0].mlp.act, "forward", None)
+                patch.setattr(model.patch_embed, "forward", None)
+            layerwise.repair(slim, model, images.split(3), attention=attention, kept=given)
+        made.append(slim)
+    for a, b in (made[:2], made[2:]):
+        assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    dense, halves = streams(model, images), 2 * len(model.blocks)
+    assert set(kept) == {(half, n) for half in range(-1, halves) for n in range(3)}
+    for half in range(halves):
+        whole = torch.cat([kept[half, n] for n in range(3)])
+        torch.testing.assert_close(whole, dense["z" if half % 2 == 0 else "y"][half // 2])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_targets_through_a_layer_need_not_be_made_row_by_row(bias):
+    draw = torch.Generator().manual_seed(2)
+    h, t = (torch.randn(50, n, generator=draw, dtype=torch.float64) + 3 for n in (7, 4))
+    old, layer = torch.randn(6, 7, generator=draw, dtype=torch.float64), nn.Linear(4, 6, bias=bias).double()
+    layer.requires_grad_(False)
+    before, direct = SecondMoments(), SecondMoments()
+    for rows in (slice(0, 20), slice(20, 50)):
+        before.add(h[rows], t[rows])
+        direct.add(h[rows], layer(t[rows]))
+    found, errors = before.through(layer), []
+    for ridge in (1e-9, 1e-2):
+        for one, other in zip(found.solve(old, ridge), direct.solve(old, ridge), strict=True):
+            torch.testing.assert_close(one, other)
+        errors.append(found.error(*found.solve(old, ridge)) - direct.error(*direct.solve(old, ridge)))
+    assert errors[0] == pytest.approx(errors[1])  # less a constant
+    empty = SecondMoments()
+    assert empty.through(layer) is empty
+
+
+def test_a_layer_scale_of_zero_and_a_layer_without_bias_are_left_alone(tiny_vit, make_images):
+    model, images = tiny_vit(init_values=0.2, qkv_bias=False), make_images(6)
+    model.blocks[0].ls2.gamma[3] = 0.0
+    mask = mask_for(model)
+    start, slim = surgery.slim(model, mask), surgery.slim(model, mask)
+    layerwise.repair(slim, model, [images], attention=True, ridge=1e-3)
+    assert torch.equal(slim.blocks[0].mlp.fc2.weight[3], start.blocks[0].mlp.fc2.weight[3])
+    assert not torch.equal(slim.blocks[0].mlp.fc2.weight[2], start.blocks[0].mlp.fc2.weight[2])
+    assert torch.equal(slim.blocks[1].attn.qkv.weight, start.blocks[1].attn.qkv.weight)
+    assert all(bool(p.isfinite().all()) for p in slim.parameters())
+
+
+def test_the_ridge_is_the_one_that_held_out_rows_like_best():
+    draw = torch.Generator().manual_seed(1)
+    h = torch.randn(60, 20, generator=draw, dtype=torch.float64)
+    truth = torch.randn(5, 20, generator=draw, dtype=torch.float64)
+    old = truth + 0.3 * torch.randn(5, 20, generator=draw, dtype=torch.float64)
+    t = h @ truth.T + 4 * torch.randn(60, 5, generator=draw, dtype=torch.float64) + 7
+    train, held = SecondMoments(), SecondMoments()
+    train.add(h[:40], t[:40])
+    held.add(h[40:], t[40:], train.origin)
+    errors = {}
+    for ridge in RIDGES:
+        weight, bias = ridge_fit(h[:40], t[:40], old, ridge)
+        errors[ridge] = float((t[40:] - h[40:] @ torch.tensor(weight).T - torch.tensor(bias)).square().sum()) / 20
+        assert held.error(*train.solve(old, ridge)) == pytest.approx(errors[ridge], rel=1e-8)
+    best = min(errors, key=errors.__getitem__)
+    weight, bias = ridge_fit(h, t, old, best)
+    found = fit(train, held, old, None)
+    np.testing.assert_allclose(found[0].numpy(), weight, rtol=1e-8)
+    np.testing.assert_allclose(found[1].numpy(), bias, rtol=1e-8)
+
+
+def test_distillation_brings_the_logits_closer_and_leaves_the_model_frozen(tiny_vit, make_images):
+    model, images = tiny_vit(dtype=torch.float32), make_images(32, dtype=torch.float32)
+    mask = mask_for(model, 8)
+    plain, trained = surgery.slim(model, mask), surgery.slim(model, mask)
+    before = copy.deepcopy(plain.state_dict())
+    repair.repair(trained, model, mask, "distill", batches=lambda: images.split(8), epochs=20)
+
+    def distance(slim: nn.Module) -> float:
+        p = model(images).log_softmax(-1)
+        return float((p.exp() * (p - slim(images).log_softmax(-1))).sum(1).mean())
+
+    assert distance(trained) < 0.7 * distance(plain)
+    assert not trained.training and not any(p.requires_grad for p in trained.parameters())
+    changed = {k for k, v in trained.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(".mlp." in k or "norm" in k for k in changed)
+
+
+def test_a_repair_that_needs_images_says_so(tiny_vit):
+    model = tiny_vit()
+    mask = mask_for(model)
+    for how in ("sequential", "layerwise", "distill", "affine+distill"):
+        with pytest.raises(UserError, match="needs images"):
+            repair.repair(surgery.slim(model, mask), model, mask, how)
+    with pytest.raises(UserError, match="no images"):
+        repair.repair(surgery.slim(model, mask), model, mask, "sequential", batches=lambda: [])
+
+
+@pytest.mark.parametrize("how", names.RECOVERIES)
+def test_every_recovery_says_what_it_needs(tiny_vit, make_images, how):
+    model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
+    mask = mask_for(model)
+    slim, before = surgery.slim(model, mask), reference.snapshot(model)
+    stats = moments.moments(model, families.ffn_sites(model), [images]) if names.needs_moments(how) else ()
+    batches = (lambda: [images]) if names.needs_images(how) else None
+    repair.repair(slim, model, mask, how, stats=stats, batches=batches, epochs=1)
+    assert bool(slim(images).isfinite().all())
+    assert reference.same_state(before, reference.snapshot(model))

@@ -1,0 +1,141 @@
+"""The engines' contract: the same parts in order, whoever computed them; a death costs its part; a mistake is one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from vitprune.core.errors import UserError
+from vitprune.runs.engine.base import Columns, Executor, Job
+from vitprune.runs.engine.local import Local
+from vitprune.runs.engine.parts import Parts
+from vitprune.runs.engine.pool import Pool
+
+
+def begin(rank: int) -> None:
+    os.environ["RANK_OF_TEST"] = str(rank)
+
+
+def squares(folder: Path, item: int) -> Columns:
+    """Squares of a range; dies once where a file asks for it, complains of 99."""
+    if item == 99:
+        raise UserError("item 99: not allowed; take another")
+    asked = folder / f"die-{item}"
+    if asked.exists():
+        asked.write_text(asked.read_text()[1:])
+        if not asked.read_text():
+            asked.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    values = np.arange(item, item + 4, dtype=np.float64)
+    return {"square": values**2, "sum": np.float64([values.sum()])}
+
+
+def job(folder: Path, items: list[int], about: Any = None) -> Job:
+    return Job("squares", items, functools.partial(squares, folder), about)
+
+
+ENGINES: dict[str, Callable[[], Executor]] = {"local": Local, "2": lambda: Pool(2, begin), "3": lambda: Pool(3, begin)}
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    made = ENGINES[request.param]()
+    yield made
+    made.close()
+
+
+def same(one: list[Columns], other: list[Columns]) -> bool:
+    return len(one) == len(other) and all(
+        set(a) == set(b) and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_every_engine_gives_the_same_parts_in_order(engine: Executor, tmp_path: Path) -> None:
+    items = [7, 1, 5, 3, 2, 11]
+    found = list(engine.run(job(tmp_path, items), tmp_path / "parts"))
+    assert same(found, [squares(tmp_path, item) for item in items])
+    assert same(found, list(Local().run(job(tmp_path, items), tmp_path / "parts")))
+
+
+def test_what_is_there_is_taken_and_what_is_damaged_is_made_again(engine: Executor, tmp_path: Path) -> None:
+    work = job(tmp_path, [1, 2, 3, 4])
+    expected = list(Local().run(work, tmp_path / "parts"))
+    parts = Parts(tmp_path / "parts", work)
+    kept = parts.path(0).stat().st_mtime_ns
+    parts.path(1).write_bytes(parts.path(1).read_bytes()[:-1])
+    parts.path(2).unlink()
+    assert same(list(engine.run(work, tmp_path / "parts")), expected)
+    assert parts.path(0).stat().st_mtime_ns == kept and parts.read(1) is not None and parts.read(2) is not None
+
+
+def test_parts_of_another_job_are_not_taken(engine: Executor, tmp_path: Path) -> None:
+    list(Local().run(job(tmp_path, [1, 2], {"seed": 0}), tmp_path / "parts"))
+    assert Parts(tmp_path / "parts", job(tmp_path, [1, 2], {"seed": 1})).read(0) is None
+    found = list(engine.run(job(tmp_path, [5, 2], {"seed": 0}), tmp_path / "parts"))
+    assert same(found, [squares(tmp_path, 5), squares(tmp_path, 2)])
+
+
+def test_a_mistake_in_a_worker_is_the_same_one_line(engine: Executor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="item 99: not allowed; take another"):
+        list(engine.run(job(tmp_path, [1, 99, 2]), tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_worker_killed_in_the_middle_costs_its_part_only(workers: int, tmp_path: Path) -> None:
+    items = list(range(10))
+    for item in (0, 4, 9):
+        (tmp_path / f"die-{item}").write_text("x")
+    pool = Pool(workers, begin)
+    found = list(pool.run(job(tmp_path, items), tmp_path / "parts"))
+    pool.close()
+    assert same(found, [squares(tmp_path, item) for item in items])
+
+
+def test_a_part_that_always_kills_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "die-1").write_text("x" * 50)
+    pool = Pool(2, begin)
+    with pytest.raises(UserError, match=r"ended 3 times over part 2 of 3; if memory is short"):
+        list(pool.run(job(tmp_path, [0, 1, 2]), tmp_path / "parts"))
+
+
+def slow(item: int) -> Columns:
+    time.sleep(30)
+    return {}
+
+
+SCRIPT = """
+import sys; sys.path[:0] = {paths!r}
+from pathlib import Path
+from test_engines import Job, Pool, begin, slow
+print("started", flush=True)
+list(Pool(2, begin).run(Job("slow", [1, 2], slow, None), Path({folder!r})))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death")
+def test_no_worker_outlives_its_run(tmp_path: Path) -> None:
+    paths = [str(Path(__file__).parent), *sys.path]
+    code = SCRIPT.format(paths=paths, folder=str(tmp_path))
+    run = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(paths)})
+    children: list[psutil.Process] = []
+    until = time.monotonic() + 30
+    while len([c for c in children if "popen_loky" in " ".join(c.cmdline())]) < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+        children = psutil.Process(run.pid).children(recursive=True)
+    time.sleep(1.0)
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert len(children) >= 2 and not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]

@@ -1,0 +1,1 @@
+"""The command line: verbs on a recipe, verbs on files, lists."""

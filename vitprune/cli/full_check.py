@@ -1,0 +1,33 @@
+"""`vitprune recipe check --model`: the recipe against its model, built on the meta device, by the run's own preflight."""
+
+from __future__ import annotations
+
+from vitprune.core.progress import Reporter
+from vitprune.recipe.check import Found, images
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import skeleton
+from vitprune.runs.state.context import Context
+
+
+def check(recipe: Recipe, found: Found) -> tuple[Recipe, list[str]]:
+    """The recipe with the defaults that its model allows, and the notes that say so; `found` is what is known already.
+
+    Raises UserError for what the run would refuse before any work.
+    """
+    context = Context.join(recipe, "cpu", Reporter(quiet=True))
+    context.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
+    source = images(recipe.data, Found())
+    try:
+        if source is None:  # a dataset, or too many files: its classes are for the run
+            context.adapt()
+            context.fits()
+        else:
+            context.__dict__["source"] = source
+            context.__dict__["processes"] = None
+            context.preflight()
+    finally:
+        context.close()
+    found.outputs, found.names, found.widths = loaded.outputs, loaded.labels, loaded.widths
+    if "the model's shapes" in found.unseen:
+        found.unseen.remove("the model's shapes")
+    return context.recipe, context.notes

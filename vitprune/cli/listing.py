@@ -1,0 +1,87 @@
+"""What `vitprune models` says: per family the tested names, which criteria apply, and which repairs; with `--all` every
+timm name of the modules that the families come from, built on the meta device, and whether it is supported."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import CRITERIA, why_not
+from vitprune.model import classifier
+from vitprune.model.families import FAMILIES, ffn_sites, input_shape, token_layout
+from vitprune.model.load import build
+from vitprune.pruning.repair.names import RECOVERIES, closed_form
+
+BY_BLOCK = ("sequential", "layerwise")
+MODULES = (
+    "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "deit", "beit",
+    "eva", "naflexvit", "hiera", "swin_transformer", "swin_transformer_v2",
+)  # fmt: skip
+
+
+def families() -> list[dict[str, Any]]:
+    """One row per family. `all_tokens_only`: criteria that apply with `tokens: all` or `patches`, not with `cls`."""
+    rows = []
+    for name, family in FAMILIES.items():
+        facts = {"class_token": family.tokens == "class", "halves": family.halves}
+        every = [c for c in [*CRITERIA, "random"] if why_not(c, "all", **facts) is None]
+        rows.append(
+            {
+                "family": name,
+                "title": family.title,
+                "names": list(family.names),
+                "tokens": family.tokens,
+                "criteria": [c for c in every if why_not(c, "cls", **facts) is None],
+                "all_tokens_only": [c for c in every if why_not(c, "cls", **facts) is not None],
+                "repairs": [r for r in RECOVERIES if family.halves or closed_form(r) not in BY_BLOCK],
+            }
+        )
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A family in one line of a terminal."""
+    missing = [c for c in CRITERIA if c not in row["criteria"] + row["all_tokens_only"]]
+    but = [f"not {', '.join(missing)}"] if missing else []
+    but += [f"with tokens: all {', '.join(row['all_tokens_only'])}"] if row["all_tokens_only"] else []
+    return f"{row['family']:<16}{', '.join(row['names'])}\n{'':<16}{row['title']}; " + (
+        "; ".join(but) or "every criterion"
+    )
+
+
+def every() -> Iterator[dict[str, Any]]:
+    """A row for every timm name: `why_not` it is not supported (None: it is), its input size and FFN widths, and whether
+    it comes with a classifier (else `num_classes` has to be given)."""
+    for module in MODULES:
+        for name in timm.list_models(module=module):
+            yield {"name": name, "module": module, **_examined(name)}
+
+
+def _examined(name: str) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = build.on_meta(name, {})
+    try:
+        widths = sorted({site.size for site in ffn_sites(model)})
+        token_layout(model)
+        found = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
+    except UserError as error:
+        return {"why_not": str(error)}
+    try:
+        return {**found, "classifier": classifier.outputs(model) > 0}
+    except UserError:
+        return {**found, "classifier": False}
+
+
+def name_line(row: dict[str, Any]) -> str:
+    """A timm name in one line of a terminal."""
+    if row["why_not"] is not None:
+        return f"{row['name']:<48}no: {row['why_not']}"
+    size = "x".join(map(str, row["input_size"]))
+    return f"{row['name']:<48}yes, {size}" + (
+        "" if row["classifier"] else ", no classifier: give model.args.num_classes"
+    )

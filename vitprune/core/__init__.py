@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, memory, progress, least squares, the machine."""

@@ -1,0 +1,143 @@
+"""Ridge regression of a linear layer towards its old weights, from streamed second moments.
+
+With inputs h [p], targets t [q], old weights W0 [q, p], μ the means and C the centred covariances over all rows:
+
+    W = W0 + (C_th − W0 C_hh)(C_hh + λI)⁻¹,   b = μ_t − W μ_h,   λ = ridge · mean diag C_hh
+
+that is the minimiser of mean‖t − W h − b‖² + λ‖W − W0‖², the bias unpenalised. The ridge is the one of `RIDGES` that
+leaves the least error on a held-out share of the images; the layer is then solved from all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+CHUNK = 8192
+
+
+class SecondMoments:
+    """Sums of [h 1]ᵀ[h 1], [h 1]ᵀt and t² around the first rows' means: products in the rows' type, sums in float64."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.origin: tuple[Tensor, Tensor] | None = None
+        self.gram = self.cross = self.square = torch.zeros(())
+
+    def add(self, inputs: Tensor, targets: Tensor, origin: tuple[Tensor, Tensor] | None = None) -> None:
+        """`inputs` [..., p] and `targets` [..., q]; `origin` to sum around, if another sum has one already."""
+        h, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        if self.origin is None:
+            self.origin = origin or (h.double().mean(0).to(h), t.double().mean(0).to(t))
+            self.gram = torch.zeros(h.shape[1] + 1, h.shape[1] + 1, dtype=torch.float64, device=h.device)
+            self.cross = torch.zeros(h.shape[1] + 1, t.shape[1], dtype=torch.float64, device=h.device)
+            self.square = torch.zeros(t.shape[1], dtype=torch.float64, device=h.device)
+        for h_part, t_part in zip(h.split(CHUNK), t.split(CHUNK), strict=True):
+            ones = h_part.new_ones(len(h_part), 1)
+            row, target = torch.cat([h_part - self.origin[0], ones], 1), t_part - self.origin[1]
+            self.gram += row.T @ row
+            self.cross += row.T @ target
+            self.square += target.square().sum(0).double()
+        self.rows += len(h)
+
+    def __add__(self, other: SecondMoments) -> SecondMoments:
+        if self.origin is None or other.origin is None:
+            return self if other.origin is None else other
+        total = SecondMoments()
+        total.rows, total.origin = self.rows + other.rows, self.origin
+        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
+        total.square = self.square + other.square
+        return total
+
+    def through(self, layer: nn.Linear) -> SecondMoments:
+        """The sums that targets `layer(t)` in the place of t give, but for `square`: `error` is then less a constant."""
+        if self.origin is None:
+            return self
+        weight, made = layer.weight.double(), SecondMoments()
+        shift = 0 if layer.bias is None else layer.bias.double()
+        made.rows, made.origin = self.rows, (self.origin[0], weight @ self.origin[1].double() + shift)
+        made.gram, made.cross = self.gram, self.cross @ weight.T
+        made.square = self.cross.new_zeros(len(weight))
+        return made
+
+    def solve(self, old_weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """The new weight [q, p] and bias [q], float64."""
+        assert self.origin is not None
+        mean, target_mean = self.gram[-1, :-1] / self.rows, self.cross[-1] / self.rows
+        covariance = self.gram[:-1, :-1] / self.rows - mean[:, None] * mean
+        cross = self.cross[:-1] / self.rows - mean[:, None] * target_mean
+        old = old_weight.to(covariance)
+        strength = (ridge * covariance.diagonal().mean()).clamp_min(1e-30)
+        penalised = covariance + strength * torch.eye(len(covariance)).to(covariance)
+        weight = old + torch.linalg.solve(penalised, cross - covariance @ old.T).T
+        bias = self.origin[1].double() + target_mean - weight @ (self.origin[0].double() + mean)
+        return weight, bias
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """The bias [q] that makes t ≈ W h + b right in the mean, float64."""
+        assert self.origin is not None
+        mean = self.origin[0].double() + self.gram[-1, :-1] / self.rows
+        return self.origin[1].double() + self.cross[-1] / self.rows - weight.to(mean) @ mean
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """Mean squared error per row of t ≈ W h + b on the rows summed here."""
+        assert self.origin is not None
+        shift = bias + weight @ self.origin[0].double() - self.origin[1].double()
+        both = torch.cat([weight, shift[:, None]], 1)
+        total = self.square.sum() - 2 * (both.T * self.cross).sum() + ((both @ self.gram) * both).sum()
+        return float(total) / self.rows
+
+
+def fit(
+    train: SecondMoments, held_out: SecondMoments, old_weight: Tensor, ridge: float | None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias from both sums, under `ridge` or, if that is None, the one that `held_out` likes best."""
+    if ridge is None:
+        ridge = RIDGES[len(RIDGES) // 2]
+        if train.rows and held_out.rows:
+            ridge = min(RIDGES, key=lambda r: held_out.error(*train.solve(old_weight, r)))
+    return (train + held_out).solve(old_weight, ridge)
+
+
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean [n] and centred covariance [n, n] of one block's hidden units, float64; `tokens` is how many were seen."""
+
+    mean: Tensor
+    covariance: Tensor
+    tokens: int
+
+
+class Stream:
+    """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts."""
+
+    def __init__(self) -> None:
+        self.origin: Tensor | None = None
+        self.total: Tensor | None = None
+        self.gram: Tensor | None = None
+        self.tokens = 0
+
+    def add(self, hidden_BTN: Tensor) -> None:
+        rows = hidden_BTN.reshape(-1, hidden_BTN.shape[-1])
+        if self.origin is None or self.total is None or self.gram is None:
+            self.origin = rows.double().mean(0).to(rows)
+            self.total = torch.zeros_like(self.origin, dtype=torch.float64)
+            self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+        rows = rows - self.origin
+        self.total += rows.sum(0, dtype=torch.float64)
+        for chunk in rows.split(8192):
+            self.gram += chunk.T @ chunk
+        self.tokens += len(rows)
+
+    def finish(self) -> Moments:
+        if self.origin is None or self.total is None or self.gram is None:
+            raise ValueError("no images were given")
+        shift = self.total / self.tokens
+        covariance = self.gram / self.tokens - shift[:, None] * shift
+        return Moments((self.origin.double() + shift).cpu(), covariance.cpu(), self.tokens)

@@ -1,0 +1,1 @@
+"""Criteria from gradients of single images: neuron paths, gates, Fisher information."""

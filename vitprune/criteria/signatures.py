@@ -1,0 +1,78 @@
+"""The two signatures of a criterion, and the row that tells what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vitprune.criteria.settings import Attribution
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vitprune.model.sites.ffn import FfnSite
+
+
+class ImageScore(Protocol):
+    """Scores every hidden unit for every image, for each t in `ts`: per block [B, N]."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        sites: Sequence[FfnSite],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        ts: Sequence[int],
+        how: Attribution,
+    ) -> dict[int, list[Tensor]]: ...
+
+
+class WholeScore(Protocol):
+    """Scores every hidden unit for every class, or for all of them: per block [C, N] or [1, N]."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+    ) -> list[Tensor]: ...
+
+
+class Trained(Protocol):
+    """The same, and the trained copy of the model, which is what is then pruned."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+    ) -> tuple[list[Tensor], nn.Module]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One criterion: what computes it, what it needs, where it comes from, what it depends on.
+
+    `ranks_by`: a class's units are ranked by how often they are among an image's t best (`frequency`, the paper's way)
+    or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
+    `path_dependent`: so does t, beyond the ranking. `across_blocks`: the scores of all blocks are in one unit of account,
+    so `allocation: auto` cuts them by one threshold.
+    `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
+    settings say (one that `uses` tokens does so by default). `halves`: it needs blocks that come in halves.
+    """
+
+    source: str
+    score: ImageScore | None = None
+    whole: WholeScore | None = None
+    needs: tuple[Literal["labels", "gradients", "training", "images"], ...] = ()
+    ranks_by: Literal["frequency", "mean"] = "frequency"
+    uses: tuple[str, ...] = ()
+    path_dependent: bool = False
+    across_blocks: bool = False
+    trains: Trained | None = None
+    class_token: bool = False
+    halves: bool = False
+
+    @property
+    def integrates(self) -> bool:
+        """Whether it needs several passes for every image."""
+        return "nodes" in self.uses
+
+
+Batches = Callable[[], Iterable[tuple[Any, Any]]]  # of Tensors: images [N, C, H, W] and labels [N]

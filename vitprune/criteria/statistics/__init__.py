@@ -1,0 +1,1 @@
+"""Criteria from statistics of the hidden units."""

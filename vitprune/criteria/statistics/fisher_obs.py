@@ -1,0 +1,97 @@
+"""Fisher-weighted OBS curves: what a removal costs the prediction, after the best linear repair; no labels.
+
+Per block, with C the centred covariance of the hidden units over all tokens and G = E[g gᵀ] over images and tokens of
+g = ∂ log p(ŷ)/∂(fc2's output, before LayerScale), ŷ drawn from the model's own prediction:
+
+    W̃ = G^½ W2;   remove the unit with the least ‖W̃_j‖² / [C⁻¹]_jj, update W̃ and C⁻¹ (Schur), again (as `obs`)
+
+The cost of a removal is ½·T times that in nats per image, if the T tokens were independent: one unit of account for all
+blocks, so their curves can be merged (`allocation: global` or `budgeted`). The prediction is taken among the classes of
+the images that are given: for a class set C and G are those of its images, and ŷ is one of its classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.core.device import device_of
+from vitprune.core.least_squares import Stream
+from vitprune.criteria.curves import curve
+from vitprune.criteria.sampling import draw
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.signatures import Batches
+from vitprune.criteria.statistics.obs import columns, eliminate
+from vitprune.model import families
+from vitprune.model.inside import hooks, pieces
+from vitprune.model.inside.pieces import STATISTICS
+from vitprune.model.sites.ffn import FfnSite
+from vitprune.model.tokens import tokens_read
+
+
+def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
+    """Per block [1, N]: the cost at which the unit is removed, in nats per image."""
+    covariances, fishers, tokens = statistics(model, sites, batches, how.seed)
+    scores = []
+    for site, covariance, fisher, count in zip(sites, covariances, fishers, tokens, strict=True):
+        order, costs = eliminate(root(fisher) @ columns(model, site), covariance)
+        scores.append(curve(order, 0.5 * count * costs)[None])
+    return scores
+
+
+def statistics(
+    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, seed: int
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Per block C [N, N] and G [D, D] in float64, and the tokens T; one forward and one backward per image.
+
+    In the last block C is over the tokens that the head reads and G over all of them: the gradient at the others is 0.
+    """
+    among = torch.cat([labels.unique() for _, labels in batches()]).unique()
+    streams = [Stream() for _ in sites]
+    fishers: list[Tensor] = []
+    tokens, rows = [0] * len(sites), [0] * len(sites)
+    read, last = tokens_read(model), families.ffn_sites(model)[-1].block
+    device, footprint = device_of(model), pieces.footprint(model, sites)
+
+    def of(images: Tensor) -> list[Tensor]:
+        """Every block's hidden units, then every block's gradients."""
+        hidden: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+
+        def collect(position: int, hidden_BTN: Tensor) -> None:
+            hidden[position] = (hidden_BTN[:, read] if sites[position].block == last else hidden_BTN).detach()
+
+        def keep(position: int, out_BTD: Tensor) -> Tensor:
+            outputs[position] = out_BTD if out_BTD.requires_grad else out_BTD.requires_grad_()
+            return outputs[position]
+
+        with torch.enable_grad(), hooks.hidden_units(model, sites, collect), hooks.ffn_outputs(model, sites, keep):
+            log_p = model(images)[:, among].log_softmax(-1)
+            drawn = draw(log_p.detach().double().softmax(-1), images, seed)
+            every = range(len(sites))
+            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+        return [hidden[i] for i in every] + list(grads)
+
+    for images, _ in batches():
+        fits = pieces.room(footprint, device)
+        found = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
+        for stream in streams:
+            stream.add(pieces.first_of(found))
+        for position in range(len(sites)):
+            grad = pieces.first_of(found)
+            flat = grad.reshape(-1, grad.shape[-1])
+            if len(fishers) <= position:
+                fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device))
+            fishers[position] += flat.T @ flat
+            rows[position] += len(flat)
+            tokens[position] = grad.shape[1]
+    covariances = [stream.finish().covariance for stream in streams]
+    return covariances, [(f / n).cpu() for f, n in zip(fishers, rows, strict=True)], tokens
+
+
+def root(matrix: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix [D, D]."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,0 +1,26 @@
+"""Criterion `variance`: σ² of every hidden unit, weighted by ‖W2‖² if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vitprune.criteria.settings import Attribution
+from vitprune.criteria.signatures import Batches
+from vitprune.criteria.statistics.obs import columns
+from vitprune.model.inside import moments
+from vitprune.model.sites.ffn import FfnSite
+
+
+def variance(
+    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution, weighted: bool
+) -> list[Tensor]:
+    """Per block [1, N]."""
+    scores = []
+    for site, stat in zip(sites, moments.moments(model, sites, (x for x, _ in batches())), strict=True):
+        score = stat.covariance.diagonal()
+        if weighted:
+            score = score * columns(model, site).square().sum(0)
+        scores.append(score.float()[None])
+    return scores

@@ -1,0 +1,1 @@
+"""Criteria from the weights, or trained with them."""

@@ -1,0 +1,1 @@
+"""The finished model at work: ONNX files, prediction, latency."""

@@ -1,0 +1,1 @@
+"""Writing ONNX files: export, precisions, graph rewrites."""

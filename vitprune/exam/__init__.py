@@ -1,0 +1,1 @@
+"""The exam: logits on the test split and what is computed from them."""

@@ -1,0 +1,85 @@
+"""Accuracy, intervals and paired tests from logits; no model in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.stats import binomtest
+
+if TYPE_CHECKING:  # recipes are read, and checked, without either
+    import numpy as np
+
+
+BOOTSTRAPS = 2000
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None, seed: int = 0) -> Metrics:
+    """Scores of logits [N, C] against labels [N]; `head` masks the other outputs before softmax and argmax.
+
+    The interval is `interval`'s. Raises ValueError for no images or logits that are not finite.
+    """
+    if not len(labels):
+        raise ValueError("no test images of these classes")
+    if not np.isfinite(logits).all():
+        raise ValueError("the model gave logits that are not finite")
+    logits = _closed(logits.astype(np.float64), head)
+    hit = logits.argmax(1) == labels
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    true_probability = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
+    with np.errstate(invalid="ignore"):
+        of_class = [
+            float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])
+        ]
+    return Metrics(float(hit.mean()), interval(hit, seed), float(true_probability.mean()), of_class, len(hit))
+
+
+def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the share that is right: percentile bootstrap over images, Wilson's where that is a single point.
+
+    All right or all wrong, every draw is the same; nine of nine right is no proof of 100 %, though.
+    """
+    if hit.all() or not hit.any():
+        return wilson(int(hit.sum()), len(hit))
+    draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
+    low, high = map(float, np.percentile(hit[draws].mean(1), [2.5, 97.5]))
+    return (low, high) if low < high else wilson(int(hit.sum()), len(hit))
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of `right` out of `n`: never a single point, never outside 0 to 1."""
+    found = binomtest(right, n).proportion_ci(method="wilson")
+    return float(found.low) if right else 0.0, float(found.high) if right < n else 1.0
+
+
+def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None) -> np.ndarray:
+    """Which images the logits [N, C] get right, bool [N]; `head` as in `metrics`."""
+    return _closed(logits, head).argmax(1) == labels
+
+
+def _closed(logits: np.ndarray, head: Sequence[int] | None) -> np.ndarray:
+    """The logits with the outputs outside `head` at minus infinity."""
+    if head is None:
+        return logits
+    closed = np.ones(logits.shape[1], bool)
+    closed[list(head)] = False
+    return np.where(closed, -np.inf, logits)
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """Exact two-sided McNemar test: the p-value of as lopsided a split of the images that only one of the two got right."""
+    only, not_only = int((one & ~other).sum()), int((other & ~one).sum())
+    return 1.0 if only + not_only == 0 else float(binomtest(only, only + not_only).pvalue)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One evaluation on n images; accuracies are fractions, per_class is [C] with NaN for classes without images."""
+
+    top1: float
+    top1_ci95: tuple[float, float]
+    mean_true_probability: float
+    per_class: list[float]
+    n: int

@@ -1,0 +1,53 @@
+"""Which source a recipe's `data` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitprune.core.errors import UserError
+from vitprune.core.reading import kind
+
+if TYPE_CHECKING:
+    from vitprune.images.sources.spec import ImagesSpec
+from vitprune.images.sources.base import Source
+
+MANIFESTS = {".csv", ".parquet"}
+
+
+def open_source(data: ImagesSpec) -> Source:
+    """The images that a recipe's `data` names. Raises UserError."""
+    if data.probe is not None and data.test is not None:
+        from vitprune.images.sources.pair import ProbeAndTest
+
+        return ProbeAndTest(open_path(data.probe, "data.probe"), open_path(data.test, "data.test"))
+    if data.dataset is not None:
+        from vitprune.images.sources.timm_dataset import open_dataset
+
+        return open_dataset(data.dataset, data.path, data.dataset_split)
+    if data.path is not None:
+        return open_path(data.path, "data.path")
+    from vitprune.images.sources.bundled import Bundled
+
+    return Bundled()
+
+
+def open_path(path: Path, key: str) -> Source:
+    """A folder of class folders, a folder of tar files, one tar file, or a manifest; `key` names it in errors."""
+    from vitprune.images.sources.folder import Folder
+    from vitprune.images.sources.manifest import Manifest
+    from vitprune.images.sources.tar import Tar, tars_in
+
+    if path.is_file():
+        if path.suffix.lower() in MANIFESTS:
+            return Manifest(path, key)
+        if path.suffix.lower() == ".tar":
+            return Tar([path], key)
+        known = ", ".join([*sorted(MANIFESTS), ".tar"])
+        raise UserError(
+            f"{key} {path}: no such folder; a file of images is one of {known} (a packed tar: unpack it once)"
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{key} {path}: is {kind(path)}, no file or folder of images")
+    tars = tars_in(path)
+    return Tar(tars, key) if tars else Folder(path, key)

@@ -1,0 +1,132 @@
+"""Probe and test split, per class or as given, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitprune.core.errors import UserError
+from vitprune.images.batches import _divide
+from vitprune.images.sources.base import Source
+from vitprune.images.sources.pair import ProbeAndTest
+
+if TYPE_CHECKING:  # recipes are read, and checked, without either
+    import numpy as np
+
+
+UNBALANCED = 10  # times as many images of one class as of another, from which the report says so
+
+
+def split_per_class(
+    class_of: np.ndarray,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    probe: float,
+    leave_out: Iterable[int] = (),
+    contents: Mapping[int, bytes] | None = None,
+) -> Split:
+    """Per class a seeded shuffle, the first `probe` share to the probe split, at least one image on either side.
+
+    The shuffle is one of pictures: images with the same `contents` (digests of the pixels, by position) stay on one side,
+    also where they are of several classes. Indices come class by class in shuffled order, copies after the others.
+    Raises UserError for a class with fewer than two pictures.
+    """
+    usable = np.ones(len(class_of), bool)
+    usable[list(leave_out)] = False
+    contents, sides = contents or {}, dict[Any, bool]()  # which pictures are in the probe split, of classes done
+    probes: list[np.ndarray] = []
+    tests: list[np.ndarray] = []
+    for c, name in enumerate(classes):
+        alike: dict[Any, list[int]] = {}
+        for i in np.flatnonzero((class_of == c) & usable).tolist():
+            alike.setdefault(contents.get(i, i), []).append(i)
+        keys = {images[0]: key for key, images in alike.items()}
+        firsts = np.random.default_rng([seed, c]).permutation(np.array(list(keys), np.int64)).tolist()
+        _divide(name, firsts, keys, sides, probe, sum(map(len, alike.values())))
+        for part, side in ((probes, True), (tests, False)):
+            own = [i for i in firsts if sides[keys[i]] is side]
+            part.append(np.array(own + [copy for i in own for copy in alike[keys[i]][1:]], np.int64))
+    return Split(seed, probe, np.concatenate(probes), np.concatenate(tests))
+
+
+def given_split(
+    source: ProbeAndTest, contents: Mapping[int, bytes], *, seed: int, leave_out: Iterable[int] = ()
+) -> Split:
+    """The user's own probe and test images. Raises UserError naming an image whose pixels are in both.
+
+    `contents` are digests of the pixels, by position; an image without one is not looked for.
+    """
+    _refuse_overlap(source, contents)
+    kept = np.setdiff1d(np.arange(len(source.names)), np.fromiter(leave_out, np.int64))
+    return Split(seed, None, kept[kept < source.probes], kept[kept >= source.probes])
+
+
+def _refuse_overlap(source: ProbeAndTest, contents: Mapping[int, bytes]) -> None:
+    first: dict[bytes, int] = {}
+    both = []
+    for i, found in sorted(contents.items()):
+        if i < source.probes:
+            first.setdefault(found, i)
+        elif found in first:
+            both.append((first[found], i))
+    if both:
+        probe, test = both[0]
+        more = f" (and {len(both) - 1} more pairs)" if len(both) > 1 else ""
+        raise UserError(
+            f"data.probe and data.test share an image: `{source.names[probe]}` and `{source.names[test]}` have the same "
+            f"pixels{more}; what chooses may not judge, remove it from one of them"
+        )
+
+
+def beyond_limit(source: Source, limit: int | None) -> set[int]:
+    """Positions after the first `limit` of each class; of probe and test each, where they are two sources."""
+    probes = source.probes if isinstance(source, ProbeAndTest) else len(source.names)
+    place = np.arange(len(source.names))
+    parts = [place[:probes], place[probes:]] if limit else []
+    return {i for part in parts for c in np.unique(source.class_of) for i in part[source.class_of[part] == c][limit:]}
+
+
+def remarks(classes: Sequence[str], probe: np.ndarray, test: np.ndarray) -> list[str]:
+    """What the report says of the images per class [C] of either part: classes without any, and imbalance."""
+    found = []
+    for name, without, outcome in (
+        ("probe", probe == 0, "nothing is chosen for them, they only stand among the other classes of the exam"),
+        ("test", test == 0, "their accuracy is not measured"),
+    ):
+        if without.any():
+            missing = [c for c, none in zip(classes, without, strict=True) if none]
+            shown = ", ".join(missing[:12]) + (", …" if len(missing) > 12 else "")
+            found.append(f"{len(missing)} class(es) without {name} images: {shown}; {outcome}.")
+    for name, counts in (("probe", probe), ("test", test)):
+        there = np.flatnonzero(counts)
+        if len(there) and counts.max() >= UNBALANCED * counts[there].min():
+            least = there[counts[there].argmin()]
+            found.append(
+                f"The {name} images are unbalanced: {counts.max():,} of `{classes[int(counts.argmax())]}`, "
+                f"{counts[least]:,} of `{classes[int(least)]}`. Top-1 counts images, not classes; see the table per class."
+            )
+    return found
+
+
+def first_per_class(indices: np.ndarray, class_of: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` of each class among `indices`, class by class."""
+    every = [indices[class_of[indices] == c][:count] for c in np.unique(class_of[indices])]
+    return np.concatenate(every).astype(np.int64) if every else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Probe and test indices into an image source, disjoint; per class `probe_share`, None where both were given."""
+
+    seed: int
+    probe_share: float | None
+    probe: np.ndarray
+    test: np.ndarray
+
+    def __post_init__(self) -> None:
+        if set(self.probe.tolist()) & set(self.test.tolist()):
+            raise ValueError("probe and test share images")

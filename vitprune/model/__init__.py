@@ -1,0 +1,1 @@
+"""A Vision Transformer, whatever its family: what can be removed, what the head reads, how it is loaded."""

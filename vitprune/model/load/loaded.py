@@ -1,0 +1,56 @@
+"""A model that was opened, with what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.data import create_transform
+from torch import nn
+
+from vitprune.model.load.prepared import Origin
+
+RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm model takes: plain timm's error quotes it
+
+
+ASSUMED = "preprocessing_assumed"  # of a folder's pretrained_cfg: what no configuration and no recipe has said
+
+
+KEPT_CFG = (
+    "tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes",
+    "pool_size", "first_conv", "classifier", "license", "label_names", "label_descriptions",
+)  # fmt: skip
+
+Widths = dict[str, int] | list[int]  # units by site name; a list, block by block, in folders of before sites had names
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in eval mode with frozen weights, and what is needed to build it again and to feed it.
+
+    `about` is the `vitprune` block of the folder it came from, less what `save` works out itself; `origin` tells who says
+    how images are prepared, `notes` what a report should say of the weights.
+    """
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, Any]
+    data_config: dict[str, Any]
+    labels: list[str] | None
+    widths: list[int] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes C the head tells apart."""
+        return int(self.model.num_classes)  # type: ignore[arg-type]
+
+    def transform(self) -> Any:
+        """The model's own evaluation transform, PIL image → float tensor [C, H, W]."""
+        return create_transform(**self.data_config, is_training=False)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}

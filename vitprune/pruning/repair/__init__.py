@@ -1,0 +1,1 @@
+"""Mending a model whose units are gone, from unlabelled images."""

@@ -1,0 +1,73 @@
+"""Tensors of a repair by name and batch, in memory or in files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from vitprune.core.files import explain
+
+IN_MEMORY = 2 << 30
+
+
+class Streams:
+    """Tensors by name and batch. Those that do not fit into `IN_MEMORY` bytes together lie in a file of `folder` (None: that
+    of temporary files) that has no name, so that none of it is left however this process ends."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder, self.room = folder, IN_MEMORY
+        self.kept: dict[tuple[str, int], Tensor] = {}
+        self.places: dict[tuple[str, int], tuple[int, int]] = {}  # where in the file, and how many bytes
+        self.forms: dict[tuple[str, int], tuple[torch.Size, torch.dtype]] = {}
+
+    def put(self, name: str, batch: int, value: Tensor) -> None:
+        """Keep `value`, in the place of what had the name."""
+        key = name, batch
+        old = self.kept.pop(key, None)
+        self.room += 0 if old is None else old.nbytes
+        if value.nbytes <= self.room:
+            self.room -= value.nbytes
+            self.kept[key] = value
+            return
+        try:
+            self._write(key, value.cpu().contiguous())
+        except OSError as error:
+            raise explain(error, self.folder or Path(tempfile.gettempdir())) from error
+
+    def get(self, name: str, batch: int, device: torch.device) -> Tensor:
+        """What `put` was given last."""
+        key = name, batch
+        if key in self.kept:
+            return self.kept[key]
+        shape, kind = self.forms[key]
+        value = torch.empty(shape, dtype=kind)
+        at, count = self.places[key]
+        self._file.seek(at)
+        if self._file.readinto(value.flatten().view(torch.uint8).numpy().data) != count:  # type: ignore[attr-defined]
+            raise OSError(f"{self.folder}: the file of the repair's streams is shorter than what was written")
+        return value.to(device)
+
+    def _write(self, key: tuple[str, int], value: Tensor) -> None:
+        place = self.places.get(key)
+        at = place[0] if place and place[1] == value.nbytes else self._file.seek(0, os.SEEK_END)
+        self._file.seek(at)
+        self._file.write(value.flatten().view(torch.uint8).numpy().data)
+        self._file.flush()
+        self.places[key], self.forms[key] = (at, value.nbytes), (value.shape, value.dtype)
+
+    @cached_property
+    def _file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self.folder)
+
+    def close(self) -> None:
+        """Give the file's space back now."""
+        if "_file" in self.__dict__:
+            with contextlib.suppress(OSError):
+                self._file.close()

@@ -1,0 +1,326 @@
+"""`vitprune recipe check`: what is wrong with a recipe and its files, without torch and within a second.
+
+Paths, the model's folder against itself, class names, settings that exclude each other, the budget. What only shows once
+the model is built is for `--model`; pixels and weights are for the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitprune.core.errors import UserError
+from vitprune.core.reading import read_json
+from vitprune.model.load import headers, timm_names
+from vitprune.pruning.budget import words
+from vitprune.recipe import paths
+from vitprune.recipe.inputs import Data, Model
+from vitprune.recipe.recipe import Recipe
+
+BUNDLED = Path(__file__).parents[1] / "demo" / "model"
+MAX_CONFIG = 1 << 20
+MANY_FILES = 2000  # more images than this are not looked at one by one
+MANY_BYTES = {".csv": 4 << 20, ".parquet": 64 << 20, ".tar": 64 << 20}
+TORCHVISION = ("vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32")
+TRANSFORMERS = (
+    "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "Dinov2ForImageClassification",
+    "Dinov2WithRegistersForImageClassification", "ViTForImageClassification",
+)  # fmt: skip
+HEADS = re.compile(
+    r"(?:net\.)?(?:(?:head|fc|classifier|heads\.head|cls_classifier)(?:\.fc)?|head_dist|distillation_classifier)\.weight"
+)
+FC2 = re.compile(r"(?:.*\.)?blocks\.\d+\.(?:.*\.)?mlp\.fc2\.weight")
+
+
+@dataclass(slots=True)
+class Found:
+    """What is known of the model: its outputs, their names, its hidden widths. `unseen` is what was not looked at."""
+
+    outputs: int | None = None
+    names: list[str] | None = None
+    widths: list[int] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe, folders: Sequence[Path] = ()) -> Found:
+    """Raises UserError, one line, for the first thing that is wrong; paths are looked for in `folders` too."""
+    paths.require(recipe, folders)
+    exclusive(recipe)
+    found = model(recipe.model)
+    budget(recipe, found)
+    data(recipe, found)
+    return found
+
+
+def exclusive(recipe: Recipe) -> None:
+    """Sections that cannot work together, whatever the model; the verbs refuse them too."""
+    spec = recipe.compare
+    if spec is not None:
+        if recipe.groups or recipe.clusters:
+            raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
+        if recipe.data.probe is not None and len(spec.seeds) > 1:
+            raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
+        if "auto" in spec.criteria and len(spec.criteria) < 3:
+            raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+    if recipe.paper is not None and recipe.paper.table in ("table-2", "figure-6") and recipe.paper_protocol is None:
+        raise UserError(f"paper: {recipe.paper.table} needs a `paper_protocol` section; see recipes/paper/")
+    for first, second in itertools.combinations((recipe.groups or {}).items(), 2):
+        if set(first[1]) == set(second[1]):
+            raise UserError(f"groups: `{first[0]}` and `{second[0]}` name the same classes; one of them is enough")
+
+
+def model(spec: Model) -> Found:
+    """What the model's files say, and that they say one thing. Raises UserError."""
+    source, _, own = spec.name.rpartition(":")
+    at_home = spec.name == "bundled" or source == "local-dir" or (source == "transformers" and own not in TRANSFORMERS)
+    if source == "transformers" and paths.CLASS_NAME.fullmatch(own):
+        return named(spec, own, TRANSFORMERS)
+    if at_home:
+        if spec.checkpoint is not None or spec.args or spec.pretrained:
+            raise UserError(
+                f"model `{spec.name[:80]}`: brings its own weights; "
+                "remove model.checkpoint, model.args and model.pretrained"
+            )
+        return in_folder(BUNDLED if spec.name == "bundled" else Path(own), source == "transformers")
+    if source == "torchvision":
+        return named(spec, own, TORCHVISION)
+    if source == "hf-hub":
+        if not spec.pretrained or spec.checkpoint is not None or spec.args:
+            raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")
+        return Found(unseen=["the model, which is fetched"])
+    if why := timm_names.refusal(spec.name):
+        raise UserError(f"model.name `{spec.name[:80]}`: {why}")
+    return named(spec, own, (own,))
+
+
+def named(spec: Model, own: str, known: tuple[str, ...]) -> Found:
+    """A model by its name: what its arguments say of it, and the header of its weights."""
+    if own not in known:
+        near = difflib.get_close_matches(own[:80], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"model.name `{spec.name[:80]}`: not known; {hint}")
+    outputs = spec.args.get("num_classes")
+    found = Found(outputs if type(outputs) is int else None, unseen=["the model's shapes"])
+    if spec.checkpoint is None:
+        return found
+    if not spec.checkpoint.is_file():
+        raise UserError(f"model.checkpoint {spec.checkpoint}: is no file; a .safetensors, .pth or .npz file is needed")
+    if spec.checkpoint.suffix != ".safetensors":
+        found.unseen.append(f"what {spec.checkpoint.name} holds")
+        return found
+    stored = headers.shapes(spec.checkpoint)
+    agree(stored, spec.args, f"model.checkpoint {spec.checkpoint}", "model.args")
+    found.widths = widths_in(stored)
+    return found
+
+
+def in_folder(folder: Path, foreign: bool) -> Found:
+    """A folder of config.json and model.safetensors."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    for path in (config, weights):
+        if not path.is_file():
+            raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
+    if config.stat().st_size > MAX_CONFIG:
+        raise UserError(f"{config}: larger than a configuration can be")
+    record, stored = read_json(config), headers.shapes(weights)
+    if not isinstance(record, dict):
+        raise UserError(f"{config}: not a configuration of a model")
+    if foreign:
+        labels = record.get("id2label")
+        names = [str(label) for label in labels.values()] if isinstance(labels, dict) else None
+        rows = outputs_in(stored)
+        if names and rows and rows != len(names):
+            raise UserError(f"{weights}: the classifier has {rows} outputs, {config.name} names {len(names)} classes")
+        generic = names is None or all(name.startswith("LABEL_") for name in names)
+        return Found(rows, None if generic else names, widths_in(stored))
+    architecture, args, cfg = record.get("architecture"), record.get("model_args") or {}, record.get("pretrained_cfg")
+    if not isinstance(architecture, str) or not isinstance(args, dict):
+        raise UserError(f"{config}: not a timm configuration; it names an architecture and its model_args")
+    if ":" not in architecture and (why := timm_names.refusal(architecture)):
+        raise UserError(f"{config}: architecture `{architecture[:80]}` is {why}")
+    args = {key: record[key] for key in ("num_classes", "global_pool") if key in record} | args
+    agree(stored, args, str(weights), config.name)
+    block = record.get("vitprune")
+    stated, widths = block.get("widths") if isinstance(block, dict) else None, widths_in(stored)
+    stated = list(stated.values()) if isinstance(stated, dict) else stated  # by site name, or of before sites had one
+    if isinstance(stated, list) and widths and stated != widths:
+        raise UserError(f"{weights}: its FFNs have {shown(widths)} hidden units, vitprune.widths says {shown(stated)}")
+    outputs = args.get("num_classes") if type(args.get("num_classes")) is int else outputs_in(stored)
+    return Found(outputs, labels_in(cfg, outputs) if isinstance(cfg, dict) else None, widths)
+
+
+def labels_in(cfg: dict[str, Any], outputs: int | None) -> list[str] | None:
+    """One text per output, two spellings of it (ImageNet's synset and plain name) joined by a tab."""
+    names, more = cfg.get("label_names"), cfg.get("label_descriptions")
+    if not isinstance(names, list) or (outputs is not None and len(names) != outputs):
+        return None
+    if isinstance(more, dict):
+        more = [more.get(name, name) for name in names]
+    if not isinstance(more, list) or len(more) != len(names):
+        more = names
+    return [str(n) if n == m else f"{n}\t{m}" for n, m in zip(names, more, strict=True)]
+
+
+def agree(stored: dict[str, tuple[int, ...]], args: dict[str, Any], where: str, said_by: str) -> None:
+    """Raises UserError where the weights' shapes are not those that the arguments say."""
+    patch = next((shape for key, shape in stored.items() if key.endswith("patch_embed.proj.weight")), ())
+    depth = {int(m[1]) for key in stored if (m := re.fullmatch(r"(?:\w+\.)?blocks\.(\d+)\..+", key))}
+    seen: dict[str, int] = {}
+    if len(patch) == 4:
+        seen |= {"embed_dim": patch[0], "in_chans": patch[1]}
+        if patch[2] == patch[3]:
+            seen["patch_size"] = patch[2]
+    if depth:
+        seen["depth"] = max(depth) + 1
+    if outputs := outputs_in(stored):
+        seen["num_classes"] = outputs
+    for key, value in seen.items():
+        said = args.get(key)
+        if type(said) is int and said != value and not (key == "num_classes" and said == 0):
+            raise UserError(f"{where}: {key} is {value} by the shapes in it, {said_by} says {said}")
+
+
+def outputs_in(stored: dict[str, tuple[int, ...]]) -> int | None:
+    """The rows of the classifier; None where there is none or more than one is possible."""
+    rows = {shape[0] for key, shape in stored.items() if len(shape) == 2 and HEADS.fullmatch(key)}
+    return rows.pop() if len(rows) == 1 else None
+
+
+def widths_in(stored: dict[str, tuple[int, ...]]) -> list[int]:
+    """The hidden units of every FFN, in the order of the blocks; of a model with other names for its layers nothing."""
+    keys = [key for key, shape in stored.items() if len(shape) == 2 and FC2.fullmatch(key)]
+    order = sorted(keys, key=lambda key: [int(part) for part in re.findall(r"\d+", key.removesuffix(".fc2.weight"))])
+    return [stored[key][1] for key in order]
+
+
+def shown(values: list[Any]) -> str:
+    """A few of them for a line."""
+    return ", ".join(map(str, values[:12])) + (", …" if len(values) > 12 else "")
+
+
+def budget(recipe: Recipe, found: Found) -> None:
+    """Raises UserError for a budget, or units per path that were asked for, that no block has."""
+    if not found.widths:
+        return
+    least = min(found.widths)
+    compared = recipe.compare.keep if recipe.compare else []
+    for name, value in [("keep", recipe.keep), *(("compare.keep", k) for k in compared)]:
+        if isinstance(value, int) and value > least:
+            raise UserError(f"{name}: {words(value)} per block, but a block has only {least}")
+        if isinstance(value, float) and int(value * least + 1e-9) < 1:
+            raise UserError(f"{name}: {words(value)} of {least} hidden units leaves none; keep at least one per block")
+    protocol = recipe.paper_protocol
+    asked = [recipe.criterion.t] if "t" in recipe.criterion.model_fields_set else []
+    asked += protocol.t if protocol and "t" in protocol.model_fields_set else []
+    if asked and max(asked) > least:
+        raise UserError(f"t: {max(asked)} units per block are asked for, but a block has {least}; choose 1 to {least}")
+
+
+def data(recipe: Recipe, found: Found) -> None:
+    """Raises UserError where classes of the images, of the recipe and of the model do not go together."""
+    from vitprune.images import class_names
+
+    spec = recipe.data
+    mapping = class_names.Mapping(spec.labels) if isinstance(spec.labels, Path) else None
+    source = images(spec, found)
+    if source is None:
+        return
+    where = str(spec.dataset or spec.path or spec.probe or "bundled images")
+    of_class: list[int | None] = [None] * len(source.classes)
+    by_order = isinstance(spec.labels, str)  # the word, not a file
+    if by_order and found.outputs not in (None, len(source.classes)):
+        raise UserError(
+            f"{where}: {len(source.classes)} classes cannot go by order to {found.outputs} outputs; see data.labels"
+        )
+    known_names = found.names or found.outputs != 1000  # ImageNet's names are timm's to know
+    if found.outputs is not None and known_names and not by_order:
+        placed = class_names.output_indices(source.classes, found.outputs, found.names, where, source.numbers, mapping)
+        of_class = [int(i) for i in placed]
+    known = {plain(name): name for name in source.classes}
+    for output in of_class:
+        if output is not None and found.names:
+            known |= {plain(name): name for name in found.names[output].split("\t")}
+    groups = recipe.groups or {}
+    for place, names in [("classes", recipe.classes or []), *((f"groups.{g}", m) for g, m in groups.items())]:
+        for name in names:
+            entry = mapping.entry(name) if mapping else None
+            if plain(name) not in known and not (entry and known.keys() & set(map(plain, entry.names))):
+                near = difflib.get_close_matches(plain(name[:200]), sorted(known), n=1)
+                hint = f"did you mean `{known[near[0]]}`?" if near else f"they are {shown(source.classes)}"
+                raise UserError(f"{place}: `{name}` is not a class of these images; {hint}")
+    if recipe.clusters and recipe.clusters > len(source.classes):
+        raise UserError(
+            f"groups.auto: {recipe.clusters} groups of {len(source.classes)} classes; ask for {len(source.classes)} at most"
+        )
+
+
+def plain(name: str) -> str:
+    """A name without what two spellings of it may differ in: Unicode form, case, spaces, `_` and `-`."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def images(spec: Data, found: Found) -> Any:
+    """The classes of the images as the run's own source reads them; of too many files to open, by the folders' names."""
+    from vitprune.images.sources.found import folders
+    from vitprune.images.sources.opening import open_source
+
+    if spec.dataset is not None:
+        found.unseen.append("the dataset")
+        return None
+    places = [path for path in (spec.path, spec.probe, spec.test) if path is not None]
+    if all(small(path) for path in places):
+        return open_source(spec)
+    if all(path.is_dir() and not any(entry.suffix == ".tar" for entry in path.iterdir()) for path in places):
+        found.unseen.append("the image files")
+        names = [set(folders(path)) for path in places]
+        return _Folders(sorted(set().union(*names)))
+    found.unseen.append("the images' classes")
+    return None
+
+
+def small(path: Path) -> bool:
+    """Whether a source can be opened in a moment."""
+    if path.is_file():
+        return path.stat().st_size <= MANY_BYTES.get(path.suffix.lower(), 0)
+    tars = [entry for entry in path.iterdir() if entry.suffix.lower() == ".tar"] if path.is_dir() else []
+    if tars:
+        return sum(entry.stat().st_size for entry in tars) <= MANY_BYTES[".tar"]
+    return sum(1 for _ in itertools.islice(files(path), MANY_FILES + 1)) <= MANY_FILES
+
+
+def files(folder: Path) -> Iterator[str]:
+    """Every file below a folder."""
+    for _, _, names in os.walk(folder):
+        yield from names
+
+
+class _Folders:
+    """The class folders of a large source, without their images."""
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes, self.numbers = classes, None
+        self.names: list[str] = []
+        self.class_of = np.zeros(0, np.int64)
+
+
+def ok(recipe: Recipe, where: str, found: Found, built: bool = False) -> str:
+    """The line that says so."""
+    name = recipe.model.name
+    short = Path(name.partition(":")[2]).name if name.startswith(paths.PREFIXES) else name
+    outputs = f" of {found.outputs} outputs" if found.outputs else ""
+    sets = len(recipe.groups) if recipe.groups else recipe.clusters
+    what = f"{sets} groups" if sets else f"{len(recipe.classes)} classes" if recipe.classes else "all classes"
+    unseen = [] if built and found.unseen == ["the model's shapes"] else found.unseen
+    left = f"; not looked at: {', '.join(unseen)}" if unseen else ""
+    if not built and "the model's shapes" in unseen:
+        left += " (--model builds the model)"
+    return f"ok: {where}: {short}{outputs}, {what}, {recipe.criterion.name}, keep {words(recipe.keep)}{left}"

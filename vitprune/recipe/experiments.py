@@ -1,0 +1,94 @@
+"""The sections `paper_protocol`, `compare` and `paper`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    StrictFloat,
+    StrictInt,
+    model_validator,
+)
+
+from vitprune.criteria.settings import Attribution
+from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe.criterion import CriterionName
+from vitprune.recipe.parts import Keep, Part, Seed
+
+
+class PaperProtocol(Part):
+    """The paper's own pruning protocol (class token only, mask chosen by the true label): an oracle-routed figure."""
+
+    t: list[Annotated[StrictInt, Field(ge=1)]] = Field([1, 5, 10], min_length=1, description="units kept per block")
+    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = Field("right", description="of the integral")
+    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
+    probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
+
+    def attribution(self) -> Attribution:
+        """The paper's formula on the class token under this rule."""
+        return Attribution(quadrature=self.quadrature, nodes=self.nodes)
+
+
+class Compare(Part):
+    """What `vitprune compare` puts side by side: every criterion at every budget, with every repair, on every split."""
+
+    criteria: list[CriterionName] = Field(
+        ["jas", "activation", "taylor", "variance", "random"], min_length=2, description="side by side"
+    )
+    among: list[CriterionName] | None = Field(
+        None, min_length=2, description="what `auto` chooses among; without it all the criteria but random"
+    )
+    keep: list[Keep] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
+    recovery: list[Recovery] = Field(["none", "affine"], min_length=1, description="repairs, as `recovery`")
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
+
+    @model_validator(mode="after")
+    def nothing_twice(self) -> Compare:
+        for name in ("criteria", "among", "keep", "recovery", "seeds"):
+            values = getattr(self, name) or []
+            if len({(type(v), v) for v in values}) < len(values):
+                raise ValueError(f"`{name}` names one of its values twice")
+        if self.among is not None and ("auto" not in self.criteria or not set(self.among) <= self.choices()):
+            raise ValueError("`among` goes with `auto` and names other criteria of the comparison, not `random`")
+        return self
+
+    def choices(self) -> set[str]:
+        """What `auto` may choose among."""
+        return {str(name) for name in self.criteria} - {"auto", "random"}
+
+
+class Paper(Part):
+    """The paper's tables. `table-1`, with Figure 3: each test image's own path, removed and enhanced. `table-2`: ViT-Slim
+    against JAS. `figure-4`: how often each unit is on a class's paths. `figure-5`, with D.2: which classes use the same
+    units. `figure-6`, with Table 3: the paper's protocol over its t, the share p of the other units, and the first blocks."""
+
+    table: Literal["table-1", "table-2", "figure-4", "figure-5", "figure-6"] = Field("table-1", description="which")
+    units: list[Literal["image", "frequency", "mode-per-rank"]] | None = Field(
+        None,
+        min_length=1,
+        description="whose units: each image's own path (table-1 alone, and there the default), the class's most frequent "
+        "ones (the paper), or the most frequent one of every rank (the authors' code)",
+    )
+    p: list[Annotated[StrictFloat, Field(ge=0, le=1)]] = Field([1.0], min_length=1, description="figure-6")
+    depth: list[Annotated[StrictInt, Field(ge=1)]] | None = Field(
+        None, min_length=1, description="figure-6: prune this many first blocks only; without it all"
+    )
+    criteria: list[CriterionName] = Field(
+        ["activation", "influence-pattern", "influence-gradient", "jas"], min_length=1, description="table-1"
+    )
+    classes: list[str] | None = Field(
+        None, min_length=1, description="figure-4 and -5: the classes drawn; without it the first four or three"
+    )
+    images_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="test images; without it all")
+
+    @model_validator(mode="after")
+    def own_paths(self) -> Paper:
+        if self.table != "table-1" and "image" in (self.units or ()):
+            raise ValueError(f"`units: image` is for table-1; {self.table} is about classes")
+        return self
+
+    @property
+    def rules(self) -> list[Literal["image", "frequency", "mode-per-rank"]]:
+        """`units` with its default spelled out."""
+        return self.units or (["image"] if self.table == "table-1" else ["frequency"])

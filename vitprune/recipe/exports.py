@@ -1,0 +1,38 @@
+"""The section `export`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    StrictInt,
+    field_validator,
+)
+
+from vitprune.recipe.parts import Part
+
+
+class Export(Part):
+    """What is written for deployment, beside the checkpoint."""
+
+    onnx: bool = Field(True, description="write ONNX files and hold them against torch")
+    precisions: list[Literal["fp32", "fp16", "int8"]] = Field(
+        ["fp32"], description="of the ONNX files; fp32 is always among them, the others are made from it"
+    )
+    int8_floor_points: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="points of top-1 that int8 may cost on the probe split, else products stay in fp32",
+    )
+    latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = Field(
+        [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
+    )
+
+    @field_validator("precisions")
+    @classmethod
+    def fp32_and_nothing_twice(cls, precisions: list[str]) -> list[str]:
+        if "fp32" not in precisions or len(set(precisions)) < len(precisions):
+            raise ValueError("name fp32, which the others are made from, and nothing twice")
+        return precisions

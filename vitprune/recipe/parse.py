@@ -1,0 +1,96 @@
+"""YAML to a recipe and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import (
+    ValidationError,
+)
+
+from vitprune.core.errors import UserError
+from vitprune.core.reading import read_text
+from vitprune.recipe import paths
+from vitprune.recipe.mistakes import describe, refuse_aliases
+from vitprune.recipe.recipe import Origin, Recipe
+
+MAX_BYTES = 1_000_000
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name no file can have
+        return False
+
+
+def bundled_folder() -> Path:
+    """Where the recipes that come with the package are: in the wheel beside the code, in a checkout above it."""
+    here = Path(__file__).parents[1]
+    return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+
+
+def file_of(source: str | Path) -> Path:
+    """The file that a recipe's path or the name of a bundled one means."""
+    path = Path(source)
+    if path.suffix == "" and not _is_file(path) and _is_file(bundled_folder() / f"{source}.yaml"):
+        path = bundled_folder() / f"{source}.yaml"
+    return path
+
+
+def beside(source: str | Path) -> list[Path]:
+    """Where a recipe's paths are looked for beside the working folder: where the recipe is, if it is one's own."""
+    path = file_of(source)
+    return [path.parent] if path == Path(source) else []
+
+
+def load(source: str | Path) -> Recipe:
+    """Read a recipe file, or a bundled recipe by its name (`demo`); its paths are looked for in the working folder and,
+    where they are not there, beside the recipe. Raises UserError, one line."""
+    path = file_of(source)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; a recipe is a YAML file")
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(p.stem for p in bundled_folder().glob("*.yaml")))
+        raise UserError(f"{path}: no such recipe; bundled ones are {names}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
+    made = parse(read_text(path, MAX_BYTES), str(path))
+    for folder in beside(source):
+        made = paths.located(made, folder)
+    made._origin = Origin(path)
+    return made
+
+
+def parse(text: str, where: str = "recipe") -> Recipe:
+    """Check YAML text; `where` names it in errors."""
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            refuse_aliases(node, where)
+            value = loader.construct_document(node) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from error
+    except (RecursionError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{where}: not a recipe ({type(error).__name__} while reading it)") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a recipe is a mapping of keys; `vitprune recipe new` prints one to start from")
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        raise UserError(describe(error, node, where)) from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

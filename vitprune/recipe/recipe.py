@@ -1,0 +1,224 @@
+"""The recipe: YAML in, a checked model out; unknown keys are refused with the nearest right one.
+
+`load` takes a path or the name of a bundled recipe. Paths inside a recipe are relative to the working folder or, where
+nothing is there, to the recipe's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PrivateAttr,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
+
+from vitprune.core.reading import digest
+from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe.criterion import Criterion, CriterionName
+from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
+from vitprune.recipe.exports import Export
+from vitprune.recipe.inputs import Data, Model, SplitSpec
+from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, on_any_disk
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a recipe was read from; no part of what it says, so all are equal."""
+
+    file: Path | None = field(default=None, compare=False)
+
+
+class Recipe(Part):
+    """One run. `keep`: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block."""
+
+    version: Literal[1] = Field(1, description="of the recipe's format")
+    name: str = Field(description="results go to `<out>/<name>/`: letters, digits, `.`, `_` and `-`, at most 64")
+    model: Model = Field(default_factory=lambda: Model(), description="the dense model; without it the bundled one")
+    data: Data = Field(
+        default_factory=lambda: Data(source="bundled"), description="the images; without it the bundled ones"
+    )
+    split: SplitSpec = Field(default_factory=lambda: SplitSpec(), description="which images choose and which judge")
+    classes: list[str] | None = Field(None, min_length=1, description="prune for these classes only")
+    groups: dict[str, list[str]] | None = Field(
+        None, min_length=1, description="one slim model per named class set; `auto: k` finds k sets by class similarity"
+    )
+    clusters: Annotated[StrictInt, Field(ge=2, le=1000)] | None = Field(None, description="k of `groups: {auto: k}`")
+    head: Literal["own", "all"] | None = Field(
+        None,
+        description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
+    )
+    criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
+    keep: Keep = Field(
+        0.25,
+        description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
+    )
+    allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
+        "auto",
+        description="every block the same share, one threshold for all, the best widths, or as the criterion likes",
+    )
+    budget: Literal["parameters", "flops", "latency"] = Field(
+        "flops", description="allocation budgeted: what `keep` is a share of, counted or measured on the FFNs"
+    )
+    floor: Annotated[StrictInt, Field(ge=1)] = Field(1, description="units each block keeps at least, if not uniform")
+    rounds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(
+        1, description="score, cut a part, repair, score again; 1: all at once"
+    )
+    round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
+    recovery: Recovery | Literal["auto"] = Field(
+        "auto",
+        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too); + distill; "
+        "auto: layerwise where the blocks allow it, else affine",
+    )
+    ridge: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="strength of the repair's ridge; without it 1e-3, or chosen per layer on probe images"
+    )
+    refit_images: Annotated[StrictInt, Field(ge=1)] = Field(
+        8000, description="probe images at most for sequential, layerwise and distill"
+    )
+    distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
+        3, description="passes over the images of `+ distill`"
+    )
+    baselines: list[CriterionName] = Field(
+        ["activation", "random"], description="examined at the same budget, with and without the repair"
+    )
+    random_draws: Annotated[StrictInt, Field(ge=1, le=20)] = Field(3, description="seeds of the baseline `random`")
+    paper_protocol: PaperProtocol | None = Field(None, description="also the paper's own, oracle-routed figures")
+    compare: Compare | None = Field(None, description="what `vitprune compare` puts side by side")
+    paper: Paper | None = Field(None, description="which of the paper's tables `vitprune paper` makes")
+    export: Export = Field(default_factory=lambda: Export(), description="what is written for deployment")
+    out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
+    _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
+
+    @model_validator(mode="before")
+    @classmethod
+    def auto_groups(cls, given: Any) -> Any:
+        """`groups: {auto: k}` is `clusters: k`."""
+        groups = given.get("groups") if isinstance(given, dict) else None
+        if isinstance(groups, dict) and list(groups) == ["auto"] and not isinstance(groups["auto"], list):
+            return {**given, "groups": None, "clusters": groups["auto"]}
+        return given
+
+    @field_validator("name")
+    @classmethod
+    def plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("letters, digits, `.`, `_` and `-` only, at most 64, it becomes a folder's name")
+        if on_any_disk(name) != name.lower() or RESERVED.fullmatch(name.lower()) or name.lower() in PAGES:
+            raise ValueError(
+                "cannot be a folder's name everywhere (Windows' devices, a dot at the end, a page of ours)"
+            )
+        return name
+
+    @field_validator("out")
+    @classmethod
+    def a_path(cls, out: Path) -> Path:
+        if "\0" in str(out):
+            raise ValueError("holds a character that no path can have")
+        return out
+
+    @field_validator("groups")
+    @classmethod
+    def plain_groups(cls, groups: dict[str, list[str]] | None) -> dict[str, list[str]] | None:
+        taken: dict[str, str] = {}
+        for name, members in (groups or {}).items():
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"group `{name[:64]}`: its name becomes a folder's: letters, digits, `.`, `_`, `-` only"
+                )
+            plain = on_any_disk(name)
+            if plain in TAKEN or OURS.fullmatch(plain) or RESERVED.fullmatch(plain) or plain != name.lower():
+                raise ValueError(
+                    f"group `{name}`: a folder of that name is vitprune's own or the system's; use another"
+                )
+            if plain in taken:
+                raise ValueError(f"groups `{taken[plain]}` and `{name}` are one folder on a disk without upper case")
+            taken[plain] = name
+            if not members:
+                raise ValueError(f"group `{name}` names no class")
+        return groups
+
+    @field_validator("baselines")
+    @classmethod
+    def no_auto(cls, baselines: list[CriterionName]) -> list[CriterionName]:
+        if "auto" in baselines:
+            raise ValueError("`auto` is a choice, not a baseline")
+        return baselines
+
+    @model_validator(mode="after")
+    def classes_or_groups(self) -> Recipe:
+        if sum(given is not None for given in (self.classes, self.groups, self.clusters)) > 1:
+            raise ValueError("give `classes` or `groups`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def auto_is_for_one_class_set(self) -> Recipe:
+        if self.criterion.name == "auto" and (self.groups or self.clusters):
+            raise ValueError("`criterion: auto` goes with one class set: use `classes`, or one recipe per group")
+        return self
+
+    @model_validator(mode="after")
+    def rounds_of_one_recipe(self) -> Recipe:
+        if self.rounds > 1 and (self.compare or self.criterion.name == "random" or self.criterion.train_weights):
+            raise ValueError("`rounds` above 1 goes with one criterion that scores what is left: no compare, no random")
+        return self
+
+    @model_validator(mode="after")
+    def trained_weights_are_not_repaired(self) -> Recipe:
+        names = {self.criterion.name, *self.baselines, *(self.compare.criteria if self.compare else ())}
+        names |= set(self.criterion.among) if "auto" in names else set()
+        compared = self.compare.recovery if self.compare and "recovery" in self.compare.model_fields_set else ()
+        repairs = {self.recovery, *compared} - {"auto"}
+        if self.criterion.train_weights and "vit-slim" in names and repairs - {"none"}:
+            raise ValueError("vit-slim with `train_weights` brings weights of its own: `recovery: none` goes with it")
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the recipe was read from."""
+        return self._origin.file
+
+    def fingerprint(self) -> str:
+        """Digest of what the slim model depends on: not of where it is written or how it is examined."""
+        chosen = {
+            "model",
+            "data",
+            "split",
+            "classes",
+            "groups",
+            "clusters",
+            "head",
+            "criterion",
+            "keep",
+            "allocation",
+            "budget",
+            "floor",
+            "rounds",
+            "round_to",
+            "recovery",
+            "ridge",
+            "refit_images",
+            "distill_epochs",
+        }
+        return digest(self.model_dump(mode="json", include=chosen) | {"data": self.data.content()})
+
+    def pruning(self) -> dict[str, Any]:
+        """What masks and repair depend on beside scores, budget and kind of repair."""
+        names = {"round_to", "allocation", "budget", "floor", "ridge", "refit_images", "distill_epochs"}
+        return self.model_dump(mode="json", include=names)
+
+    @property
+    def own_head(self) -> bool:
+        """Whether a slim model of a class set has outputs for its classes only."""
+        return self.head == "own" if self.head else self.groups is not None
+
+    def class_sets(self) -> dict[str | None, list[str] | None]:
+        """Group name → class names; `{None: …}` for a run without groups, `None` classes meaning all."""
+        if self.groups is None:
+            return {None: self.classes}
+        return {name: members for name, members in self.groups.items()}  # noqa: C416 (widens the key type)

@@ -1,0 +1,1 @@
+"""The page's building blocks: tables, numbers, HTML, Markdown, SVG."""

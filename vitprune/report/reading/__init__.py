@@ -1,0 +1,1 @@
+"""Reading a report's record and the files beside it."""

@@ -1,0 +1,139 @@
+"""How does it compare? Honest rows in one table, oracle-routed rows in another, each with its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Heading, Row, Section, Text, figure, missing, table
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.rows import Line, lines, of_protocol, setting, without_protocol
+from vitprune.report.reading.values import mapping, number
+from vitprune.report.sections.contender_plots import captioned, facets_of, honest_plot, kept_text, oracle_plot
+from vitprune.report.sections.over_splits import splits_blocks
+
+ORACLE = "oracle-routed: the mask is chosen by the image's true label, so this is not a deployable accuracy"
+HONEST_CAPTION = "Honest rows: mask chosen on the probe split, measured on the test split"
+HONEST_FIGURE = "Top-1 of the honest rows with 95 % intervals (± one standard deviation where seeds were merged)"
+SIGNIFICANCE = (
+    "p: exact McNemar test against the exported model on the same test images (of several seeds the largest), not "
+    "corrected for the number of rows. A large p means that these images cannot tell the two apart."
+)
+MAX_FACETS = 6
+
+
+def comparison_section(record: dict[str, Any], beside: Beside) -> Section:
+    """Both tables, both plots, the comparison over several splits where there is one, and rows that fit neither."""
+    blocks = [*_honest(record), *splits_blocks(record, beside), *_oracle(record), *_unknown(record)]
+    return Section("comparison", "How does it compare?", tuple(blocks))
+
+
+def _honest(record: dict[str, Any]) -> list[Block]:
+    rows = of_protocol(record, "honest")
+    if not rows:
+        return [missing("any honest measurement")]
+    exported = [setting(row) for row in (mapping(record.get("result")), *mapping(record.get("results")).values())]
+    ordered = sorted(lines(rows), key=_order)
+    blocks: list[Block] = [_table(HONEST_CAPTION, ordered, exported)]
+    if any(line.draws > 1 for line in ordered):
+        blocks.append(Text("A value with ± is the mean and standard deviation over seeds; report.json has every draw."))
+    if any(line.p is not None for line in ordered):
+        blocks.append(Text(SIGNIFICANCE, "note"))
+    if not any(line.dense for line in ordered):
+        blocks.append(missing("the dense model's accuracy, so the plot has no dense line"))
+    facets = facets_of(rows)
+    for index, (name, members) in enumerate(facets[:MAX_FACETS]):
+        blocks += figure(honest_plot(f"honest-{index}", name, members), captioned(HONEST_FIGURE, name))
+    return blocks + _omitted(facets)
+
+
+def _oracle(record: dict[str, Any]) -> list[Block]:
+    rows = of_protocol(record, "oracle")
+    if not rows:
+        return []
+    ordered = sorted(lines(rows), key=lambda line: (not line.dense, line.text("criterion"), _t(line)))
+    blocks: list[Block] = [Heading("Oracle-routed")]
+    blocks.append(_table(ORACLE[0].upper() + ORACLE[1:], ordered, [], tone="warning"))
+    facets = facets_of(rows)
+    for index, (name, members) in enumerate(facets[:MAX_FACETS]):
+        svg = oracle_plot(f"oracle-{index}", name, members, of_protocol(record, "honest"))
+        blocks += figure(svg, captioned("Oracle-routed top-1 against t, the units kept per path and block", name))
+    return blocks + _omitted(facets)
+
+
+def _unknown(record: dict[str, Any]) -> list[Block]:
+    rows = without_protocol(record)
+    if not rows:
+        return []
+    text = "These rows say neither “honest” nor “oracle”, so they are compared with nothing."
+    return [Heading("Protocol not recorded"), Text(text, "warning"), _table("Rows without a protocol", lines(rows), [])]
+
+
+def _table(caption: str, found: Sequence[Line], exported: Sequence[str], tone: Any = "") -> Block:
+    optional = [key for key in ("group", "head", "allocation", "t") if _varies(found, key)]
+    columns = ["Criterion", "Recovery", *(">t" if key == "t" else key.capitalize() for key in optional)]
+    tested = any(line.p is not None for line in found)
+    columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * tested), ">Kept", ">True-class probability"]
+    columns += [">Parameters", ">MACs", ">Images"]
+    return table(caption, columns, (_row(line, optional, exported, tested) for line in found), tone)
+
+
+def _row(line: Line, optional: Sequence[str], exported: Sequence[str], tested: bool) -> Row:
+    value = line.values
+    cells = [Cell(line.text("criterion") or "unnamed"), Cell("—" if line.dense else line.text("recovery") or "—")]
+    cells += [Cell(line.text(key) or "—", number(line.row.get(key)) if key == "t" else None) for key in optional]
+    cells += [_top1(line), _interval(line)]
+    cells.append(Cell("—" if line.dense else numbers.points(value["top1_change_points"]), value["top1_change_points"]))
+    cells += [Cell(numbers.probability(line.p), line.p)] * tested
+    cells.append(Cell(kept_text(line), value["kept"]))
+    probability = value["mean_true_probability"]
+    cells.append(Cell("—" if probability is None else f"{probability:.3f}", probability))
+    cells += [Cell(numbers.compact(value[key]), value[key]) for key in ("params", "macs")]
+    cells.append(Cell(numbers.count(value["n"]), value["n"]))
+    mine = not line.dense and line.row.get("protocol") == "honest" and setting(line.row) in exported
+    return Row(tuple(cells), "exported" if mine else "")
+
+
+def _top1(line: Line) -> Cell:
+    text = numbers.share(line.values["top1"], 2)
+    if line.sd is not None:
+        text = f"{text.removesuffix(chr(0x202F) + '%')} ± {numbers.share(line.sd, 2)}"
+    return Cell(text, line.values["top1"])
+
+
+def _interval(line: Line) -> Cell:
+    if line.sd is not None:
+        return Cell(f"{line.draws} seeds", line.low)
+    pair = (line.low, line.high) if line.low is not None and line.high is not None else None
+    return Cell(numbers.span(pair), line.low)
+
+
+def _order(line: Line) -> tuple[Any, ...]:
+    """Groups and heads together, dense first, then by budget, then the best first."""
+    top1 = line.values["top1"]
+    return (
+        line.text("group"),
+        line.text("head"),
+        not line.dense,
+        -(line.values["kept"] or 0.0),
+        -top1 if top1 is not None else 1.0,
+    )
+
+
+def _t(line: Line) -> float:
+    return number(line.row.get("t")) or 0.0
+
+
+def _varies(found: Sequence[Line], key: str) -> bool:
+    """Whether a setting tells rows apart (the dense model has no allocation and no t)."""
+    values = {line.text(key) for line in found if not (line.dense and key in ("allocation", "t"))}
+    return len(values) > 1 or (key == "t" and values not in (set(), {""}))
+
+
+def _omitted(facets: Sequence[object]) -> list[Block]:
+    return (
+        [Text(f"Plots of the first {MAX_FACETS} of {len(facets)} groups only.", "note")]
+        if len(facets) > MAX_FACETS
+        else []
+    )

@@ -1,0 +1,111 @@
+"""The comparison over several splits that lies beside a run as compare.json: its table, its plot, its test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Heading, Row, Text, figure, missing, table
+from vitprune.report.plots import plots
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+
+MAX_CURVES = 8
+
+
+def splits_blocks(record: dict[str, Any], beside: Beside) -> list[Block]:
+    """Nothing where the record names no comparison."""
+    if not isinstance(name := record.get("compare"), str):
+        return []
+    found = beside.json(name)
+    lines = sorted(mappings(found.get("table")), key=_order)
+    heading = Heading("Over several splits")
+    if not lines:
+        return [heading, missing(f"the comparison: {clean(name)} is not there or holds no table")]
+    dense = mapping(found.get("dense"))
+    seeds = ", ".join(clean(seed) for seed in sequence(found.get("seeds")))
+    text = f"From {clean(name)}: every criterion pruned and examined on each split (seeds {seeds}), mean ± standard "
+    text += (
+        f"deviation; the dense model has {_mean(dense, 'top1')}. p: exact McNemar test on the same images against the "
+    )
+    text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number; "
+    text += "p of the loss: the same test against the dense model."
+    columns = (
+        "Criterion",
+        "Recovery",
+        ">Kept",
+        ">Top-1",
+        ">Loss, points",
+        ">p of the loss",
+        "Best other",
+        ">Ahead, points",
+        ">p",
+    )
+    blocks: list[Block] = [
+        heading,
+        Text(text),
+        table("Criteria and budgets over the splits", columns, map(_row, lines)),
+    ]
+    drawn, left = _points(lines)
+    caption = "Top-1 over the splits against the share kept, ± one standard deviation"
+    svg = plots.accuracy_curves("splits", drawn, number(dense.get("top1")), caption, "FFN units kept, %")
+    more = f"; the {MAX_CURVES} best criteria, {left} more are in the table" if left else ""
+    return [*blocks, *figure(svg, caption + more)]
+
+
+def over_splits(record: dict[str, Any], beside: Beside) -> str:
+    """The exported setting's accuracy over the splits, where compare.json has the same setting of the same classes."""
+    found, result = beside.json(record.get("compare")), mapping(record.get("result"))
+    if not found or found.get("classes") != mapping(record.get("recipe")).get("classes"):
+        return ""
+    keys = ("criterion", "keep", "recovery")
+    same = (row for row in mappings(found.get("table")) if all(row.get(key) == result.get(key) for key in keys))
+    line = next(same, None)
+    return f"over {len(sequence(found.get('seeds')))} splits {_mean(line, 'top1')}" if line else ""
+
+
+def _mean(row: dict[str, Any], key: str) -> str:
+    mean, sd = number(row.get(key)), number(row.get(f"{key}_sd"))
+    text = numbers.share(mean, 2)
+    return text if sd is None else f"{text.removesuffix(chr(0x202F) + '%')} ± {numbers.share(sd, 2)}"
+
+
+def _order(row: dict[str, Any]) -> tuple[float, str, float]:
+    return (-(number(row.get("kept")) or 0.0), clean(row.get("recovery")), -(number(row.get("top1")) or 0.0))
+
+
+def _row(row: dict[str, Any]) -> Row:
+    kept, top1, p = number(row.get("kept")), number(row.get("top1")), number(row.get("mcnemar_p"))
+    loss, sd, ahead = (number(row.get(key)) for key in ("loss_points", "loss_points_sd", "ahead_points"))
+    tested = number(row.get("loss_p"))
+    shown = numbers.points(loss).removeprefix("+") + (f" ± {sd:.2f}" if sd is not None else "")
+    return Row(
+        (
+            Cell(clean(row.get("criterion"))),
+            Cell(clean(row.get("recovery"))),
+            Cell(numbers.share(kept), kept),
+            Cell(_mean(row, "top1"), top1),
+            Cell(shown, loss),
+            Cell(numbers.probability(tested), tested),
+            Cell(clean(row.get("best_other")) or numbers.NONE),
+            Cell(numbers.points(ahead), ahead),
+            Cell(numbers.probability(p), p),
+        )
+    )
+
+
+def _points(lines: list[dict[str, Any]]) -> tuple[list[plots.Point], int]:
+    """Points of the best criteria, one panel per recovery, and how many criteria are left out."""
+    best: dict[str, float] = {}
+    for row in lines:
+        name = clean(row.get("criterion"))
+        best[name] = best.get(name, 0.0) + (number(row.get("top1")) or 0.0)
+    names = sorted(best, key=lambda name: -best[name])[:MAX_CURVES]
+    points = []
+    for name in names:
+        for row in lines:
+            top1, kept, sd = number(row.get("top1")), number(row.get("kept")), number(row.get("top1_sd"))
+            if clean(row.get("criterion")) == name and top1 is not None and kept is not None:
+                low, high = (top1 - sd, top1 + sd) if sd is not None else (None, None)
+                points.append(plots.Point(clean(row.get("recovery")), name, top1, low, high, 100 * kept))
+    return points, len(best) - len(names)

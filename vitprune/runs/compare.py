@@ -1,0 +1,333 @@
+"""Criteria × budgets × repairs × seeds of the split, on one model: one table, one plot, and a test of what is better.
+
+Every seed is a split of its own with its own discovery; every cell is examined on that seed's test split and kept as a
+file, so that an interrupted comparison goes on where it was. Nothing is chosen by the figures: a table, not a search.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitprune.core import claims
+from vitprune.core.errors import UserError
+from vitprune.core.files import write_json, write_sealed, write_text
+from vitprune.core.progress import Reporter
+from vitprune.core.reading import digest, read_sealed
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.exam.metrics import mcnemar
+from vitprune.pruning import masks
+from vitprune.pruning.repair.names import needs_moments
+from vitprune.recipe.experiments import Compare
+from vitprune.recipe.parse import dump
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import choose, defaults, pipeline, skeleton, told
+from vitprune.runs.contenders import Cell, Contender
+from vitprune.runs.engine import worker
+from vitprune.runs.results.row import Row
+from vitprune.runs.stages import score
+from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state.context import Context
+
+SCHEMA = 1
+Found = dict[Contender, Cell]
+
+
+def entrants(spec: Compare, seed: int) -> list[Contender]:
+    """Every contender of one seed that is pruned, in the order of the recipe; `auto` is chosen among the others."""
+    return [Contender(c, k, r, seed) for k in spec.keep for r in spec.recovery for c in spec.criteria]
+
+
+def compare(
+    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
+) -> dict[str, Any]:
+    """Run or continue the comparison of a recipe's `compare` section; writes compare.{json,md,svg} and returns the first.
+
+    Raises UserError for everything the user can mend.
+    """
+    worker.one_process()
+    spec, reporter = recipe.compare or Compare(), reporter or Reporter(quiet=True)
+    if recipe.data.probe and len(spec.seeds) > 1:
+        raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
+    if recipe.groups is not None:
+        raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
+    notes: list[str] = []
+    if {"criteria", "recovery"} - spec.model_fields_set:  # a default may not fit the model
+        spec, notes = defaults.comparison(spec, recipe, skeleton.facts(recipe.model))
+        recipe = recipe.model_copy(update={"compare": spec}) if notes else recipe
+    for note in notes:
+        reporter.say(f"note: {note}")
+    root = recipe.out / recipe.name / "compare"
+    names = [c for c in spec.criteria if c != "auto"]
+    if len(names) < 2:
+        raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+    claims.claim(recipe.out / recipe.name)
+    claims.refuse_strangers(recipe.out / recipe.name, (), recipe.file)
+    found: Found = {}
+    costs: list[dict[str, Any]] = []
+    choices: list[dict[str, Any]] = []
+    for seed in spec.seeds:
+        part = recipe.model_copy(
+            update={
+                "name": f"seed-{seed}",
+                "out": root,
+                "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
+                "split": recipe.split.model_copy(update={"seed": seed}),
+                "baselines": names,
+                "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
+                "paper_protocol": None,
+                "compare": None,
+            }
+        )
+        with Context.open(part, device, reporter, workers) as context:
+            for budget in spec.keep:
+                for site in context.sites:
+                    masks.width(budget, site.size, recipe.round_to)
+            inputs, _ = pipeline.advance(context, "moments", force)
+            notes += [note for note in context.notes if note not in notes]
+            key = digest(CODE, SCHEMA, inputs, recipe.pruning())
+            found |= _of_seed(context, spec, seed, key, force)
+            costs += [{"seed": seed, **cost} for cost in score.notes_of(context)]
+            if "auto" in spec.criteria:
+                choices += _choices(context, spec, seed, key, found, force)
+    record = {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "model": recipe.model.name if recipe.model.name == "bundled" else Path(recipe.model.name).name,
+        "classes": recipe.classes,
+        "allocation": recipe.allocation,
+        "seeds": list(spec.seeds),
+        "dense": _summary([found[Contender.dense(s)] for s in spec.seeds]),
+        "table": [_line(contender, spec, found) for contender in entrants(spec, spec.seeds[0])],
+        "choices": choices,
+        "notes": notes,
+        "costs": _costs(costs),
+        "rows": [row for contender in found for row in _plain(contender, costs, found)],
+        "recipe_yaml": dump(told.recipe(recipe, recipe.out / recipe.name)),
+    }
+    return _write(record, recipe.out / recipe.name)
+
+
+def _plain(contender: Contender, costs: list[dict[str, Any]], found: Found) -> list[dict[str, Any]]:
+    """The rows of compare.json of one contender: those of report.json with what the discovery cost; a second one, with
+    the head's other outputs closed, where the classes are not all the model's."""
+    cell, dense = found[contender], found[Contender.dense(contender.seed)]
+    job = (cell.chosen or contender.criterion, contender.seed)
+    cost = next((c for c in costs if (c["settings"]["criterion"], c["seed"]) == job), {})
+    price = {"seconds": cost.get("seconds"), "peak_memory_mb": cost.get("peak_memory_mb")}
+    rows = []
+    for own, base in ((cell.whole, dense.whole), (cell.masked, dense.masked)):
+        if own is None or base is None:
+            continue
+        made = own.as_json() | ({"chosen": cell.chosen} if cell.chosen and own is cell.whole else {}) | price
+        made["criterion"] = contender.criterion  # `auto` is examined under the name of what it took
+        if not contender.is_dense:
+            made["top1_change_points"] = 100 * (own.top1 - base.top1)
+        rows.append(made)
+    return rows
+
+
+def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[dict[str, Any]]:
+    """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
+    among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
+    key = digest(key, among)
+    inner, made = None, []
+    for keep in spec.keep:
+        for recovery in spec.recovery:
+            contender = Contender("auto", keep, recovery, seed)
+            path = context.folder.root / "cells" / contender.file_name
+            why = None if force else _read(path, key, "chosen")
+            if why is None:
+                inner = inner or choose.prepare(context, among, force)
+                why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
+                write_sealed(path, why)
+            taken = found[replace(contender, criterion=why["chosen"])]
+            found[contender] = replace(taken, chosen=why["chosen"])
+            made.append({name: value for name, value in why.items() if name != "key"})
+    return made
+
+
+def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) -> Found:
+    """The cells of one seed's contenders: read where they are there of the same inputs, else pruned and examined."""
+    jobs = [Contender.dense(seed), *(c for c in entrants(spec, seed) if c.criterion != "auto")]
+    found: Found = {}
+    for contender in context.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
+        path = context.folder.root / "cells" / contender.file_name
+        known = None if force else _read(path, key, "hits")
+        if known is None:
+            known = {"key": key, **Cell.of(context, contender).as_json()}
+            write_sealed(path, known)
+        found[contender] = Cell.from_json(known)
+    return found
+
+
+def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
+    content = read_sealed(path)
+    return content if content is not None and content.get("key") == key and needed in content else None
+
+
+def _summary(of_seeds: Sequence[Cell]) -> dict[str, Any]:
+    rows, masked = [cell.whole for cell in of_seeds], [cell.masked for cell in of_seeds]
+    return {
+        "top1": _mean(rows, "top1"),
+        "top1_sd": statistics.stdev(row.top1 for row in rows) if len(rows) > 1 else None,
+        "top1_of_seeds": [row.top1 for row in rows],
+        "top1_masked_head": None if None in masked else statistics.fmean(row.top1 for row in masked if row),
+        "mean_true_probability": _mean(rows, "mean_true_probability"),
+        "kept": _mean(rows, "kept"),
+        "params": round(_mean(rows, "params")),
+        "macs": round(_mean(rows, "macs")),
+        "n": [row.n for row in rows],
+    }
+
+
+def _mean(rows: Sequence[Row], figure: str) -> float:
+    return statistics.fmean(getattr(row, figure) for row in rows)
+
+
+def _line(contender: Contender, spec: Compare, found: Found) -> dict[str, Any]:
+    def seeds(made: Contender) -> list[Cell]:
+        return [found[replace(made, seed=seed)] for seed in spec.seeds]
+
+    mine, dense = seeds(contender), [found[Contender.dense(seed)] for seed in spec.seeds]
+    losses = [100 * (d.whole.top1 - m.whole.top1) for d, m in zip(dense, mine, strict=True)]
+    names = [c for c in spec.criteria if c not in (contender.criterion, "auto")]
+    others = {name: seeds(replace(contender, criterion=name)) for name in names}
+    best = max(others, key=lambda name: statistics.fmean(cell.whole.top1 for cell in others[name]))
+    pairs = list(zip(mine, others[best], strict=True))
+    p = [mcnemar(own.hits, other.hits) for own, other in pairs]
+    loss = [mcnemar(d.hits, m.hits) for d, m in zip(dense, mine, strict=True)]
+    return {
+        "criterion": contender.criterion,
+        "keep": contender.keep,
+        "recovery": contender.repair,
+        "allocation": list(dict.fromkeys(cell.whole.allocation for cell in mine)),
+        **_summary(mine),
+        "loss_points": statistics.fmean(losses),
+        "loss_points_sd": statistics.stdev(losses) if len(losses) > 1 else None,
+        "loss_p": max(loss),
+        "loss_p_of_seeds": loss,
+        "best_other": best,
+        "ahead_points": 100 * statistics.fmean(own.whole.top1 - other.whole.top1 for own, other in pairs),
+        "mcnemar_p": max(p),
+        "mcnemar_p_of_seeds": p,
+    }
+
+
+def _costs(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean seconds and largest memory of every criterion's discovery, and what it needs."""
+    rows = []
+    for name in dict.fromkeys(cost["settings"]["criterion"] for cost in costs):
+        own = [cost for cost in costs if cost["settings"]["criterion"] == name]
+        peaks = [cost["peak_memory_mb"] for cost in own if cost.get("peak_memory_mb") is not None]
+        rows.append(
+            {
+                "criterion": name,
+                "needs": list(CRITERIA[name].needs),
+                "source": CRITERIA[name].source,
+                "images": own[0]["images"],
+                "seconds": statistics.fmean(cost["seconds"] for cost in own),
+                "peak_memory_mb": max(peaks) if peaks else None,
+            }
+        )
+    return rows
+
+
+def _write(record: dict[str, Any], root: Path) -> dict[str, Any]:
+    record = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}
+    write_json(root / "compare.json", record)
+    write_text(root / "compare.md", markdown(record))
+    write_text(root / "compare.svg", plot(record))
+    return record
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The table in plain text."""
+    dense, seeds = record["dense"], record["seeds"]
+    lines = [
+        f"# {record['name']}: criteria compared",
+        "",
+        f"Dense: {_percent(dense)} top-1{_masked(dense)}. Test split of {len(seeds)} seed(s) of the split "
+        f"({', '.join(map(str, seeds))}), mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar "
+        "test on the same images against the best other criterion of the same budget and repair, the largest over the "
+        "seeds; not corrected for the number of comparisons. *p of the loss*: the same test against the dense model.",
+        "",
+        "| keep | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
+        "|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(record["table"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
+        sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
+        shown = [f"{row['keep']:g}", row["recovery"], row["criterion"], _percent(row) + _masked(row)]
+        shown += [
+            f"{row['loss_points']:.2f}{sd}",
+            format(row["loss_p"], ".2g"),
+            f"{row['ahead_points']:+.2f} ({row['best_other']})",
+        ]
+        lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
+    for why in record["choices"]:
+        lines += ["", f"Seed {why['seed']}: {choose.sentence(why)}"]
+    for note in record["notes"]:
+        lines += ["", f"Default {note}"]
+    lines += [
+        "",
+        "| criterion | needs | probe images | seconds | peak memory | source |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for cost in record["costs"]:
+        peak = "" if cost["peak_memory_mb"] is None else f"{cost['peak_memory_mb']:.0f} MB"
+        lines.append(
+            f"| {cost['criterion']} | {', '.join(cost['needs']) or 'weights'} | {cost['images']} | {cost['seconds']:.2f} "
+            f"| {peak} | {cost['source']} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _masked(row: dict[str, Any]) -> str:
+    """For a specialist: the same model with the head's other outputs closed."""
+    closed = row["top1_masked_head"]
+    return "" if closed is None else f" ({100 * closed:.2f} with the head masked)"
+
+
+def _percent(row: dict[str, Any]) -> str:
+    sd = "" if row["top1_sd"] is None else f" ± {100 * row['top1_sd']:.2f}"
+    return f"{100 * row['top1']:.2f}{sd}"
+
+
+def plot(record: dict[str, Any]) -> str:
+    """Top-1 against the share kept, one curve per criterion, one panel per repair, the dense line; SVG."""
+    from io import StringIO
+
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    recoveries = list(dict.fromkeys(row["recovery"] for row in record["table"]))
+    criteria = list(dict.fromkeys(row["criterion"] for row in record["table"]))
+    with matplotlib.rc_context({"svg.hashsalt": "vitprune", "font.size": 9}):
+        figure = Figure(figsize=(5.2 * len(recoveries), 4.2), layout="constrained")
+        axes = figure.subplots(1, len(recoveries), sharey=True, squeeze=False)[0]
+        colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+        for axis, recovery in zip(axes, recoveries, strict=True):
+            axis.axhline(100 * record["dense"]["top1"], color="0.4", ls="--", lw=1, label="dense")
+            for k, name in enumerate(criteria):
+                own = sorted(
+                    (r for r in record["table"] if (r["recovery"], r["criterion"]) == (recovery, name)),
+                    key=lambda r: r["kept"],
+                )
+                error = [100 * (r["top1_sd"] or 0.0) for r in own]
+                x, y = [100 * r["kept"] for r in own], [100 * r["top1"] for r in own]
+                axis.errorbar(x, y, error, label=name, color=colours[k % 20], marker="o", ms=3, lw=1, capsize=2)
+            axis.set(title=f"recovery: {recovery}", xlabel="hidden units kept, % (log scale)", xscale="log")
+            ticks = sorted({100 * r["kept"] for r in record["table"]})
+            axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+            axis.minorticks_off()
+        axes[0].set_ylabel("top-1 on the test split, %")
+        axes[-1].legend(fontsize=7, loc="lower right")
+        out = StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    assert math.isfinite(record["dense"]["top1"])
+    return out.getvalue()

@@ -1,0 +1,216 @@
+"""Every model of a table is made and examined here: the dense one, the exported one, and those pruned to stand beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import allocation_of
+from vitprune.exam import metrics
+from vitprune.exam.logits import predictor, test_logits
+from vitprune.exam.metrics import Metrics
+from vitprune.model import classifier, size
+from vitprune.model.load import opening
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.repair.names import Recovery
+from vitprune.runs.results.row import Head, Row
+from vitprune.runs.stages import score
+from vitprune.runs.stages.prune import exported_mask, mask_of, slimmed
+from vitprune.runs.state.context import Context
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """What a model is made by. `seed` is that of the split, or of the draw where the criterion is `random`; `group` names
+    the class set it serves (None: every class of the run)."""
+
+    criterion: str
+    keep: int | float
+    repair: Recovery
+    seed: int
+    group: str | None = None
+
+    @classmethod
+    def dense(cls, seed: int, group: str | None = None) -> Contender:
+        """The model as it was, examined on a class set."""
+        return cls(DENSE, 1.0, "none", seed, group)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.criterion == DENSE
+
+    @property
+    def file_name(self) -> str:
+        """File name of its figures, among those of the same class set."""
+        if self.is_dense:
+            return f"dense-s{self.seed}.json"
+        kind = "n" if isinstance(self.keep, int) else "r"
+        return f"{self.criterion}-{kind}{self.keep:g}-{self.repair}-s{self.seed}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A contender's model, and the plan it was pruned by (None: dense)."""
+
+    model: nn.Module
+    plan: Plan | None
+
+    @property
+    def kept(self) -> float:
+        """Share of all units that is left."""
+        return 1.0 if self.plan is None else self.plan.kept
+
+    @property
+    def costs(self) -> tuple[int, int]:
+        """Parameters, and multiply-adds of an image."""
+        return size.parameters(self.model), size.macs(self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A contender's rows, each with its hits, and the logits [N, C] and labels [N] they are of.
+
+    The first row is of the whole head where the model has one; another is of the class set's own outputs, the others
+    closed, where the set is not all of them.
+    """
+
+    rows: tuple[Row, ...]
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+def own(context: Context, repair: Recovery, group: str | None = None) -> Contender:
+    """The run's own criterion and budget; with the run's repair, what is exported."""
+    recipe = context.recipe
+    seed = recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed
+    return Contender(recipe.criterion.name, recipe.keep, repair, seed, group)
+
+
+def targets_of(context: Context, group: str | None) -> list[int]:
+    """The outputs of a class set; under groups None is all of theirs together."""
+    sets = context.class_sets()
+    return sets[group] if group in sets else context.every_target()
+
+
+def exported(context: Context, group: str | None) -> Made:
+    """What the prune stage exported for a class set, read from its folder."""
+    model = opening.load(context.folder.root / (group or ""), context.device)
+    return Made(model, exported_mask(context, group, targets_of(context, group)))
+
+
+def make(context: Context, contender: Contender, plan: Plan | None = None) -> Made:
+    """The contender's model: pruned by `plan` (None: by its criterion's scores at its budget) and repaired."""
+    if contender.is_dense:
+        return Made(context.loaded.model, None)
+    name, group, targets = contender.criterion, contender.group, targets_of(context, contender.group)
+    if plan is None:
+        plan = mask_of(context, score.scores_of(context, name, contender.seed, group), targets, contender.keep)
+    dense = score.model_of(context, name, group)
+    return Made(slimmed(context, plan, contender.repair, group, targets, dense), plan)
+
+
+def examine(context: Context, contender: Contender, made: Made | None = None) -> Examined:
+    """The contender's rows on the test images of its class set; `made` is its model where it is there already."""
+    made = make(context, contender) if made is None else made
+    targets, outputs = targets_of(context, contender.group), context.loaded.outputs
+    predict = predictor(made.model)
+    logits, labels = test_logits(predict, context.images, context.split, context.batch, np.array(targets))
+    heads: tuple[Head, ...] = ("all", "masked") if len(targets) < outputs else ("all",)
+    if logits.shape[1] < outputs:
+        heads = ("masked",)  # the other outputs are gone: there is no head that has them all
+    logits = classifier.widen(logits, targets, outputs)
+    costs = made.costs
+    rows = tuple(row(context, contender, made.kept, costs, logits, labels, head) for head in heads)
+    return Examined(rows, logits, labels)
+
+
+def row(
+    context: Context,
+    contender: Contender,
+    kept: float,
+    costs: tuple[int, int],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    head: Head = "all",
+) -> Row:
+    """The row of logits [N, C]; `kept` is the share of units, `costs` are parameters and multiply-adds of an image."""
+    targets = targets_of(context, contender.group)
+    open_outputs = targets if head == "masked" else None
+    m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
+    return Row(
+        criterion=contender.criterion,
+        keep=contender.keep,
+        kept=kept,
+        allocation=allocation_of(contender.criterion, context.recipe.allocation),
+        recovery=contender.repair,
+        group=contender.group,
+        classes=tuple(context.class_name(i) for i in targets),
+        head=head,
+        seed=contender.seed,
+        top1=m.top1,
+        top1_ci95=m.top1_ci95,
+        mean_true_probability=m.mean_true_probability,
+        per_class_top1={context.class_name(i): number(m.per_class[i]) for i in targets},
+        params=costs[0],
+        macs=costs[1],
+        n=m.n,
+        hits=metrics.hits(logits, labels, open_outputs),
+    )
+
+
+def _finite_metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None, name: str) -> Metrics:
+    try:
+        return metrics.metrics(logits, labels, head)
+    except ValueError as error:
+        raise UserError(f"evaluate, {name}: {error}; check the model's weights and the images") from error
+
+
+def number(value: float) -> float | None:
+    """The value, or None where it is NaN: JSON has none."""
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A contender's rows in a comparison. `chosen` is the criterion that `auto` took, None for all others."""
+
+    whole: Row
+    masked: Row | None = None
+    chosen: str | None = None
+
+    @classmethod
+    def of(cls, context: Context, contender: Contender) -> Cell:
+        """The contender made and examined; its logits are not kept."""
+        rows = examine(context, contender).rows
+        return cls(rows[0], rows[1] if len(rows) > 1 else None)
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Which test images the whole head gets right, bool [n]."""
+        assert self.whole.hits is not None
+        return self.whole.hits
+
+    def as_json(self) -> dict[str, Any]:
+        """The cell as its file keeps it: a row as in report.json, the images it got right as hexadecimal bits."""
+        made = self.whole.as_json() | {"hits": np.packbits(self.hits).tobytes().hex()}
+        return made | ({"masked": self.masked.as_json()} if self.masked else {})
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Cell:
+        """The cell that `as_json` gave."""
+        masked = content.get("masked")
+        return cls(Row.from_json(content, hits_of(content)), Row.from_json(masked) if masked else None)
+
+
+def hits_of(content: dict[str, Any]) -> np.ndarray:
+    """Which test images a cell's file says the model got right, bool [n]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(content["hits"]), np.uint8))[: content["n"]].astype(bool)

@@ -1,0 +1,25 @@
+"""The engine that computes every part in this process, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import Parts
+
+
+class Local:
+    """Parts in this process."""
+
+    workers = 1
+
+    def run(self, job: Job, folder: Path) -> Iterator[Columns]:
+        """The parts of `job` in order, as in `Executor.run`."""
+        parts = Parts(folder, job)
+        for position in range(len(job.items)):
+            found = parts.read(position)
+            yield parts.compute(position) if found is None else found
+
+    def close(self) -> None:
+        """Nothing was started."""

@@ -1,0 +1,54 @@
+"""The stages in their order, and what the result of each depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitprune.core.reading import digest
+from vitprune.model.inside import pieces
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs.stages import exam, export, moments, prune, score, split
+from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`work` returns the files it made; `inputs` lists the recipe parts it depends on beside the stages in `after`."""
+
+    name: str
+    work: Callable[[Context], list[Path]]
+    inputs: Callable[[Recipe], Any]
+    after: tuple[str, ...]
+
+
+STAGES = (
+    Stage("split", split.split, lambda r: (r.model, r.data.content(), r.split), ()),
+    Stage(
+        "discover",
+        score.discover,
+        lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol),
+        ("split",),
+    ),
+    Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),
+    Stage("prune", prune.prune, lambda r: (r.keep, r.recovery, r.rounds, r.pruning(), r.head), ("discover", "moments")),
+    Stage("evaluate", exam.evaluate, lambda r: r.random_draws, ("prune",)),
+    Stage("export", export.export, lambda r: r.export, ("prune",)),
+)
+
+
+def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
+    """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
+    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
+    roots = [] if stage.after else [context.model_digest, context.data_digest]
+    return digest(
+        stage.name, CODE, context.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots
+    )
+
+
+def _flat(stage: Stage, context: Context) -> list[Any]:
+    parts = stage.inputs(context.recipe)
+    return list(parts) if isinstance(parts, tuple) else [parts]

@@ -1,0 +1,94 @@
+"""The stages in order. Each writes under exported/<name>/ and is skipped when the digest of its inputs is unchanged.
+
+split → discover → moments → prune → evaluate → export → report
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vitprune.core import memory
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import choose, grouping
+from vitprune.runs.engine import worker
+from vitprune.runs.order import STAGES, Stage, stage_digest
+from vitprune.runs.record import matrices, record
+from vitprune.runs.state.context import Context
+from vitprune.runs.state.workspace import PARTS
+
+UP_TO: dict[str, tuple[str, ...]] = {"split": ("split",)}
+UP_TO |= {"discover": ("split", "discover"), "moments": ("split", "discover", "moments")}
+UP_TO |= {"prune": ("split", "discover", "moments", "prune")}
+UP_TO |= {"evaluate": (*UP_TO["prune"], "evaluate"), "export": (*UP_TO["prune"], "export")}
+UP_TO["run"] = tuple(stage.name for stage in STAGES)
+
+
+def run(
+    recipe: Recipe,
+    verb: str = "run",
+    *,
+    device: str = "auto",
+    force: bool = False,
+    reporter: Reporter | None = None,
+    command: str = "",
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
+
+    `workers` processes share the discovery.
+
+    Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    if workers < 1:
+        raise UserError(f"--workers {workers}: at least one process is needed")
+    worker.one_process()
+    with Context.open(recipe, device, reporter, workers) as context, memory.refused(verb, context.device):
+        _, done = advance(context, verb, force)
+        made = record.build(context, done, command)
+        if verb == "run":
+            record.write(made | matrices.write(context, made), context.folder.root)
+        return made
+
+
+def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
+    context.preflight()
+    context.write_recipe(context.folder.root)
+    inputs: dict[str, str] = {}
+    done: list[dict[str, Any]] = []
+    for stage in STAGES:
+        if stage.name == "discover" and context.recipe.clusters:
+            context.recipe = grouping.resolve(context, force)
+        if stage.name == "discover" and context.recipe.criterion.name == "auto":
+            context.recipe, context.choice = choose.choose(context, force)
+            context.reporter.say(choose.sentence(context.choice))
+        if stage.name in UP_TO[verb]:
+            inputs[stage.name] = stage_digest(stage, context, inputs)
+            done.append(_do(stage, context, inputs[stage.name], force))
+    return inputs, done
+
+
+def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, Any]:
+    folder = context.folder
+    if not force and folder.is_current(stage.name, inputs):
+        context.reporter.say(f"{stage.name}: unchanged, skipped")
+        known = folder.record(stage.name) or {}
+        cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
+        return {"name": stage.name, **cost, "skipped": True}
+    if force:
+        folder.clear(folder.stage_folder(stage.name) / PARTS, set())
+    before = folder.files_of(stage.name)
+    folder.begin(stage.name)
+    started = time.monotonic()
+    with memory.peak(context.device) as highest, memory.refused(stage.name, context.device):
+        made = stage.work(context)
+    folder.remove(before - set(made))
+    peak = None if highest[0] is None else round(highest[0], 1)
+    folder.finish(stage.name, inputs, made, started, peak)
+    seconds = round(time.monotonic() - started, 2)
+    context.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
+    return {"name": stage.name, "seconds": seconds, "peak_memory_mb": peak, "skipped": False}

@@ -1,0 +1,271 @@
+"""The run's record: what report.json holds and the other report pages are made from; see report/schema.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vitprune.core import places
+from vitprune.core.machine import machine, versions
+from vitprune.core.reading import digest, read_json, sha256
+from vitprune.model import size
+from vitprune.model.load import prepared
+from vitprune.recipe.parse import dump
+from vitprune.report import write_report
+from vitprune.report.card import write_cards
+from vitprune.report.reading.values import plain
+from vitprune.runs import choose, told
+from vitprune.runs.record import matrices
+from vitprune.runs.stages import score
+from vitprune.runs.stages.export import FILES, LATENCY_BATCH
+from vitprune.runs.state.context import Context
+from vitprune.see import usage
+
+BESIDE = {f"{name}.data": name for name in FILES.values()}  # where the weights of a large file are
+PRECISION = {"model.safetensors": "fp32", **{name: precision for precision, name in FILES.items()}}
+TOLERANCE = 1e-4
+MADE_BY = {
+    "model.safetensors": "prune",
+    "config.json": "prune",
+    "masks.safetensors": "prune",
+    "split.json": "prune",
+    **dict.fromkeys((*FILES.values(), *BESIDE), "export"),
+    "recipe.yaml": "",
+}
+
+
+def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+    """Gather what the finished stages left; what is missing is named in `missing`."""
+    recipe, root = context.recipe, context.folder.root
+    ran = {stage["name"] for stage in done}
+    evaluated = _stage_json(context, "evaluate", "rows.json") if "evaluate" in ran else None
+    record: dict[str, Any] = {
+        "schema": 1,
+        "name": recipe.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": command,
+        "recipe": told.recipe(recipe, root).model_dump(mode="json"),
+        "recipe_yaml": dump(told.recipe(recipe, root)),
+        "versions": versions(),
+        "machine": machine(context.device),
+        "classes": [context.class_name(int(i)) for i in context.images.output_of_class],
+        "target_classes": [context.class_name(i) for i in context.every_target()],
+        "split": _split(context),
+        "preprocessing": prepared.facts(context.loaded.data_config, context.loaded.origin.said_by),
+        "stages": list(done),
+        "notes": _notes(context)
+        + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(context, ran)],
+        "usage": _usage(context),
+    }
+    record["hashes"] = {
+        "recipe": recipe.fingerprint(),
+        "model": context.model_digest,
+        "data": context.data_digest,
+        "split": digest(context.split_record["probe"], context.split_record["test"]),
+    }
+    if context.choice:
+        record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
+    record["checks"] = _checks(context, ran)
+    record["files"] = _files(context, ran)
+    record["export"] = {"files": _exported(context, ran), "failed": _left_out(context, ran)}
+    record |= _discovered(context)
+    if evaluated:
+        record |= _evaluated(context, evaluated, "export" in ran)
+    needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
+    record["missing"] = [name for name in needed if name not in ran]
+    record["complete"] = not record["missing"]
+    return dict(told.scrubbed(record, recipe, root))
+
+
+def write(record: dict[str, Any], folder: Path) -> list[Path]:
+    """report.json, report.md and report.html, and the model card of every checkpoint."""
+    return write_report(record, folder) + write_cards(plain(record), folder)
+
+
+def _notes(context: Context) -> list[str]:
+    m = context.recipe.model
+    notes = [choose.sentence(context.choice)] if context.choice else []
+    notes += [*context.split_record.get("notes", []), *context.loaded.notes]
+    notes += [f"Default {note}" for note in context.notes]
+    if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
+        return notes
+    return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
+
+
+def _usage(context: Context) -> str:
+    folder = places.place(context.folder.root)
+    return f"import vitprune\nmodel = vitprune.load({folder!r})  # a timm model in eval mode\nlogits = model(images)"
+
+
+def _split(context: Context) -> dict[str, Any]:
+    found = dict(context.split_record)
+    probe, test = found.pop("probe"), found.pop("test")
+    return found | {"probe": len(probe), "test": len(test)}
+
+
+def _groups(context: Context) -> list[str]:
+    return [group or "all" for group in context.class_sets()]
+
+
+def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
+    parts = [{context.contents.get(i, i) for i in part.tolist()} for part in (context.split.probe, context.split.test)]
+    shared = len(parts[0] & parts[1])
+    checks = [_check("probe and test split share no image", shared, 0, "counted by the images' pixels")]
+    for group in _groups(context):
+        label = "" if group == "all" else f" ({group})"
+        pruned = _stage_json(context, "prune", f"{group}.json") if "prune" in ran else None
+        if pruned:
+            detail = "masked dense model against the model with the units removed, before repair, 16 probe images"
+            checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
+        exported = _stage_json(context, "export", f"{group}.json") if "export" in ran else None
+        if exported:
+            for precision, why in exported["failed"].items():
+                row = {"name": f"{precision} file was made{label}", "passed": False, "value": None, "limit": None}
+                checks.append(row | {"detail": why})
+            if exported["dense_parity"] is not None:
+                detail = "largest logit difference, torch against onnxruntime, real images at batch 1, 2 and 7"
+                checks.append(
+                    _check(f"ONNX parity of the dense model{label}", exported["dense_parity"], TOLERANCE, detail)
+                )
+            for batch, difference in exported["parity"].items():
+                detail = "largest logit difference, torch against onnxruntime, real images"
+                checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
+            if a := exported["agreement"]:
+                checks.append(
+                    _check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images")
+                )
+                differing = a["n"] - a["same_top1"]
+                detail = "images whose top-1 differs"
+                checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, detail))
+            made = [check for file in exported["files"] for check in file.get("checks", [])]
+            checks += [_check(f"{c['name']}{label}", c["value"], c["limit"], c["detail"]) for c in made]
+    return checks
+
+
+def _left_out(context: Context, ran: set[str]) -> list[dict[str, str]]:
+    """Files that the recipe asks for and that could not be made, and why."""
+    found: dict[str, str] = {}
+    for group in context.class_sets() if "export" in ran else []:
+        exported = _stage_json(context, "export", f"{group or 'all'}.json") or {"failed": {}}
+        for precision, why in exported["failed"].items():
+            name = "stages/export/dense.onnx" if precision == "dense" else f"{group or ''}/{FILES[precision]}"
+            found[name.lstrip("/")] = why
+    return [{"path": path, "why": why} for path, why in found.items()]
+
+
+def _check(name: str, value: float, limit: float, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": bool(value <= limit), "value": value, "limit": limit, "detail": detail}
+
+
+def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
+    root = context.folder.root
+    what = {
+        "model.safetensors": "slim model's weights",
+        "config.json": "timm-style configuration with the width of every block",
+        "masks.safetensors": "which hidden units were kept",
+        "split.json": "names of the probe and test images",
+        **{name: f"ONNX, {precision}, dynamic batch" for precision, name in FILES.items()},
+        **{name: f"the weights of {of}, to be kept beside it" for name, of in BESIDE.items()},
+        "recipe.yaml": "the recipe as resolved",
+    }
+    found: list[dict[str, Any]] = []
+    for folder in [root / (group or "") for group in context.class_sets()] + [root]:
+        for name, text in what.items():
+            path = folder / name
+            relative = path.relative_to(root).as_posix()
+            made_now = MADE_BY[name] in ran | {""}
+            if made_now and path.is_file() and relative not in {f["path"] for f in found}:
+                made = {"path": relative, "bytes": path.stat().st_size, "sha256": sha256(path), "what": text}
+                found.append(made | ({"precision": PRECISION[name]} if name in PRECISION else {}))
+    return found
+
+
+def _exported(context: Context, ran: set[str]) -> list[dict[str, Any]]:
+    """Every ONNX file with its exam, the way it was made, and the promise int8 was made with."""
+    results = [_stage_json(context, "export", f"{group}.json") for group in _groups(context) if "export" in ran]
+    return [row for result in results if result for row in result["files"]]
+
+
+def _discovered(context: Context) -> dict[str, Any]:
+    """Most frequent path per class and the classes' similarity; for a criterion that finds paths only."""
+    discoveries = {"discoveries": score.notes_of(context)}
+    scores = matrices.scores(context)
+    if scores is None:
+        return discoveries
+    targets = context.every_target()
+    names = [context.class_name(i) for i in targets]
+    best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
+    found: dict[str, Any] = {
+        "paths": {
+            "t": context.recipe.criterion.t,
+            "images": scores.images,
+            "most_frequent": dict(zip(names, best, strict=True)),
+        }
+    }
+    if len(targets) <= matrices.INLINE:
+        used = usage.utilisation([block[targets].numpy() for block in scores.sites.values()])
+        matrix = [[round(v, 4) for v in row] for row in usage.similarity(used).tolist()]
+        found["class_similarity"] = {"classes": names, "matrix": matrix}
+    return discoveries | found
+
+
+def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
+    rows = evaluated["rows"]
+    for row in rows:
+        dense = next(
+            (
+                r
+                for r in rows
+                if r["criterion"] == "dense" and r["head"] == row["head"] and r["classes"] == row["classes"]
+            ),
+            None,
+        )
+        if dense and row["criterion"] != "dense":
+            row["top1_change_points"] = (row["top1"] - dense["top1"]) * 100
+    results = {row["group"] or "": _result(context, row, exported_now) for row in rows if row.pop("exported")}
+    first = next(iter(results.values()))
+    group = next(iter(results))
+    found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
+    found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions")}
+    if context.recipe.groups:
+        found["results"] = results
+        found["specialists"] = evaluated["specialists"]
+        found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
+    dense_widths = [site.size for site in context.sites]
+    pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
+    found["model"] = {
+        "name": told.model_name(context.recipe.model.name),
+        "architecture": context.loaded.architecture,
+        "params_dense": size.parameters(context.loaded.model),
+        "params_slim": first["params"],
+        "macs_dense": size.macs(context.loaded.model),
+        "macs_slim": first["macs"],
+        "widths_dense": dense_widths,
+        "widths_slim": pruned["widths"],
+    }
+    exported = _stage_json(context, "export", f"{group or 'all'}.json") if exported_now else None
+    found["latency"] = exported["latency"] if exported else []
+    return found
+
+
+def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
+    exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
+    timed = [x for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
+    ratio = timed[0]["ratio"] if timed and math.isfinite(timed[0]["ratio"]) else None
+    found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    found |= {"latency_notes": timed[0]["notes"]} if ratio is not None else {}
+    return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
+
+
+def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = [r for r in rows if r["dense_top1"] is not None and r["slim_top1"] is not None]
+    return [r | {"change_points": (r["slim_top1"] - r["dense_top1"]) * 100} for r in known]
+
+
+def _stage_json(context: Context, stage: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a stage, or None when that stage has not run."""
+    path = context.folder.stage_folder(stage) / name
+    return dict(read_json(path)) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""What stages leave behind, as values."""

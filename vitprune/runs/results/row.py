@@ -1,0 +1,82 @@
+"""One line of figures: a model, pruned or dense, examined on test images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from vitprune.exam import metrics
+
+Head = Literal["all", "masked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The exact McNemar test against the exported model: its p, and how many images only the one and only the other got
+    right; None for the exported model itself."""
+
+    p: float | None
+    only_right: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What was examined, how well it did and what it costs; accuracies are fractions, `kept` is of all units.
+
+    `exported` and `paired` stand in the rows of a run only. `hits` says which of the n images were right, bool [n].
+    """
+
+    criterion: str
+    keep: int | float
+    kept: float
+    allocation: str
+    recovery: str
+    protocol: Literal["honest", "oracle"] = "honest"
+    t: int | None = None
+    group: str | None = None
+    classes: tuple[str, ...]
+    head: Head = "all"
+    seed: int
+    top1: float
+    top1_ci95: tuple[float, float]
+    mean_true_probability: float
+    per_class_top1: dict[str, float | None]
+    params: int
+    macs: int
+    n: int
+    exported: bool | None = None
+    paired: Paired | None = None
+    hits: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as report.json has it; `hits` is left out, and so is what stands in the rows of a run only."""
+        made: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        made |= {name: list(made[name]) for name in _LISTS}
+        if self.exported is not None:
+            made["exported"] = self.exported
+        if self.paired is not None:
+            only = self.paired.only_right
+            made |= {"mcnemar_p": self.paired.p, "only_right": None if only is None else list(only)}
+        return made
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], hits: np.ndarray | None = None) -> Row:
+        """The row that `as_json` gave, with its hits; anything else in `content` is passed over."""
+        given = {name: content[name] for name in _PLAIN}
+        return cls(**given | {name: tuple(given[name]) for name in _LISTS}, hits=hits)
+
+    def against(self, ours: Row) -> Row:
+        """This row with the test against `ours`, on the same images."""
+        if self is ours:
+            return replace(self, paired=Paired(None, None))
+        mine, other = self.hits, ours.hits
+        assert mine is not None and other is not None
+        only = int((mine & ~other).sum()), int((other & ~mine).sum())
+        return replace(self, paired=Paired(metrics.mcnemar(mine, other), only))
+
+
+_LISTS = ("classes", "top1_ci95")
+_PLAIN = tuple(name for name in Row.__dataclass_fields__ if name not in ("exported", "paired", "hits"))

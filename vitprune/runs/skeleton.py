@@ -1,0 +1,127 @@
+"""A recipe's model without its weights: built on the meta device, its shapes held against the file's header.
+
+For what only needs to know which model it is: `vitprune recipe check --model`, and defaults that a model may not allow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitprune.core.errors import UserError
+from vitprune.core.errors import one_line as line
+from vitprune.core.reading import read_json
+from vitprune.model import families
+from vitprune.model.declared import Foreign
+from vitprune.model.load import build, headers, opening
+from vitprune.model.load.loaded import Loaded, Widths, _shapes
+from vitprune.recipe import inputs
+from vitprune.runs.defaults import Facts
+
+FITTED = (
+    "pos_embed",
+    "patch_embed",
+    "rel_pos",
+    "relative_position",
+    "attn_mask",
+)  # timm fits these to the image's size
+
+
+def facts(spec: inputs.Model) -> Facts:
+    """What a default may not fit in the model that a recipe names."""
+    model = opened(spec).model
+    return Facts.of(model, families.ffn_sites(model))
+
+
+def opened(spec: inputs.Model) -> Loaded:
+    """What `checkpoint.open_model` gives, on the meta device. Raises UserError as it does, less what only weights tell.
+
+    A model of the Hugging Face hub is not fetched, but opened where it has been.
+    """
+    found = _folder(spec)
+    if found is None:
+        return _named(spec)
+    config, weights = opening._folder_of(found)
+    record = read_json(config)
+    stored = headers.shapes(weights)
+    if spec.name.startswith("transformers:"):
+        if not isinstance(record, dict):
+            raise UserError(f"{config}: not a transformers configuration")
+        architecture, args = build.transformers_folder(found, record)
+        opening._in_range(args, config)
+        prepared = found / "preprocessor_config.json"
+        cfg = build.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
+        return _described(architecture, args, None, opening.Source(cfg, spec.preprocess), f"{config}: ")
+    architecture, args, widths = opening._checked(record, config)
+    source = opening.Source(record.get("pretrained_cfg"), spec.preprocess)
+    biases = (record.get("vitprune") or {}).get("added_biases") is True
+    loaded = _described(architecture, args, widths, source, f"{config}: ", biases)
+    expected = _shapes(loaded.model)
+    for key in sorted(expected.keys() | stored.keys()):
+        if expected.get(key) != stored.get(key):
+            raise UserError(
+                f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
+            )
+    return loaded
+
+
+def _folder(spec: inputs.Model) -> Path | None:
+    """The model's own folder, where it has one."""
+    foreign = spec.name.startswith("transformers:") and not build.known(spec.name)
+    if spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign:
+        if spec.checkpoint is not None or spec.args or spec.pretrained:
+            raise UserError(
+                f"model `{spec.name[:80]}`: brings its own weights; "
+                "remove model.checkpoint, model.args and model.pretrained"
+            )
+        return opening.BUNDLED if spec.name == "bundled" else Path(spec.name.partition(":")[2])
+    return opening._fetched(spec) if spec.name.startswith("hf-hub:") else None
+
+
+def _named(spec: inputs.Model) -> Loaded:
+    """A name of timm's, torchvision's or transformers' with its arguments."""
+    name = spec.name
+    if not build.known(name.split(".")[0]):
+        near = build.close_to(name)
+        hint = f"; did you mean `{near[0]}`?" if near else "; see `vitprune models`"
+        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
+    bad = opening.FORBIDDEN_ARGS & spec.args.keys()
+    if bad:
+        raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
+    loaded = _described(name, dict(spec.args), None, opening.Source(None, spec.preprocess), f"model `{name}`: ")
+    if spec.checkpoint is not None and spec.checkpoint.suffix == ".safetensors":
+        _fits(loaded.model, spec.checkpoint)
+    return loaded
+
+
+def _described(
+    architecture: str,
+    args: dict[str, Any],
+    widths: Widths | None,
+    source: opening.Source,
+    where: str,
+    biases: bool = False,
+) -> Loaded:
+    try:
+        with torch.device("meta"):
+            model = opening._resized(build.build(architecture, args), widths, biases)
+    except UserError:
+        raise
+    except Exception as error:  # timm raises what the architecture's constructor happens to raise
+        raise UserError(f"{where}`{architecture}` cannot be built ({line(error)}); see model.args") from error
+    return opening._describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, source)
+
+
+def _fits(model: nn.Module, file: Path) -> None:
+    """Raises UserError for a tensor of the model's own name in another shape. Only what is fitted to another size of image
+    may differ, and a file in other names is left to the run, which knows how trainers write them."""
+    stored, expected = headers.shapes(file), _shapes(model.net if isinstance(model, Foreign) else model)
+    for key in sorted(expected.keys() & stored.keys()):
+        if expected[key] != stored[key] and not any(part in key for part in FITTED):
+            raise UserError(
+                f"model.checkpoint {file}: `{key}` is {stored[key]}, the model's is {expected[key]}; see model.args "
+                "(num_classes, img_size)"
+            )

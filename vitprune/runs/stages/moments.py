@@ -1,0 +1,51 @@
+"""Statistics of the dense model's hidden units that the repair needs; labels play no part but to pick a class set's images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from vitprune.core.files import replacing
+from vitprune.core.least_squares import Moments
+from vitprune.model.inside import moments as inside_moments
+from vitprune.pruning.repair import names
+from vitprune.runs.state.context import Context
+
+
+def moments(context: Context) -> list[Path]:
+    """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
+    if not names.needs_moments(context.recovery):
+        return []
+    return [_moments_of(context, group, targets) for group, targets in context.sets_and_their_union().items()]
+
+
+def _moments_file(context: Context, group: str | None) -> Path:
+    return context.folder.stage_folder("moments") / f"{group or 'all'}.moments.safetensors"
+
+
+def _moments_of(context: Context, group: str | None, targets: list[int]) -> Path:
+    probe, images, size = context.split.probe, context.images, context.batch
+    index = probe[np.isin(images.labels[probe], targets)]
+    batches = (x for x, _ in images.batches(index, size))
+    label = "statistics" + (f" {group}" if group else "")
+    tracked = context.reporter.track(batches, label, len(index), size)
+    stats = inside_moments.moments(context.loaded.model, context.sites, tracked)
+    columns: dict[str, Tensor] = {}
+    for i, stat in enumerate(stats):
+        tokens = torch.tensor(stat.tokens)
+        columns |= {f"mean.{i}": stat.mean, f"covariance.{i}": stat.covariance, f"tokens.{i}": tokens}
+    path = _moments_file(context, group)
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(columns))
+    return path
+
+
+def from_file(context: Context, group: str | None) -> list[Moments]:
+    """What `moments` wrote for a class set."""
+    c = load_file(_moments_file(context, group))
+    return [Moments(c[f"mean.{i}"], c[f"covariance.{i}"], int(c[f"tokens.{i}"])) for i in range(len(context.sites))]

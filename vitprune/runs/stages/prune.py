@@ -1,0 +1,218 @@
+"""Masks, surgery, repair: the slim model of every class set as a checkpoint folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from vitprune.core import ledger, places
+from vitprune.core.errors import UserError
+from vitprune.core.files import replacing, write_json
+from vitprune.core.least_squares import Moments
+from vitprune.criteria.catalog import allocation_of
+from vitprune.criteria.scores import Scores
+from vitprune.images.split import first_per_class
+from vitprune.model import classifier, families
+from vitprune.model.inside import moments as inside_moments
+from vitprune.model.load import saving
+from vitprune.pruning import masks, surgery
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.prices import price
+from vitprune.pruning.repair import repair
+from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
+from vitprune.runs.stages.moments import from_file
+from vitprune.runs.stages.score import discover, model_of, scores_of
+from vitprune.runs.state.context import Context
+from vitprune.runs.state.workspace import Workspace
+
+
+def prune(context: Context) -> list[Path]:
+    """The slim model of every class set as a checkpoint folder with its masks."""
+    files: list[Path] = []
+    for group, targets in context.class_sets().items():
+        recipe = context.recipe
+        plan = main_mask(context, group, targets)
+        dense = model_of(context, recipe.criterion.name, group)
+        difference = masked_against_sliced(context, plan, targets, dense)
+        if not math.isfinite(difference):
+            raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
+        slim = slimmed(context, plan, context.recovery, group, targets, dense)
+        folder = context.folder.root / (group or "")
+        about = {
+            "classes": [context.class_name(i) for i in targets],
+            "recipe_hash": recipe.fingerprint(),
+            "keep": recipe.keep,
+            "kept": plan.kept,
+            "criterion": recipe.criterion.name,
+            "recovery": context.recovery,
+            **({"labels_by_order": True} if context.labels_by_order else {}),
+        }
+        ledger.discard(folder / "README.md")  # the card of what was here before
+        if context.keeps_head(targets):
+            named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
+            saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
+        else:
+            classifier.narrow(slim, targets)
+            labels = [label(context, i) for i in targets]
+            saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
+        kept = {f"keep.{name}": keep for name, keep in plan.keep.items()}
+        with replacing(folder / "masks.safetensors") as temporary:
+            temporary.write_bytes(to_bytes(kept))
+        write_json(folder / "split.json", _split_by_name(context))
+        made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
+        if group:  # the run's own is at its root, and written by every run
+            context.write_recipe(folder)
+            made.append("recipe.yaml")
+        check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
+        write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
+        files += [folder / name for name in made] + [check]
+    return files
+
+
+def main_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+    """The plan that a class set is exported with.
+
+    With `rounds: R` the share keep^(n/R) is left after round n. The scores of a later round are those of the model as
+    repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
+    """
+    recipe, name = context.recipe, context.recipe.criterion.name
+    scores = scores_of(context, name, recipe.criterion.seed, group)
+    dense = model_of(context, name, group)
+    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.size for s in context.sites)
+    for n in range(1, recipe.rounds):
+        so_far = mask_of(context, scores, targets, float(share ** (n / recipe.rounds)))
+        context.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
+        slim = slimmed(context, so_far, context.recovery, group, targets, dense)
+        scores = _in_dense_numbering(_again(context, slim, n, group, targets), so_far)
+    return mask_of(context, scores, targets)
+
+
+def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
+    """The criterion's scores of the model as it is after round n."""
+    recipe, folder = context.recipe, context.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
+    smallest = min(site.size for site in families.ffn_sites(slim))
+    criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
+    update = {
+        "groups": None,
+        "classes": [context.class_name(i) for i in targets],
+        "baselines": [],
+        "paper_protocol": None,
+    }
+    made = recipe.model_copy(update={**update, "criterion": criterion})
+    inner = dataclasses.replace(context, recipe=made, folder=Workspace(folder), shared=False)
+    shared = {name: getattr(context, name) for name in ("source", "images", "split_record", "data_digest")}
+    inner.__dict__.update(shared, loaded=dataclasses.replace(context.loaded, model=slim))
+    discover(inner)
+    scores = scores_of(inner, criterion.name, criterion.seed)
+    inner.folder.clear(folder, set())  # nothing reads a round's discovery again
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()
+    return scores
+
+
+def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
+    """Scores [C, kept] of what is left as [C, n], units that are gone below all others."""
+
+    def spread(sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        lowest = min(float(scored.min()) for scored in sites.values()) - 1
+        wide = {name: sites[name].new_full((len(sites[name]), len(keep)), lowest) for name, keep in left.keep.items()}
+        for name, keep in left.keep.items():
+            wide[name][:, keep] = sites[name]
+        return wide
+
+    return dataclasses.replace(scores, sites=spread(scores.sites), ties=spread(scores.ties) if scores.ties else None)
+
+
+def exported_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+    """The plan that was exported, as the prune stage wrote it."""
+    kept = load_file(context.folder.root / (group or "") / "masks.safetensors")
+    return Plan({site.name: kept[f"keep.{site.name}"] for site in context.sites}, tuple(targets))
+
+
+def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
+    """The plan for a class set at the recipe's budget, or at another one."""
+    r, model, by_name = context.recipe, context.loaded.model, {site.name: site for site in context.sites}
+
+    def prices(name: str, widths: np.ndarray) -> np.ndarray:
+        return price(model, by_name[name], widths, r.budget)
+
+    return masks.build(
+        scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
+        allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
+    )  # fmt: skip
+
+
+def label(context: Context, output: int) -> str:
+    """What the model calls an output, or the images where it has no names."""
+    mine = None if context.labels_by_order else context.loaded.labels
+    return mine[output] if mine else context.class_name(output)
+
+
+def _split_by_name(context: Context) -> dict[str, Any]:
+    """The split for whoever gets the checkpoint: images by their names in the source."""
+    split = context.split
+    names = [name.encode(errors="backslashreplace").decode() for name in places.names(context.source.names)]
+    return {
+        "seed": split.seed,
+        "probe_share": split.probe_share,
+        "data": context.data_digest,
+        "probe": [names[i] for i in split.probe],
+        "test": [names[i] for i in split.test],
+    }
+
+
+def slimmed(
+    context: Context,
+    plan: Plan,
+    how: Recovery,
+    group: str | None,
+    targets: list[int],
+    dense: nn.Module | None = None,
+) -> nn.Module:
+    """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
+    set's probe images."""
+    dense, r = context.loaded.model if dense is None else dense, context.recipe
+    slim = surgery.slim(dense, plan)
+    index, size = refit_index(context, targets), context.repair_batch
+
+    def batches() -> Iterator[Tensor]:
+        return (x for x, _ in context.images.batches(index, size))
+
+    stats: Sequence[Moments] = ()
+    if needs_moments(how):
+        own = dense is not context.loaded.model
+        stats = inside_moments.moments(dense, context.sites, batches()) if own else from_file(context, group)
+    by_block = closed_form(how) in ("sequential", "layerwise")
+    kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
+    repair.repair(
+        slim, dense, plan, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
+        scratch=context.folder.root,
+    )  # fmt: skip
+    return slim
+
+
+def refit_index(context: Context, targets: list[int]) -> np.ndarray:
+    """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
+    probe, most = context.split.probe, context.recipe.refit_images
+    probe = probe[np.isin(context.images.labels[probe], targets)]
+    index = first_per_class(probe, context.source.class_of, -(-most // max(1, len(targets))))
+    return np.random.default_rng(context.split.seed).permutation(index)[:most]
+
+
+def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module) -> float:
+    """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images, a
+    part at a time."""
+    probe = context.split.probe
+    index = probe[np.isin(context.images.labels[probe], targets)][:16]
+    x, _ = next(context.images.batches(index, 16))
+    parts = x.to(context.device).split(context.batch)
+    return float(np.max([surgery.masked_vs_sliced(dense, plan, part) for part in parts]))  # NaN stays NaN

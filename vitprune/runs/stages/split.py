@@ -1,0 +1,109 @@
+"""Decode every image once; split per class into probe and test, or take both from the user.
+
+split.json holds the split, contents.safetensors a digest of every image's pixels, by which nothing is in both parts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from vitprune.core import places
+from vitprune.core.errors import UserError
+from vitprune.core.files import replacing, write_json
+from vitprune.images import batches, class_names, decode_pool
+from vitprune.images.sources import found
+from vitprune.images.sources.pair import ProbeAndTest
+from vitprune.images.split import Split, beyond_limit, given_split, remarks, split_per_class
+from vitprune.runs.state.context import CONTENTS, Context
+
+
+def split(context: Context) -> list[Path]:
+    """Decode every image once, split per class."""
+    recipe, source = context.recipe, context.source
+    context.every_target()  # a class that does not exist is said before any work
+    given = isinstance(source, ProbeAndTest)
+    count = len(source.names)
+    seen = decode_pool.check(
+        source, lambda items: context.reporter.track(items, "reading images", count), context.processes, contents=True
+    )
+    bad = seen.bad
+    if bad and recipe.data.on_corrupt == "fail":
+        raise UserError(bad[0][1] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
+    leave_out = {i for i, _ in bad} | beyond_limit(source, recipe.data.limit_per_class)
+    if isinstance(source, ProbeAndTest):
+        made = given_split(source, seen.contents, seed=recipe.split.seed, leave_out=leave_out)
+    else:
+        made = split_per_class(
+            source.class_of,
+            source.classes,
+            seed=recipe.split.seed,
+            probe=recipe.split.probe,
+            leave_out=leave_out,
+            contents=seen.contents,
+        )
+    probe, test = (
+        np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
+    )
+    if given:
+        _every_target_can_be_served(context, probe, test)
+    notes = remarks(_names(context), probe, test)
+    notes += batches.copies(source, seen.contents, np.concatenate([made.probe, made.test]))
+    more = (
+        class_names.remark(context.match, source.classes, context.loaded.outputs, context.loaded.labels),
+        found.note(source.left_out, "the image source"),
+    )
+    notes += [note for note in more if note]
+    path = context.folder.stage_folder("split") / "split.json"
+    write_json(path, _record(context, made, probe, test) | {"skipped": _skipped(context, bad), "notes": notes})
+    with replacing(path.with_name(CONTENTS)) as temporary:
+        temporary.write_bytes(save({"content": seen.packed(count)}))
+    for note in notes:
+        context.reporter.say(note)
+    return [path, path.with_name(CONTENTS)]
+
+
+def _names(context: Context) -> list[str]:
+    """What the classes of the images are called in everything that is written."""
+    return [context.class_name(int(i)) for i in context.images.output_of_class]
+
+
+def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    given, classes = context.recipe.data, _names(context)
+    rows = zip(classes, probe.tolist(), test.tolist(), strict=True)
+    return {
+        "seed": made.seed,
+        "probe_share": made.probe_share,
+        **(
+            {"given": {"probe": places.place(given.probe), "test": places.place(given.test)}}
+            if given.probe and given.test
+            else {}
+        ),
+        "classes": classes,
+        "per_class": [{"class": name, "probe": p, "test": t} for name, p, t in rows],
+        "probe": made.probe.tolist(),
+        "test": made.test.tolist(),
+    }
+
+
+def _skipped(context: Context, bad: list[tuple[int, str]]) -> list[dict[str, str]]:
+    names = places.names(context.source.names) if bad else []
+    return [{"path": names[i], "reason": "not readable"} for i, _ in bad]
+
+
+def _every_target_can_be_served(context: Context, probe: np.ndarray, test: np.ndarray) -> None:
+    """Every class that is pruned for has probe images [C], and every class set at least one test image."""
+    outputs, given = context.images.output_of_class, context.recipe.data
+    for group, targets in context.class_sets().items():
+        wanted = np.isin(outputs, targets)
+        for c in np.flatnonzero(wanted & (probe == 0)):
+            raise UserError(
+                f"data.probe {given.probe}: no readable image of class `{context.source.classes[int(c)]}`; add some, "
+                "or name the other classes in `classes`"
+            )
+        if not test[wanted].any():
+            called = f"group `{group}`" if group else "the classes"
+            raise UserError(f"data.test {given.test}: no readable image of {called} that the model is pruned for")

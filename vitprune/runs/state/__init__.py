@@ -1,0 +1,1 @@
+"""An open run: its recipe, folder, model, images, classes."""

@@ -1,0 +1,1 @@
+"""What units do: how often classes use them, which classes are alike."""
