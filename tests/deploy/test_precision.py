@@ -261,7 +261,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
             log.append("test")
             return exam(*args)  # type: ignore[arg-type]
 
-        patch.setattr(precision, "to_int8", seen)
+        patch.setattr(export, "to_int8", seen)
         patch.setattr(logits, "test_logits", examined)
         made = pipeline.run(Recipe.model_validate(content), "export")
     return tmp / "out" / "tiny", made | {"log": log}

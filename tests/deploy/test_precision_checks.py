@@ -23,6 +23,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import bars, write_report
 from vitprune.runs import pipeline
 from vitprune.runs.record import record
+from vitprune.runs.stages import export
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_another_model_in_a_precision_is_told(
         spoil(path) if groups is None else write_constant(path)
         return found
 
-    monkeypatch.setattr(onnx_precision, f"to_{precision}", wrong)
+    monkeypatch.setattr(export, f"to_{precision}", wrong)
     root, made = run(**({"groups": groups, "head": "own"} if groups else {}))
     labels = [f" ({name})" for name in groups] if groups else [""]
     for label in labels:
@@ -133,7 +134,7 @@ def test_a_precision_that_fails_is_a_note_and_the_run_finishes(
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(onnx_precision, f"to_{precision}", broken)
+    monkeypatch.setattr(export, f"to_{precision}", broken)
     root, made = run()
     assert made["complete"] and failing(made) == [f"{precision} file was made"]
     assert any(f"model.{precision}.onnx was not made, --force tries again" in note for note in made["notes"])
@@ -157,7 +158,7 @@ def test_values_that_are_not_finite_leave_the_file_out(run: Any, monkeypatch: py
                 tensor.CopyFrom(numpy_helper.from_array(np.full_like(value, 6e4), tensor.name))
         onnx.save(proto, str(path))
 
-    monkeypatch.setattr(onnx_precision, "to_fp16", overflow)
+    monkeypatch.setattr(export, "to_fp16", overflow)
     root, made = run()
     assert failing(made) == ["fp16 file was made"] and not (root / "model.fp16.onnx").exists()
     assert "not finite" in made["export"]["failed"][0]["why"]
@@ -181,7 +182,7 @@ def test_a_full_disk_is_no_fault_of_the_precision(run: Any, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_precision, "to_fp16", full)
+    monkeypatch.setattr(export, "to_fp16", full)
     with pytest.raises((OSError, UserError)):
         run()
 

@@ -22,7 +22,8 @@ from vitprune.exam import logits
 from vitprune.model.load import opening
 from vitprune.recipe import recipe
 from vitprune.recipe.inputs import Model
-from vitprune.runs import pipeline
+from vitprune.runs import contenders, pipeline
+from vitprune.runs.stages import specialists
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -116,7 +117,7 @@ def test_a_run_with_too_little_memory_for_the_exam_gives_the_same_rows(
         return predict
 
     with monkeypatch.context() as patch:
-        patch.setattr(logits, "predictor", predictor)
+        patch.setattr(contenders, "predictor", predictor)
         rows = run(setting)["rows"]
     assert sizes
     again = run(setting | {"out": setting["out"] + "2"})["rows"]
@@ -151,7 +152,8 @@ def test_logits_that_are_not_finite_for_images_of_another_group(
         return predict
 
     run(setting, "prune")
-    monkeypatch.setattr(logits, "predictor", predictor)
+    monkeypatch.setattr(contenders, "predictor", predictor)
+    monkeypatch.setattr(specialists, "predictor", predictor)
     with pytest.raises(UserError, match="logits that are not finite") as caught:
         run(setting)
     assert len(str(caught.value).splitlines()) == 1

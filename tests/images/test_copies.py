@@ -14,12 +14,12 @@ from small import FOLDERS, image_folder, model_folder, picture, recipe_dict
 
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
-from vitprune.images import split as data
 from vitprune.images.decode_pool import Checked, unpacked
 from vitprune.images.sources.opening import open_path
 from vitprune.images.split import split_per_class
 from vitprune.recipe import recipe
 from vitprune.runs import choose, pipeline
+from vitprune.runs.stages import split as split_stage
 from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -167,7 +167,7 @@ def test_the_leak_check_looks_at_the_pixels(tmp_path: Path, monkeypatch: pytest.
         assert contents
         return split_per_class(*args, **settings)
 
-    monkeypatch.setattr(data, "split_per_class", by_position)
+    monkeypatch.setattr(split_stage, "split_per_class", by_position)
     made = run(tmp_path)
     assert made["checks"][0]["passed"] is False and made["checks"][0]["value"] > 0
 

@@ -164,8 +164,8 @@ def test_random_weights_have_no_preprocessing_to_be_wrong_about() -> None:
 
 
 def test_timms_own_weights_are_stated_by_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = opening.architectures.build
-    monkeypatch.setattr(opening.architectures, "build", lambda name, args, pretrained=False: build(name, args))
+    build = opening.build.build
+    monkeypatch.setattr(opening.build, "build", lambda name, args, pretrained=False: build(name, args))
     loaded = opening.open_model(inputs.Model(name=ARCHITECTURE, args=tiny_args(3), pretrained=True))
     assert not loaded.notes and loaded.origin.said_by["mean"] == "the weights' configuration"
     assert loaded.model.pretrained_cfg["license"] == "apache-2.0"

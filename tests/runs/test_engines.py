@@ -110,8 +110,9 @@ def test_a_part_that_always_kills_is_one_line(tmp_path: Path) -> None:
         list(pool.run(job(tmp_path, [0, 1, 2]), tmp_path / "parts"))
 
 
-def slow(item: int) -> Columns:
-    time.sleep(30)
+def slow(item: str) -> Columns:
+    Path(item).touch()
+    time.sleep(60)
     return {}
 
 
@@ -120,21 +121,20 @@ import sys; sys.path[:0] = {paths!r}
 from pathlib import Path
 from test_engines import Job, Pool, begin, slow
 print("started", flush=True)
-list(Pool(2, begin).run(Job("slow", [1, 2], slow, None), Path({folder!r})))
+list(Pool(2, begin).run(Job("slow", {items!r}, slow, None), Path({folder!r})))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal at a parent's death")
 def test_no_worker_outlives_its_run(tmp_path: Path) -> None:
     paths = [str(Path(__file__).parent), *sys.path]
-    code = SCRIPT.format(paths=paths, folder=str(tmp_path))
+    items = [str(tmp_path / "one"), str(tmp_path / "two")]
+    code = SCRIPT.format(paths=paths, items=items, folder=str(tmp_path / "parts"))
     run = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ":".join(paths)})
-    children: list[psutil.Process] = []
-    until = time.monotonic() + 30
-    while len([c for c in children if "popen_loky" in " ".join(c.cmdline())]) < 2 and time.monotonic() < until:
-        time.sleep(0.2)
-        children = psutil.Process(run.pid).children(recursive=True)
-    time.sleep(1.0)
+    until = time.monotonic() + 60
+    while not all(Path(item).exists() for item in items) and time.monotonic() < until:
+        time.sleep(0.1)
+    children = psutil.Process(run.pid).children(recursive=True)
     run.kill()
     run.wait()
     _, alive = psutil.wait_procs(children, timeout=10)

@@ -301,7 +301,13 @@ def test_a_lack_of_memory_anywhere_leaves_no_trace_or_is_one_line(
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize(
-    "where", ["surgery.slim", "checkpoint.save", "examples.write", "least_squares.SecondMoments.solve"]
+    "where",
+    [
+        "pruning.surgery.slim",
+        "model.load.saving.save",
+        "runs.stages.examples.write",
+        "core.least_squares.SecondMoments.solve",
+    ],
 )
 def test_what_cannot_be_taken_in_pieces_is_one_line(
     places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
@@ -309,8 +315,7 @@ def test_what_cannot_be_taken_in_pieces_is_one_line(
     def never(*_: Any, **__: Any) -> Any:
         raise error
 
-    owner = {"examples.write": "stages."}.get(where, "") + where
-    monkeypatch.setattr(f"vitprune.{owner}", never)
+    monkeypatch.setattr(f"vitprune.{where}", never)
     with pytest.raises(UserError, match=r"(prune|evaluate): not enough memory \([\d,]+ MB are free\); free some"):
         run(places, tmp_path / "out")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -43,19 +44,19 @@ class Pool:
         asked = 0
         try:
             for position in range(count):
-                while True:
-                    while asked < count and (asked <= position or len(given) < AHEAD * self.workers):
-                        if parts.read(asked) is None:
-                            given[asked] = self._submit(parts, asked)
-                        asked += 1
-                    if position not in given:
-                        break
+                while asked <= position or position in given:
                     try:
-                        given[position].result()
-                        del given[position]
-                        break
+                        while asked < count and (asked <= position or len(given) < AHEAD * self.workers):
+                            if parts.read(asked) is None:
+                                given[asked] = self._submit(parts, asked)
+                            asked += 1
+                        if position in given:
+                            given[position].result()
+                            del given[position]
                     except BrokenProcessPool as error:
-                        self._again(parts, given, died, error)
+                        self._bury(parts, list(given), died, error)
+                        given.clear()
+                        asked = position
                 found = parts.read(position)
                 if found is None:
                     raise UserError(f"{parts.path(position)}: gone or damaged since it was written; run again")
@@ -69,24 +70,21 @@ class Pool:
             ranks = get_context().SimpleQueue()
             ranks.put(0)  # the next worker's rank; one that loky replaces gets a new one
             self._pool = ProcessPoolExecutor(
-                self.workers, initializer=_begin, initargs=(self.begin, ranks), env={"PYTHONWARNINGS": "ignore"}
+                self.workers, initializer=_begin, initargs=(self.begin, ranks, os.getpid()), env={"PYTHONWARNINGS": "ignore"}
             )
         return self._pool.submit(_work, parts, position)  # type: ignore[no-any-return]
 
-    def _again(self, parts: Parts, given: dict[int, Future[None]], died: list[int], error: BaseException) -> None:
-        """A new pool for what the broken one left: whose part is not there may have been the one that died on it."""
+    def _bury(self, parts: Parts, given: list[int], died: list[int], error: BaseException) -> None:
+        """End the broken pool; whose part is not there may have been the one that died on it."""
         self.close()
-        for position in sorted(given):
-            if parts.read(position) is not None:
-                del given[position]
-                continue
-            died[position] += 1
-            if died[position] == TRIES:
-                raise UserError(
-                    f"{parts.job.name}: a worker was ended {TRIES} times over part {position + 1} of {len(died)}; "
-                    "if memory is short, take fewer --workers"
-                ) from error
-            given[position] = self._submit(parts, position)
+        for position in given:
+            if parts.read(position) is None:
+                died[position] += 1
+                if died[position] == TRIES:
+                    raise UserError(
+                        f"{parts.job.name}: a worker was ended {TRIES} times over part {position + 1} of {len(died)}; "
+                        "if memory is short, take fewer --workers"
+                    ) from error
 
     def close(self) -> None:
         """End every worker now."""
@@ -95,10 +93,12 @@ class Pool:
             self._pool = None
 
 
-def _begin(begin: Callable[[int], None], ranks: Any) -> None:
+def _begin(begin: Callable[[int], None], ranks: Any, parent: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it could be said
+            os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
     rank = ranks.get()
     ranks.put(rank + 1)
