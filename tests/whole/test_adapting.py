@@ -23,7 +23,8 @@ from vitprune.model.load.loaded import Loaded
 from vitprune.paper import tables
 from vitprune.recipe import experiments, inputs, parse
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import compare, defaults, pipeline, skeleton
+from vitprune.runs import compare, defaults, pipeline
+from vitprune.runs.state import skeleton
 from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 from vitprune.core.errors import UserError
 
-MAX_JSON = 1 << 28
+Json = dict[str, Any]  # an object of JSON: a record, a configuration, a report, as it was read or will be written
 
+MAX_JSON = 1 << 28
 
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 

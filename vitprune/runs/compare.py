@@ -26,12 +26,13 @@ from vitprune.pruning.repair.names import needs_moments
 from vitprune.recipe.experiments import Compare
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import choose, defaults, pipeline, skeleton, told
+from vitprune.runs import choose, defaults, pipeline, told
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.engine import worker
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state import skeleton
 from vitprune.runs.state.context import Context
 
 SCHEMA = 1

@@ -14,8 +14,8 @@ from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
-from vitprune.runs.order import STAGES, Stage, stage_digest
 from vitprune.runs.record import matrices, record
+from vitprune.runs.stages.order import STAGES, Stage, stage_digest
 from vitprune.runs.state.context import Context
 from vitprune.runs.state.workspace import PARTS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core import places
-from vitprune.core.machine import machine, versions
+from vitprune.core.device import machine, versions
 from vitprune.core.reading import digest, read_json, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared

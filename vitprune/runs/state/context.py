@@ -25,8 +25,9 @@ from vitprune.criteria import catalog
 from vitprune.images import class_names as labels
 from vitprune.images import decode_pool
 from vitprune.images.batches import Images
-from vitprune.images.class_names import Mapping, Match
+from vitprune.images.class_names import Match
 from vitprune.images.decode_pool import Job, Processes
+from vitprune.images.mapping import Mapping
 from vitprune.images.names import Spellings, called, some
 from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source

@@ -12,7 +12,7 @@ from vitprune.model import families
 from vitprune.model.declared import Foreign
 
 if TYPE_CHECKING:
-    from vitprune.model.load.sets import Misfit, Reading
+    from vitprune.model.load.weights.sets import Misfit, Reading
 
 CLASSIFIER = re.compile(
     r"(head|head\.fc|heads\.head|head_dist|classifier|cls_classifier|distillation_classifier)\.(weight|bias)"
