@@ -1,4 +1,4 @@
-"""Where a model computes: its device, the device that a name means, the machine and the packages that a result is made with."""
+"""Where a model computes: its device, the device that a name means, the machine, the installed packages."""
 
 from __future__ import annotations
 

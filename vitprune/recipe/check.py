@@ -76,9 +76,10 @@ def budget(recipe: Recipe, found: Found) -> None:
 def data(recipe: Recipe, found: Found) -> None:
     """Raises UserError where classes of the images, of the recipe and of the model do not go together."""
     from vitprune.images import class_names
+    from vitprune.images.mapping import Mapping
 
     spec = recipe.data
-    mapping = class_names.Mapping(spec.labels) if isinstance(spec.labels, Path) else None
+    mapping = Mapping(spec.labels) if isinstance(spec.labels, Path) else None
     source = images(spec, found)
     if source is None:
         return
