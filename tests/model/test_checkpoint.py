@@ -294,7 +294,8 @@ def test_imagenet_names_come_with_a_thousand_outputs() -> None:
 
 
 def test_an_unknown_model_is_told_with_close_ones() -> None:
-    assert "close: " in refusal(lambda: opening.open_model(inputs.Model(name="vit_tiny_patch17")))
+    said = refusal(lambda: opening.open_model(inputs.Model(name="vit_tiny_patch17")))
+    assert "did you mean `vit_tiny_patch16_" in said and "Also close: " in said
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cait_xxs24_224", "test_vit"])

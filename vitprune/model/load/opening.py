@@ -19,7 +19,7 @@ from vitprune.core.errors import one_line as line
 from vitprune.core.reading import opened, read_json
 from vitprune.model import classifier, families
 from vitprune.model.families import ffn_sites
-from vitprune.model.load import build, checksums, folders
+from vitprune.model.load import build, checksums, folders, timm_names
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import ASSUMED, Loaded
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
@@ -28,22 +28,13 @@ from vitprune.model.load.weights import filling
 
 def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
     """The model a recipe names. Raises UserError when it cannot be found, does not fit or is not supported."""
-    foreign_folder = spec.name.startswith("transformers:") and not build.known(spec.name)
-    own_folder = spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign_folder
-    if own_folder and (spec.checkpoint is not None or spec.args or spec.pretrained):
-        raise UserError(
-            f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
-        )
-    if spec.name == "bundled":
-        loaded = _open_folder(folders.BUNDLED, spec.preprocess)
-    elif spec.name.startswith("local-dir:"):
-        loaded = _open_folder(Path(spec.name.removeprefix("local-dir:")), spec.preprocess)
-    elif spec.name.startswith("hf-hub:"):
-        loaded = _open_folder(fetched(spec), spec.preprocess)
-    elif foreign_folder:
-        loaded = _open_transformers(Path(spec.name.removeprefix("transformers:")), spec.preprocess)
-    else:
+    folder = own_folder(spec)
+    if folder is None:
         loaded = _open_named(spec)
+    elif spec.name.startswith("transformers:"):
+        loaded = _open_transformers(folder, spec.preprocess)
+    else:
+        loaded = _open_folder(folder, spec.preprocess)
     ffn_sites(loaded.model)
     classifier.outputs(loaded.model)
     channels = families.input_shape(loaded.model)[0]
@@ -64,15 +55,35 @@ def _ready(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _open_named(spec: ModelSpec) -> Loaded:
-    name = spec.name
-    if not build.known(name.split(".")[0]):
-        close = build.close_to(name)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
+def own_folder(spec: ModelSpec) -> Path | None:
+    """The folder of a model that brings its own weights, fetched where it is the hub's; None for the name of one without.
+
+    Raises UserError where other weights or arguments are given too.
+    """
+    if spec.name.startswith("hf-hub:"):
+        return _fetched(spec)
+    foreign = spec.name.startswith("transformers:") and not build.known(spec.name)
+    if not (spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign):
+        return None
+    if spec.checkpoint is not None or spec.args or spec.pretrained:
+        raise UserError(
+            f"model `{spec.name[:80]}`: brings its own weights; remove model.checkpoint, model.args and model.pretrained"
+        )
+    return folders.BUNDLED if spec.name == "bundled" else Path(spec.name.partition(":")[2])
+
+
+def refuse_name(spec: ModelSpec) -> None:
+    """Nothing; raises UserError for a name that nobody knows, with those it may mean, and for arguments that are none."""
+    if not build.known(spec.name.split(".")[0]):
+        raise UserError(f"model.name `{spec.name[:80]}`: {timm_names.unknown(build.close_to(spec.name))}")
     bad = folders.FORBIDDEN_ARGS & spec.args.keys()
     if bad:
-        raise UserError(f"model.args.{sorted(bad)[0]}: not accepted there; use model.pretrained or model.checkpoint")
+        raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
+
+
+def _open_named(spec: ModelSpec) -> Loaded:
+    refuse_name(spec)
+    name = spec.name
     if spec.checkpoint is not None:
         with opened(spec.checkpoint, f"model.checkpoint {spec.checkpoint}"):
             pass
@@ -93,7 +104,7 @@ def _open_named(spec: ModelSpec) -> Loaded:
     return loaded
 
 
-def fetched(spec: ModelSpec) -> Path:
+def _fetched(spec: ModelSpec) -> Path:
     """The folder of a Hugging Face hub id, config.json and model.safetensors alone, fetched into the hub's own cache."""
     if not spec.pretrained or spec.checkpoint is not None or spec.args:
         raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")

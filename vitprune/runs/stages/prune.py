@@ -42,10 +42,11 @@ def prune(context: Context) -> list[Path]:
         recipe = context.recipe
         plan = main_mask(context, group, targets)
         dense = model_of(context, recipe.criterion.name, group)
-        difference = masked_against_sliced(context, plan, targets, dense)
+        slim = surgery.slim(dense, plan)
+        difference = masked_against_sliced(context, plan, targets, dense, slim)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, plan, context.recovery, group, targets, dense)
+        repaired(slim, context, plan, context.recovery, group, targets, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -180,8 +181,23 @@ def slimmed(
 ) -> nn.Module:
     """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
     set's probe images."""
-    dense, r = context.loaded.model if dense is None else dense, context.recipe
+    dense = context.loaded.model if dense is None else dense
     slim = surgery.slim(dense, plan)
+    repaired(slim, context, plan, how, group, targets, dense)
+    return slim
+
+
+def repaired(
+    slim: nn.Module,
+    context: Context,
+    plan: Plan,
+    how: Recovery,
+    group: str | None,
+    targets: list[int],
+    dense: nn.Module,
+) -> None:
+    """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place."""
+    r = context.recipe
     index, size = refit_index(context, targets), context.repair_batch
 
     def batches() -> Iterator[Tensor]:
@@ -197,7 +213,6 @@ def slimmed(
         slim, dense, plan, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
         scratch=context.folder.root,
     )  # fmt: skip
-    return slim
 
 
 def refit_index(context: Context, targets: list[int]) -> np.ndarray:
@@ -208,11 +223,11 @@ def refit_index(context: Context, targets: list[int]) -> np.ndarray:
     return np.random.default_rng(context.split.seed).permutation(index)[:most]
 
 
-def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module) -> float:
+def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images, a
     part at a time."""
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)][:16]
     x, _ = next(context.images.batches(index, 16))
     parts = x.to(context.device).split(context.batch)
-    return float(np.max([surgery.masked_vs_sliced(dense, plan, part) for part in parts]))  # NaN stays NaN
+    return float(np.max([surgery.masked_vs_sliced(dense, plan, part, slim) for part in parts]))  # NaN stays NaN

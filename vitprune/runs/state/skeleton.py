@@ -42,7 +42,7 @@ def opened(spec: inputs.Model) -> Loaded:
 
     A model of the Hugging Face hub is not fetched, but opened where it has been.
     """
-    found = _folder(spec)
+    found = opening.own_folder(spec)
     if found is None:
         return _named(spec)
     config, weights = folders.files_of(found)
@@ -69,29 +69,10 @@ def opened(spec: inputs.Model) -> Loaded:
     return loaded
 
 
-def _folder(spec: inputs.Model) -> Path | None:
-    """The model's own folder, where it has one."""
-    foreign = spec.name.startswith("transformers:") and not build.known(spec.name)
-    if spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign:
-        if spec.checkpoint is not None or spec.args or spec.pretrained:
-            raise UserError(
-                f"model `{spec.name[:80]}`: brings its own weights; "
-                "remove model.checkpoint, model.args and model.pretrained"
-            )
-        return folders.BUNDLED if spec.name == "bundled" else Path(spec.name.partition(":")[2])
-    return opening.fetched(spec) if spec.name.startswith("hf-hub:") else None
-
-
 def _named(spec: inputs.Model) -> Loaded:
     """A name of timm's, torchvision's or transformers' with its arguments."""
+    opening.refuse_name(spec)
     name = spec.name
-    if not build.known(name.split(".")[0]):
-        near = build.close_to(name)
-        hint = f"; did you mean `{near[0]}`?" if near else "; see `vitprune models`"
-        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
-    bad = folders.FORBIDDEN_ARGS & spec.args.keys()
-    if bad:
-        raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
     loaded = _described(name, dict(spec.args), None, Source(None, spec.preprocess), f"model `{name}`: ")
     if spec.checkpoint is not None and spec.checkpoint.suffix == ".safetensors":
         _fits(loaded.model, spec.checkpoint)
