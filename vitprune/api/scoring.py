@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from vitprune.core.device import device_of
 from vitprune.core.errors import UserError
-from vitprune.criteria import paths, signatures
+from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import PathScores
 from vitprune.criteria.attribution.path_scores import path_scores as path_scores_of
 from vitprune.criteria.catalog import CRITERIA, applies
 from vitprune.criteria.paths import Gathered
 from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.settings import Attribution
-from vitprune.criteria.signatures import WholeScore
+from vitprune.criteria.signatures import ImageScore, WholeScore
 from vitprune.criteria.statistics.random import random
 from vitprune.model import classifier, door, families
 from vitprune.model.sites.base import names
@@ -68,28 +68,28 @@ def discover(
         labels = door.labels_of("discover", images, labels, outputs)
         if row.whole:
             return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
-        return to_scores(
-            _per_image(row, model, sites, images, labels, batch, how), criterion, names(sites), outputs, row.ranks_by
-        )
+        assert row.score is not None
+        kept = t if row.ranks_by == "frequency" else 0
+        found = _per_image(row.score, model, sites, images, labels, batch, t, kept, how)
+        return to_scores(found, criterion, names(sites), outputs, row.ranks_by)
 
 
 def _per_image(
-    row: signatures.Criterion,
+    score: ImageScore,
     model: nn.Module,
     sites: Sequence[FfnSite],
     images: Tensor,
     labels: Tensor,
     batch: int,
     t: int,
+    kept: int,
     how: Attribution,
 ) -> Gathered:
     """The best units of every image with their sums, for a criterion that scores one image at a time."""
-    assert row.score is not None
     device, parts = device_of(model), []
-    kept = t if row.ranks_by == "frequency" else 0
     for start in range(0, len(images), batch):
         x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
-        scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
+        scores = score(model, sites, x, y, ts=[t], how=how)[t]
         parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
     return paths.merge(parts)
 
@@ -137,7 +137,7 @@ def _attribution(criterion: str, t: int, seed: int, settings: dict[str, Any]) ->
     """The settings as a recipe would check them."""
     name = criterion if criterion in get_args(CriterionName) else "activation"  # a row added at run time
     try:
-        return Criterion(name=name, t=t, seed=seed, **settings).attribution()  # type: ignore[arg-type]
+        return Criterion.model_validate(dict(name=name, t=t, seed=seed, **settings)).attribution()
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error

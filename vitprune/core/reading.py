@@ -83,7 +83,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(path: Path) -> Json | None:
     """What `write_sealed` wrote; None when the file is missing or is not as it was written."""
     try:
         found = read_json(path)

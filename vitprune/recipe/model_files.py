@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core.errors import UserError
-from vitprune.core.reading import read_json
+from vitprune.core.reading import Json, read_json
 from vitprune.model.load import headers, timm_names
 from vitprune.recipe import paths
 from vitprune.recipe.inputs import Model
@@ -117,7 +117,7 @@ def in_folder(folder: Path, foreign: bool) -> Found:
     return Found(outputs, labels_in(cfg, outputs) if isinstance(cfg, dict) else None, widths)
 
 
-def labels_in(cfg: dict[str, Any], outputs: int | None) -> list[str] | None:
+def labels_in(cfg: Json, outputs: int | None) -> list[str] | None:
     """One text per output, two spellings of it (ImageNet's synset and plain name) joined by a tab."""
     names, more = cfg.get("label_names"), cfg.get("label_descriptions")
     if not isinstance(names, list) or (outputs is not None and len(names) != outputs):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from vitprune.core.errors import UserError
 from vitprune.core.errors import one_line as line
+from vitprune.core.reading import Json
 from vitprune.images.preprocess import Preprocessing
 from vitprune.model import families
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import prepared
 from vitprune.model.load.loaded import KEPT_CFG, Loaded
-from vitprune.model.load.spec import PreprocessSpec
+from vitprune.model.load.spec import Args, PreprocessSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Source:
     """What is known of weights beside them: the folder's own `cfg`, less what it only assumed (`unsaid`); what the recipe
     says of the preprocessing; whether they are `timms` own, whose facts timm knows, or `trained` elsewhere."""
 
-    cfg: dict[str, Any] | None
+    cfg: Json | None
     given: PreprocessSpec | None
     timms: bool = False
     trained: bool = True
     unsaid: set[str] = field(default_factory=set)
 
 
-def describe(model: nn.Module, architecture: str, args: dict[str, Any], source: Source) -> Loaded:
+def describe(model: nn.Module, architecture: str, args: Args, source: Source) -> Loaded:
     """A built model with what is known of it. Raises UserError for images it cannot be given."""
     ffn_sites(model)
     cfg = source.cfg
@@ -62,7 +62,7 @@ def describe(model: nn.Module, architecture: str, args: dict[str, Any], source: 
     return Loaded(model, architecture, args, data_config, labels, widths, origin=origin, notes=origin.notes)
 
 
-def _labels(cfg: dict[str, Any], outputs: int) -> list[str] | None:
+def _labels(cfg: Json, outputs: int) -> list[str] | None:
     """One name per output; two spellings (ImageNet's synset and plain name) are joined by a tab."""
     names, more = cfg.get("label_names"), cfg.get("label_descriptions")
     if names is None and outputs == 1000:

@@ -18,6 +18,7 @@ from vitprune.model import kinds
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import build
 from vitprune.model.load.loaded import RAGGED, Widths, _shapes
+from vitprune.model.load.spec import Args
 from vitprune.model.sites import base, ffn
 from vitprune.model.sites.base import names
 
@@ -76,7 +77,7 @@ def _widths(given: Any, path: Path) -> Widths | None:
     return given
 
 
-def in_range(args: dict[str, Any], path: Path) -> None:
+def in_range(args: Args, path: Path) -> None:
     """Numbers that an architecture can have, before anything is made from them."""
     for key, value in args.items():
         for number in value if isinstance(value, list) else [value]:
@@ -84,9 +85,7 @@ def in_range(args: dict[str, Any], path: Path) -> None:
                 raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
 
 
-def empty(
-    architecture: str, args: dict[str, Any], widths: Widths | None, config: Path, weights: Path, biases: bool
-) -> nn.Module:
+def empty(architecture: str, args: Args, widths: Widths | None, config: Path, weights: Path, biases: bool) -> nn.Module:
     """The empty model, made only after its shapes on the meta device are those of the weights' header."""
     try:
         with safe_open(weights, "pt") as f:

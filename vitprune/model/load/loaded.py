@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitprune.core.reading import Json
 from vitprune.images.preprocess import Preprocessing
 from vitprune.model.load.prepared import Origin
+from vitprune.model.load.spec import Args
 
 RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm model takes: plain timm's error quotes it
 
@@ -37,11 +38,11 @@ class Loaded:
 
     model: nn.Module
     architecture: str
-    model_args: dict[str, Any]
-    data_config: dict[str, Any]
+    model_args: Args
+    data_config: Json
     labels: list[str] | None
     widths: list[int] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Json = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     notes: list[str] = field(default_factory=list)
 
