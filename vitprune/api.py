@@ -20,7 +20,7 @@ from vitprune.core.errors import UserError
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import PathScores
 from vitprune.criteria.attribution.path_scores import path_scores as path_scores_of
-from vitprune.criteria.catalog import CRITERIA, allocation_of, applies
+from vitprune.criteria.catalog import CRITERIA, applies
 from vitprune.criteria.paths import Gathered
 from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.settings import Attribution
@@ -32,14 +32,15 @@ from vitprune.exam.metrics import Metrics
 from vitprune.model import classifier, door, families
 from vitprune.model.declared import Foreign
 from vitprune.model.inside import blockwise, hooks
-from vitprune.model.inside.moments import moments
 from vitprune.model.sites.base import TokenLayout, names
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import budget as budgets
 from vitprune.pruning import masks, prices, surgery
+from vitprune.pruning.budget import Budget
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
-from vitprune.pruning.repair.repair import chosen, repair
+from vitprune.pruning.repair.names import Recovery, closed_form
+from vitprune.pruning.repair.repair import Repairer, chosen
+from vitprune.pruning.slimming import slim
 from vitprune.recipe import parse, recipe
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.runs import pipeline
@@ -172,8 +173,7 @@ def _whole(
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             yield x.to(device), y.to(device)
 
-    blocks = [b.float().cpu() for b in score(model, sites, batches, how=how)]
-    return Scores(criterion, dict(zip(names(sites), blocks, strict=True)), None, len(images))
+    return Scores.whole(criterion, names(sites), score(model, sites, batches, how=how), len(images))
 
 
 def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:
@@ -237,31 +237,23 @@ def prune(
     door.check_batch("prune", batch)
     with door.Inside(model):
         sites = families.ffn_sites(model)
-        by_name = {site.name: site for site in sites}
-        sizes = {name: site.size for name, site in by_name.items()}
-        scored = {name: block.shape[-1] for name, block in scores.sites.items()}
-        if sizes != scored:
-            raise UserError(
-                f"prune: the scores are of FFNs of {list(scored.values())} units, the model's have "
-                f"{list(sizes.values())}; discover again"
-            )
-        plan = masks.build(
-            scores, kept, classes=classes, round_to=round_to, floor=floor,
-            allocation=allocation_of(scores.criterion, allocation),
-            prices=lambda name, widths: prices.price(model, by_name[name], widths, budget),
-        )  # fmt: skip
-        slim = surgery.slim(model, plan)
-        asked, recovery = recovery, chosen(recovery, model)
-        if recovery != "none":
-            if images is None or (isinstance(images, Tensor) and not len(images)):
-                raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
-            given = door.batches_of("prune", model, images, batch)
-            if not given:
-                raise UserError(f"prune: recovery `{recovery}` needs images, and the batches given are none")
-            _tell(model, asked, recovery)
-            stats = moments(model, sites, given) if needs_moments(recovery) else ()
-            repair(slim, model, plan, recovery, stats=stats, batches=lambda: given, ridge=ridge)
-    return slim
+        asked = Budget(kept, allocation, budget, round_to, floor)
+        plan = asked.plan(scores, sites, prices.of_sites(model, sites, budget), classes)
+        repairer, given = Repairer(chosen(recovery, model), ridge), None
+        if repairer.method != "none":
+            given = _images(repairer.method, model, images, batch)
+            _tell(model, recovery, repairer.method)
+        return slim(plan, repairer, repairer.prepare(model, None if given is None else lambda: given))
+
+
+def _images(method: str, model: nn.Module, images: Tensor | Iterable[Tensor] | None, batch: int) -> list[Tensor]:
+    """The batches that a repair looks at. Raises UserError where there are none."""
+    if images is None or (isinstance(images, Tensor) and not len(images)):
+        raise UserError(f"prune: recovery `{method}` needs images; pass images=… or recovery='none'")
+    given = door.batches_of("prune", model, images, batch)
+    if not given:
+        raise UserError(f"prune: recovery `{method}` needs images, and the batches given are none")
+    return given
 
 
 def _tell(model: nn.Module, asked: str, recovery: str) -> None:
