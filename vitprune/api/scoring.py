@@ -110,8 +110,7 @@ def _whole(
         for x, y in zip(images.split(batch), labels.split(batch), strict=True):
             yield x.to(device), y.to(device)
 
-    blocks = [b.float().cpu() for b in score(model, sites, batches, how=how)]
-    return Scores(criterion, dict(zip(names(sites), blocks, strict=True)), None, len(images))
+    return Scores.whole(criterion, names(sites), score(model, sites, batches, how=how), len(images))
 
 
 def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor, **settings: Any) -> PathScores:

@@ -12,16 +12,15 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.catalog import allocation_of
 from vitprune.criteria.scores import Scores
 from vitprune.model import door, families
 from vitprune.model.inside import blockwise
-from vitprune.model.inside.moments import moments
-from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import budget as budgets
-from vitprune.pruning import masks, prices, surgery
-from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
-from vitprune.pruning.repair.repair import chosen, repair
+from vitprune.pruning import prices
+from vitprune.pruning.budget import Budget
+from vitprune.pruning.repair.names import Recovery, closed_form
+from vitprune.pruning.repair.repair import Repairer, chosen
+from vitprune.pruning.slimming import slim
 
 
 def prune(
@@ -51,25 +50,17 @@ def prune(
     door.check_batch("prune", batch)
     with door.Inside(model):
         sites = families.ffn_sites(model)
-        by_name = {site.name: site for site in sites}
-        _same_sizes(scores, sites)
-        plan = masks.build(
-            scores, kept, classes=classes, round_to=round_to, floor=floor,
-            allocation=allocation_of(scores.criterion, allocation),
-            prices=lambda name, widths: prices.price(model, by_name[name], widths, budget),
-        )  # fmt: skip
-        slim = surgery.slim(model, plan)
-        asked, recovery = recovery, chosen(recovery, model)
-        if recovery != "none":
-            given = _images_for(recovery, model, images, batch)
-            _tell(model, asked, recovery)
-            stats = moments(model, sites, given) if needs_moments(recovery) else ()
-            repair(slim, model, plan, recovery, stats=stats, batches=lambda: given, ridge=ridge)
-    return slim
+        asked = Budget(kept, allocation, budget, round_to, floor)
+        plan = asked.plan(scores, sites, prices.of_sites(model, sites, budget), classes)
+        repairer, given = Repairer(chosen(recovery, model), ridge), None
+        if repairer.method != "none":
+            given = _images_for(repairer.method, model, images, batch)
+            _tell(model, recovery, repairer.method)
+        return slim(plan, repairer, repairer.prepare(model, None if given is None else lambda: given))
 
 
 def _asked(keep: int | float | str, recovery: str) -> int | float:
-    """The budget, where it and the repair are such as there are."""
+    """The share or number to keep. Raises UserError for one, or a repair, that there is not."""
     if recovery not in ("auto", *get_args(Recovery)):
         raise UserError(f"recovery `{recovery}`: not known; there are auto, {', '.join(get_args(Recovery))}")
     try:
@@ -78,19 +69,8 @@ def _asked(keep: int | float | str, recovery: str) -> int | float:
         raise UserError(f"prune: keep {keep!r}: {error}") from error
 
 
-def _same_sizes(scores: Scores, sites: Sequence[FfnSite]) -> None:
-    """Raises UserError for scores of another model."""
-    sizes = {site.name: site.size for site in sites}
-    scored = {name: block.shape[-1] for name, block in scores.sites.items()}
-    if sizes != scored:
-        raise UserError(
-            f"prune: the scores are of FFNs of {list(scored.values())} units, the model's have "
-            f"{list(sizes.values())}; discover again"
-        )
-
-
 def _images_for(recovery: str, model: nn.Module, images: Tensor | Iterable[Tensor] | None, batch: int) -> list[Tensor]:
-    """What a repair looks at, in batches. Raises UserError where there is nothing."""
+    """The batches that a repair looks at. Raises UserError where there are none."""
     if images is None or (isinstance(images, Tensor) and not len(images)):
         raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
     given = door.batches_of("prune", model, images, batch)

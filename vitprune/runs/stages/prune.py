@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,15 @@ from torch import Tensor, nn
 from vitprune.core import ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
-from vitprune.core.least_squares import Moments
-from vitprune.criteria.catalog import allocation_of
 from vitprune.criteria.scores import Scores
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
-from vitprune.model.inside import moments as inside_moments
 from vitprune.model.load import saving
-from vitprune.pruning import masks, surgery
+from vitprune.pruning import prices, surgery
+from vitprune.pruning.budget import Budget
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.prices import price
-from vitprune.pruning.repair import repair
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
+from vitprune.pruning.repair.repair import Repairer
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.context import Context
@@ -130,7 +127,11 @@ def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
             wide[name][:, keep] = sites[name]
         return wide
 
-    return dataclasses.replace(scores, sites=spread(scores.sites), ties=spread(scores.ties) if scores.ties else None)
+    sites = spread(scores.sites)
+    gone = {name: ~keep for name, keep in left.keep.items()}
+    curves = {n: curve.behind(gone[n], float(sites[n].min())) for n, curve in (scores.curves or {}).items()}
+    ties = spread(scores.ties) if scores.ties else None
+    return dataclasses.replace(scores, sites=sites, ties=ties, curves=curves or None)
 
 
 def exported_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
@@ -141,15 +142,10 @@ def exported_mask(context: Context, group: str | None, targets: list[int]) -> Pl
 
 def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
     """The plan for a class set at the recipe's budget, or at another one."""
-    r, model, by_name = context.recipe, context.loaded.model, {site.name: site for site in context.sites}
-
-    def prices(name: str, widths: np.ndarray) -> np.ndarray:
-        return price(model, by_name[name], widths, r.budget)
-
-    return masks.build(
-        scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
-        allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
-    )  # fmt: skip
+    r = context.recipe
+    budget = Budget(r.keep if keep is None else keep, r.allocation, r.budget, r.round_to, r.floor)
+    of_sites = prices.of_sites(context.loaded.model, context.sites, budget.of)
+    return budget.plan(scores, context.sites, of_sites, targets)
 
 
 def label(context: Context, output: int) -> str:
@@ -203,16 +199,16 @@ def repaired(
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in context.images.batches(index, size))
 
-    stats: Sequence[Moments] = ()
-    if needs_moments(how):
-        own = dense is not context.loaded.model
-        stats = inside_moments.moments(dense, context.sites, batches()) if own else from_file(context, group)
+    own = dense is not context.loaded.model  # its moments and streams are its own, and not kept
     by_block = closed_form(how) in ("sequential", "layerwise")
-    kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
-    repair.repair(
-        slim, dense, plan, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
-        scratch=context.folder.root,
-    )  # fmt: skip
+    repairer = Repairer(how, r.ridge, r.distill_epochs, context.folder.root)
+    state = repairer.prepare(
+        dense,
+        batches,
+        moments=from_file(context, group) if needs_moments(how) and not own else None,
+        streams=context.dense_streams(index, size) if by_block and not own else None,
+    )
+    repairer.repair(slim, plan, state)
 
 
 def refit_index(context: Context, targets: list[int]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vitprune.core.reading import digest, read_json
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.paths import Gathered, PathSet
 from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.settings import Attribution
@@ -79,21 +80,19 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
 
     with memory.peak(context.device) as highest:
         trained, how = None, c.attribution()
+        found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
-            scores, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
+            found, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
         else:
-            scores = row.whole(context.loaded.model, context.sites, batches, how=how)
-    if not all(bool(block.isfinite().all()) for block in scores):
+            found = row.whole(context.loaded.model, context.sites, batches, how=how)
+    scores = Scores.whole(name, names(context.sites), found)
+    if not all(bool(block.isfinite().all()) for block in scores.rows):
         raise UserError(
             f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
         )
     path = _whole_file(context, name, group)
-    columns = {
-        f"scores.{site.name}": block.float().cpu().contiguous()
-        for site, block in zip(context.sites, scores, strict=True)
-    }
     with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(columns))
+        temporary.write_bytes(scores.to_bytes())
     files = [path, path.with_suffix(".json")]
     if trained is not None:
         files.append(_weights_file(context, name, group))
@@ -260,6 +259,5 @@ def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None
         return random(context.sites, seed=seed)
     c = context.recipe.criterion
     if CRITERIA[criterion].whole:
-        columns = load_file(_whole_file(context, criterion, group))
-        return Scores(criterion, {name: columns[f"scores.{name}"] for name in names(context.sites)}, None, 0)
+        return Scores.from_file(_whole_file(context, criterion, group), criterion, names(context.sites))
     return load(context, criterion, c.t, c.attribution(), c.images_per_class(criterion))
