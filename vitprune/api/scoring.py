@@ -22,7 +22,7 @@ from vitprune.criteria.catalog import CRITERIA, applies
 from vitprune.criteria.paths import Gathered
 from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.settings import Attribution
-from vitprune.criteria.signatures import ImageScore, WholeScore
+from vitprune.criteria.signatures import WholeScore
 from vitprune.criteria.statistics.random import random
 from vitprune.model import classifier, door, families
 from vitprune.model.sites.base import names
@@ -68,30 +68,28 @@ def discover(
         labels = door.labels_of("discover", images, labels, outputs)
         if row.whole:
             return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
-        assert row.score is not None
-        kept = t if row.ranks_by == "frequency" else 0
-        found = _per_image(row.score, model, sites, images, labels, batch, t, kept, how)
-        return to_scores(found, criterion, names(sites), outputs, row.ranks_by)
+        return _per_image(criterion, model, sites, images, labels, batch, t, how)
 
 
 def _per_image(
-    score: ImageScore,
+    criterion: str,
     model: nn.Module,
     sites: Sequence[FfnSite],
     images: Tensor,
     labels: Tensor,
     batch: int,
     t: int,
-    kept: int,
     how: Attribution,
-) -> Gathered:
-    """The best units of every image with their sums, for a criterion that scores one image at a time."""
-    device, parts = device_of(model), []
+) -> Scores:
+    """The scores of a criterion that looks at one image at a time."""
+    row, device, parts = CRITERIA[criterion], device_of(model), []
+    assert row.score is not None
+    kept = t if row.ranks_by == "frequency" else 0
     for start in range(0, len(images), batch):
         x, y = images[start : start + batch].to(device), labels[start : start + batch].to(device)
-        scores = score(model, sites, x, y, ts=[t], how=how)[t]
+        scores = row.score(model, sites, x, y, ts=[t], how=how)[t]
         parts.append(Gathered.of(scores, y, np.arange(start, start + len(x)), kept))
-    return paths.merge(parts)
+    return to_scores(paths.merge(parts), criterion, names(sites), classifier.outputs(model), row.ranks_by)
 
 
 def _whole(

@@ -82,6 +82,7 @@ def compare(
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
     from vitprune.core.progress import Reporter
+    from vitprune.report import grid
     from vitprune.runs import compare as comparison
 
     loaded = _load(recipe, out)
@@ -90,7 +91,7 @@ def compare(
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        print(comparison.markdown(record))
+        print(grid.markdown(record))
         print(f"Written: {folder / 'compare.md'}, {folder / 'compare.json'}, {folder / 'compare.svg'}")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitprune.core import ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
+from vitprune.core.reading import Json
 from vitprune.criteria.scores import Scores
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
@@ -55,13 +56,7 @@ def prune(context: Context) -> list[Path]:
             **({"labels_by_order": True} if context.labels_by_order else {}),
         }
         ledger.discard(folder / "README.md")  # the card of what was here before
-        if context.keeps_head(targets):
-            named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
-            saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
-        else:
-            classifier.narrow(slim, targets)
-            labels = [label(context, i) for i in targets]
-            saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
+        _save(context, folder, slim, targets, about)
         kept = {f"keep.{name}": keep for name, keep in plan.keep.items()}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
@@ -74,6 +69,17 @@ def prune(context: Context) -> list[Path]:
         write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in made] + [check]
     return files
+
+
+def _save(context: Context, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:
+    """The checkpoint of a class set, with the outputs that it keeps and their names."""
+    if context.keeps_head(targets):
+        named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
+        saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
+    else:
+        classifier.narrow(slim, targets)
+        labels = [label(context, i) for i in targets]
+        saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
 
 
 def main_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
