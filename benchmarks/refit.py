@@ -25,11 +25,11 @@ from vitprune.core import memory
 from vitprune.criteria.attribution.jas import jas
 from vitprune.criteria.settings import Attribution
 from vitprune.model import families
-from vitprune.model.inside import moments
-from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair import layerwise, names, streams
-from vitprune.pruning.repair import repair as repair_repair
+from vitprune.pruning.repair import streams
+from vitprune.pruning.repair.repair import Repairer
+from vitprune.pruning.repair.streams import DenseStreams
+from vitprune.pruning.slimming import slim
 
 REFIT_IMAGES, DISCOVERY_IMAGES, BATCH = 8000, 40_000, 4
 
@@ -57,10 +57,9 @@ def main() -> None:
             for x in few.split(BATCH):
                 model(x)
 
-    def repair(how: str, on: torch.Tensor, kept: layerwise.Kept | None = None) -> None:
-        slim = surgery.slim(model, mask)
-        stats = moments.moments(model, sites, on.split(BATCH)) if names.needs_moments(how) else ()
-        repair_repair.repair(slim, model, mask, how, stats=stats, batches=lambda: on.split(BATCH), kept=kept)  # type: ignore[arg-type]
+    def repair(how: str, on: torch.Tensor, kept: DenseStreams | None = None) -> None:
+        repairer = Repairer(how)  # type: ignore[arg-type]
+        slim(mask, repairer, repairer.prepare(model, lambda: on.split(BATCH), streams=kept))
 
     forward()
     once = seconds(forward) / n
@@ -71,7 +70,7 @@ def main() -> None:
         found[f"{how}_fixed_seconds"] = max(0.0, small - (large - small) / 3)
         print(f"{how}: {found[f'{how}_forwards_per_image']:.1f} forward passes per image and "
               f"{found[f'{how}_fixed_seconds']:.0f} s", file=sys.stderr, flush=True)  # fmt: skip
-    kept: list[layerwise.Kept] = [{}, {}]  # filled by the first repair, read by the next on the same images
+    kept = [DenseStreams(), DenseStreams()]  # filled by the first repair, read by the next on the same images
     for _ in range(2):
         small, large = (seconds(partial(repair, "layerwise", *pair)) for pair in zip((few, images), kept, strict=True))
         found["layerwise_again_forwards_per_image"] = (large - small) / (3 * n) / once

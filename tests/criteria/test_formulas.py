@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import reference
 import torch
-from small import scores_of
+from safetensors.torch import save, save_file
+from small import rows_of, scores_of
 from torch import Tensor, nn
 
+import vitprune
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.curves import curve
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import sampled_labels
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.settings import Attribution
@@ -44,7 +46,7 @@ def whole(name: str, model: nn.Module, images: Tensor, how: Attribution | None =
 
     score = CRITERIA[name].whole
     assert score is not None
-    return score(model, families.ffn_sites(model), batches, how=how or Attribution())
+    return rows_of(score(model, families.ffn_sites(model), batches, how=how or Attribution()))
 
 
 def probability(vit: reference.Vit, image: Tensor, label: int, edit: reference.Edit = reference.unchanged) -> float:
@@ -270,13 +272,45 @@ def test_the_removal_order_does_not_hang_on_when_the_matrices_are_compacted(monk
     torch.testing.assert_close(costs, plain_costs)
 
 
+@pytest.mark.parametrize(("name", "unit"), [("obs", "squared stream units"), ("fisher-obs", "nats per image")])
+def test_curves_are_kept_with_the_scores_and_files_without_them_are_read(tiny_vit, make_images, tmp_path, name, unit):
+    model, images = tiny_vit(), make_images(5)
+    found = vitprune.discover(model, images, LABELS, criterion=name)
+    assert found.curves and {curve.unit for curve in found.curves.values()} == {unit}
+    (tmp_path / "made").write_bytes(found.to_bytes())
+    again = Scores.from_file(tmp_path / "made", name, list(found.sites))
+    assert again.curves and list(again.curves) == list(again.sites) == list(found.sites)
+    for site, curve in again.curves.items():
+        mine = found.curves[site]
+        assert torch.equal(curve.order, mine.order) and torch.equal(curve.costs, mine.costs) and curve.unit == unit
+        assert torch.equal(again.sites[site], found.sites[site]) and torch.equal(curve.scores[None], found.sites[site])
+        assert curve.order.tolist() == found.sites[site][0].argsort().tolist()  # one order, of the costs as they were
+    save_file({f"scores.{site}": block for site, block in found.sites.items()}, tmp_path / "old")
+    old = Scores.from_file(tmp_path / "old", name, list(found.sites))
+    assert old.curves is None and all(map(torch.equal, old.rows, found.rows))
+
+
+def test_scores_without_curves_leave_their_file_as_it_was():
+    scores = spread()
+    assert scores.to_bytes() == save({f"scores.{site}": block for site, block in scores.sites.items()})
+
+
+def test_a_curve_among_units_that_are_gone_already():
+    gone = torch.tensor([False, True, False, True, False])
+    wide = Curve(torch.tensor([1, 2, 0]), torch.tensor([0.5, 0.1, 2.0], dtype=torch.float64), "nats per image").behind(
+        gone, -1.0
+    )
+    assert wide.order.tolist() == [1, 3, 2, 4, 0] and wide.costs.tolist() == [-1, -1, 0.5, 0.1, 2]
+    assert wide.unit == "nats per image"
+
+
 def test_a_cost_curve_rises_strictly_in_the_order_of_removal():
     order = torch.tensor([2, 0, 3, 1, 4])
-    scores = curve(order, torch.tensor([0.5, 0.2, 0.2, 3.0, 0.0], dtype=torch.float64))
+    scores = Curve(order, torch.tensor([0.5, 0.2, 0.2, 3.0, 0.0], dtype=torch.float64)).scores
     assert scores.argsort().tolist() == order.tolist()
     torch.testing.assert_close(scores[order], torch.tensor([0.5, 0.5, 0.5, 3.0, 3.0]))
     assert bool((scores[order].diff() > 0).all())
-    zero = curve(order, torch.zeros(5, dtype=torch.float64))
+    zero = Curve(order, torch.zeros(5, dtype=torch.float64)).scores
     assert zero.argsort().tolist() == order.tolist() and float(zero.max()) < 1e-30
 
 

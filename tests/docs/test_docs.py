@@ -75,7 +75,7 @@ def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeyp
     (text,) = blocks(ROOT / "docs" / "criterion.md", "python")
     assert len([line for line in text.splitlines() if line.strip()]) <= 20
     monkeypatch.setattr("vitprune.criteria.catalog.CRITERIA", dict(CRITERIA))
-    monkeypatch.setattr("vitprune.api.CRITERIA", catalog.CRITERIA)
+    monkeypatch.setattr("vitprune.api.scoring.CRITERIA", catalog.CRITERIA)
     exec(compile(text, "criterion.md", "exec"), {})
     model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
     labels = torch.arange(6) % 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitprune.core.files import write_text
+from vitprune.core.least_squares import Moments
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.scores import Scores
 from vitprune.deploy import runtime
 from vitprune.model import families
 from vitprune.model.sites.base import names
 from vitprune.pruning.plan import Plan
+from vitprune.pruning.repair.repair import Repairer
+from vitprune.pruning.repair.streams import DenseStreams
 from vitprune.runs.record import record
 
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -165,6 +169,26 @@ def scores_of(criterion: str, blocks: Sequence[Tensor], ties: Sequence[Tensor] |
         return {f"blocks.{i}.mlp": block for i, block in enumerate(given)}
 
     return Scores(criterion, named(blocks), named(ties) if ties else None)
+
+
+def rows_of(found: Sequence[Tensor | Curve]) -> list[Tensor]:
+    """Scores [C, n] site by site of what a criterion that looks at the whole gave."""
+    return [one.scores[None] if isinstance(one, Curve) else one for one in found]
+
+
+def mend(
+    slim: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    how: Any,
+    images: Callable[[], Iterable[Tensor]] | None = None,
+    moments: Sequence[Moments] | None = None,
+    streams: DenseStreams | None = None,
+    **settings: Any,
+) -> None:
+    """Repair `slim` in place, with a state of its own."""
+    repairer = Repairer(how, **settings)
+    repairer.repair(slim, plan, repairer.prepare(dense, images, moments=moments, streams=streams))
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:

@@ -30,11 +30,12 @@ from vitprune.cli.app import app
 from vitprune.core import reading
 from vitprune.core.errors import UserError
 from vitprune.deploy.onnx import exporting, precision
-from vitprune.images.class_names import Mapping
+from vitprune.images.mapping import Mapping
 from vitprune.images.sources import tar
 from vitprune.images.sources.opening import open_path
 from vitprune.images.sources.tar import Tar
-from vitprune.model.load import archives, opening
+from vitprune.model.load import opening
+from vitprune.model.load.weights import archives
 from vitprune.recipe import inputs, parse, recipe
 from vitprune.runs import pipeline
 
@@ -187,7 +188,7 @@ def test_sizes_before_arrays(tmp_path: Path) -> None:
 import resource, sys
 from pathlib import Path
 from vitprune.core import errors
-from vitprune.model.load import archives
+from vitprune.model.load.weights import archives
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
 try:

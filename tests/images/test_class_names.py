@@ -21,6 +21,7 @@ from vitprune.core.errors import UserError
 from vitprune.deploy import predict
 from vitprune.images import class_names
 from vitprune.images.class_names import match, output_indices
+from vitprune.images.mapping import Mapping
 from vitprune.images.names import Spellings, called, fold, number_of
 from vitprune.images.sources.base import Source
 from vitprune.images.sources.opening import open_path
@@ -212,7 +213,7 @@ def test_by_order_is_a_word_and_a_file_of_that_name_is_a_file(tmp_path: Path) ->
 
 def test_a_mapping_file_knows_names_that_are_written_otherwise(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"Hund": "Hot Dog", "KATZE": 0}))
-    mapping = class_names.Mapping(tmp_path / "m.json")
+    mapping = Mapping(tmp_path / "m.json")
     assert found(["hund", "katze"], 2, ["cat", "hot-dog"], mapping=mapping) == [1, 0]
 
 

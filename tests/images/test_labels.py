@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vitprune.core.errors import UserError
-from vitprune.images.class_names import Mapping, output_indices
+from vitprune.images.class_names import output_indices
+from vitprune.images.mapping import Mapping
 
 SYNSETS = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n\nn01484850 great white shark\n"
 PLAIN = ("great white shark", "tench", "goldfish")

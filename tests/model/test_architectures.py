@@ -114,7 +114,7 @@ def test_torchvisions_full_size_is_torchvisions():
 @pytest.mark.parametrize(
     ("name", "args", "says"),
     [
-        ("torchvision:vit_b_61", {}, "close: vit_b_16"),
+        ("torchvision:vit_b_61", {}, "did you mean `vit_b_16`"),
         ("torchvision:resnet18", {}, "not a timm model"),
         ("torchvision:vit_b_16", {"weights": "DEFAULT"}, "unknown argument weights"),
         ("transformers:BertModel", {}, "no such model folder"),

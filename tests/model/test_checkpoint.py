@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import vitprune
 from vitprune.core.errors import UserError
 from vitprune.images.preprocess import Preprocessing
-from vitprune.model.load import opening, saving
+from vitprune.model.load import folders, opening, saving
 from vitprune.model.load.loaded import RAGGED, Loaded
 from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
@@ -252,11 +252,11 @@ def test_every_ratio_gives_its_width() -> None:
         assert all(int(dim * saving.ratio_for(dim, width)) == width for width in range(1, 4 * dim + 1))
 
 
-@pytest.mark.skipif(not (opening.BUNDLED / "model.safetensors").is_file(), reason="the bundled model is not there")
+@pytest.mark.skipif(not (folders.BUNDLED / "model.safetensors").is_file(), reason="the bundled model is not there")
 def test_the_bundled_model() -> None:
     loaded = opening.open_model(inputs.Model())
     assert loaded.outputs == 10 and len(loaded.widths) >= 6 and min(loaded.widths) >= 384
-    assert (opening.BUNDLED / "model.safetensors").stat().st_size <= 4_000_000
+    assert (folders.BUNDLED / "model.safetensors").stat().st_size <= 4_000_000
 
 
 # ---- names, checkpoints, arguments
@@ -294,7 +294,8 @@ def test_imagenet_names_come_with_a_thousand_outputs() -> None:
 
 
 def test_an_unknown_model_is_told_with_close_ones() -> None:
-    assert "close: " in refusal(lambda: opening.open_model(inputs.Model(name="vit_tiny_patch17")))
+    said = refusal(lambda: opening.open_model(inputs.Model(name="vit_tiny_patch17")))
+    assert "did you mean `vit_tiny_patch16_" in said and "Also close: " in said
 
 
 @pytest.mark.parametrize("name", ["resnet18", "cait_xxs24_224", "test_vit"])
@@ -305,7 +306,7 @@ def test_models_of_another_family(name: str) -> None:
     assert "not supported" in refusal(lambda: opening.open_model(inputs.Model(name=name)))
 
 
-@pytest.mark.parametrize("arg", sorted(opening.FORBIDDEN_ARGS))
+@pytest.mark.parametrize("arg", sorted(folders.FORBIDDEN_ARGS))
 def test_forbidden_arguments(folder: Path, arg: str) -> None:
     assert arg in refusal(lambda: opening.open_model(inputs.Model(name=ARCHITECTURE, args={arg: "x"})))
     change_json(folder / "config.json", lambda c: c["model_args"].update({arg: "/etc/passwd"}))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small import plan_for
+from small import mend, plan_for
 from torch import Tensor, nn
 
 import vitprune
@@ -20,7 +20,6 @@ from vitprune.model.sites.base import Slice
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair import repair
 
 ARGS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 KINDS = {
@@ -105,9 +104,7 @@ def test_the_refit_in_front_of_a_norm_is_least_squares(how):
     mask = mask_for(model)
     slim = surgery.slim(model, mask)
     before = [block.mlp.fc2.weight.clone().numpy() for block in slim.blocks]
-    repair.repair(
-        slim, model, mask, how, stats=moments.moments(model, families.ffn_sites(model), [x]), batches=lambda: [x]
-    )
+    mend(slim, model, mask, how, moments=moments.moments(model, families.ffn_sites(model), [x]), images=lambda: [x])
     for i, block in enumerate(model.blocks):
         seen: list[tuple[Tensor, Tensor]] = []
         handle = block.mlp.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append((inputs[0], out)))
@@ -136,7 +133,7 @@ def test_a_refit_in_front_of_a_norm_needs_images():
     mask = mask_for(model)
     stats = moments.moments(model, families.ffn_sites(model), [images()])
     with pytest.raises(vitprune.UserError, match=r"mlp\.norm.*images"):
-        repair.repair(surgery.slim(model, mask), model, mask, "affine", stats=stats)
+        mend(surgery.slim(model, mask), model, mask, "affine", moments=stats)
 
 
 class Reversed(Slice):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError, one_line
 from vitprune.model.load import build, opening
 from vitprune.model.load.loaded import Loaded
+from vitprune.model.load.weights import filling
 from vitprune.recipe import inputs
 
 State = dict[str, Any]
@@ -269,6 +270,6 @@ def test_nothing_is_filled_where_nothing_fits(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.save(state(seed=5, outputs=4), tmp_path / "c.pth")
     with pytest.raises(UserError):
-        opening.weights_of.load(model, tmp_path / "c.pth")
+        filling.load(model, tmp_path / "c.pth")
     after: dict[str, Tensor] = dict(model.state_dict())
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from small import plan_of
+from small import mend, plan_of
 from torch import Tensor, nn
 
 from vitprune.core import least_squares
@@ -14,7 +14,7 @@ from vitprune.core.least_squares import Moments
 from vitprune.model import families
 from vitprune.model.inside import moments as inside_moments
 from vitprune.pruning import surgery
-from vitprune.pruning.repair import fold, repair
+from vitprune.pruning.repair import fold
 
 N, D = 32, 16
 RECOVERIES = ("none", "mean", "affine")
@@ -154,7 +154,7 @@ def test_the_default_ridge(tiny_vit, make_images):
     found = []
     for ridge in ({}, {"ridge": least_squares.RIDGE}, {"ridge": 0.2}):
         slim = surgery.slim(dense, mask)
-        repair.repair(slim, dense, mask, "affine", stats=stats, **ridge)
+        mend(slim, dense, mask, "affine", moments=stats, **ridge)
         found.append(slim.blocks[1].mlp.fc2.weight)
     assert least_squares.RIDGE == 1e-3
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -173,7 +173,7 @@ def test_repair_writes_each_blocks_refit(tiny_vit, make_images, dtype, how, qkv_
     slim = surgery.slim(dense, mask)
     before = reference.snapshot(dense)
     other = {name: value.clone() for name, value in slim.state_dict().items() if "fc2" not in name}
-    repair.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
+    mend(slim, dense, mask, how, moments=moments(dense, [images]), images=lambda: [images])
     for i, hidden in enumerate(reference.stacked(dense, images)):
         fc2, original = slim.blocks[i].mlp.fc2, dense.blocks[i].mlp.fc2
         weight, bias = original.weight.double(), original.bias.double()
@@ -197,7 +197,7 @@ def test_repair_reduces_the_error_of_fc2(tiny_vit, make_images):
     errors: dict[str, list[float]] = {}
     for how in RECOVERIES:
         slim = surgery.slim(dense, mask)
-        repair.repair(slim, dense, mask, how, stats=stats)
+        mend(slim, dense, mask, how, moments=stats)
         errors[how] = []
         for i, hidden in enumerate(reference.stacked(dense, images)):
             units, full, short = torch.tensor(hidden), dense.blocks[i].mlp.fc2, slim.blocks[i].mlp.fc2
@@ -216,7 +216,7 @@ def test_keep_all_changes_nothing(tiny_vit, make_images, how):
         dense, images = tiny_vit(dtype=dtype), make_images(3, dtype=dtype)
         everything = plan_of([torch.ones(N, dtype=torch.bool)] * 3)
         slim = surgery.slim(dense, everything)
-        repair.repair(slim, dense, everything, how, stats=moments(dense, [images]))
+        mend(slim, dense, everything, how, moments=moments(dense, [images]))
         assert all(map(torch.equal, slim.state_dict().values(), dense.state_dict().values()))
 
 
@@ -225,7 +225,7 @@ def test_blocks_that_were_not_pruned_stay_bit_for_bit(tiny_vit, make_images, how
     dense, images = tiny_vit(dtype=torch.float32), make_images(3, dtype=torch.float32)
     mask = plan_of([torch.ones(N, dtype=torch.bool), keep_of(1), torch.ones(N, dtype=torch.bool)])
     slim = surgery.slim(dense, mask)
-    repair.repair(slim, dense, mask, how, stats=moments(dense, [images]), batches=lambda: [images])
+    mend(slim, dense, mask, how, moments=moments(dense, [images]), images=lambda: [images])
     for i in (0, 2):
         assert all(map(torch.equal, slim.blocks[i].state_dict().values(), dense.blocks[i].state_dict().values()))
     assert torch.equal(slim.blocks[1].mlp.fc2.bias, dense.blocks[1].mlp.fc2.bias) == (how == "none")

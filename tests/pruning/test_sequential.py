@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import reference
 import torch
-from small import plan_of
+from small import mend, plan_of
 from torch import Tensor, nn
 
+from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.least_squares import RIDGES, SecondMoments, fit
 from vitprune.model import families, tokens
 from vitprune.model.inside import blockwise, moments
-from vitprune.pruning import surgery
+from vitprune.pruning import slimming, surgery
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import fold, layerwise, names, repair
 from vitprune.pruning.repair import streams as repair_streams
@@ -105,7 +106,7 @@ def test_nothing_pruned_changes_nothing(tiny_vit, make_images, changed, how):
     layerwise.repair(slim, model, images.split(4), attention=how == "layerwise")
     torch.testing.assert_close(slim(images), model(images), rtol=1e-7, atol=1e-8)
     slim = surgery.slim(model, everything)
-    repair.repair(slim, model, everything, how, batches=lambda: images.split(4))
+    mend(slim, model, everything, how, images=lambda: images.split(4))
     assert all(map(torch.equal, slim.state_dict().values(), model.state_dict().values()))
 
 
@@ -133,7 +134,7 @@ def test_layerwise_comes_closer_to_the_dense_model_than_fc2_alone(tiny_vit, make
     for how in ("none", "affine", "sequential", "layerwise"):
         slim = surgery.slim(model, mask)
         stats = moments.moments(model, families.ffn_sites(model), [images])
-        repair.repair(slim, model, mask, how, stats=stats, batches=lambda: images.split(8))
+        mend(slim, model, mask, how, moments=stats, images=lambda: images.split(8))
         losses[how] = float((slim(fresh) - model(fresh)).square().mean())
     assert losses["layerwise"] < losses["sequential"] < losses["none"]
     assert losses["affine"] < losses["none"]
@@ -156,13 +157,13 @@ def test_the_batches_size_and_the_place_of_the_streams_play_no_part(tiny_vit, ma
 @pytest.mark.parametrize("attention", [False, True])
 def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_images, monkeypatch, attention):
     model, images = tiny_vit(**SHAPES[1]), make_images(7)
-    kept: layerwise.Kept = {}
+    kept = repair_streams.DenseStreams()
     first, second = mask_for(model, 6), mask_for(model, 9)
     made = []
     for mask, given in ((first, None), (first, kept), (second, kept), (second, None)):
         slim = surgery.slim(model, mask)
         with monkeypatch.context() as patch:
-            if given:  # the dense model does not run again
+            if given and given.tensors:  # the dense model does not run again
                 patch.setattr(model.blocks[0].mlp, "forward", None)
                 patch.setattr(model.blocks[0].mlp.act, "forward", None)
                 patch.setattr(model.patch_embed, "forward", None)
@@ -171,9 +172,9 @@ def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_
     for a, b in (made[:2], made[2:]):
         assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
     dense, halves = streams(model, images), 2 * len(model.blocks)
-    assert set(kept) == {(half, n) for half in range(-1, halves) for n in range(3)}
+    assert set(kept.tensors) == {(place, n) for place in range(halves + 1) for n in range(3)}
     for half in range(halves):
-        whole = torch.cat([kept[half, n] for n in range(3)])
+        whole = torch.cat([kept.tensors[half + 1, n] for n in range(3)])
         torch.testing.assert_close(whole, dense["z" if half % 2 == 0 else "y"][half // 2])
 
 
@@ -235,7 +236,7 @@ def test_distillation_brings_the_logits_closer_and_leaves_the_model_frozen(tiny_
     mask = mask_for(model, 8)
     plain, trained = surgery.slim(model, mask), surgery.slim(model, mask)
     before = copy.deepcopy(plain.state_dict())
-    repair.repair(trained, model, mask, "distill", batches=lambda: images.split(8), epochs=20)
+    mend(trained, model, mask, "distill", images=lambda: images.split(8), epochs=20)
 
     def distance(slim: nn.Module) -> float:
         p = model(images).log_softmax(-1)
@@ -247,14 +248,41 @@ def test_distillation_brings_the_logits_closer_and_leaves_the_model_frozen(tiny_
     assert changed and all(".mlp." in k or "norm" in k for k in changed)
 
 
+@pytest.mark.parametrize("how", names.RECOVERIES)
+def test_one_state_serves_several_slim_models(tiny_vit, make_images, how, monkeypatch):
+    """Prepared once, the dense model is looked at once; every slim model is what a state of its own makes of it."""
+    model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
+    plans, alone = [mask_for(model, width) for width in (6, 9, 6)], []
+    for plan in plans:
+        alone.append(surgery.slim(model, plan))
+        mend(alone[-1], model, plan, how, lambda: images.split(4), epochs=1)
+    repairer, streams = repair.Repairer(how, epochs=1), repair_streams.DenseStreams()
+    state = repairer.prepare(model, lambda: images.split(4), streams=streams)
+    monkeypatch.setattr(repair, "moments_of", None)  # not again
+    for plan, expected in zip(plans, alone, strict=True):
+        made = slimming.slim(plan, repairer, state)
+        assert all(map(torch.equal, made.state_dict().values(), expected.state_dict().values()))
+    assert bool(streams.tensors) == (names.closed_form(how) in ("sequential", "layerwise"))
+
+
+def test_streams_are_kept_where_they_take_at_most_half_of_what_is_free(tiny_vit, monkeypatch):
+    model = tiny_vit()
+    site = families.ffn_sites(model)[0]
+    one = 4 * tokens.tokens_per_site(model, [site])[0] * tokens.stream_width(model, site)
+    whole = 5 * (2 * len(model.blocks) + 1) * one
+    for free, kept in ((2 * whole, True), (2 * whole - 1, False)):
+        monkeypatch.setattr(memory, "free", lambda device, free=free: free)
+        assert (repair_streams.DenseStreams.if_room(model, 5) is not None) == kept
+
+
 def test_a_repair_that_needs_images_says_so(tiny_vit):
     model = tiny_vit()
     mask = mask_for(model)
     for how in ("sequential", "layerwise", "distill", "affine+distill"):
         with pytest.raises(UserError, match="needs images"):
-            repair.repair(surgery.slim(model, mask), model, mask, how)
+            mend(surgery.slim(model, mask), model, mask, how)
     with pytest.raises(UserError, match="no images"):
-        repair.repair(surgery.slim(model, mask), model, mask, "sequential", batches=lambda: [])
+        mend(surgery.slim(model, mask), model, mask, "sequential", images=lambda: [])
 
 
 @pytest.mark.parametrize("how", names.RECOVERIES)
@@ -262,8 +290,8 @@ def test_every_recovery_says_what_it_needs(tiny_vit, make_images, how):
     model, images = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32)
     mask = mask_for(model)
     slim, before = surgery.slim(model, mask), reference.snapshot(model)
-    stats = moments.moments(model, families.ffn_sites(model), [images]) if names.needs_moments(how) else ()
+    stats = moments.moments(model, families.ffn_sites(model), [images]) if names.needs_moments(how) else None
     batches = (lambda: [images]) if names.needs_images(how) else None
-    repair.repair(slim, model, mask, how, stats=stats, batches=batches, epochs=1)
+    mend(slim, model, mask, how, moments=stats, images=batches, epochs=1)
     assert bool(slim(images).isfinite().all())
     assert reference.same_state(before, reference.snapshot(model))

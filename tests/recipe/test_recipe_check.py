@@ -31,8 +31,8 @@ from small import (
 
 from vitprune.cli import app, full_check
 from vitprune.core.errors import UserError
-from vitprune.model.load import build, headers, opening, timm_names
-from vitprune.recipe import check, inputs, parse, paths, recipe
+from vitprune.model.load import build, folders, headers, opening, timm_names
+from vitprune.recipe import check, inputs, model_files, parse, paths, recipe
 
 Made = dict[str, Any]
 WITHOUT = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "transformers")
@@ -297,7 +297,7 @@ def test_the_header_is_what_safetensors_reads(place: Path) -> None:
     state |= {"half": torch.zeros(3, 0).half(), "scalar": torch.tensor(1), "flag": torch.tensor([True])}
     save_file(state, place / "w.safetensors", {"format": "pt"})
     assert headers.shapes(place / "w.safetensors") == {key: tuple(value.shape) for key, value in state.items()}
-    assert headers.shapes(check.BUNDLED / "model.safetensors") and check.BUNDLED == opening.BUNDLED
+    assert headers.shapes(model_files.BUNDLED / "model.safetensors") and model_files.BUNDLED == folders.BUNDLED
 
 
 CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
-from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict
+from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict, rows_of
 
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.settings import Attribution
@@ -181,7 +181,7 @@ def test_a_criterion_names_every_setting_that_changes_it(tiny_vit, make_images, 
         if row.score:
             return row.score(model, sites, images, labels, ts=[4], how=made)[4]
         assert row.whole
-        return row.whole(model, sites, lambda: iter([(images, labels)]), how=made)
+        return rows_of(row.whole(model, sites, lambda: iter([(images, labels)]), how=made))
 
     base = scores()
     for setting in OTHER.keys() - set(row.uses):

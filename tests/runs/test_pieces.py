@@ -17,7 +17,7 @@ import pytest
 import timm
 import torch
 from conftest import make_images, make_tiny_vit
-from small import image_folder, model_folder, plan_for, recipe_dict, write_recipe
+from small import image_folder, mend, model_folder, plan_for, recipe_dict, rows_of, write_recipe
 from torch import nn
 
 from vitprune.core import memory, progress
@@ -28,9 +28,9 @@ from vitprune.criteria.weights.vit_slim import train
 from vitprune.exam.logits import predictor
 from vitprune.images import decode
 from vitprune.model import families
-from vitprune.model.inside import moments, pieces
+from vitprune.model.inside import pieces
 from vitprune.pruning import surgery
-from vitprune.pruning.repair import distill, layerwise, names, repair, streams
+from vitprune.pruning.repair import distill, layerwise, streams
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
 from vitprune.runs.state.context import Context
@@ -169,7 +169,8 @@ def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[
     assert row.whole is not None
 
     def scores() -> list[torch.Tensor]:
-        return row.whole(model, sites, lambda: zip(images.split(13), labels.split(13), strict=True), how=Attribution())  # type: ignore[misc]
+        found = row.whole(model, sites, lambda: zip(images.split(13), labels.split(13), strict=True), how=Attribution())  # type: ignore[misc]
+        return rows_of(found)
 
     whole = scores()
     seen = tight(3)
@@ -179,20 +180,16 @@ def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[
 @pytest.mark.parametrize("how", ["affine", "sequential", "layerwise"])
 def test_a_repair_in_pieces(how: Any, tight: Callable[[int], list[int]], tmp_path: Path) -> None:
     model, images = make_tiny_vit(dtype=torch.float32), make_images(21, dtype=torch.float32)
-    sites = families.ffn_sites(model)
-    mask = plan_for(model, [torch.arange(site.size) % 3 == 0 for site in sites])
+    mask = plan_for(model, [torch.arange(site.size) % 3 == 0 for site in families.ffn_sites(model)])
 
-    def repaired(kept: layerwise.Kept | None = None) -> list[torch.Tensor]:
+    def repaired(kept: streams.DenseStreams | None = None) -> list[torch.Tensor]:
         slim = surgery.slim(model, mask)
-        stats = moments.moments(model, sites, images.split(13)) if names.needs_moments(how) else ()
-        given: Any = {"kept": kept} if how != "affine" else {}
-        batches = lambda: images.split(13)  # noqa: E731
-        repair.repair(slim, model, mask, how, stats=stats, batches=batches, scratch=tmp_path, **given)
+        mend(slim, model, mask, how, lambda: images.split(13), streams=kept, scratch=tmp_path)
         return list(slim.state_dict().values())
 
     whole = repaired()
     seen = tight(2)
-    assert same(repaired(), whole) and same(repaired({}), whole) and max(seen) == 2
+    assert same(repaired(), whole) and same(repaired(streams.DenseStreams()), whole) and max(seen) == 2
 
 
 def test_training_takes_steps_of_fixed_parts(monkeypatch: pytest.MonkeyPatch) -> None:

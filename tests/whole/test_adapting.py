@@ -23,7 +23,9 @@ from vitprune.model.load.loaded import Loaded
 from vitprune.paper import tables
 from vitprune.recipe import experiments, inputs, parse
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import compare, defaults, pipeline, skeleton
+from vitprune.report import grid
+from vitprune.runs import compare, defaults, pipeline
+from vitprune.runs.state import skeleton
 from vitprune.runs.state.context import Context
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -183,7 +185,7 @@ def test_compare_and_paper_have_defaults_that_fit(
     assert [row["criterion"] for row in made["table"]] == ["jas", "mean-activation", "taylor", "variance", "random"]
     assert any("`mean-activation` in the place of `activation`" in note for note in made["notes"])
     assert any("criterion.tokens: all for `jas`" in note for note in made["notes"])
-    assert all(f"Default {note}" in compare.markdown(made) for note in made["notes"])
+    assert all(f"Default {note}" in grid.markdown(made) for note in made["notes"])
     assert "note: compare.criteria: " in capsys.readouterr().err
     asked = minimal(NONE, images, compare=spec | {"criteria": ["activation", "variance"]}, **changed)
     with pytest.raises(UserError, match="criterion `activation`: "):

@@ -74,8 +74,10 @@ def test_a_run_computes_the_dense_streams_once_per_class_set(tmp_path: Path, mon
     content = plain(tmp_path) | {"criterion": {"t": 3}, "baselines": ["random"], "random_draws": 2}
     context = Context.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
     first = context.dense_streams(np.array([3, 1]), 2)
-    assert first == {} and context.dense_streams(np.array([3, 1]), 2) is first
-    assert context.dense_streams(np.array([3, 1]), 1) is not first and context.dense_streams(np.array([1, 3]), 2) == {}
+    assert first is not None and not first.tensors and context.dense_streams(np.array([3, 1]), 2) is first
+    assert context.dense_streams(np.array([3, 1]), 1) is not first
+    other = context.dense_streams(np.array([1, 3]), 2)
+    assert other is not None and other is not first and not other.tensors
     monkeypatch.setattr(memory, "free", lambda device: 10_000)
     assert context.dense_streams(np.array([3]), 1) is None
     monkeypatch.undo()
@@ -83,7 +85,7 @@ def test_a_run_computes_the_dense_streams_once_per_class_set(tmp_path: Path, mon
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         whole = layerwise.repair
-        patch.setattr(layerwise, "repair", lambda *a, **k: (filled.append(len(k["kept"])), whole(*a, **k)))
+        patch.setattr(layerwise, "repair", lambda *a, **k: (filled.append(len(k["kept"].tensors)), whole(*a, **k)))
         pipeline.run(Recipe.model_validate(content), "evaluate")
     assert len(filled) == 3 and filled[0] == 0 < filled[1] == filled[2]  # ours when pruned, the two draws when examined
 

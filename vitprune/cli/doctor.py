@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
-from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.deploy.runtime import OLDEST
 
 NAMES = (
@@ -16,9 +16,9 @@ NAMES = (
 PAIRS = {"2.13": ("0.28",), "2.14": ("0.29",), "2.15": ("0.29",)}
 
 
-def examine() -> dict[str, Any]:
+def examine() -> Json:
     """Everything `vitprune doctor` prints; `problems` holds one line per clash, each with its cure."""
-    found: dict[str, Any] = {"python": sys.version.split()[0], "versions": _versions(), "problems": []}
+    found: Json = {"python": sys.version.split()[0], "versions": _versions(), "problems": []}
     problems: list[str] = found["problems"]
     found["devices"] = _devices(problems)
     found["providers"] = _providers(found["versions"], problems)
@@ -98,7 +98,7 @@ def _providers(versions: dict[str, str | None], problems: list[str]) -> list[str
         return []
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Json) -> str:
     """The examination as plain lines."""
     lines = [f"python {found['python']}"]
     lines += [f"{name} {version or '-'}" for name, version in found["versions"].items()]

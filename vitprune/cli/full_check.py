@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vitprune.core.progress import Reporter
-from vitprune.recipe.check import Found, images
+from vitprune.recipe.check import images
+from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import skeleton
+from vitprune.runs.state import skeleton
 from vitprune.runs.state.context import Context
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import timm
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.criteria.catalog import CRITERIA, why_not
 from vitprune.model import classifier
 from vitprune.model.families import FAMILIES, ffn_sites, input_shape, token_layout
@@ -23,7 +23,7 @@ MODULES = (
 )  # fmt: skip
 
 
-def families() -> list[dict[str, Any]]:
+def families() -> list[Json]:
     """One row per family. `all_tokens_only`: criteria that apply with `tokens: all` or `patches`, not with `cls`."""
     rows = []
     for name, family in FAMILIES.items():
@@ -43,7 +43,7 @@ def families() -> list[dict[str, Any]]:
     return rows
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Json) -> str:
     """A family in one line of a terminal."""
     missing = [c for c in CRITERIA if c not in row["criteria"] + row["all_tokens_only"]]
     but = [f"not {', '.join(missing)}"] if missing else []
@@ -53,7 +53,7 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def every() -> Iterator[dict[str, Any]]:
+def every() -> Iterator[Json]:
     """A row for every timm name: `why_not` it is not supported (None: it is), its input size and FFN widths, and whether
     it comes with a classifier (else `num_classes` has to be given)."""
     for module in MODULES:
@@ -61,7 +61,7 @@ def every() -> Iterator[dict[str, Any]]:
             yield {"name": name, "module": module, **_examined(name)}
 
 
-def _examined(name: str) -> dict[str, Any]:
+def _examined(name: str) -> Json:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = build.on_meta(name, {})
@@ -77,7 +77,7 @@ def _examined(name: str) -> dict[str, Any]:
         return {**found, "classifier": False}
 
 
-def name_line(row: dict[str, Any]) -> str:
+def name_line(row: Json) -> str:
     """A timm name in one line of a terminal."""
     if row["why_not"] is not None:
         return f"{row['name']:<48}no: {row['why_not']}"

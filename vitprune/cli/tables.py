@@ -10,18 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitprune.core.reading import Json
 
-def as_json(record: dict[str, Any], verb: str, folder: Path) -> dict[str, Any]:
+
+def as_json(record: Json, verb: str, folder: Path) -> Json:
     """The essentials of a record and where its files are."""
     kept = ("name", "complete", "missing", "result", "results", "rows", "checks", "stages", "hashes")
-    found: dict[str, Any] = {key: record[key] for key in kept if key in record}
+    found: Json = {key: record[key] for key in kept if key in record}
     found["folder"] = str(folder)
     if verb == "run":
         found["report"] = str(folder / "report.html")
     return found
 
 
-def show(record: dict[str, Any], verb: str, folder: Path) -> None:
+def show(record: Json, verb: str, folder: Path) -> None:
     """Tables on standard output, ending with the path of the report (or of the run's folder)."""
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
     if "rows" in record:
@@ -52,7 +54,7 @@ def show(record: dict[str, Any], verb: str, folder: Path) -> None:
     console.print(end, soft_wrap=True, markup=False)
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+def _table(title: str, rows: list[Json]) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("criterion", "keep", "recovery", "head", "top-1", "95 % interval", "p(true)", "params", "MACs"):
         table.add_column(name, justify="left" if name in ("criterion", "recovery", "head") else "right")
@@ -76,8 +78,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _draws_together(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def _draws_together(rows: list[Json]) -> list[list[Json]]:
+    groups: dict[tuple[Any, ...], list[Json]] = {}
     for row in rows:
         key = tuple(str(row[k]) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol"))
         groups.setdefault(key, []).append(row)

@@ -20,7 +20,7 @@ from vitprune.core import ledger
 from vitprune.core.errors import UserError
 from vitprune.core.files import explain
 from vitprune.core.ledger import Ledger
-from vitprune.core.reading import read_sealed
+from vitprune.core.reading import Json, read_sealed
 
 STAGES = {"split", "discover", "moments", "prune", "evaluate", "export", "choose", "cluster"}
 ONNX = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
@@ -138,14 +138,14 @@ def _only_begun(root: Path) -> bool:
     return begun and {p.name for p in (root / "stages").iterdir()} <= STAGES
 
 
-def _record(path: Path) -> dict[str, object] | None:
+def _record(path: Path) -> Json | None:
     found = read_sealed(path)
     return found if found is not None and isinstance(found.get("files"), dict) and "inputs" in found else None
 
 
 def _listed(root: Path, record: Path) -> Iterator[Path]:
     """What a stage's record says it made, inside the folder."""
-    for name in (_record(record) or {}).get("files", {}):  # type: ignore[attr-defined]
+    for name in (_record(record) or {}).get("files", {}):
         path = Path(os.path.normpath(root / name))
         if path.is_relative_to(root):
             yield path

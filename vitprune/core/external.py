@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core.errors import UserError
-from vitprune.core.reading import opened, sha256
+from vitprune.core.reading import Json, opened, sha256
 
 KEY = "external_data"  # in metadata_props: {"file": …, "bytes": …, "sha256": …}
 DEEPEST = 64
@@ -203,7 +203,7 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name[:80])
 
 
-def _sealed(metadata: dict[str, str], path: Path) -> dict[str, Any] | None:
+def _sealed(metadata: dict[str, str], path: Path) -> Json | None:
     """What our own metadata says of the file beside it."""
     if KEY not in metadata:
         return None

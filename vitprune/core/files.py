@@ -20,7 +20,7 @@ from typing import Any
 from vitprune.core import ledger
 from vitprune.core.errors import UserError
 from vitprune.core.ledger import TEMPORARY
-from vitprune.core.reading import KINDS, digest
+from vitprune.core.reading import KINDS, Json, digest
 
 KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
@@ -123,7 +123,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Path, value: Json) -> None:
     """Write a JSON object with a digest of itself, for `read_sealed`."""
     as_read = json.loads(json.dumps(value))
     write_json(path, as_read | {"seal": digest(as_read)})

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 from vitprune.core.errors import UserError
 
-MAX_JSON = 1 << 28
+Json = dict[str, Any]  # an object of JSON: a record, a configuration, a report, as it was read or will be written
 
+MAX_JSON = 1 << 28
 
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -82,7 +83,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(path: Path) -> Json | None:
     """What `write_sealed` wrote; None when the file is missing or is not as it was written."""
     try:
         found = read_json(path)

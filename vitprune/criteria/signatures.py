@@ -11,6 +11,7 @@ from vitprune.criteria.settings import Attribution
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitprune.criteria.curves import Curve
     from vitprune.model.sites.ffn import FfnSite
 
 
@@ -30,11 +31,12 @@ class ImageScore(Protocol):
 
 
 class WholeScore(Protocol):
-    """Scores every hidden unit for every class, or for all of them: per block [C, N] or [1, N]."""
+    """Scores every hidden unit for every class, or for all of them: per block [C, N] or [1, N], or a curve where it knows
+    what each removal costs."""
 
     def __call__(
         self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
-    ) -> list[Tensor]: ...
+    ) -> Sequence[Tensor | Curve]: ...
 
 
 class Trained(Protocol):

@@ -24,6 +24,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -183,25 +184,61 @@ def set_dropout(model: VisionTransformer, hidden: float, patches: float) -> None
         block.mlp.drop1.p = hidden
 
 
-def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.Namespace) -> tuple[nn.Module, dict]:
-    model = build_student(args)
-    ema = copy.deepcopy(model)
-    opts: list[torch.optim.Optimizer] = []
-    path, first, log = args.work / "student.pt", 0, []
-    state: dict = {"part": None}
+def begun(
+    model: nn.Module, ema: nn.Module, path: Path, args: argparse.Namespace, third_from: int
+) -> tuple[int, list[dict], dict]:
+    """The epoch to go on with, the log so far and the state that was saved; both models are as they were then."""
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
-        first, log = state["epoch"], state["log"]
-    per_epoch = len(x) // args.batch
-    total = args.epochs * per_epoch
-    third_from = min(args.second_until, args.epochs)
-    if args.start and not path.exists():
+        return state["epoch"], state["log"], state
+    if args.start:
         weights = load_file(str(args.start / "model.safetensors"))
         model.load_state_dict(weights)
         ema.load_state_dict(weights)
-        first = third_from
+        return third_from, [], {"part": None}
+    return 0, [], {"part": None}
+
+
+def loss_of(teacher: Teacher | None, view: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy; with a teacher mostly the divergence from its softened answers."""
+    loss = F.cross_entropy(logits, target)
+    if teacher is None:
+        return loss
+    with torch.inference_mode():
+        soft = F.log_softmax(teacher(view.contiguous(memory_format=torch.channels_last)) / 2, 1)
+    soft = soft.clone()
+    distil = F.kl_div(F.log_softmax(logits / 2, 1), soft, reduction="batchmean", log_target=True) * 4
+    return 0.3 * loss + 0.7 * distil
+
+
+def factor_of(step: int, part: int, third_from: int, per_epoch: int, args: argparse.Namespace) -> float:
+    """What the learning rates are multiplied with at a step of a part of the training."""
+    if part == 3:
+        since, last = step - third_from * per_epoch, args.third * per_epoch
+        return rate(since, 100, last, 1.0, since)
+    return rate(step - args.drop_epochs * per_epoch * (part == 2), 400, args.epochs * per_epoch, args.cool, step)
+
+
+def update(model: nn.Module, ema: nn.Module, opts: Sequence[torch.optim.Optimizer], loss: Tensor, step: int) -> None:
+    """One step of the weights, and of their moving average."""
+    model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+    for opt in opts:
+        opt.step()
+    with torch.no_grad():
+        decay = min(0.999, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.Namespace) -> tuple[nn.Module, dict]:
+    model = build_student(args)
+    ema = copy.deepcopy(model)
+    opts: list[torch.optim.Optimizer] = []
+    path, per_epoch, third_from = args.work / "student.pt", len(x) // args.batch, min(args.second_until, args.epochs)
+    first, log, state = begun(model, ema, path, args, third_from)
     for epoch in range(first, third_from + args.third):
         g = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
         torch.manual_seed(args.seed * 100_003 + epoch)
@@ -217,42 +254,20 @@ def train_student(teacher: Teacher | None, x: Tensor, y: Tensor, args: argparse.
         start, hits, loss_sum = time.time(), 0, 0.0
         for i, index in enumerate(torch.randperm(len(x), generator=g)[: per_epoch * args.batch].split(args.batch)):
             step = epoch * per_epoch + i
-            if part == 3:
-                since, last = step - third_from * per_epoch, args.third * per_epoch
-                factor = rate(since, 100, last, 1.0, since)
-            else:
-                factor = rate(step - args.drop_epochs * per_epoch * (part == 2), 400, total, args.cool, step)
+            factor = factor_of(step, part, third_from, per_epoch, args)
             for lr, group in zip(base, (q for opt in opts for q in opt.param_groups), strict=True):
                 group["lr"] = lr * factor
             view, target = augment(x[index], g), y[index]
             logits = model(view)
-            loss = F.cross_entropy(logits, target)
-            if teacher is not None:
-                with torch.inference_mode():
-                    soft = F.log_softmax(teacher(view.contiguous(memory_format=torch.channels_last)) / 2, 1)
-                soft = soft.clone()
-                distil = F.kl_div(F.log_softmax(logits / 2, 1), soft, reduction="batchmean", log_target=True) * 4
-                loss = 0.3 * loss + 0.7 * distil
-            model.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
-            for opt in opts:
-                opt.step()
-            with torch.no_grad():
-                decay = min(0.999, (step + 1) / (step + 10))
-                torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+            loss = loss_of(teacher, view, logits, target)
+            update(model, ema, opts, loss, step)
             hits += int((logits.argmax(1) == target).sum())
             loss_sum += float(loss)
             if i % 50 == 0 and sys.stdout.isatty():
                 print(f"\repoch {epoch + 1} step {i}/{per_epoch} loss {loss_sum / (i + 1):.4f}", end="", flush=True)
-        line = {
-            "epoch": epoch + 1,
-            "train_top1": round(hits / (per_epoch * args.batch), 4),
-            "loss": round(loss_sum / per_epoch, 4),
-            "seconds": round(time.time() - start),
-        }
-        log.append(line)
-        print(json.dumps(line), flush=True)
+        top1, mean = round(hits / (per_epoch * args.batch), 4), round(loss_sum / per_epoch, 4)
+        log.append({"epoch": epoch + 1, "train_top1": top1, "loss": mean, "seconds": round(time.time() - start)})
+        print(json.dumps(log[-1]), flush=True)
         state = {"model": model.state_dict(), "ema": ema.state_dict(), "opts": [o.state_dict() for o in opts]}
         save_checkpoint(path, state | {"epoch": epoch + 1, "log": log, "part": part})
     return ema, {"seconds": sum(row["seconds"] for row in log), "epochs": len(log)}

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.deploy import runtime
 from vitprune.images import decode
 from vitprune.images.preprocess import Preprocessing
@@ -91,7 +92,7 @@ def open_model(model: Path) -> Classifier:
     return Classifier(session, [str(n) for n in labels], preprocessing, *own, entries["labels_by_order"] is True)
 
 
-def calibrate(logits: np.ndarray, outputs: Sequence[int]) -> dict[str, Any]:
+def calibrate(logits: np.ndarray, outputs: Sequence[int]) -> Json:
     """The metadata's `open_set` from logits [N, C] of probe images of the classes `outputs`."""
     scores = np.sort(softmax(logits)[:, list(outputs)].max(1))
     threshold = scores[math.floor((1 - TRUE_POSITIVE_RATE) * len(scores) + 1e-9)]
@@ -139,7 +140,7 @@ def find_images(arguments: Sequence[str], left_out: Counter[str] | None = None) 
     return files
 
 
-def predict(classifier: Classifier, paths: Sequence[Path], top: int, batch: int) -> Iterator[dict[str, Any]]:
+def predict(classifier: Classifier, paths: Sequence[Path], top: int, batch: int) -> Iterator[Json]:
     """One answer per image: its `top` outputs with label, probability and logit, a specialist's among its own only.
 
     `known` is False where a specialist finds none of its classes; `score` is what decided, None without a threshold.
@@ -170,7 +171,7 @@ def predict(classifier: Classifier, paths: Sequence[Path], top: int, batch: int)
             }
 
 
-def line(answer: dict[str, Any]) -> str:
+def line(answer: Json) -> str:
     """An answer for people: `PATH: sandal 97.1 %, sneaker 2.0 %`."""
     best = ", ".join(f"{entry['label']} {100 * entry['probability']:.1f} %" for entry in answer["top"])
     text = f"{answer['image']}: {best if answer['known'] else f'not one of my classes (nearest: {best})'}"
@@ -190,6 +191,6 @@ def _open_set(entry: Any, outputs: int, path: Path) -> tuple[list[int] | None, f
         return None, 0.0
     own, threshold = (entry.get("outputs"), entry.get("threshold")) if isinstance(entry, dict) else (None, None)
     sound = isinstance(own, list) and own and all(type(i) is int and 0 <= i < outputs for i in own)
-    if not sound or type(threshold) not in (int, float) or not 0 <= threshold <= 1:  # type: ignore[operator]
-        raise UserError(f"{path}: `open_set` in its metadata cannot be used; export it again")
-    return own, float(threshold)  # type: ignore[arg-type]
+    if sound and isinstance(threshold, int | float) and type(threshold) is not bool and 0 <= threshold <= 1:
+        return own, float(threshold)
+    raise UserError(f"{path}: `open_set` in its metadata cannot be used; export it again")

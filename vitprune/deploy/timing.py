@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import psutil
+
+from vitprune.core.reading import Json
 
 SPREAD = 0.05  # the quartiles of the paired ratio agree when they lie within this share of its median
 PATIENCE = 5  # rounds that do not agree go on for at most this many times the time asked for
@@ -49,7 +50,7 @@ def spread(quartiles: list[float], median: float) -> float:
     return (quartiles[1] - quartiles[0]) / median
 
 
-def notes(measured: dict[str, Any], efficiency: float | None) -> list[str]:
+def notes(measured: Json, efficiency: float | None) -> list[str]:
     """One phrase for everything that speaks against a ratio of `runtime.interleaved`; none where it can be believed.
 
     `efficiency`: speed-up times the ratio of the multiply-adds, of the same precision and engine, or None.

@@ -149,8 +149,9 @@ class _Crew:
         for process in self._processes:
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
 
 def _answer(process: subprocess.Popen[bytes], request: Any) -> tuple[str, Any]:

@@ -37,9 +37,9 @@ class Preprocessing:
     def of(cls, config: Mapping[str, Any]) -> Preprocessing:
         """From timm's data_config. Raises ValueError naming the first entry that cannot be meant."""
         shape = config.get("input_size")
-        sound = isinstance(shape, list | tuple) and len(shape) == 3
-        _require(config, "input_size", sound and all(type(v) is int and 1 <= v <= 1 << 16 for v in shape))  # type: ignore[union-attr]
-        channels, height, width = shape  # type: ignore[misc]
+        sizes = list(shape) if isinstance(shape, list | tuple) else []
+        _require(config, "input_size", len(sizes) == 3 and all(type(v) is int and 1 <= v <= 1 << 16 for v in sizes))
+        channels, height, width = sizes
         _require(config, "mean", _numbers(config.get("mean"), channels, -1e3, 1e3))
         _require(config, "std", _numbers(config.get("std"), channels, 1e-6, 1e3))
         _require(config, "crop_pct", _numbers([config.get("crop_pct")], 1, 0.1, 2))

@@ -7,11 +7,11 @@ the hidden units.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.model import plain
 from vitprune.model.sites.base import TokenLayout
 from vitprune.model.sites.ffn import FfnSite
@@ -29,7 +29,7 @@ class Foreign(nn.Module):
         input_shape: tuple[int, int, int],
         num_classes: int,
         layout: TokenLayout,
-        pretrained_cfg: dict[str, Any] | None = None,
+        pretrained_cfg: Json | None = None,
     ) -> None:
         super().__init__()
         self.net = net

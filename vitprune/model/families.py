@@ -123,7 +123,7 @@ def _known(model: nn.Module) -> None:
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every block with its path, in the order of the forward pass."""
-    stages = [f"layers.{i}" for i in range(len(model.layers))] if hasattr(model, "layers") else []  # type: ignore[arg-type]
+    stages = [f"layers.{i}" for i in range(len(getattr(model, "layers", ())))]
     for path in stages:
         plain.require(path, model.get_submodule(path), STAGES)
     for path in [f"{stage}.blocks" for stage in stages] or ["blocks"]:
@@ -162,11 +162,12 @@ def _site(i: int, path: str, mlp: nn.Module) -> FfnSite:
         raise UserError(f"{path}: {type(mlp).__name__} is not supported; a linear Mlp, GluMlp or SwiGLU is needed")
     plain.require(path, mlp)
     fc1, gate = (name and f"{path}.{name}" for name in names)
-    norm = None if type(mlp.norm) is nn.Identity else f"{path}.norm"
-    plain.require(f"{path}.norm", mlp.norm, NORMS if norm else plain.IDLE)  # type: ignore[arg-type]
-    plain.require(f"{path}.fc2", mlp.fc2, plain.LINEAR)  # type: ignore[arg-type]
-    width, parts = mlp.get_submodule("fc2").in_features, 2 if type(mlp) is GluMlp else 1
-    site = FfnSite(i, str(fc1), f"{path}.act", f"{path}.fc2", width, gate, parts, norm)  # type: ignore[arg-type]
+    normed, fc2 = (getattr(mlp, name) for name in ("norm", "fc2"))
+    norm = None if type(normed) is nn.Identity else f"{path}.norm"
+    plain.require(f"{path}.norm", normed, NORMS if norm else plain.IDLE)
+    plain.require(f"{path}.fc2", fc2, plain.LINEAR)
+    width, parts = fc2.in_features, 2 if type(mlp) is GluMlp else 1
+    site = FfnSite(i, str(fc1), f"{path}.act", f"{path}.fc2", width, gate, parts, norm)
     _plain_layers(site, {f"{path}.{name}": part for name, part in mlp.named_children()}, f"{path}.drop1")
     return site
 
@@ -219,18 +220,20 @@ def input_shape(model: nn.Module) -> tuple[int, int, int]:
         height, width = (t * s for t, s in zip(model.tokens_spatial_shape, model.patch_stride, strict=True))
         return int(model.patch_embed.proj.in_channels), height, width
     embed = getattr(model, "patch_embed", model)
-    if hasattr(embed, "backbone") or not isinstance(getattr(embed, "proj", None), nn.Conv2d):
+    proj = getattr(embed, "proj", None)
+    if hasattr(embed, "backbone") or not isinstance(proj, nn.Conv2d):
         raise UserError(
             f"patch_embed: {type(embed).__name__} is not supported, no convolutional stem is; see `vitprune models`"
         )
     height, width = getattr(embed, "img_size", None) or (224, 224)
-    return int(embed.get_submodule("proj").in_channels), int(height), int(width)  # type: ignore[arg-type]
+    return proj.in_channels, int(height), int(width)
 
 
 def _naflex_size(model: naflexvit.NaFlexVit) -> tuple[int, int]:
     """Height and width that its weights were made for: it takes any, and its grid of position embeddings is another's."""
     if model.embeds.default_img_size is not None:
-        return tuple(map(int, model.embeds.default_img_size))  # type: ignore[return-value]
+        height, width = map(int, model.embeds.default_img_size)
+        return height, width
     stated = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if isinstance(stated, list | tuple) and len(stated) == 3 and all(type(v) is int and 1 <= v <= MOST for v in stated):
         return int(stated[1]), int(stated[2])

@@ -13,9 +13,9 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
+from vitprune.core.device import machine
 from vitprune.core.errors import UserError
 from vitprune.core.files import write_json, write_text
-from vitprune.core.machine import machine
 from vitprune.core.progress import Reporter
 from vitprune.paper import figure6, figures4_5, table1, table2
 from vitprune.recipe.experiments import Paper

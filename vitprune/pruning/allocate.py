@@ -1,8 +1,8 @@
 """Widths per block under a budget, by dynamic programming on what the removals cost; plain arithmetic on tables.
 
-A block's error at width k is the sum of the costs of the units that are then gone (the cheapest first); its price at
-width k is units, parameters, multiply-adds or measured seconds. Least total error within the budget, exactly, up to the
-grid of the prices.
+A block's error at width k is the sum of what the removals up to there cost, as its curve has them; its price at width k is
+units, parameters, multiply-adds or measured seconds. Least total error within the budget, exactly, up to the grid of the
+prices.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ def options(width: int, round_to: int | None, floor: int) -> np.ndarray:
     return np.unique(np.append(np.arange(low, width + 1, step), width))
 
 
-def errors(scores: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Sum of the costs of the removed units at every width; `scores` [N] are the units' costs."""
-    removed = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return removed[len(scores) - widths]
+def errors(costs: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Sum of the costs of the removals at every width; `costs` [N] in the order of removal."""
+    removed = np.concatenate([[0.0], np.cumsum(costs)])
+    return removed[len(costs) - widths]
 
 
-def widths(scores: Sequence[np.ndarray], prices: Sequence[np.ndarray], choices: Sequence[np.ndarray], budget: float
+def widths(costs: Sequence[np.ndarray], prices: Sequence[np.ndarray], choices: Sequence[np.ndarray], budget: float
            ) -> list[int]:  # fmt: skip
     """The width of each block with the least total error and a total price of at most `budget`.
 
-    `prices` and `choices` per block: what each admissible width costs. Raises UserError when even the least does not fit.
+    Per block: `costs` of the removals in their order; the widths that are admissible, `choices`, and their `prices`. Raises
+    UserError when even the least does not fit.
     """
     if sum(float(p[0]) for p in prices) > budget * (1 + 1e-9):
         raise UserError("allocation `budgeted`: the floor of the blocks alone is above the budget; raise keep")
@@ -42,10 +43,10 @@ def widths(scores: Sequence[np.ndarray], prices: Sequence[np.ndarray], choices: 
     best = np.full(room + 1, np.inf)
     best[0] = 0.0
     taken: list[np.ndarray] = []
-    for score, price, choice in zip(scores, prices, choices, strict=True):
+    for cost_N, price, choice in zip(costs, prices, choices, strict=True):
         cost = np.ceil(price / atom - 1e-6).astype(np.int64)
         new, pick = np.full(room + 1, np.inf), np.zeros(room + 1, np.int64)
-        for option, (step, error) in enumerate(zip(cost, errors(score, choice), strict=True)):
+        for option, (step, error) in enumerate(zip(cost, errors(cost_N, choice), strict=True)):
             if step > room:
                 continue
             moved = np.full(room + 1, np.inf)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitprune.core.errors import UserError
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.scores import Scores
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import allocate
 from vitprune.pruning.plan import Plan
-
-Prices = Callable[[str, np.ndarray], np.ndarray]  # a site's name, its admissible sizes → what each costs
+from vitprune.pruning.prices import Prices
 
 
 def width(keep: int | float, n: int, round_to: int | None = None) -> int:
@@ -57,8 +57,9 @@ def build(
     """The mask that keeps the best units for `classes` (None: all rows), averaged over those classes.
 
     `uniform`: each block's best. `global`: the best of all blocks together, at least `floor` of each; a count is a count
-    per block on average. `budgeted`: the widths of least summed score among the removed whose `prices` fit `keep` of the
-    dense ones. Ties, score 0 included, go to the larger `scores.ties`, then to the smaller index.
+    per block on average. `budgeted`: the widths of least summed cost of the removals (of the scores' curves; the scores
+    themselves where there are none) whose `prices` fit `keep` of the dense ones. Ties, score 0 included, go to the larger
+    `scores.ties`, then to the smaller index.
     """
     rows = list(range(scores.classes)) if classes is None or scores.classes == 1 else sorted(set(classes))
     if not rows:
@@ -77,9 +78,9 @@ def build(
     if allocation == "global":
         counts = _global_counts(first, second, sum(counts), round_to, floor)
     elif allocation == "budgeted":
-        counts = _budgeted(
-            list(scores.sites), first, keep, round_to, floor, prices or (lambda name, widths: widths.astype(float))
-        )
+        curves = {name: Curve.ranked(torch.from_numpy(f)) for name, f in zip(scores.sites, first, strict=True)}
+        curves |= scores.curves or {}
+        counts = _budgeted(curves, keep, round_to, floor, prices or (lambda name, widths: widths.astype(float)))
     masks = []
     for block, ties, count in zip(first, second, counts, strict=True):
         order = np.lexsort((np.arange(len(block)), -ties, -block))
@@ -107,14 +108,15 @@ def _global_counts(
 
 
 def _budgeted(
-    names: list[str], first: list[np.ndarray], keep: int | float, round_to: int | None, floor: int, prices: Prices
+    curves: dict[str, Curve], keep: int | float, round_to: int | None, floor: int, prices: Prices
 ) -> list[int]:
-    choices = [allocate.options(len(f), round_to, floor) for f in first]
-    priced = [np.asarray(prices(name, choice), float) for name, choice in zip(names, choices, strict=True)]
+    costs = [curve.costs.numpy() for curve in curves.values()]
+    choices = [allocate.options(len(c), round_to, floor) for c in costs]
+    priced = [np.asarray(prices(name, choice), float) for name, choice in zip(curves, choices, strict=True)]
     whole = [float(p[-1]) for p in priced]
-    share = [keep / len(f) if isinstance(keep, int) else keep for f in first]
+    share = [keep / len(c) if isinstance(keep, int) else keep for c in costs]
     budget = sum(w * s for w, s in zip(whole, share, strict=True))
-    return allocate.widths(first, priced, choices, budget)
+    return allocate.widths(costs, priced, choices, budget)
 
 
 def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,9 +15,15 @@ from vitprune.model.sites import ffn
 from vitprune.model.sites.ffn import FfnSite
 
 Price = Literal["parameters", "flops", "latency"]
-
+Prices = Callable[[str, np.ndarray], np.ndarray]  # a site's name, its admissible sizes → what each costs
 
 ROWS, REPEATS = 512, 7
+
+
+def of_sites(model: nn.Module, sites: Sequence[FfnSite], of: Price) -> Prices:
+    """What sizes of the sites cost, asked for by a site's name."""
+    by_name = {site.name: site for site in sites}
+    return lambda name, sizes: price(model, by_name[name], sizes, of)
 
 
 def price(model: nn.Module, site: FfnSite, choice: np.ndarray, of: Price) -> np.ndarray:

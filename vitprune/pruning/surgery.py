@@ -42,9 +42,10 @@ def check_widths(model: nn.Module, widths: dict[str, int]) -> None:
 
 
 @torch.no_grad()
-def masked_vs_sliced(model: nn.Module, plan: Plan, images: Tensor) -> float:
+def masked_vs_sliced(model: nn.Module, plan: Plan, images: Tensor, made: nn.Module | None = None) -> float:
     """Largest |logit difference| between the model with the units zeroed and its slim copy, as a share of the largest
-    |logit|. Hidden units are zeroed where fc2 reads them, other units in the weights."""
+    |logit|. Hidden units are zeroed where fc2 reads them, other units in the weights. `made` is the slim copy where it is
+    there already, not repaired yet."""
     sites = list(kinds.named(model, list(plan.keep)).values())
     ffns = [site for site in sites if isinstance(site, FfnSite)]
     zeroed = copy.deepcopy(model)
@@ -53,4 +54,5 @@ def masked_vs_sliced(model: nn.Module, plan: Plan, images: Tensor) -> float:
             base.zero_units(zeroed, site, (~plan.keep[site.name]).nonzero().flatten())
     with hooks.masked(zeroed, ffns, [plan.keep[site.name].to(images.device) for site in ffns]):
         expected = zeroed(images)
-    return float((slim(model, plan)(images) - expected).abs().max() / expected.abs().max())
+    made = slim(model, plan) if made is None else made
+    return float((made(images) - expected).abs().max() / expected.abs().max())

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from vitprune.core import ledger
 from vitprune.core.files import write_text
+from vitprune.core.reading import Json
 from vitprune.report.document import document
 from vitprune.report.page.html import html
 from vitprune.report.page.markdown import markdown
@@ -23,7 +23,7 @@ __all__ = ["compare_reports", "write_report"]
 COMPARE = "compare.json"
 
 
-def write_report(record: dict[str, Any], folder: Path) -> list[Path]:
+def write_report(record: Json, folder: Path) -> list[Path]:
     """Write `report.json`, `report.md` and `report.html` into `folder`, each in one step; answer their paths.
 
     A comparison that lies there (`compare.json`) is named in the record and shown. Non-finite floats become null.
@@ -38,7 +38,7 @@ def write_report(record: dict[str, Any], folder: Path) -> list[Path]:
     return _write(folder, {"report.json": text, "report.md": markdown(page), "report.html": html(page)})
 
 
-def compare_reports(records: list[tuple[Path, dict[str, Any]]], folder: Path) -> list[Path]:
+def compare_reports(records: list[tuple[Path, Json]], folder: Path) -> list[Path]:
     """Write `comparison.md` and `comparison.html` for several runs, each given with the path of its record."""
     page = comparison([(path, plain(record)) for path, record in records])
     return _write(folder, {"comparison.md": markdown(page), "comparison.html": html(page)})

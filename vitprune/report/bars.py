@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitprune.core import external
 from vitprune.core.errors import UserError
-from vitprune.core.reading import read_json
+from vitprune.core.reading import Json, read_json
 from vitprune.report.reading.values import clean, mapping, mappings, number, ratio, sequence
 
 
@@ -25,7 +24,7 @@ class Bar:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
+def check(path: Path, bars: list[Bar]) -> list[Json]:
     """One row per bar, and per group where the run has groups: name, group, value, limit, passed, notes.
 
     A check of the run itself that did not hold (an fp16 file that is another model, say) is a missed row of its own.
@@ -50,7 +49,7 @@ def check(path: Path, bars: list[Bar]) -> list[dict[str, Any]]:
     return rows + [_failed(row) for row in mappings(record.get("checks")) if row.get("passed") is not True]
 
 
-def _whole(path: Path, record: dict[str, Any]) -> None:
+def _whole(path: Path, record: Json) -> None:
     """Raise UserError where an ONNX file that lies beside the report lacks the weights it keeps in another."""
     for file in mappings(mapping(record.get("export")).get("files")):
         name = file.get("path")
@@ -59,7 +58,7 @@ def _whole(path: Path, record: dict[str, Any]) -> None:
             external.check(beside)
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Json) -> str:
     """A row for people: `ok      top1 0.8865, at least 0.87`."""
     group = f" [{row['group']}]" if row["group"] else ""
     side = "at least" if row["at_least"] else "at most"
@@ -70,7 +69,7 @@ def line(row: dict[str, Any]) -> str:
     return f"{outcome:<8}{row['name']}{group} {row['value']:.9g}, {side} {row['limit']:.9g}{doubt}"
 
 
-def _failed(row: dict[str, Any]) -> dict[str, Any]:
+def _failed(row: Json) -> Json:
     """A check of the run that did not hold."""
     value, limit = number(row.get("value")), number(row.get("limit"))
     name = f"check: {clean(row.get('name')) or 'unnamed'}"
@@ -85,7 +84,7 @@ def _failed(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any], bar: Bar) -> dict[str, Any]:
+def _judge(path: Path, record: Json, group: str, result: Json, bar: Bar) -> Json:
     if result.get("protocol") != "honest":
         raise UserError(f"{path}: its result is not an honest measurement, so no bar can be held against it")
     value = _figure(record, result, bar.name)
@@ -97,7 +96,7 @@ def _judge(path: Path, record: dict[str, Any], group: str, result: dict[str, Any
     return {"name": bar.name, "group": group or None, **judged, "notes": notes}
 
 
-def _figure(record: dict[str, Any], result: dict[str, Any], name: str) -> float | None:
+def _figure(record: Json, result: Json, name: str) -> float | None:
     if name in ("params_ratio", "macs_ratio"):
         key = name.removesuffix("_ratio")
         return ratio(result.get(key), mapping(record.get("model")).get(f"{key}_dense"))

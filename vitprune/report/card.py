@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 
 from vitprune.core.files import write_text
-from vitprune.core.reading import read_json
+from vitprune.core.reading import Json, read_json
 from vitprune.report.page.markdown import escape
 from vitprune.report.page.numbers import probability
 from vitprune.report.reading.rows import dense_for, of_protocol
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
 
 
-def write_cards(record: dict[str, Any], root: Path) -> list[Path]:
+def write_cards(record: Json, root: Path) -> list[Path]:
     """README.md beside every config.json of a run; `record` holds pure JSON types. Returns the paths."""
     results = mapping(record.get("results")) or {"": mapping(record.get("result"))}
     found = [(root / group, mapping(result)) for group, result in results.items()]
@@ -25,7 +25,7 @@ def write_cards(record: dict[str, Any], root: Path) -> list[Path]:
     return [folder / "README.md" for folder, _ in made]
 
 
-def card(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> str:
+def card(record: Json, result: Json, config: Json) -> str:
     """The card of one exported model: `result` is its row of the report, `config` its config.json."""
     front = yaml.safe_dump(_front(record, result, config), sort_keys=False, allow_unicode=True)
     title = f"# {escape(_name(record, result))}"
@@ -40,11 +40,11 @@ def card(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any])
     return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _front(record: Json, result: Json, config: Json) -> Json:
     model, data = (mapping(mapping(record.get("recipe")).get(part)) for part in ("model", "data"))
     cfg = mapping(config.get("pretrained_cfg"))
     tags = ["image-classification", "timm", "vitprune", "pruning", *(["onnx"] if _has_onnx(record) else [])]
-    front: dict[str, Any] = {
+    front: Json = {
         "library_name": "vitprune" if _ragged(config) else "timm",
         "pipeline_tag": "image-classification",
         "license": clean(cfg.get("license")) or "unknown",  # the Hub's word for one that is not stated
@@ -65,7 +65,7 @@ def _front(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any
     return front | {"model-index": [{"name": _name(record, result), "results": [entry]}]}
 
 
-def _base(model: dict[str, Any], config: dict[str, Any]) -> str:
+def _base(model: Json, config: Json) -> str:
     """The Hub's name of the weights that were pruned, where they came from there; local weights have none."""
     name, tag = clean(model.get("name")), clean(mapping(config.get("pretrained_cfg")).get("tag"))
     if name.startswith("hf-hub:"):
@@ -77,25 +77,25 @@ def _base(model: dict[str, Any], config: dict[str, Any]) -> str:
 _BUNDLED = {"name": "Fashion-MNIST (test images, vitprune's held-out fifth)", "type": "fashion_mnist"}
 
 
-def _name(record: dict[str, Any], result: dict[str, Any]) -> str:
+def _name(record: Json, result: Json) -> str:
     group = clean(result.get("group"))
     return clean(record.get("name")) + (f"-{group}" if group else "")
 
 
-def _widths(config: dict[str, Any]) -> list[Any]:
+def _widths(config: Json) -> list[Any]:
     given = mapping(config.get("vitprune")).get("widths")
     return list(given.values()) if isinstance(given, dict) else sequence(given)
 
 
-def _ragged(config: dict[str, Any]) -> bool:
+def _ragged(config: Json) -> bool:
     return len(set(_widths(config))) > 1
 
 
-def _has_onnx(record: dict[str, Any]) -> bool:
+def _has_onnx(record: Json) -> bool:
     return any(clean(file.get("path")).endswith("model.onnx") for file in mappings(record.get("files")))
 
 
-def _what(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> str:
+def _what(record: Json, result: Json, config: Json) -> str:
     kept, widths = number(result.get("kept")), _widths(config)
     share = f"{100 * kept:.1f} % of" if kept is not None else "some of"
     shape = f"{len(widths)} blocks of {widths[0]}" if len(set(widths)) == 1 else f"widths {', '.join(map(str, widths))}"
@@ -111,13 +111,13 @@ def _what(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]
     )
 
 
-def _warnings(record: dict[str, Any]) -> list[str]:
+def _warnings(record: Json) -> list[str]:
     failed = [clean(check.get("name")) for check in mappings(record.get("checks")) if check.get("passed") is not True]
     notes = [f"> {escape(clean(note))}" for note in sequence(record.get("notes"))]
     return [*notes, *([f"> **Failed checks:** {escape('; '.join(failed))}"] if failed else [])]
 
 
-def _table(record: dict[str, Any], result: dict[str, Any]) -> str:
+def _table(record: Json, result: Json) -> str:
     rows = of_protocol(record, "honest")
     dense = dense_for(rows, result | {"protocol": "honest"})
     lines = ["| model | top-1 | 95 % interval | parameters | multiply-adds |", "|---|---:|---:|---:|---:|"]
@@ -128,15 +128,15 @@ def _table(record: dict[str, Any], result: dict[str, Any]) -> str:
     return "\n".join(lines) + (f"\n\nOn {n:,.0f} test images, which took no part in any choice.{test}" if n else "")
 
 
-def _row(name: str, row: dict[str, Any]) -> str:
+def _row(name: str, row: Json) -> str:
     top1, interval = number(row.get("top1")), sequence(row.get("top1_ci95"))
-    ends = [number(x) for x in interval]
-    spread = f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}" if len(ends) == 2 and None not in ends else ""  # type: ignore[operator]
+    ends = [end for x in interval if (end := number(x)) is not None]
+    spread = f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}" if len(ends) == len(interval) == 2 else ""
     counts = [f"{value:,.0f}" if (value := number(row.get(key))) is not None else "" for key in ("params", "macs")]
     return f"| {name} | {f'{100 * top1:.2f} %' if top1 is not None else ''} | {spread} | {' | '.join(counts)} |"
 
 
-def _latency(result: dict[str, Any]) -> str:
+def _latency(result: Json) -> str:
     ratio = number(result.get("latency_ratio"))
     batch = clean(result.get("latency_batch"))
     doubt = "; ".join(clean(note) for note in sequence(result.get("latency_notes")))
@@ -144,7 +144,7 @@ def _latency(result: dict[str, Any]) -> str:
     return f"{text} In doubt: {escape(doubt)}." if text and doubt else text
 
 
-def _use(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _use(record: Json, result: Json, config: Json) -> list[str]:
     mine = 'import vitprune\n\nmodel = vitprune.load("FOLDER")  # a timm model in eval mode'
     theirs = 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
     if _ragged(config):
@@ -168,7 +168,7 @@ def _use(record: dict[str, Any], result: dict[str, Any], config: dict[str, Any])
     return parts
 
 
-def _origin(record: dict[str, Any], config: dict[str, Any]) -> str:
+def _origin(record: Json, config: Json) -> str:
     block, versions = mapping(config.get("vitprune")), mapping(record.get("versions"))
     made = ", ".join(f"{name} {clean(versions[name])}" for name in ("vitprune", "torch", "timm") if name in versions)
     model = clean(mapping(mapping(record.get("recipe")).get("model")).get("name"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vitprune.core.reading import Json
 from vitprune.report.page.blocks import Document, Text
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, sequence
@@ -19,7 +18,7 @@ SCHEMA = 1
 SOURCE = "Every number on this page comes from report.json beside it and the files that report.json names."
 
 
-def document(record: dict[str, Any], beside: Beside) -> Document:
+def document(record: Json, beside: Beside) -> Document:
     """The page of one run; `record` holds pure JSON types (see `values.plain`), `beside` reads the files it names."""
     name = clean(record.get("name")) or "unnamed run"
     sections = (
@@ -34,7 +33,7 @@ def document(record: dict[str, Any], beside: Beside) -> Document:
     return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
 
 
-def _subtitle(record: dict[str, Any]) -> str:
+def _subtitle(record: Json) -> str:
     model, machine = mapping(record.get("model")), mapping(record.get("machine"))
     known, targets = sequence(record.get("classes")), sequence(record.get("target_classes"))
     classes = f"{len(targets):,} of {len(known):,} classes" if targets else f"{len(known):,} classes" if known else ""
@@ -45,7 +44,7 @@ def _subtitle(record: dict[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _warnings(record: dict[str, Any]) -> tuple[Text, ...]:
+def _warnings(record: Json) -> tuple[Text, ...]:
     found: list[str] = []
     absent = [clean(item) for item in sequence(record.get("missing")) if clean(item)]
     if record.get("complete") is not True or absent:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core import places
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Document, Row, Section, Text, figure, missing, table
 from vitprune.report.plots import plots
@@ -14,12 +15,12 @@ from vitprune.report.reading.rows import dense_for
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
 from vitprune.report.sections.trust import failed_checks
 
-Run = tuple[str, str, dict[str, Any]]  # name (unique on the page), path, record
+Run = tuple[str, str, Json]  # name (unique on the page), path, record
 MAX_CLASSES = 100
 SOURCE = "Every number on this page comes from the runs' records, listed in the first table."
 
 
-def comparison(records: list[tuple[Path, dict[str, Any]]]) -> Document:
+def comparison(records: list[tuple[Path, Json]]) -> Document:
     """The comparison page; every record holds pure JSON types."""
     runs = _named(records)
     if not runs:
@@ -34,7 +35,7 @@ def comparison(records: list[tuple[Path, dict[str, Any]]]) -> Document:
     return Document("vitprune comparison", " · ".join(name for name, _, _ in runs), sections, _warnings(runs), SOURCE)
 
 
-def _named(records: list[tuple[Path, dict[str, Any]]]) -> list[Run]:
+def _named(records: list[tuple[Path, Json]]) -> list[Run]:
     """Runs with their names, numbered where two share one."""
     names = [clean(record.get("name")) or "unnamed run" for _, record in records]
     unique = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, 1)]
@@ -176,7 +177,7 @@ def _differences(runs: list[Run]) -> list[Block]:
     return blocks
 
 
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(value: Json, prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names."""
     flat: dict[str, str] = {}
     for key, item in value.items():

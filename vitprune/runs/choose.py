@@ -135,16 +135,3 @@ def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any
         why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, context.recovery)}
         write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why
-
-
-def sentence(why: dict[str, Any]) -> str:
-    """Why, in one sentence for the report."""
-    order = sorted(why["top1"].items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} {100 * top1:.2f} %" for name, top1 in order)
-    best = order[0][0] == why["chosen"]
-    reason = "highest" if best else f"not clearly below `{order[0][0]}` in"
-    more = "" if best else ", and the highest mean probability of the true class among such"
-    return (
-        f"Criterion `auto` took `{why['chosen']}`: {reason} top-1 on {why['n']} probe images held out for the choice{more}, "
-        f"at keep {why['keep']:g} with recovery {why['recovery']} ({shown}). The test split played no part."
-    )

@@ -6,19 +6,17 @@ file, so that an interrupted comparison goes on where it was. Nothing is chosen 
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vitprune.core import claims
 from vitprune.core.errors import UserError
 from vitprune.core.files import write_json, write_sealed, write_text
 from vitprune.core.progress import Reporter
-from vitprune.core.reading import digest, read_sealed
+from vitprune.core.reading import Json, digest, read_sealed
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.exam.metrics import mcnemar
 from vitprune.pruning import masks
@@ -26,12 +24,14 @@ from vitprune.pruning.repair.names import needs_moments
 from vitprune.recipe.experiments import Compare
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import choose, defaults, pipeline, skeleton, told
+from vitprune.report import grid
+from vitprune.runs import choose, defaults, pipeline, told
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.engine import worker
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state import skeleton
 from vitprune.runs.state.context import Context
 
 SCHEMA = 1
@@ -45,46 +45,27 @@ def entrants(spec: Compare, seed: int) -> list[Contender]:
 
 def compare(
     recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
-) -> dict[str, Any]:
+) -> Json:
     """Run or continue the comparison of a recipe's `compare` section; writes compare.{json,md,svg} and returns the first.
 
     Raises UserError for everything the user can mend.
     """
     worker.one_process()
-    spec, reporter = recipe.compare or Compare(), reporter or Reporter(quiet=True)
-    if recipe.data.probe and len(spec.seeds) > 1:
-        raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
-    if recipe.groups is not None:
-        raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
-    notes: list[str] = []
-    if {"criteria", "recovery"} - spec.model_fields_set:  # a default may not fit the model
-        spec, notes = defaults.comparison(spec, recipe, skeleton.facts(recipe.model))
-        recipe = recipe.model_copy(update={"compare": spec}) if notes else recipe
+    reporter = reporter or Reporter(quiet=True)
+    recipe, spec, notes = _asked(recipe)
     for note in notes:
         reporter.say(f"note: {note}")
-    root = recipe.out / recipe.name / "compare"
+    root = recipe.out / recipe.name
     names = [c for c in spec.criteria if c != "auto"]
     if len(names) < 2:
         raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
-    claims.claim(recipe.out / recipe.name)
-    claims.refuse_strangers(recipe.out / recipe.name, (), recipe.file)
+    claims.claim(root)
+    claims.refuse_strangers(root, (), recipe.file)
     found: Found = {}
-    costs: list[dict[str, Any]] = []
-    choices: list[dict[str, Any]] = []
+    costs: list[Json] = []
+    choices: list[Json] = []
     for seed in spec.seeds:
-        part = recipe.model_copy(
-            update={
-                "name": f"seed-{seed}",
-                "out": root,
-                "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
-                "split": recipe.split.model_copy(update={"seed": seed}),
-                "baselines": names,
-                "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
-                "paper_protocol": None,
-                "compare": None,
-            }
-        )
-        with Context.open(part, device, reporter, workers) as context:
+        with Context.open(_part(recipe, spec, names, seed), device, reporter, workers) as context:
             for budget in spec.keep:
                 for site in context.sites:
                     masks.width(budget, site.size, recipe.round_to)
@@ -95,7 +76,42 @@ def compare(
             costs += [{"seed": seed, **cost} for cost in score.notes_of(context)]
             if "auto" in spec.criteria:
                 choices += _choices(context, spec, seed, key, found, force)
-    record = {
+    return _write(_record(recipe, spec, found, costs) | {"choices": choices, "notes": notes}, root)
+
+
+def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
+    """The recipe and its `compare` section, with the defaults that its model allows, and the notes that say so."""
+    spec = recipe.compare or Compare()
+    if recipe.data.probe and len(spec.seeds) > 1:
+        raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
+    if recipe.groups is not None:
+        raise UserError("compare: one class set at a time; use `classes`, or one recipe per group")
+    notes: list[str] = []
+    if {"criteria", "recovery"} - spec.model_fields_set:  # a default may not fit the model
+        spec, notes = defaults.comparison(spec, recipe, skeleton.facts(recipe.model))
+        recipe = recipe.model_copy(update={"compare": spec}) if notes else recipe
+    return recipe, spec, notes
+
+
+def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Recipe:
+    """The recipe of one seed, a run of its own inside the comparison."""
+    return recipe.model_copy(
+        update={
+            "name": f"seed-{seed}",
+            "out": recipe.out / recipe.name / "compare",
+            "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
+            "split": recipe.split.model_copy(update={"seed": seed}),
+            "baselines": list(names),
+            "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
+            "paper_protocol": None,
+            "compare": None,
+        }
+    )
+
+
+def _record(recipe: Recipe, spec: Compare, found: Found, costs: list[Json]) -> Json:
+    """The content of compare.json; what was chosen and noted follows."""
+    return {
         "schema": SCHEMA,
         "name": recipe.name,
         "model": recipe.model.name if recipe.model.name == "bundled" else Path(recipe.model.name).name,
@@ -104,16 +120,15 @@ def compare(
         "seeds": list(spec.seeds),
         "dense": _summary([found[Contender.dense(s)] for s in spec.seeds]),
         "table": [_line(contender, spec, found) for contender in entrants(spec, spec.seeds[0])],
-        "choices": choices,
-        "notes": notes,
+        "choices": [],
+        "notes": [],
         "costs": _costs(costs),
         "rows": [row for contender in found for row in _plain(contender, costs, found)],
         "recipe_yaml": dump(told.recipe(recipe, recipe.out / recipe.name)),
     }
-    return _write(record, recipe.out / recipe.name)
 
 
-def _plain(contender: Contender, costs: list[dict[str, Any]], found: Found) -> list[dict[str, Any]]:
+def _plain(contender: Contender, costs: list[Json], found: Found) -> list[Json]:
     """The rows of compare.json of one contender: those of report.json with what the discovery cost; a second one, with
     the head's other outputs closed, where the classes are not all the model's."""
     cell, dense = found[contender], found[Contender.dense(contender.seed)]
@@ -132,7 +147,7 @@ def _plain(contender: Contender, costs: list[dict[str, Any]], found: Found) -> l
     return rows
 
 
-def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[dict[str, Any]]:
+def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[Json]:
     """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
     among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
     key = digest(key, among)
@@ -166,12 +181,12 @@ def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) 
     return found
 
 
-def _read(path: Path, key: str, needed: str) -> dict[str, Any] | None:
+def _read(path: Path, key: str, needed: str) -> Json | None:
     content = read_sealed(path)
     return content if content is not None and content.get("key") == key and needed in content else None
 
 
-def _summary(of_seeds: Sequence[Cell]) -> dict[str, Any]:
+def _summary(of_seeds: Sequence[Cell]) -> Json:
     rows, masked = [cell.whole for cell in of_seeds], [cell.masked for cell in of_seeds]
     return {
         "top1": _mean(rows, "top1"),
@@ -190,7 +205,7 @@ def _mean(rows: Sequence[Row], figure: str) -> float:
     return statistics.fmean(getattr(row, figure) for row in rows)
 
 
-def _line(contender: Contender, spec: Compare, found: Found) -> dict[str, Any]:
+def _line(contender: Contender, spec: Compare, found: Found) -> Json:
     def seeds(made: Contender) -> list[Cell]:
         return [found[replace(made, seed=seed)] for seed in spec.seeds]
 
@@ -219,7 +234,7 @@ def _line(contender: Contender, spec: Compare, found: Found) -> dict[str, Any]:
     }
 
 
-def _costs(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _costs(costs: list[Json]) -> list[Json]:
     """Mean seconds and largest memory of every criterion's discovery, and what it needs."""
     rows = []
     for name in dict.fromkeys(cost["settings"]["criterion"] for cost in costs):
@@ -238,96 +253,9 @@ def _costs(costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(record: dict[str, Any], root: Path) -> dict[str, Any]:
+def _write(record: Json, root: Path) -> Json:
     record = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **record}
     write_json(root / "compare.json", record)
-    write_text(root / "compare.md", markdown(record))
-    write_text(root / "compare.svg", plot(record))
+    write_text(root / "compare.md", grid.markdown(record))
+    write_text(root / "compare.svg", grid.plot(record))
     return record
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The table in plain text."""
-    dense, seeds = record["dense"], record["seeds"]
-    lines = [
-        f"# {record['name']}: criteria compared",
-        "",
-        f"Dense: {_percent(dense)} top-1{_masked(dense)}. Test split of {len(seeds)} seed(s) of the split "
-        f"({', '.join(map(str, seeds))}), mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar "
-        "test on the same images against the best other criterion of the same budget and repair, the largest over the "
-        "seeds; not corrected for the number of comparisons. *p of the loss*: the same test against the dense model.",
-        "",
-        "| keep | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
-        "|---:|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in sorted(record["table"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
-        sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
-        shown = [f"{row['keep']:g}", row["recovery"], row["criterion"], _percent(row) + _masked(row)]
-        shown += [
-            f"{row['loss_points']:.2f}{sd}",
-            format(row["loss_p"], ".2g"),
-            f"{row['ahead_points']:+.2f} ({row['best_other']})",
-        ]
-        lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
-    for why in record["choices"]:
-        lines += ["", f"Seed {why['seed']}: {choose.sentence(why)}"]
-    for note in record["notes"]:
-        lines += ["", f"Default {note}"]
-    lines += [
-        "",
-        "| criterion | needs | probe images | seconds | peak memory | source |",
-        "|---|---|---:|---:|---:|---|",
-    ]
-    for cost in record["costs"]:
-        peak = "" if cost["peak_memory_mb"] is None else f"{cost['peak_memory_mb']:.0f} MB"
-        lines.append(
-            f"| {cost['criterion']} | {', '.join(cost['needs']) or 'weights'} | {cost['images']} | {cost['seconds']:.2f} "
-            f"| {peak} | {cost['source']} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _masked(row: dict[str, Any]) -> str:
-    """For a specialist: the same model with the head's other outputs closed."""
-    closed = row["top1_masked_head"]
-    return "" if closed is None else f" ({100 * closed:.2f} with the head masked)"
-
-
-def _percent(row: dict[str, Any]) -> str:
-    sd = "" if row["top1_sd"] is None else f" ± {100 * row['top1_sd']:.2f}"
-    return f"{100 * row['top1']:.2f}{sd}"
-
-
-def plot(record: dict[str, Any]) -> str:
-    """Top-1 against the share kept, one curve per criterion, one panel per repair, the dense line; SVG."""
-    from io import StringIO
-
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    recoveries = list(dict.fromkeys(row["recovery"] for row in record["table"]))
-    criteria = list(dict.fromkeys(row["criterion"] for row in record["table"]))
-    with matplotlib.rc_context({"svg.hashsalt": "vitprune", "font.size": 9}):
-        figure = Figure(figsize=(5.2 * len(recoveries), 4.2), layout="constrained")
-        axes = figure.subplots(1, len(recoveries), sharey=True, squeeze=False)[0]
-        colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
-        for axis, recovery in zip(axes, recoveries, strict=True):
-            axis.axhline(100 * record["dense"]["top1"], color="0.4", ls="--", lw=1, label="dense")
-            for k, name in enumerate(criteria):
-                own = sorted(
-                    (r for r in record["table"] if (r["recovery"], r["criterion"]) == (recovery, name)),
-                    key=lambda r: r["kept"],
-                )
-                error = [100 * (r["top1_sd"] or 0.0) for r in own]
-                x, y = [100 * r["kept"] for r in own], [100 * r["top1"] for r in own]
-                axis.errorbar(x, y, error, label=name, color=colours[k % 20], marker="o", ms=3, lw=1, capsize=2)
-            axis.set(title=f"recovery: {recovery}", xlabel="hidden units kept, % (log scale)", xscale="log")
-            ticks = sorted({100 * r["kept"] for r in record["table"]})
-            axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-            axis.minorticks_off()
-        axes[0].set_ylabel("top-1 on the test split, %")
-        axes[-1].legend(fontsize=7, loc="lower right")
-        out = StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    assert math.isfinite(record["dense"]["top1"])
-    return out.getvalue()

@@ -12,10 +12,11 @@ from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
+from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
-from vitprune.runs.order import STAGES, Stage, stage_digest
 from vitprune.runs.record import matrices, record
+from vitprune.runs.stages.order import STAGES, Stage, stage_digest
 from vitprune.runs.state.context import Context
 from vitprune.runs.state.workspace import PARTS
 
@@ -65,7 +66,7 @@ def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str,
             context.recipe = grouping.resolve(context, force)
         if stage.name == "discover" and context.recipe.criterion.name == "auto":
             context.recipe, context.choice = choose.choose(context, force)
-            context.reporter.say(choose.sentence(context.choice))
+            context.reporter.say(grid.sentence(context.choice))
         if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, context, inputs)
             done.append(_do(stage, context, inputs[stage.name], force))

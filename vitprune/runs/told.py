@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitprune.core.places import place
 
 if TYPE_CHECKING:
     from vitprune.recipe.inputs import Data, Model
     from vitprune.recipe.recipe import Recipe
+
+    P = TypeVar("P", Model, Data)
 
 PATHS = ("path", "probe", "test", "labels")  # of a recipe's `data`
 
@@ -46,7 +48,7 @@ def recipe(given: Recipe, beside: Path | None = None) -> Recipe:
     )
 
 
-def _with(part: Model | Data, changed: dict[str, Any]) -> Model | Data:
+def _with(part: P, changed: dict[str, Any]) -> P:
     return part.model_copy(update=changed)
 
 
@@ -58,7 +60,7 @@ def found(model: Model, folder: Path) -> Model:
     )
     if model.checkpoint is not None and (folder / model.checkpoint).is_file():
         changed["checkpoint"] = folder / model.checkpoint
-    return _with(model, changed)  # type: ignore[return-value]
+    return _with(model, changed)
 
 
 def scrubbed(value: Any, given: Recipe, folder: Path) -> Any:

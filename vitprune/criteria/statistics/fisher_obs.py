@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitprune.core.device import device_of
 from vitprune.core.least_squares import Stream
-from vitprune.criteria.curves import curve
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
@@ -31,14 +31,14 @@ from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
 
 
-def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
-    """Per block [1, N]: the cost at which the unit is removed, in nats per image."""
+def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Curve]:
+    """Per block the order of removal and its costs, in nats per image."""
     covariances, fishers, tokens = statistics(model, sites, batches, how.seed)
-    scores = []
+    curves = []
     for site, covariance, fisher, count in zip(sites, covariances, fishers, tokens, strict=True):
         order, costs = eliminate(root(fisher) @ columns(model, site), covariance)
-        scores.append(curve(order, 0.5 * count * costs)[None])
-    return scores
+        curves.append(Curve(order, 0.5 * count * costs, "nats per image"))
+    return curves
 
 
 def statistics(

@@ -6,8 +6,8 @@
                       W2 ← W2 − W2_j h_jᵀ / h_jj,  C⁻¹ ← C⁻¹ − h_j h_jᵀ / h_jj   (h_j = row j of C⁻¹),  and again
 
 obs is optimal brain surgeon with Schur updates: its cost is the error that is left after the best linear repair of each
-removal, so redundancy is seen. Its scores are the costs in the order of removal as a running maximum: a curve per block
-that `allocation: global` and `budgeted` can merge. C gets a ridge of 1e-3 · mean diag C.
+removal, so redundancy is seen. It gives a curve per block: `allocation: global` merges their running maxima, `budgeted`
+sums the costs as they are. C gets a ridge of 1e-3 · mean diag C.
 In the last block only the tokens that the head reads are counted, as in the repair. Legend: N hidden units, D width.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core import least_squares
-from vitprune.criteria.curves import curve
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
 from vitprune.model.inside import moments
@@ -29,11 +29,11 @@ from vitprune.model.sites.ffn import FfnSite
 COMPACT = 64  # removals between two compactions of the matrices
 
 
-def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
-    """Per block [1, N]: the cost at which the unit is removed, in squared stream units per token."""
+def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Curve]:
+    """Per block the order of removal and its costs, in squared stream units per token."""
     stats = moments.moments(model, sites, (x for x, _ in batches()))
     pairs = zip(sites, stats, strict=True)
-    return [curve(*eliminate(columns(model, site), stat.covariance))[None] for site, stat in pairs]
+    return [Curve(*eliminate(columns(model, site), stat.covariance), "squared stream units") for site, stat in pairs]
 
 
 def eliminate(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = least_squares.RIDGE) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vitprune.core import device, external, ledger
 from vitprune.core.files import put, replacing, scratch
-from vitprune.core.reading import sha256
+from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import rewrites
@@ -37,7 +37,7 @@ ALIGNED = 4096  # where a tensor may start in the file beside, for those who map
 PARITY_BATCHES = (1, 2, 7)
 
 
-def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
+def export(model: nn.Module, path: Path, metadata: Json) -> None:
     """Write `model` to `path`; `metadata` values go to metadata_props as text or JSON."""
     ledger.guard(path, anywhere=True)  # before the work
     example = torch.zeros(2, *families.input_shape(model), device=device.device_of(model))
@@ -60,7 +60,7 @@ def export(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     save(proto, path, metadata)
 
 
-def save(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+def save(proto: onnx.ModelProto, path: Path, metadata: Json) -> None:
     """Write a graph with exactly this metadata, checked; a large one with its weights beside it, and without them here."""
     for file in (path, data_of(path)):
         ledger.guard(file, anywhere=True)
@@ -117,7 +117,7 @@ def _move_out(proto: onnx.ModelProto, data: Path) -> None:
                 entry.key, entry.value = key, value
 
 
-def write(proto: onnx.ModelProto, path: Path, metadata: dict[str, Any]) -> None:
+def write(proto: onnx.ModelProto, path: Path, metadata: Json) -> None:
     """Save a graph with exactly this metadata and check the file.
 
     The exporter's remarks on each node go: they are stack traces, with the paths of the machine they were made on.
@@ -145,7 +145,7 @@ def _without_remarks(proto: onnx.ModelProto) -> None:
         graphs += [g for node in graph.node for a in node.attribute for g in a.graphs]
 
 
-def facts(path: Path) -> dict[str, Any]:
+def facts(path: Path) -> Json:
     """Opset and node counts of a file, as it says them itself."""
     proto = onnx.load(str(path), load_external_data=False)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))

@@ -24,6 +24,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from vitprune.core import external
 from vitprune.core.errors import UserError
 from vitprune.core.files import scratch, temporary_files_in
+from vitprune.core.reading import Json
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting, rewrites
 
@@ -122,7 +123,7 @@ class Sweep:
             f"the {len(self.excluded)} with the largest logit error of their own stay in fp32"
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return asdict(self) | {"why": self.why}
 
 
@@ -137,42 +138,54 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
         raise UserError(f"{path}: int8 is not made of more than {MOST_INT8 >> 20:,} MiB of weights; fp16 is")
     with scratch(path.parent) as folder, temporary_files_in(folder), _quiet():
         quantizer = _Quantizer(_in_one(source, folder), folder, calibration)
-        expected = _logits(source, probe)
-        top1_fp32 = _top1(expected, labels)
-        names = quantizer.names
-        tried: list[tuple[int, float]] = []
-        made: dict[int, ModelProto] = {}
-
-        def holds(ranked: list[str], count: int) -> bool:
-            """Is the floor kept with the first `count` of `ranked` in fp32?"""
-            made[count] = quantizer.make(set(ranked[:count]))
-            if not tried:
-                onnx.save(made[count], str(Path(folder) / "trial.onnx"))
-                opens(Path(folder) / "trial.onnx")
-            top1 = _top1(_logits(made[count].SerializeToString(), probe), labels)
-            tried.append((count, top1))
-            return (top1_fp32 - top1) * 100 <= floor + 1e-9
-
-        effects: dict[str, float] = {}
-        excluded: list[str] = []
-        if not holds(names, 0):
-            effects = _effects(quantizer, probe[:1], expected[: len(probe[0])])
-            ranked = list(effects)
-            low, high = 0, 1
-            while high < len(ranked) and not holds(ranked, high):
-                low, high = high, min(2 * high, len(ranked))
-            if high == len(ranked):
-                made[high] = quantizer.make(set(ranked))
-                tried.append((high, top1_fp32))
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if holds(ranked, middle) else (middle, high)
-            excluded = ranked[:high]
-        _save(made[len(excluded)], path, source, "int8")
+        trials = _Trials(quantizer, source, probe, labels, floor, Path(folder))
+        excluded, effects = trials.fewest()
+        _save(trials.made[len(excluded)], path, source, "int8")
+    names, top1 = quantizer.names, dict(trials.tried)[len(excluded)]
     return Sweep(
-        floor, top1_fp32, dict(tried)[len(excluded)], len(labels), sum(map(len, calibration)),
-        len(names) - len(excluded), excluded, effects, tried,
+        floor, trials.top1_fp32, top1, len(labels), sum(map(len, calibration)),
+        len(names) - len(excluded), excluded, effects, trials.tried,
     )  # fmt: skip
+
+
+class _Trials:
+    """Models with some of the products in fp32: those that were `made`, and the top-1 of each that was `tried`."""
+
+    def __init__(
+        self, quantizer: _Quantizer, source: Path, probe: Batches, labels: np.ndarray, floor: float, folder: Path
+    ) -> None:
+        self.quantizer, self.probe, self.labels, self.floor, self.folder = quantizer, probe, labels, floor, folder
+        self.expected = _logits(source, probe)
+        self.top1_fp32 = _top1(self.expected, labels)
+        self.tried: list[tuple[int, float]] = []
+        self.made: dict[int, ModelProto] = {}
+
+    def holds(self, ranked: list[str], count: int) -> bool:
+        """Is the floor kept with the first `count` of `ranked` in fp32?"""
+        self.made[count] = self.quantizer.make(set(ranked[:count]))
+        if not self.tried:
+            onnx.save(self.made[count], str(self.folder / "trial.onnx"))
+            opens(self.folder / "trial.onnx")
+        top1 = _top1(_logits(self.made[count].SerializeToString(), self.probe), self.labels)
+        self.tried.append((count, top1))
+        return (self.top1_fp32 - top1) * 100 <= self.floor + 1e-9
+
+    def fewest(self) -> tuple[list[str], dict[str, float]]:
+        """The fewest products in fp32 that keep the floor, and the error of each alone in int8 where it was asked for."""
+        if self.holds(self.quantizer.names, 0):
+            return [], {}
+        effects = _effects(self.quantizer, self.probe[:1], self.expected[: len(self.probe[0])])
+        ranked = list(effects)
+        low, high = 0, 1
+        while high < len(ranked) and not self.holds(ranked, high):
+            low, high = high, min(2 * high, len(ranked))
+        if high == len(ranked):
+            self.made[high] = self.quantizer.make(set(ranked))
+            self.tried.append((high, self.top1_fp32))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.holds(ranked, middle) else (middle, high)
+        return ranked[:high], effects
 
 
 def _in_one(source: Path, folder: Path) -> Path:

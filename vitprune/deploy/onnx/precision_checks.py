@@ -10,9 +10,10 @@ Legend: N images, C outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from vitprune.core.reading import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def probabilities(logits_NC: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def compare(expected_NC: np.ndarray, found_NC: np.ndarray, tie: float = 0.0) -> dict[str, Any]:
+def compare(expected_NC: np.ndarray, found_NC: np.ndarray, tie: float = 0.0) -> Json:
     """How far a file's logits are from the fp32 slim model's on the same images; `differing` leaves near ties out."""
     top, other, rows = expected_NC.argmax(1), found_NC.argmax(1), np.arange(len(expected_NC))
     centred = expected_NC.astype(np.float64) - expected_NC.mean(1, keepdims=True)
@@ -53,9 +54,7 @@ def compare(expected_NC: np.ndarray, found_NC: np.ndarray, tie: float = 0.0) -> 
     }
 
 
-def checks(
-    precision: str, path: str, seen: dict[str, Any], batches: float, floor_points: float
-) -> list[dict[str, Any]]:
+def checks(precision: str, path: str, seen: Json, batches: float, floor_points: float) -> list[Json]:
     """The checks of an fp16 or int8 file: name, value, limit and what was looked at.
 
     What the recipe allows int8 to lose (`int8_floor_points`) is added to its limits, and one image may always differ

@@ -8,7 +8,7 @@ Legend: R rows (images × nodes), T tokens, D width, N hidden units. Weights are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ PASSED_BY = {"drop_path1": plain.IDLE, "drop_path2": plain.IDLE, "ls1": plain.SC
 Part = Literal["attention", "ffn"]
 
 
+class Timm(Protocol):
+    """A model of timm's, whose pass can begin and end around the blocks."""
+
+    def forward_features(self, x: Tensor) -> Tensor: ...
+
+    def forward_head(self, x: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Halves:
     """The halves of every block of `model`; `beside` per block what its attention is given beside the stream; `changed`:
@@ -41,16 +49,23 @@ class Halves:
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.model.blocks  # type: ignore[return-value]
+        return cast("nn.ModuleList", self.model.get_submodule("blocks"))
+
+    @property
+    def timm(self) -> Timm:
+        """The model by its own methods, which every kind in halves has."""
+        return cast("Timm", self.model)
 
     def stream_into_blocks(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → the stream into the first block, [B, T, D]."""
-        return hooks.input_of(self.blocks[0], lambda: self.model.forward_features(images))  # type: ignore[operator]
+        return hooks.input_of(self.blocks[0], lambda: self.timm.forward_features(images))
 
     def attention(self, i: int, x_RTD: Tensor) -> Tensor:
         """What block i's attention gives for the stream, before its γ."""
         block = self.blocks[i]
-        return block.attn(block.norm1(x_RTD), **self.beside[i])  # type: ignore[operator]
+        normed: Tensor = block.get_submodule("norm1")(x_RTD)
+        attended: Tensor = block.get_submodule("attn")(normed, **self.beside[i])
+        return attended
 
     def attend(self, i: int, x_RTD: Tensor) -> Tensor:
         """The stream after block i's attention."""
@@ -58,7 +73,7 @@ class Halves:
 
     def project(self, i: int, x_RTD: Tensor, mixed_RTD: Tensor) -> Tensor:
         """The stream after block i's attention, given what goes into its projection."""
-        return x_RTD + self.scaled(i, "attention", self.blocks[i].attn.proj(mixed_RTD))  # type: ignore[operator,union-attr]
+        return x_RTD + self.scaled(i, "attention", self.blocks[i].get_submodule("attn.proj")(mixed_RTD))
 
     def attend_first(self, i: int, x_RTD: Tensor) -> Tensor:
         """The first token's row of `attend`, [R, 1, D]: one query instead of T."""
@@ -66,7 +81,7 @@ class Halves:
         attn: Any = block.attn
         if type(attn) is not Attention or any(path.startswith(f"blocks.{i}.attn") for path in self.changed):
             return self.attend(i, x_RTD)[:, :1]
-        normed, split = block.norm1(x_RTD), attn.attn_dim  # type: ignore[operator]
+        normed, split = block.get_submodule("norm1")(x_RTD), attn.attn_dim
         weight, bias = attn.qkv.weight, attn.qkv.bias
         q = F.linear(normed[:, :1], weight[:split], None if bias is None else bias[:split])
         kv = F.linear(normed, weight[split:], None if bias is None else bias[split:])
@@ -84,7 +99,7 @@ class Halves:
         """Hidden units of block i as fc2 reads them, [R, T, N]."""
         block = self.blocks[i]
         mlp: Any = block.mlp
-        x = block.norm2(z_RTD)  # type: ignore[operator]
+        x = block.get_submodule("norm2")(z_RTD)
         if isinstance(mlp, SwiGLU):
             return mlp.norm(mlp.act(mlp.fc1_g(x)) * mlp.fc1_x(x))
         if isinstance(mlp, GluMlp):
@@ -95,7 +110,7 @@ class Halves:
 
     def fc2(self, i: int) -> nn.Linear:
         """Block i's second FFN layer."""
-        return self.blocks[i].mlp.fc2  # type: ignore[union-attr,return-value]
+        return cast("nn.Linear", self.blocks[i].get_submodule("mlp.fc2"))
 
     def add_ffn(self, i: int, z_RTD: Tensor, hidden_RTN: Tensor) -> Tensor:
         """The stream after block i, given its hidden units."""
@@ -127,7 +142,7 @@ class Halves:
 
     def logits(self, x_RTD: Tensor) -> Tensor:
         """The head on the stream after the last block; only the rows that the pooling reads need be there."""
-        return self.model.forward_head(self.model.norm(x_RTD))  # type: ignore[operator]
+        return self.timm.forward_head(self.model.get_submodule("norm")(x_RTD))
 
 
 def halves(model: nn.Module) -> Halves | None:
@@ -140,7 +155,7 @@ def halves(model: nn.Module) -> Halves | None:
         return Halves(model, [{} for _ in blocks], changed)
     example = next(model.parameters()).new_zeros(1, *families.input_shape(model))
     with torch.no_grad(), hooks.keywords_of(list(blocks)) as given:
-        model.forward_features(example)  # type: ignore[operator]
+        cast("Timm", model).forward_features(example)
     beside = [{key: value for key, value in one.items() if value is not None} for one in given]
     return Halves(model, beside, changed)
 

@@ -34,7 +34,7 @@ def moments(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Tensor
 
     for images in batches:
         fits = pieces.room(footprint, device)
-        found = pieces.taken(len(images), lambda rows, x=images: hidden_of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
+        found = pieces.taken(len(images), pieces.on(hidden_of, images), STATISTICS, fits, device)
         for stream in streams:
             stream.add(pieces.first_of(found))
     return [stream.finish() for stream in streams]

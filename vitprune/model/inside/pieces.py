@@ -86,6 +86,11 @@ def taken(
     return made
 
 
+def on(work: Callable[[Tensor], T], images: Tensor) -> Callable[[slice], T]:
+    """`work` on the images of the rows that `taken` asks for."""
+    return lambda rows: work(images[rows])
+
+
 def joined(work: Callable[..., Tensor], *rows: Tensor, advice: str, fits: int | None = None) -> Tensor:
     """`work` on tensors [B, …] that go along row by row, its result [B, …] from as many pieces as it takes."""
     made = taken(len(rows[0]), lambda part: work(*(x[part] for x in rows)), advice, fits, rows[0].device)

@@ -22,8 +22,10 @@ from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.model.declared import Foreign
 from vitprune.model.load import timm_names
+from vitprune.model.load.spec import Args
 from vitprune.model.sites.base import TokenLayout
 
 TORCHVISION = {  # patch_size, num_layers, num_heads, hidden_dim, mlp_dim
@@ -53,7 +55,7 @@ HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilin
 def known(name: str) -> bool:
     """Whether `build` can make this architecture."""
     source, _, own = name.rpartition(":")
-    tables: dict[str, dict[str, Any]] = {"torchvision": TORCHVISION, "transformers": TRANSFORMERS}
+    tables: dict[str, Json] = {"torchvision": TORCHVISION, "transformers": TRANSFORMERS}
     return own in tables[source] if source in tables else not source and timm.is_model(own)
 
 
@@ -67,7 +69,7 @@ def close_to(name: str) -> list[str]:
     return timm_names.close(own.split(".")[0], timm_names.names().ours or timm.list_models())
 
 
-def build(name: str, args: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
+def build(name: str, args: Args, *, pretrained: bool = False) -> nn.Module:
     """The architecture `name` under `args`, weights random or `pretrained` (fetched). Raises what its library raises."""
     source, _, own = name.rpartition(":")
     if source == "torchvision":
@@ -77,7 +79,7 @@ def build(name: str, args: dict[str, Any], *, pretrained: bool = False) -> nn.Mo
     return _sized(timm.create_model(name, pretrained=pretrained, **args), args)
 
 
-def _sized(model: nn.Module, args: dict[str, Any]) -> nn.Module:
+def _sized(model: nn.Module, args: Args) -> nn.Module:
     """A NaFlexViT takes any size, so `img_size` alone leaves no trace in it: it is what its images are made to."""
     size, cfg = args.get("img_size"), getattr(model, "pretrained_cfg", None)
     if isinstance(model, NaFlexVit) and size is not None and isinstance(cfg, dict):
@@ -97,17 +99,17 @@ class _Skipped(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def on_meta(name: str, args: dict[str, Any]) -> nn.Module:
+def on_meta(name: str, args: Args) -> nn.Module:
     """The architecture without memory for its weights. Raises what `build` raises."""
     with torch.device("meta"), _Skipped():
         return build(name, args)
 
 
-def _torchvision(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
+def _torchvision(name: str, args: Args, pretrained: bool) -> Foreign:
     """torchvision's ViT: a class token, which the head reads alone."""
-    settings: dict[str, Any] = {**dict(zip(SIZES, TORCHVISION[name], strict=True)), "image_size": 224, **args}
+    settings: Args = {**dict(zip(SIZES, TORCHVISION[name], strict=True)), "image_size": 224, **args}
     _no_others(settings, {*SIZES, "image_size", "num_classes"})
-    cfg: dict[str, Any] = dict(IMAGENET)
+    cfg: Json = dict(IMAGENET)
     net = TorchvisionViT(**settings)
     if pretrained:
         weights = get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
@@ -118,7 +120,7 @@ def _torchvision(name: str, args: dict[str, Any], pretrained: bool) -> Foreign:
     return Foreign(net, ffns, shape, settings.get("num_classes", 1000), TokenLayout(1, True, 0, 1), cfg)
 
 
-def _transformers(name: str, args: dict[str, Any], pretrained: bool, folder: Path | None = None) -> Foreign:
+def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None = None) -> Foreign:
     """One of transformers' classifiers, built from the configuration's values, with the weights of a local folder."""
     if pretrained:
         raise ValueError("give the folder of its weights instead: model.name transformers:FOLDER")
@@ -139,7 +141,7 @@ def _transformers(name: str, args: dict[str, Any], pretrained: bool, folder: Pat
     layout = TokenLayout(prefix + int(getattr(config, "num_register_tokens", 0)), True, start, stop)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     shape = (int(config.num_channels), int(size), int(size))
-    cfg: dict[str, Any] = dict(HALF if name.startswith("ViT") else IMAGENET)
+    cfg: Json = dict(HALF if name.startswith("ViT") else IMAGENET)
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     if not labels[0].startswith("LABEL_"):
         cfg["label_names"] = labels
@@ -158,7 +160,7 @@ def _with_weights(made: Any, config: Any, folder: Path) -> nn.Module:
     return net.float()
 
 
-def _no_others(settings: dict[str, Any], taken: set[str]) -> None:
+def _no_others(settings: Args, taken: set[str]) -> None:
     unknown = settings.keys() - (taken - {"self", "args", "kwargs"})
     if unknown:
         raise ValueError(f"unknown argument {min(unknown)}")
@@ -178,12 +180,12 @@ def _paths(net: nn.Module, leaf: str) -> list[str]:
     return [path for path, _ in net.named_modules() if path.rpartition(".")[2] == leaf]
 
 
-def in_folder(name: str, args: dict[str, Any], folder: Path) -> nn.Module:
+def in_folder(name: str, args: Args, folder: Path) -> nn.Module:
     """A `transformers:` architecture with the weights of a folder that transformers wrote."""
     return _transformers(name.partition(":")[2], args, False, folder)
 
 
-def transformers_folder(folder: Path, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def transformers_folder(folder: Path, config: Json) -> tuple[str, Json]:
     """Name and arguments of a folder that transformers wrote: what its config.json says of the architecture."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
@@ -192,12 +194,12 @@ def transformers_folder(folder: Path, config: dict[str, Any]) -> tuple[str, dict
     return f"transformers:{name}", {key: config[key] for key in SHAPING if key in config}
 
 
-def transformers_cfg(prepared: Any) -> dict[str, Any]:
+def transformers_cfg(prepared: Any) -> Json:
     """timm's words for what a preprocessor_config.json says: resize to the input size, no crop, then normalise."""
     if not isinstance(prepared, dict):
         return {}
     mode = {0: "nearest", 3: "bicubic"}.get(prepared.get("resample", 2), "bilinear")
-    made: dict[str, Any] = {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": mode}
+    made: Json = {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": mode}
     size, crop = prepared.get("size"), prepared.get("crop_size")
     if isinstance(size, dict) and isinstance(crop, dict) and prepared.get("do_center_crop") and "shortest_edge" in size:
         made |= {"crop_mode": "center", "crop_pct": float(crop["height"]) / float(size["shortest_edge"])}

@@ -6,21 +6,20 @@ In its `vitprune` block: `sha256` of model.safetensors, and `config_sha256` of t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from vitprune.core.errors import UserError
-from vitprune.core.reading import digest, sha256
+from vitprune.core.reading import Json, digest, sha256
 
 KEYS = ("sha256", "config_sha256")
 
 
-def add(record: dict[str, Any], weights: Path) -> None:
+def add(record: Json, weights: Path) -> None:
     """Put both into the `vitprune` block of a config's content, which holds JSON types only."""
     record["vitprune"]["sha256"] = sha256(weights)
     record["vitprune"]["config_sha256"] = _of_config(record)
 
 
-def verify(record: dict[str, Any], config: Path, weights: Path) -> None:
+def verify(record: Json, config: Path, weights: Path) -> None:
     """Raises UserError for a file that is not as it was written; a folder without checksums passes."""
     block = record.get("vitprune") or {}
     if "config_sha256" in block and block["config_sha256"] != _of_config(record):
@@ -29,7 +28,7 @@ def verify(record: dict[str, Any], config: Path, weights: Path) -> None:
         raise _changed(weights, "sha256", config)
 
 
-def _of_config(record: dict[str, Any]) -> str:
+def _of_config(record: Json) -> str:
     block = {key: value for key, value in record["vitprune"].items() if key != "config_sha256"}
     return digest(record | {"vitprune": block})
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from timm.data import create_transform
-from torch import nn
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
+from vitprune.core.reading import Json
+from vitprune.images.preprocess import Preprocessing
 from vitprune.model.load.prepared import Origin
+from vitprune.model.load.spec import Args
 
 RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm model takes: plain timm's error quotes it
 
@@ -34,11 +38,11 @@ class Loaded:
 
     model: nn.Module
     architecture: str
-    model_args: dict[str, Any]
-    data_config: dict[str, Any]
+    model_args: Args
+    data_config: Json
     labels: list[str] | None
     widths: list[int] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
+    about: Json = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     notes: list[str] = field(default_factory=list)
 
@@ -47,9 +51,10 @@ class Loaded:
         """Number of classes C the head tells apart."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
-    def transform(self) -> Any:
-        """The model's own evaluation transform, PIL image → float tensor [C, H, W]."""
-        return create_transform(**self.data_config, is_training=False)
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The model's own evaluation transform, PIL image → float tensor [C, H, W], alike in every process."""
+        prepare = Preprocessing.of(self.data_config)
+        return lambda image: torch.from_numpy(prepare(image))
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.model.load.spec import PreprocessSpec
 
 SAID = ("interpolation", "crop_pct", "mean", "std")  # the size is the model's own, crop_mode is `center` unless said
@@ -30,7 +31,7 @@ class Origin:
         return [key for key in SAID if self.said_by.get(key) == DEFAULT]
 
 
-def apply(config: dict[str, Any], given: PreprocessSpec | None, fixed: bool) -> dict[str, Any]:
+def apply(config: Json, given: PreprocessSpec | None, fixed: bool) -> Json:
     """timm's data_config under a recipe's `model.preprocess`; `fixed`: the model's size is not the recipe's to choose.
 
     Raises UserError for what does not fit the model.
@@ -85,7 +86,7 @@ def origin(
     return Origin(said_by, notes)
 
 
-def facts(config: Mapping[str, Any], said_by: Mapping[str, str]) -> dict[str, Any]:
+def facts(config: Mapping[str, Any], said_by: Mapping[str, str]) -> Json:
     """What the report and an ONNX file say of it: the values, and `said_by`."""
     return {key: _plain(config[key]) for key in ("input_size", *SAID, "crop_mode")} | {"said_by": dict(said_by)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -13,15 +12,17 @@ from torch import nn
 
 from vitprune.core import ledger
 from vitprune.core.files import replacing, write_json
+from vitprune.core.reading import Json
 from vitprune.model import kinds
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import checksums
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
+from vitprune.model.load.spec import Args
 from vitprune.model.sites import ffn
 
 
-def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) -> None:
+def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
     """Write `model` (pruned from `loaded`) as config.json + model.safetensors; `about` joins the `vitprune` block.
 
     A result of one width for all blocks also loads with plain timm: mlp_ratio says it. One of several widths does not,
@@ -63,7 +64,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: dict[str, Any]) 
     write_json(folder / "config.json", record)
 
 
-def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
+def _pretrained_cfg(loaded: Loaded) -> Json:
     """timm's pretrained_cfg with the preprocessing as resolved and the labels, its keys in one order."""
     cfg = dict(getattr(loaded.model, "pretrained_cfg", None) or {}) | loaded.data_config
     cfg["num_classes"] = loaded.outputs
@@ -74,7 +75,7 @@ def _pretrained_cfg(loaded: Loaded) -> dict[str, Any]:
     return {"custom_load": False} | {k: cfg[k] for k in KEPT_CFG if k in cfg}
 
 
-def _one_ratio(loaded: Loaded, args: dict[str, Any], model: nn.Module, widths: list[int]) -> float | None:
+def _one_ratio(loaded: Loaded, args: Args, model: nn.Module, widths: list[int]) -> float | None:
     """The mlp_ratio with which timm itself builds exactly this model, if there is one: fc1 may hold a gate beside the
     units, and other layers may follow the ratio too."""
     if len(set(widths)) > 1:

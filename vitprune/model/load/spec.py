@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+Args = dict[str, Any]  # keyword arguments of an architecture, as a recipe, a config.json or a call of timm gives them
+
 
 class PreprocessSpec(Protocol):
     """How images are prepared; None where it is left to the weights."""
@@ -35,6 +37,6 @@ class ModelSpec(Protocol):
     @property
     def checkpoint_key(self) -> str | None: ...
     @property
-    def args(self) -> dict[str, Any]: ...
+    def args(self) -> Args: ...
     @property
     def preprocess(self) -> PreprocessSpec | None: ...

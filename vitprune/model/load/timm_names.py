@@ -57,7 +57,11 @@ def refusal(name: str) -> str | None:
     own, found = name.partition(".")[0], names()
     if not found.every or own in found.every:
         return None
-    near = close(own, found.ours)
+    return unknown(close(own, found.ours))
+
+
+def unknown(near: list[str]) -> str:
+    """What is said of a name that nobody knows, with those it may mean, the likeliest first."""
     also = f" Also close: {', '.join(near[1:])}" if near[1:] else ""
     return "not a timm model, `bundled` or `local-dir:FOLDER`; " + (
         f"did you mean `{near[0]}`?{also}" if near else "see `vitprune models`"

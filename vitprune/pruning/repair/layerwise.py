@@ -11,7 +11,7 @@ attention, y* the dense one after the whole block, a what attention hands to its
 each a ridge regression towards the layer's old weights over all tokens of all images (in the last block, what is written
 to the stream counts only at the tokens that the head reads), so each corrects the whole drift so far. No labels, no
 gradient. The streams of all images are carried from block to block, in memory or, beyond `IN_MEMORY` bytes, in a file; the
-dense model's can be kept for the next repair from the same images (`Kept`), which need not run it again.
+dense model's can be kept for the next repair from the same images (`DenseStreams`), which need not run it again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,11 @@ from vitprune.core.least_squares import SecondMoments, fit
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, hooks, pieces
 from vitprune.model.inside.blockwise import Halves
-from vitprune.pruning.repair.streams import Streams
+from vitprune.pruning.repair.streams import DenseStreams, Streams
 
 HELD_OUT = 5  # every fifth image chooses the ridge
 ADVICE = "repair: not enough memory for a single image; free some, or take a device with more"
 Track = Callable[[Iterable[int]], Iterable[int]]
-Kept = dict[
-    tuple[int, int], Tensor
-]  # (half, batch): the dense stream into the first block (-1), after the halves (0, 1, …)
 
 
 @torch.no_grad()
@@ -49,7 +46,7 @@ def repair(
     attention: bool,
     ridge: float | None = None,
     track: Track = iter,
-    kept: Kept | None = None,
+    kept: DenseStreams | None = None,
     scratch: Path | None = None,
 ) -> None:
     """Rewrite `slim` in place from batches of images [B, C, H, W]; with `attention` qkv and proj too, not fc2 alone.
@@ -80,15 +77,21 @@ class _Work:
     """The streams of both models and the regression of one layer after the other."""
 
     def __init__(
-        self, new: Halves, old: Halves, streams: Streams, device: torch.device, ridge: float | None, kept: Kept | None
+        self,
+        new: Halves,
+        old: Halves,
+        streams: Streams,
+        device: torch.device,
+        ridge: float | None,
+        kept: DenseStreams | None,
     ) -> None:
         self.new, self.old, self.streams, self.device, self.ridge, self.kept = new, old, streams, device, ridge, kept
         self.count = 0
 
     def start(self, batches: Iterable[Tensor]) -> None:
         for images in batches:
-            self.carry(-1, self.count, lambda x: self.old.stream_into_blocks(x.to(self.device)), images)
-            self.streams.put("x", self.count, self.dense(-1, self.count))
+            self.carry(0, self.count, lambda x: self.old.stream_into_blocks(x.to(self.device)), images)
+            self.streams.put("x", self.count, self.dense(0, self.count))
             self.count += 1
 
     def x(self) -> Iterator[tuple[int, Tensor]]:
@@ -96,20 +99,19 @@ class _Work:
         for n in range(self.count):
             yield n, self.streams.get("x", n, self.device)
 
-    def dense(self, half: int, n: int) -> Tensor:
-        """Batch n's dense stream into the first block (-1), after block i's attention (2i) or after the block (2i + 1);
-        if they are not kept, the last that was carried."""
-        return self.streams.get("dense", n, self.device) if self.kept is None else self.kept[half, n]
+    def dense(self, place: int, n: int) -> Tensor:
+        """Batch n's dense stream at a place (see `DenseStreams`); if they are not kept, the last that was carried."""
+        return self.streams.get("dense", n, self.device) if self.kept is None else self.kept.tensors[place, n]
 
-    def carry(self, half: int, n: int, forward: Callable[[Tensor], Tensor], x: Tensor | None = None) -> None:
-        if self.kept is not None and (half, n) in self.kept:
+    def carry(self, place: int, n: int, forward: Callable[[Tensor], Tensor], x: Tensor | None = None) -> None:
+        """Take batch n's dense stream to a place, by `forward` of `x` (None: of the stream at the place before)."""
+        if self.kept is not None and (place, n) in self.kept.tensors:
             return
-        before = half - 1 if half >= 0 else half
-        made = self.passed(forward, self.dense(before, n) if x is None else x)
+        made = self.passed(forward, self.dense(place - 1, n) if x is None else x)
         if self.kept is None:
             self.streams.put("dense", n, made)
         else:
-            self.kept[half, n] = made
+            self.kept.tensors[place, n] = made
 
     def passed(self, forward: Callable[..., Tensor], *streams: Tensor) -> Tensor:
         """`forward` of a batch, in as many pieces as it takes."""
@@ -137,9 +139,9 @@ class _Work:
                 z = self.passed(lambda x, a: new.project(i, x, a), x, a)
             streams.put("x", n, z)
         for n in range(self.count):
-            self.carry(2 * i + 1, n, lambda z: self.old.add_ffn(i, z, self.old.hidden(i, z)))
+            self.carry(2 * i + 2, n, lambda z: self.old.add_ffn(i, z, self.old.hidden(i, z)))
         rows = (
-            (self.passed(lambda z: new.hidden(i, z), z[:, read]), (self.dense(2 * i + 1, n) - z)[:, read])
+            (self.passed(lambda z: new.hidden(i, z), z[:, read]), (self.dense(2 * i + 2, n) - z)[:, read])
             for n, z in self.x()
         )
         self.refit(new.fc2(i), rows, new.scale(i, "ffn"))
@@ -151,8 +153,8 @@ class _Work:
         mine: Any = self.new.blocks[i].norm1
         theirs: Any = self.old.blocks[i].norm1
         for n, x in self.x():
-            d = self.dense(2 * i - 1, n)
-            self.carry(2 * i, n, lambda d: self.old.attend(i, d), d)
+            d = self.dense(2 * i, n)
+            self.carry(2 * i + 1, n, lambda d: self.old.attend(i, d), d)
             yield mine(x), theirs(d)
 
     def mixed(self, i: int, read: slice) -> Iterator[tuple[Tensor, Tensor]]:
@@ -161,7 +163,7 @@ class _Work:
         for n, x in self.x():
             a = self.passed(lambda x: hooks.input_of(attn.proj, lambda: self.new.attention(i, x)), x)
             self.streams.put("mixed", n, a)
-            yield a[:, read], (self.dense(2 * i, n) - x)[:, read]
+            yield a[:, read], (self.dense(2 * i + 1, n) - x)[:, read]
 
     def refit(
         self,

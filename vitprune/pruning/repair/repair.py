@@ -15,6 +15,7 @@ Affine is the ridge regression of the pruned units on the kept ones; the centrin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +26,16 @@ from vitprune.core.errors import UserError
 from vitprune.core.least_squares import RIDGE, Moments
 from vitprune.model import families
 from vitprune.model.inside import blockwise
+from vitprune.model.inside.moments import moments as moments_of
 from vitprune.model.sites import ffn
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import distill, layerwise
 from vitprune.pruning.repair.fold import _refit_all, _refit_normed
-from vitprune.pruning.repair.names import Recovery, closed_form, needs_images
+from vitprune.pruning.repair.names import Recovery, closed_form, needs_images, needs_moments
+from vitprune.pruning.repair.streams import DenseStreams
 
 DISTILL_EPOCHS = 3
+Batches = Callable[[], Iterable[Tensor]]  # of images [B, C, H, W], the same at every call
 
 
 def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
@@ -41,47 +45,80 @@ def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
     return "affine" if blockwise.halves(model) is None else "layerwise"
 
 
-@torch.no_grad()
-def repair(
-    slim: nn.Module,
-    dense: nn.Module,
-    plan: Plan,
-    recovery: Recovery,
-    *,
-    stats: Sequence[Moments] = (),
-    batches: Callable[[], Iterable[Tensor]] | None = None,
-    ridge: float | None = None,
-    epochs: int = DISTILL_EPOCHS,
-    track: layerwise.Track = iter,
-    kept: layerwise.Kept | None = None,
-    scratch: Path | None = None,
-) -> None:
-    """Repair `slim` in place. `stats` are the dense model's moments (mean, affine), `batches` gives images [B, C, H, W]
-    (the others). `ridge` None: 1e-3 for affine, chosen per layer on a fifth of the images by those that go block by block.
-    `kept`: the dense streams of an earlier repair from the same batches, or to be filled. `scratch`: a folder for what does
-    not fit into memory, that of temporary files if None; nothing is left there, however this process ends.
+@dataclass(frozen=True, slots=True)
+class State:
+    """What repairs of several slim models share: the dense model, the images, its moments (mean, affine) and, where they are
+    kept, its streams (sequential, layerwise)."""
 
-    Raises UserError where the recovery needs images and there are none.
+    dense: nn.Module
+    images: Batches | None
+    moments: Sequence[Moments] = ()
+    streams: DenseStreams | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repairer:
+    """A repair with its settings. `prepare` looks at the dense model, once; `repair` mends as many slim models as there are.
+
+    `ridge` None: 1e-3 for mean and affine, chosen per layer on a fifth of the images by those that go block by block.
+    `epochs` are those of distillation. `scratch`: a folder for what does not fit into memory, that of temporary files if
+    None; nothing is left there, however this process ends. `track` follows the blocks.
     """
-    if needs_images(recovery) and batches is None:
-        raise UserError(f"recovery `{recovery}`: needs images; pass some or take recovery: none")
-    if all(bool(keep.all()) for keep in plan.keep.values()):
-        return  # nothing is gone, so nothing is repaired: every weight stays to the bit
-    solved = closed_form(recovery)
-    if solved != "none":
-        ffn.add_biases(slim, families.ffn_sites(slim))
-    if solved in ("mean", "affine"):
-        strength = RIDGE if ridge is None else ridge
-        _refit_all(slim, dense, plan, stats, solved, strength)
-        normed = [site for site in families.ffn_sites(dense) if site.norm is not None]
-        if normed and batches is None:
-            raise UserError(f"recovery `{recovery}`: {normed[0].norm} sees the kept units only; images are needed")
-        if batches is not None:
-            _refit_normed(slim, dense, plan, batches(), solved, strength)
-    elif solved != "none":
-        assert batches is not None
-        layers = solved == "layerwise"
-        layerwise.repair(slim, dense, batches(), attention=layers, ridge=ridge, track=track, kept=kept, scratch=scratch)
-    if recovery.endswith("distill"):
-        assert batches is not None
-        distill.distill(slim, dense, batches, epochs=epochs)
+
+    method: Recovery
+    ridge: float | None = None
+    epochs: int = DISTILL_EPOCHS
+    scratch: Path | None = None
+    track: layerwise.Track = iter
+
+    def prepare(
+        self,
+        dense: nn.Module,
+        images: Batches | None = None,
+        *,
+        moments: Sequence[Moments] | None = None,
+        streams: DenseStreams | None = None,
+    ) -> State:
+        """What the repair of any slim copy of `dense` needs. `moments` are taken where they are known already; `streams`
+        are kept from one repair to the next where room for them is given. Raises UserError where images are needed and
+        there are none."""
+        lacking = needs_moments(self.method) and moments is None
+        if images is None and (needs_images(self.method) or lacking):
+            raise UserError(f"recovery `{self.method}`: needs images; pass some or take recovery: none")
+        if lacking:
+            assert images is not None
+            moments = moments_of(dense, families.ffn_sites(dense), images())
+        return State(dense, images, moments or (), streams)
+
+    @torch.no_grad()
+    def repair(self, slim: nn.Module, plan: Plan, state: State) -> None:
+        """Repair `slim`, the dense model without the units that the plan drops, in place.
+
+        Raises UserError where a norm stands in front of fc2 and there are no images.
+        """
+        if all(bool(keep.all()) for keep in plan.keep.values()):
+            return  # nothing is gone, so nothing is repaired: every weight stays to the bit
+        solved = closed_form(self.method)
+        if solved != "none":
+            ffn.add_biases(slim, families.ffn_sites(slim))
+        if solved in ("mean", "affine"):
+            self._fold(slim, plan, state)
+        elif solved != "none":
+            assert state.images is not None
+            layerwise.repair(
+                slim, state.dense, state.images(), attention=solved == "layerwise", ridge=self.ridge, track=self.track,
+                kept=state.streams, scratch=self.scratch,
+            )  # fmt: skip
+        if self.method.endswith("distill"):
+            assert state.images is not None
+            distill.distill(slim, state.dense, state.images, epochs=self.epochs)
+
+    def _fold(self, slim: nn.Module, plan: Plan, state: State) -> None:
+        """`mean` and `affine`, in front of a norm from images."""
+        solved, strength = closed_form(self.method), RIDGE if self.ridge is None else self.ridge
+        _refit_all(slim, state.dense, plan, state.moments, solved, strength)
+        normed = [site for site in families.ffn_sites(state.dense) if site.norm is not None]
+        if state.images is not None:
+            _refit_normed(slim, state.dense, plan, state.images(), solved, strength)
+        elif normed:
+            raise UserError(f"recovery `{self.method}`: {normed[0].norm} sees the kept units only; images are needed")

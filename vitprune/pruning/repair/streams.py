@@ -1,4 +1,4 @@
-"""Tensors of a repair by name and batch, in memory or in files."""
+"""Tensors of a repair by name and batch, in memory or in files; and the dense model's, from one repair to the next."""
 
 from __future__ import annotations
 
@@ -10,11 +10,33 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vitprune.core import memory
+from vitprune.core.device import device_of
 from vitprune.core.files import explain
+from vitprune.model import families
+from vitprune.model.tokens import stream_width, tokens_per_site
 
 IN_MEMORY = 2 << 30
+KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs
+
+
+class DenseStreams:
+    """The dense model's stream of every batch, in memory from one repair to the next: at place 0 into the first block, at
+    2i + 1 after block i's attention, at 2i + 2 after block i. The first repair fills it; all must be of the same images."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[int, int], Tensor] = {}  # by place and batch
+
+    @classmethod
+    def if_room(cls, dense: nn.Module, images: int) -> DenseStreams | None:
+        """Room for the streams of so many images; None where they would take more than half of the memory that is free."""
+        sites = families.ffn_sites(dense)
+        tokens, widths = tokens_per_site(dense, sites), [stream_width(dense, site) for site in sites]
+        places = 2 * len(sites) + 1
+        size = 4 * images * places * max(t * w for t, w in zip(tokens, widths, strict=True))
+        return cls() if size <= KEPT_SHARE * memory.free(device_of(dense)) else None
 
 
 class Streams:

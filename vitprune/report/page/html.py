@@ -16,8 +16,14 @@ HERE = Path(__file__).parent
 def html(document: Document) -> str:
     """The page as text. Its content security policy allows our own script by hash and no network at all."""
     loader = FileSystemLoader(HERE)
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, keep_trailing_newline=True, **options)  # type: ignore[arg-type]
+    environment = Environment(
+        loader=loader,
+        keep_trailing_newline=True,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html.j2").render(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.cluster import hierarchy
 
+from vitprune.core.reading import Json
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import number, sequence
 from vitprune.see import usage
@@ -21,7 +21,7 @@ class Clustering:
     joins: list[tuple[float, float, float, float, float]]
 
 
-def matrix_of(similarity: dict[str, Any], beside: Beside) -> np.ndarray | None:
+def matrix_of(similarity: Json, beside: Beside) -> np.ndarray | None:
     """The matrix [C, C], NaN where a value is missing, from the record or the file it names; None if it fits no classes."""
     size = len(sequence(similarity.get("classes")))
     found = beside.arrays(similarity.get("file")).get("similarity")

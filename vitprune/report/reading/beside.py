@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from vitprune.core.reading import Json
 from vitprune.report.reading.values import mapping
 
 MAX_PICTURE = 100_000  # bytes of one thumbnail; the page carries them all
@@ -35,7 +36,7 @@ class Beside:
         except (OSError, ValueError, RuntimeError):
             return None
 
-    def json(self, name: Any) -> dict[str, Any]:
+    def json(self, name: Any) -> Json:
         """A JSON object; empty where there is none. Non-finite numbers become None."""
         content = self.read(name)
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.reading.values import clean, interval, mappings, number
 
 # What makes two rows the same setting; everything else is a measurement or the seed.
@@ -22,7 +22,7 @@ class Line:
     against the exported model on the same images, the largest of the draws.
     """
 
-    row: dict[str, Any]
+    row: Json
     values: dict[str, float | None]
     low: float | None
     high: float | None
@@ -40,24 +40,24 @@ class Line:
         return self.row.get("criterion") == "dense"
 
 
-def of_protocol(record: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+def of_protocol(record: Json, protocol: str) -> list[Json]:
     """The record's rows measured under `protocol`."""
     return [row for row in mappings(record.get("rows")) if row.get("protocol") == protocol]
 
 
-def without_protocol(record: dict[str, Any]) -> list[dict[str, Any]]:
+def without_protocol(record: Json) -> list[Json]:
     """Rows that are neither honest nor oracle: they belong in no comparison."""
     return [row for row in mappings(record.get("rows")) if row.get("protocol") not in ("honest", "oracle")]
 
 
-def setting(row: dict[str, Any]) -> str:
+def setting(row: Json) -> str:
     """A hashable name for the row's setting, the seed left out."""
     return json.dumps([row.get(key) for key in SETTING], sort_keys=True)
 
 
-def lines(rows: list[dict[str, Any]]) -> list[Line]:
+def lines(rows: list[Json]) -> list[Line]:
     """Rows merged over seeds where a setting was drawn more than once, in order of first appearance."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Json]] = {}
     for row in rows:
         found.setdefault(setting(row), []).append(row)
     result: list[Line] = []
@@ -68,20 +68,20 @@ def lines(rows: list[dict[str, Any]]) -> list[Line]:
     return result
 
 
-def dense_for(rows: list[dict[str, Any]], like: dict[str, Any]) -> dict[str, Any] | None:
+def dense_for(rows: list[Json], like: Json) -> Json | None:
     """The dense row measured as `like` was: same protocol, head, group and classes; None if there is none."""
     keys = ("protocol", "head", "group", "classes")
     dense = [row for row in rows if row.get("criterion") == "dense"]
     return next((row for row in dense if all(row.get(key) == like.get(key) for key in keys)), None)
 
 
-def _single(row: dict[str, Any]) -> Line:
+def _single(row: Json) -> Line:
     pair = interval(row.get("top1_ci95"))
     low, high = pair if pair else (None, None)
     return Line(row, {key: number(row.get(key)) for key in MEASURED}, low, high, p=number(row.get("mcnemar_p")))
 
 
-def _merge(same: list[dict[str, Any]]) -> Line:
+def _merge(same: list[Json]) -> Line:
     values = {key: _mean([number(row.get(key)) for row in same]) for key in MEASURED}
     top1 = [value for row in same if (value := number(row.get("top1"))) is not None]
     sd = statistics.stdev(top1) if len(top1) > 1 else None

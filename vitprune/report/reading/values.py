@@ -11,6 +11,8 @@ import os
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from vitprune.core.reading import Json
+
 if TYPE_CHECKING:  # recipes are read, and checked, without either
     pass
 
@@ -65,7 +67,7 @@ def number(value: Any) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> Json:
     """`value` if it is a dict, else an empty one."""
     return value if isinstance(value, dict) else {}
 
@@ -75,7 +77,7 @@ def sequence(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def mappings(value: Any) -> list[dict[str, Any]]:
+def mappings(value: Any) -> list[Json]:
     """The dicts of a list, in order."""
     return [item for item in sequence(value) if isinstance(item, dict)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import (
     Block,
@@ -29,7 +30,7 @@ MAX_GROUPS = 12
 COLUMNS = ("Class", ">Images", ">Dense top-1", ">Slim top-1", ">95 % interval", ">Change, points")
 
 
-def classes_section(record: dict[str, Any], beside: Beside) -> Section:
+def classes_section(record: Json, beside: Beside) -> Section:
     """For every group, or once without groups: classes sorted by change, confusions, pictures."""
     groups = mapping(record.get("per_class_of_group")) or {"": record.get("per_class")}
     blocks: list[Block] = []
@@ -47,7 +48,7 @@ def classes_section(record: dict[str, Any], beside: Beside) -> Section:
     return Section("classes", "Where did it hurt?", tuple(blocks))
 
 
-def _classes(key: str, rows: list[dict[str, Any]]) -> list[Block]:
+def _classes(key: str, rows: list[Json]) -> list[Block]:
     """A plot and a table sorted by change; long lists are folded."""
     rows = sorted(rows, key=_order)
     if not rows:
@@ -72,7 +73,7 @@ def _classes(key: str, rows: list[dict[str, Any]]) -> list[Block]:
     return blocks
 
 
-def _grain(rows: list[dict[str, Any]]) -> str:
+def _grain(rows: list[Json]) -> str:
     """What one image weighs in the smallest class: differences near it mean nothing."""
     sizes = [value for row in rows if (value := number(row.get("n"))) is not None and value > 0]
     if not sizes:
@@ -81,12 +82,12 @@ def _grain(rows: list[dict[str, Any]]) -> str:
     return f" In the smallest class ({numbers.count(min(sizes))} images) one image alone is {step} points."
 
 
-def _order(row: dict[str, Any]) -> tuple[bool, float]:
+def _order(row: Json) -> tuple[bool, float]:
     change = number(row.get("change_points"))
     return (change is None, change or 0.0)
 
 
-def _row(row: dict[str, Any]) -> Row:
+def _row(row: Json) -> Row:
     images, change = number(row.get("n")), number(row.get("change_points"))
     dense, slim, pair = number(row.get("dense_top1")), number(row.get("slim_top1")), interval(row.get("slim_ci95"))
     return Row(
@@ -112,7 +113,7 @@ def _confusions(found: Any) -> list[Block]:
     return [heading, table("Test images of a class taken for another, the largest changes first", columns, rows)]
 
 
-def _confusion(row: dict[str, Any]) -> Row:
+def _confusion(row: Json) -> Row:
     dense, slim, change = (number(row.get(key)) for key in ("dense", "slim", "change"))
     sign = "+" if change is not None and change > 0 else ""
     return Row(
@@ -139,7 +140,7 @@ def _worst(found: Any, beside: Beside) -> list[Block]:
     return [heading, Gallery(caption, pictures), *([absent] if lost else [])]
 
 
-def _picture(row: dict[str, Any], beside: Beside) -> Picture:
+def _picture(row: Json, beside: Beside) -> Picture:
     true = clean(row.get("class"))
     lines = []
     for name in ("dense", "slim"):

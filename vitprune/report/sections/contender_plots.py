@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.plots import plots
 from vitprune.report.reading.rows import Line, dense_for, lines, setting
 from vitprune.report.reading.values import clean, mapping, number
 
-Rows = list[dict[str, Any]]
+Rows = list[Json]
 
 
 def facets_of(rows: Rows) -> list[tuple[str, Rows]]:
@@ -71,7 +70,7 @@ def _drawn(rows: Rows) -> list[Line]:
     return sorted(drawn, key=lambda line: -best[line.text("criterion")])
 
 
-def _facet_name(row: dict[str, Any]) -> str:
+def _facet_name(row: Json) -> str:
     group, head = clean(row.get("group")), clean(row.get("head"))
     return ", ".join(part for part in (group or "all classes", f"head: {head}" if head else "") if part)
 
@@ -96,5 +95,5 @@ def _dense(rows: Rows, among: Rows) -> float | None:
     return number(mapping(found).get("top1"))
 
 
-def _alike(row: dict[str, Any], other: dict[str, Any]) -> bool:
+def _alike(row: Json, other: Json) -> bool:
     return all(row.get(key) == other.get(key) for key in ("head", "classes"))

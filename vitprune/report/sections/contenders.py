@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Heading, Row, Section, Text, figure, missing, table
 from vitprune.report.reading.beside import Beside
@@ -23,13 +24,13 @@ SIGNIFICANCE = (
 MAX_FACETS = 6
 
 
-def comparison_section(record: dict[str, Any], beside: Beside) -> Section:
+def comparison_section(record: Json, beside: Beside) -> Section:
     """Both tables, both plots, the comparison over several splits where there is one, and rows that fit neither."""
     blocks = [*_honest(record), *splits_blocks(record, beside), *_oracle(record), *_unknown(record)]
     return Section("comparison", "How does it compare?", tuple(blocks))
 
 
-def _honest(record: dict[str, Any]) -> list[Block]:
+def _honest(record: Json) -> list[Block]:
     rows = of_protocol(record, "honest")
     if not rows:
         return [missing("any honest measurement")]
@@ -48,7 +49,7 @@ def _honest(record: dict[str, Any]) -> list[Block]:
     return blocks + _omitted(facets)
 
 
-def _oracle(record: dict[str, Any]) -> list[Block]:
+def _oracle(record: Json) -> list[Block]:
     rows = of_protocol(record, "oracle")
     if not rows:
         return []
@@ -62,7 +63,7 @@ def _oracle(record: dict[str, Any]) -> list[Block]:
     return blocks + _omitted(facets)
 
 
-def _unknown(record: dict[str, Any]) -> list[Block]:
+def _unknown(record: Json) -> list[Block]:
     rows = without_protocol(record)
     if not rows:
         return []

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
 
 
-def deploy_section(record: dict[str, Any]) -> Section:
+def deploy_section(record: Json) -> Section:
     """Files with sizes, latency per batch size, code."""
     blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
     return Section("deploy", "How do I deploy it?", tuple(blocks))
 
 
-def _files(record: dict[str, Any]) -> list[Block]:
+def _files(record: Json) -> list[Block]:
     files = mappings(record.get("files"))
     if not files:
         return [missing("any exported file")]
     return [table("Files", ("File", ">Size", "Precision", "What it is", "SHA-256"), map(_file, files))]
 
 
-def _file(row: dict[str, Any]) -> Row:
+def _file(row: Json) -> Row:
     size, digest = number(row.get("bytes")), clean(row.get("sha256"))
     return Row(
         (
@@ -36,7 +36,7 @@ def _file(row: dict[str, Any]) -> Row:
     )
 
 
-def _precisions(record: dict[str, Any]) -> list[Block]:
+def _precisions(record: Json) -> list[Block]:
     """What every ONNX file gets right on the test split, and what int8 left in fp32."""
     rows = mappings(mapping(record.get("export")).get("files"))
     if not rows:
@@ -48,7 +48,7 @@ def _precisions(record: dict[str, Any]) -> list[Block]:
     return found + [Text(f"{path}: {text}.", "note") for path, text in why if text]
 
 
-def _precision(row: dict[str, Any]) -> Row:
+def _precision(row: Json) -> Row:
     top1, change = number(row.get("top1")), number(row.get("top1_change_points"))
     agreement = mapping(row.get("agreement"))
     gap, away = number(agreement.get("max_abs_diff")), number(agreement.get("max_probability_diff"))
@@ -67,7 +67,7 @@ def _precision(row: dict[str, Any]) -> Row:
     )
 
 
-def _latency(rows: list[dict[str, Any]]) -> list[Block]:
+def _latency(rows: list[Json]) -> list[Block]:
     if not rows:
         return [missing("latency measurements")]
     columns = (">Batch", "Precision", ">Dense", ">Slim", ">Slim / dense", "Runtime")
@@ -80,7 +80,7 @@ def _latency(rows: list[dict[str, Any]]) -> list[Block]:
     return [table(caption, columns, map(_latency_row, rows)), *doubts]
 
 
-def _latency_row(row: dict[str, Any]) -> Row:
+def _latency_row(row: Json) -> Row:
     dense, slim, part = number(row.get("dense_ms")), number(row.get("slim_ms")), number(row.get("ratio"))
     doubtful = (part is not None and part > 1) or bool(sequence(row.get("notes")))
     return Row(
@@ -95,13 +95,13 @@ def _latency_row(row: dict[str, Any]) -> Row:
     )
 
 
-def timed(row: dict[str, Any], name: str) -> str:
+def timed(row: Json, name: str) -> str:
     """A median with its quartiles: 26.2 ms (26.0 to 26.5)."""
     text, pair = numbers.milliseconds(number(row.get(f"{name}_ms"))), interval(row.get(f"{name}_quartiles_ms"))
     return text if pair is None else f"{text} ({numbers.three(pair[0])} to {numbers.three(pair[1])})"
 
 
-def _usage(record: dict[str, Any]) -> list[Block]:
+def _usage(record: Json) -> list[Block]:
     """The record's own `usage` lines, else plain ONNX Runtime on the exported file."""
     heading = Heading("Use it")
     if own := clean(record.get("usage"), lines=True):

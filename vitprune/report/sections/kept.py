@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Fold, Heading, Row, Section, Text, figure, missing, table
 from vitprune.report.plots import plots, unit_plots
@@ -17,7 +18,7 @@ from vitprune.report.reading.values import clean, mapping, number, ratio, sequen
 MAX_PANELS = 12
 
 
-def kept_section(record: dict[str, Any], beside: Beside) -> Section:
+def kept_section(record: Json, beside: Beside) -> Section:
     """Widths always; paths and similarity where the record has them."""
     blocks = _widths(mapping(record.get("model")))
     blocks += _paths(mapping(record.get("paths")), beside)
@@ -25,7 +26,7 @@ def kept_section(record: dict[str, Any], beside: Beside) -> Section:
     return Section("kept", "What was kept?", tuple(blocks))
 
 
-def _widths(model: dict[str, Any]) -> list[Block]:
+def _widths(model: Json) -> list[Block]:
     dense, slim = sequence(model.get("widths_dense")), sequence(model.get("widths_slim"))
     if not slim:
         return [missing("the widths per block")]
@@ -48,7 +49,7 @@ def _width(index: int, dense: Any, slim: Any) -> Row:
     )
 
 
-def _paths(paths: dict[str, Any], beside: Beside) -> list[Block]:
+def _paths(paths: Json, beside: Beside) -> list[Block]:
     if not paths:
         return []
     units = mapping(paths.get("most_frequent"))
@@ -68,9 +69,7 @@ def _paths(paths: dict[str, Any], beside: Beside) -> list[Block]:
     return blocks + _most_frequent(units)
 
 
-def _frequencies(
-    paths: dict[str, Any], units: dict[str, Any], beside: Beside
-) -> list[tuple[str, list[np.ndarray], list[int]]]:
+def _frequencies(paths: Json, units: Json, beside: Beside) -> list[tuple[str, list[np.ndarray], list[int]]]:
     """Name, frequency per block [n] and most frequent units [L] of the classes that the record's file holds."""
     arrays = beside.arrays(paths.get("file"))
     blocks = [arrays[name] for name in (f"frequency.{i}" for i in range(len(arrays))) if name in arrays]
@@ -85,7 +84,7 @@ def _frequencies(
     return found
 
 
-def _most_frequent(units: dict[str, Any]) -> list[Block]:
+def _most_frequent(units: Json) -> list[Block]:
     depth = max((len(sequence(value)) for value in units.values()), default=0)
     if not depth:
         return []
@@ -100,7 +99,7 @@ def _units_row(name: str, units: list[Any], depth: int) -> Row:
     return Row((Cell(clean(name)), *cells, *[Cell(numbers.NONE)] * (depth - len(cells))))
 
 
-def _similarity(similarity: dict[str, Any], beside: Beside) -> list[Block]:
+def _similarity(similarity: Json, beside: Beside) -> list[Block]:
     if not similarity:
         return []
     heading = Heading("Which classes share units")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Heading, Row, Text, figure, missing, table
 from vitprune.report.plots import plots
@@ -13,7 +12,7 @@ from vitprune.report.reading.values import clean, mapping, mappings, number, seq
 MAX_CURVES = 8
 
 
-def splits_blocks(record: dict[str, Any], beside: Beside) -> list[Block]:
+def splits_blocks(record: Json, beside: Beside) -> list[Block]:
     """Nothing where the record names no comparison."""
     if not isinstance(name := record.get("compare"), str):
         return []
@@ -53,7 +52,7 @@ def splits_blocks(record: dict[str, Any], beside: Beside) -> list[Block]:
     return [*blocks, *figure(svg, caption + more)]
 
 
-def over_splits(record: dict[str, Any], beside: Beside) -> str:
+def over_splits(record: Json, beside: Beside) -> str:
     """The exported setting's accuracy over the splits, where compare.json has the same setting of the same classes."""
     found, result = beside.json(record.get("compare")), mapping(record.get("result"))
     if not found or found.get("classes") != mapping(record.get("recipe")).get("classes"):
@@ -64,17 +63,17 @@ def over_splits(record: dict[str, Any], beside: Beside) -> str:
     return f"over {len(sequence(found.get('seeds')))} splits {_mean(line, 'top1')}" if line else ""
 
 
-def _mean(row: dict[str, Any], key: str) -> str:
+def _mean(row: Json, key: str) -> str:
     mean, sd = number(row.get(key)), number(row.get(f"{key}_sd"))
     text = numbers.share(mean, 2)
     return text if sd is None else f"{text.removesuffix(chr(0x202F) + '%')} ± {numbers.share(sd, 2)}"
 
 
-def _order(row: dict[str, Any]) -> tuple[float, str, float]:
+def _order(row: Json) -> tuple[float, str, float]:
     return (-(number(row.get("kept")) or 0.0), clean(row.get("recovery")), -(number(row.get("top1")) or 0.0))
 
 
-def _row(row: dict[str, Any]) -> Row:
+def _row(row: Json) -> Row:
     kept, top1, p = number(row.get("kept")), number(row.get("top1")), number(row.get("mcnemar_p"))
     loss, sd, ahead = (number(row.get(key)) for key in ("loss_points", "loss_points_sd", "ahead_points"))
     tested = number(row.get("loss_p"))
@@ -94,7 +93,7 @@ def _row(row: dict[str, Any]) -> Row:
     )
 
 
-def _points(lines: list[dict[str, Any]]) -> tuple[list[plots.Point], int]:
+def _points(lines: list[Json]) -> tuple[list[plots.Point], int]:
     """Points of the best criteria, one panel per recovery, and how many criteria are left out."""
     best: dict[str, float] = {}
     for row in lines:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Code, Facts, Fold, Heading, Row, Section, Text, missing, table
 from vitprune.report.reading.values import clean, mapping, mappings, number
 
 
-def reproduce_section(record: dict[str, Any]) -> Section:
+def reproduce_section(record: Json) -> Section:
     """Everything another person needs to get the same figures."""
     command = clean(record.get("command"))
     blocks: list[Block] = [Code(command, "sh") if command else missing("the command")]
@@ -22,7 +23,7 @@ def reproduce_section(record: dict[str, Any]) -> Section:
     return Section("reproduce", "How do I reproduce it?", (*blocks, *_discoveries(mappings(record.get("discoveries")))))
 
 
-def _recipe(record: dict[str, Any]) -> Block:
+def _recipe(record: Json) -> Block:
     if text := clean(record.get("recipe_yaml"), lines=True):
         return Fold("Recipe", (Code(text, "yaml"),))
     if recipe := mapping(record.get("recipe")):
@@ -30,13 +31,13 @@ def _recipe(record: dict[str, Any]) -> Block:
     return missing("the recipe")
 
 
-def _facts(title: str, facts: dict[str, Any]) -> list[Block]:
+def _facts(title: str, facts: Json) -> list[Block]:
     if not facts:
         return [missing(f"the {title.lower()}")]
     return [Heading(title), Facts(tuple((clean(key), clean(value) or numbers.NONE) for key, value in facts.items()))]
 
 
-def _preprocessing(found: dict[str, Any]) -> list[Block]:
+def _preprocessing(found: Json) -> list[Block]:
     """How images are prepared, and who says so."""
     if not found:
         return []
@@ -50,7 +51,7 @@ def _values(value: Any) -> str:
     return ", ".join(map(clean, value)) if isinstance(value, list) else clean(value) or numbers.NONE
 
 
-def _stages(stages: list[dict[str, Any]]) -> list[Block]:
+def _stages(stages: list[Json]) -> list[Block]:
     if not stages:
         return [missing("the time per stage")]
     rows = [_stage(row) for row in stages]
@@ -63,7 +64,7 @@ def _stages(stages: list[dict[str, Any]]) -> list[Block]:
     return [Heading("Time and memory"), table("Time and memory per stage", columns, [*rows, total]), note]
 
 
-def _stage(row: dict[str, Any]) -> Row:
+def _stage(row: Json) -> Row:
     skipped, took = row.get("skipped") is True, number(row.get("seconds"))
     state = "skipped: its inputs had not changed" if skipped else "done" if took is not None else "not finished"
     peak = number(row.get("peak_memory_mb"))
@@ -71,7 +72,7 @@ def _stage(row: dict[str, Any]) -> Row:
     return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), memory, Cell(state)))
 
 
-def _discoveries(found: list[dict[str, Any]]) -> list[Block]:
+def _discoveries(found: list[Json]) -> list[Block]:
     """What was attributed, how, and how far the integration is from complete."""
     if not found:
         return []
@@ -84,7 +85,7 @@ def _discoveries(found: list[dict[str, Any]]) -> list[Block]:
     return [Heading("Discovery"), table("Scores of the probe split", columns, [_discovery(row) for row in found]), note]
 
 
-def _discovery(row: dict[str, Any]) -> Row:
+def _discovery(row: Json) -> Row:
     how, gap = mapping(row.get("settings")), number(mapping(row.get("completeness")).get("mean_abs_gap"))
     t, images, took, batch = (number(row.get(key)) for key in ("t", "images", "seconds", "batch"))
     each = took / images if took is not None and images else None

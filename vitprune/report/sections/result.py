@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
 from vitprune.report.reading.beside import Beside
@@ -15,7 +14,7 @@ from vitprune.report.sections.over_splits import over_splits
 SIGNIFICANT = 0.05
 
 
-def result_section(record: dict[str, Any], beside: Beside) -> Section:
+def result_section(record: Json, beside: Beside) -> Section:
     """The headline: sentence, numbers, and one line per group where several models were exported."""
     blocks: list[Block] = []
     result = mapping(record.get("result"))
@@ -30,13 +29,13 @@ def result_section(record: dict[str, Any], beside: Beside) -> Section:
     return Section("result", "What did I get?", tuple(blocks))
 
 
-def latency_row(record: dict[str, Any]) -> dict[str, Any]:
+def latency_row(record: Json) -> Json:
     """The latency measurement the headline ratio comes from, else an empty dict."""
     batch = mapping(record.get("result")).get("latency_batch")
     return next((row for row in mappings(record.get("latency")) if row.get("batch") == batch), {})
 
 
-def _sentence(record: dict[str, Any], result: dict[str, Any]) -> str:
+def _sentence(record: Json, result: Json) -> str:
     model = mapping(record.get("model"))
     name = clean(model.get("architecture")) or clean(model.get("name")) or "The model"
     text = f"{name} with {numbers.share(number(result.get('kept')))} of its FFN units"
@@ -60,7 +59,7 @@ def _against_dense(change: float | None) -> str:
     return f", {size} points {'below' if change < 0 else 'above'} the dense model"
 
 
-def _smaller_faster(record: dict[str, Any], result: dict[str, Any]) -> str:
+def _smaller_faster(record: Json, result: Json) -> str:
     """Parameters and latency beside the dense model's, as far as they are known."""
     model = mapping(record.get("model"))
     share, latency = ratio(model.get("params_slim"), model.get("params_dense")), number(result.get("latency_ratio"))
@@ -70,7 +69,7 @@ def _smaller_faster(record: dict[str, Any], result: dict[str, Any]) -> str:
     return f", with {' and '.join(parts)}" if parts and number(result.get("top1_change_points")) is not None else ""
 
 
-def _oracle_warning(result: dict[str, Any]) -> list[Block]:
+def _oracle_warning(result: Json) -> list[Block]:
     if result.get("protocol") == "honest":
         return []
     if result.get("protocol") == "oracle":
@@ -78,7 +77,7 @@ def _oracle_warning(result: dict[str, Any]) -> list[Block]:
     return [Text("The record does not say under which protocol this headline was measured.", "warning")]
 
 
-def _files_warning(record: dict[str, Any]) -> list[Block]:
+def _files_warning(record: Json) -> list[Block]:
     """ONNX files that are missing, or that are not the slim model by the limits of their precision."""
     files = mappings(mapping(record.get("export")).get("files"))
     wrong = [
@@ -95,12 +94,12 @@ def _files_warning(record: dict[str, Any]) -> list[Block]:
     return [Text(text, "warning") for text in wrong + absent]
 
 
-def _held(check: dict[str, Any]) -> bool:
+def _held(check: Json) -> bool:
     value, limit = number(check.get("value")), number(check.get("limit"))
     return value is not None and limit is not None and value <= limit
 
 
-def paired(dense: dict[str, Any]) -> str:
+def paired(dense: Json) -> str:
     """What the paired test says of the dense row against the exported model; empty where there was none."""
     p, only = number(dense.get("mcnemar_p")), [number(x) for x in sequence(dense.get("only_right"))]
     if p is None:
@@ -112,7 +111,7 @@ def paired(dense: dict[str, Any]) -> str:
     return f"paired test against dense: p {numbers.probability(p)}{counts}, {verdict}"
 
 
-def _accuracy(record: dict[str, Any], result: dict[str, Any], beside: Beside) -> Number:
+def _accuracy(record: Json, result: Json, beside: Beside) -> Number:
     pair = interval(result.get("top1_ci95"))
     change = number(result.get("top1_change_points"))
     parts = [f"95 % interval {numbers.span(pair)}" if pair else "no 95 % interval in the record"]
@@ -129,7 +128,7 @@ def _accuracy(record: dict[str, Any], result: dict[str, Any], beside: Beside) ->
     )
 
 
-def _size(model: dict[str, Any], result: dict[str, Any]) -> Number:
+def _size(model: Json, result: Json) -> Number:
     slim = {
         "params": model.get("params_slim", result.get("params")),
         "macs": model.get("macs_slim", result.get("macs")),
@@ -146,7 +145,7 @@ def _size(model: dict[str, Any], result: dict[str, Any]) -> Number:
     return Number(value, "of the parameters / of the MACs left", "; ".join(detail))
 
 
-def _latency(record: dict[str, Any], result: dict[str, Any]) -> Number:
+def _latency(record: Json, result: Json) -> Number:
     value = number(result.get("latency_ratio"))
     if value is None:
         return Number(numbers.NONE, "of the dense latency", "latency was not measured for this model", "missing")
@@ -163,7 +162,7 @@ def _latency(record: dict[str, Any], result: dict[str, Any]) -> Number:
     return Number(numbers.times(value), "of the dense latency", detail)
 
 
-def _groups_table(groups: dict[str, Any], rows: list[dict[str, Any]]) -> Block:
+def _groups_table(groups: Json, rows: list[Json]) -> Block:
     columns = (
         "Group",
         "Criterion",
@@ -179,7 +178,7 @@ def _groups_table(groups: dict[str, Any], rows: list[dict[str, Any]]) -> Block:
     return table("Exported models, one per group", columns, found)
 
 
-def _group_row(name: str, row: dict[str, Any], dense: dict[str, Any]) -> Row:
+def _group_row(name: str, row: Json, dense: Json) -> Row:
     kept, top1, change = number(row.get("kept")), number(row.get("top1")), number(row.get("top1_change_points"))
     pair = interval(row.get("top1_ci95"))
     return Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Fold, Heading, Row, Section, Text, missing, table
 from vitprune.report.reading.rows import of_protocol, without_protocol
@@ -13,7 +14,7 @@ MAX_SKIPPED = 50
 _NO_ORACLE = "No figure on this page is oracle-routed."
 
 
-def trust_section(record: dict[str, Any]) -> Section:
+def trust_section(record: Json) -> Section:
     """Split, seeds, protocol statement, checks and notes."""
     blocks: list[Block] = [*_split(mapping(record.get("split"))), Text(_seeds(record)), Text(_protocols(record))]
     blocks += _references(record)
@@ -24,13 +25,13 @@ def trust_section(record: dict[str, Any]) -> Section:
     return Section("trust", "Can I trust it?", tuple(blocks))
 
 
-def failed_checks(record: dict[str, Any]) -> list[str]:
+def failed_checks(record: Json) -> list[str]:
     """Names of the checks that did not pass."""
     rows = mappings(record.get("checks"))
     return [clean(row.get("name")) or "unnamed check" for row in rows if row.get("passed") is not True]
 
 
-def _split(split: dict[str, Any]) -> list[Block]:
+def _split(split: Json) -> list[Block]:
     if not split:
         return [missing("the probe/test split")]
     probe, test = number(split.get("probe")), number(split.get("test"))
@@ -48,19 +49,19 @@ def _split(split: dict[str, Any]) -> list[Block]:
     return blocks + _skipped(mappings(split.get("skipped")))
 
 
-def _origin(split: dict[str, Any]) -> str:
+def _origin(split: Json) -> str:
     given = mapping(split.get("given"))
     if given:
         return f"Both were given: {clean(given.get('probe'))} and {clean(given.get('test'))}, with no image in common."
     return f"Split seed: {clean(split.get('seed')) or 'not recorded'}."
 
 
-def _counts(row: dict[str, Any]) -> Row:
+def _counts(row: Json) -> Row:
     probe, test = number(row.get("probe")), number(row.get("test"))
     return Row((Cell(clean(row.get("class"))), Cell(numbers.count(probe), probe), Cell(numbers.count(test), test)))
 
 
-def _skipped(skipped: list[dict[str, Any]]) -> list[Block]:
+def _skipped(skipped: list[Json]) -> list[Block]:
     if not skipped:
         return []
     shown = skipped[:MAX_SKIPPED]
@@ -71,7 +72,7 @@ def _skipped(skipped: list[dict[str, Any]]) -> list[Block]:
     return [Fold(summary, (table("Skipped files", ("File", "Reason"), rows),))]
 
 
-def _seeds(record: dict[str, Any]) -> str:
+def _seeds(record: Json) -> str:
     found: dict[str, list[str]] = {}
     for row in mappings(record.get("rows")):
         if row.get("criterion") != "dense" and row.get("seed") is not None:
@@ -86,7 +87,7 @@ def _seeds(record: dict[str, Any]) -> str:
     return f"Seeds per criterion. {'; '.join(parts)}."
 
 
-def _protocols(record: dict[str, Any]) -> str:
+def _protocols(record: Json) -> str:
     """How many rows are honest, and exactly which figures are oracle-routed."""
     honest, oracle, unknown = (
         len(rows) for rows in (of_protocol(record, "honest"), of_protocol(record, "oracle"), without_protocol(record))
@@ -105,12 +106,12 @@ def _protocols(record: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _oracle_headline(record: dict[str, Any]) -> bool:
+def _oracle_headline(record: Json) -> bool:
     exported = [record.get("result"), *mapping(record.get("results")).values()]
     return any(mapping(row).get("protocol") == "oracle" for row in exported)
 
 
-def _references(record: dict[str, Any]) -> list[Block]:
+def _references(record: Json) -> list[Block]:
     """What the headline stands beside: dense, both with the head masked, and the best oracle-routed figure."""
     rows = mappings(record.get("rows"))
     exported = mapping(record.get("results")) or {"": record.get("result")}
@@ -134,7 +135,7 @@ def _references(record: dict[str, Any]) -> list[Block]:
     return [table("The headline beside what it should be read with", columns, found)]
 
 
-def _reference(name: str, head: str, mask: str, row: dict[str, Any]) -> Row:
+def _reference(name: str, head: str, mask: str, row: Json) -> Row:
     top1, pair, images = number(row.get("top1")), interval(row.get("top1_ci95")), number(row.get("n"))
     return Row(
         (
@@ -148,7 +149,7 @@ def _reference(name: str, head: str, mask: str, row: dict[str, Any]) -> Row:
     )
 
 
-def _checks(checks: list[dict[str, Any]]) -> list[Block]:
+def _checks(checks: list[Json]) -> list[Block]:
     if not checks:
         return [missing("any check, so nothing here has been verified by the tool")]
     failed = sum(row.get("passed") is not True for row in checks)
@@ -158,7 +159,7 @@ def _checks(checks: list[dict[str, Any]]) -> list[Block]:
     return [Text(verdict, "warning" if failed else "good"), made]
 
 
-def _check(row: dict[str, Any]) -> Row:
+def _check(row: Json) -> Row:
     passed = row.get("passed") is True
     return Row(
         (

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core import places
-from vitprune.core.machine import machine, versions
+from vitprune.core.device import machine, versions
 from vitprune.core.reading import digest, read_json, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared
 from vitprune.recipe.parse import dump
-from vitprune.report import write_report
+from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
-from vitprune.runs import choose, told
+from vitprune.runs import told
 from vitprune.runs.record import matrices
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
@@ -60,12 +60,7 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(context, ran)],
         "usage": _usage(context),
     }
-    record["hashes"] = {
-        "recipe": recipe.fingerprint(),
-        "model": context.model_digest,
-        "data": context.data_digest,
-        "split": digest(context.split_record["probe"], context.split_record["test"]),
-    }
+    record["hashes"] = _hashes(context)
     if context.choice:
         record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
     record["checks"] = _checks(context, ran)
@@ -85,9 +80,19 @@ def write(record: dict[str, Any], folder: Path) -> list[Path]:
     return write_report(record, folder) + write_cards(plain(record), folder)
 
 
+def _hashes(context: Context) -> dict[str, str]:
+    """What the run was made from: digests of the recipe, the model, the images and their split."""
+    return {
+        "recipe": context.recipe.fingerprint(),
+        "model": context.model_digest,
+        "data": context.data_digest,
+        "split": digest(context.split_record["probe"], context.split_record["test"]),
+    }
+
+
 def _notes(context: Context) -> list[str]:
     m = context.recipe.model
-    notes = [choose.sentence(context.choice)] if context.choice else []
+    notes = [grid.sentence(context.choice)] if context.choice else []
     notes += [*context.split_record.get("notes", []), *context.loaded.notes]
     notes += [f"Default {note}" for note in context.notes]
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):

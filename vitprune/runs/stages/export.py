@@ -12,7 +12,7 @@ from torch import nn
 
 from vitprune.core.errors import UserError
 from vitprune.core.files import write_json
-from vitprune.core.reading import sha256
+from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
 from vitprune.deploy import runtime, timing
 from vitprune.deploy.onnx import exporting, precision_checks
@@ -52,32 +52,36 @@ def export(context: Context) -> list[Path]:
     files = exporting.parts(dense) if parity is not None else []
     for group, targets in context.class_sets().items():
         folder = context.folder.root / (group or "")
-        slim = opening.load(folder, context.device)
-        about, open_set = metadata(context, targets, _outputs(context, targets)), _open_set(context, slim, targets)
-        about |= model_size.size(slim)
-        failed = dict(no_dense)
-        made, sweep = _written(
-            context, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed
-        )
-        examined = _examined(context, slim, made, targets, failed)
-        if sweep and "int8" in examined:
-            examined["int8"]["sweep"] = sweep.as_json()
-        fp32 = examined.get("fp32", {})
-        result = {
-            "opset": fp32.get("opset"),
-            "parity": fp32.get("parity", {}),
-            "agreement": fp32.get("agreement"),
-            "dense_parity": parity,
-            "files": list(examined.values()),
-            "failed": failed,
-            "latency": _latency(context, dense, folder / FILES["fp32"], about) if fp32 and dense in files else [],
-            "open_set": open_set,
-            "sha256": fp32.get("sha256"),
-        }
-        write_json(stage / f"{group or 'all'}.json", result)
-        files += [part for precision in examined for part in exporting.parts(made[precision])]
-        files.append(stage / f"{group or 'all'}.json")
+        result, made = _of_one(context, folder, targets, dense if dense in files else None, dict(no_dense))
+        write_json(stage / f"{group or 'all'}.json", result | {"dense_parity": parity})
+        files += [*made, stage / f"{group or 'all'}.json"]
     return files
+
+
+def _of_one(
+    context: Context, folder: Path, targets: list[int], dense: Path | None, failed: dict[str, str]
+) -> tuple[Json, list[Path]]:
+    """The record of one slim model's files, and the files; its latency beside that of the `dense` one."""
+    slim = opening.load(folder, context.device)
+    about, open_set = metadata(context, targets, _outputs(context, targets)), _open_set(context, slim, targets)
+    about |= model_size.size(slim)
+    made, sweep = _written(context, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed)
+    examined = _examined(context, slim, made, targets, failed)
+    if sweep and "int8" in examined:
+        examined["int8"]["sweep"] = sweep.as_json()
+    fp32 = examined.get("fp32", {})
+    result = {
+        "opset": fp32.get("opset"),
+        "parity": fp32.get("parity", {}),
+        "agreement": fp32.get("agreement"),
+        "dense_parity": None,
+        "files": list(examined.values()),
+        "failed": failed,
+        "latency": _latency(context, dense, folder / FILES["fp32"], about) if fp32 and dense else [],
+        "open_set": open_set,
+        "sha256": fp32.get("sha256"),
+    }
+    return result, [part for precision in examined for part in exporting.parts(made[precision])]
 
 
 def _attempt(context: Context, failed: dict[str, str], name: str, path: Path, work: Callable[[], T]) -> T | None:

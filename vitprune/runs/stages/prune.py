@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from vitprune.core import ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
-from vitprune.core.least_squares import Moments
-from vitprune.criteria.catalog import allocation_of
+from vitprune.core.reading import Json
 from vitprune.criteria.scores import Scores
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
-from vitprune.model.inside import moments as inside_moments
 from vitprune.model.load import saving
-from vitprune.pruning import masks, surgery
+from vitprune.pruning import prices, surgery
+from vitprune.pruning.budget import Budget
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.prices import price
-from vitprune.pruning.repair import repair
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
+from vitprune.pruning.repair.repair import Repairer
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.context import Context
@@ -42,10 +40,11 @@ def prune(context: Context) -> list[Path]:
         recipe = context.recipe
         plan = main_mask(context, group, targets)
         dense = model_of(context, recipe.criterion.name, group)
-        difference = masked_against_sliced(context, plan, targets, dense)
+        slim = surgery.slim(dense, plan)
+        difference = masked_against_sliced(context, plan, targets, dense, slim)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        slim = slimmed(context, plan, context.recovery, group, targets, dense)
+        repaired(slim, context, plan, context.recovery, group, targets, dense)
         folder = context.folder.root / (group or "")
         about = {
             "classes": [context.class_name(i) for i in targets],
@@ -57,13 +56,7 @@ def prune(context: Context) -> list[Path]:
             **({"labels_by_order": True} if context.labels_by_order else {}),
         }
         ledger.discard(folder / "README.md")  # the card of what was here before
-        if context.keeps_head(targets):
-            named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
-            saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
-        else:
-            classifier.narrow(slim, targets)
-            labels = [label(context, i) for i in targets]
-            saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
+        _save(context, folder, slim, targets, about)
         kept = {f"keep.{name}": keep for name, keep in plan.keep.items()}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
@@ -76,6 +69,17 @@ def prune(context: Context) -> list[Path]:
         write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in made] + [check]
     return files
+
+
+def _save(context: Context, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:
+    """The checkpoint of a class set, with the outputs that it keeps and their names."""
+    if context.keeps_head(targets):
+        named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
+        saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
+    else:
+        classifier.narrow(slim, targets)
+        labels = [label(context, i) for i in targets]
+        saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
 
 
 def main_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
@@ -129,7 +133,11 @@ def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
             wide[name][:, keep] = sites[name]
         return wide
 
-    return dataclasses.replace(scores, sites=spread(scores.sites), ties=spread(scores.ties) if scores.ties else None)
+    sites = spread(scores.sites)
+    gone = {name: ~keep for name, keep in left.keep.items()}
+    curves = {n: curve.behind(gone[n], float(sites[n].min())) for n, curve in (scores.curves or {}).items()}
+    ties = spread(scores.ties) if scores.ties else None
+    return dataclasses.replace(scores, sites=sites, ties=ties, curves=curves or None)
 
 
 def exported_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
@@ -140,15 +148,10 @@ def exported_mask(context: Context, group: str | None, targets: list[int]) -> Pl
 
 def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
     """The plan for a class set at the recipe's budget, or at another one."""
-    r, model, by_name = context.recipe, context.loaded.model, {site.name: site for site in context.sites}
-
-    def prices(name: str, widths: np.ndarray) -> np.ndarray:
-        return price(model, by_name[name], widths, r.budget)
-
-    return masks.build(
-        scores, r.keep if keep is None else keep, classes=targets, round_to=r.round_to,
-        allocation=allocation_of(scores.criterion, r.allocation), floor=r.floor, prices=prices,
-    )  # fmt: skip
+    r = context.recipe
+    budget = Budget(r.keep if keep is None else keep, r.allocation, r.budget, r.round_to, r.floor)
+    of_sites = prices.of_sites(context.loaded.model, context.sites, budget.of)
+    return budget.plan(scores, context.sites, of_sites, targets)
 
 
 def label(context: Context, output: int) -> str:
@@ -180,24 +183,38 @@ def slimmed(
 ) -> nn.Module:
     """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
     set's probe images."""
-    dense, r = context.loaded.model if dense is None else dense, context.recipe
+    dense = context.loaded.model if dense is None else dense
     slim = surgery.slim(dense, plan)
+    repaired(slim, context, plan, how, group, targets, dense)
+    return slim
+
+
+def repaired(
+    slim: nn.Module,
+    context: Context,
+    plan: Plan,
+    how: Recovery,
+    group: str | None,
+    targets: list[int],
+    dense: nn.Module,
+) -> None:
+    """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place."""
+    r = context.recipe
     index, size = refit_index(context, targets), context.repair_batch
 
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in context.images.batches(index, size))
 
-    stats: Sequence[Moments] = ()
-    if needs_moments(how):
-        own = dense is not context.loaded.model
-        stats = inside_moments.moments(dense, context.sites, batches()) if own else from_file(context, group)
+    own = dense is not context.loaded.model  # its moments and streams are its own, and not kept
     by_block = closed_form(how) in ("sequential", "layerwise")
-    kept = context.dense_streams(index, size) if by_block and dense is context.loaded.model else None
-    repair.repair(
-        slim, dense, plan, how, stats=stats, batches=batches, ridge=r.ridge, epochs=r.distill_epochs, kept=kept,
-        scratch=context.folder.root,
-    )  # fmt: skip
-    return slim
+    repairer = Repairer(how, r.ridge, r.distill_epochs, context.folder.root)
+    state = repairer.prepare(
+        dense,
+        batches,
+        moments=from_file(context, group) if needs_moments(how) and not own else None,
+        streams=context.dense_streams(index, size) if by_block and not own else None,
+    )
+    repairer.repair(slim, plan, state)
 
 
 def refit_index(context: Context, targets: list[int]) -> np.ndarray:
@@ -208,11 +225,11 @@ def refit_index(context: Context, targets: list[int]) -> np.ndarray:
     return np.random.default_rng(context.split.seed).permutation(index)[:most]
 
 
-def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module) -> float:
+def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images, a
     part at a time."""
     probe = context.split.probe
     index = probe[np.isin(context.images.labels[probe], targets)][:16]
     x, _ = next(context.images.batches(index, 16))
     parts = x.to(context.device).split(context.batch)
-    return float(np.max([surgery.masked_vs_sliced(dense, plan, part) for part in parts]))  # NaN stays NaN
+    return float(np.max([surgery.masked_vs_sliced(dense, plan, part, slim) for part in parts]))  # NaN stays NaN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vitprune.core.reading import digest, read_json
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.curves import Curve
 from vitprune.criteria.paths import Gathered, PathSet
 from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.settings import Attribution
@@ -61,14 +62,19 @@ def _weights_file(context: Context, name: str, group: str | None) -> Path:
     return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.weights.safetensors"
 
 
+def _mixed(context: Context, targets: list[int]) -> np.ndarray:
+    """The probe images of a class set, classes mixed, for the criteria that train."""
+    c, labels = context.recipe.criterion, context.images.labels
+    probe = context.split.probe[np.isin(labels[context.split.probe], targets)]
+    index = split.first_per_class(probe, context.source.class_of, c.probe_per_class)
+    return np.random.default_rng(c.seed).permutation(index)
+
+
 def _whole(context: Context, name: str, group: str | None, targets: list[int]) -> list[Path]:
     """A criterion that looks at weights, or at the probe images of a class set as a whole."""
     c, row = context.recipe.criterion, CRITERIA[name]
     assert row.whole is not None
-    images = context.images
-    probe = context.split.probe[np.isin(images.labels[context.split.probe], targets)]
-    index = split.first_per_class(probe, context.source.class_of, c.probe_per_class)
-    index = np.random.default_rng(c.seed).permutation(index)  # mixed classes, for the criteria that train
+    index, images = _mixed(context, targets), context.images
     started = time.monotonic()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -79,27 +85,22 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
 
     with memory.peak(context.device) as highest:
         trained, how = None, c.attribution()
+        found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
-            scores, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
+            found, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
         else:
-            scores = row.whole(context.loaded.model, context.sites, batches, how=how)
-    if not all(bool(block.isfinite().all()) for block in scores):
+            found = row.whole(context.loaded.model, context.sites, batches, how=how)
+    scores = Scores.whole(name, names(context.sites), found)
+    if not all(bool(block.isfinite().all()) for block in scores.rows):
         raise UserError(
             f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
         )
     path = _whole_file(context, name, group)
-    columns = {
-        f"scores.{site.name}": block.float().cpu().contiguous()
-        for site, block in zip(context.sites, scores, strict=True)
-    }
     with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(columns))
+        temporary.write_bytes(scores.to_bytes())
     files = [path, path.with_suffix(".json")]
     if trained is not None:
-        files.append(_weights_file(context, name, group))
-        state = {key: value.cpu().contiguous() for key, value in trained.state_dict().items()}
-        with replacing(files[-1]) as temporary:
-            temporary.write_bytes(to_bytes(state))
+        files.append(_kept(trained, _weights_file(context, name, group)))
     seconds = round(time.monotonic() - started, 2)
     context.reporter.say(f"discover {name}: {seconds:.1f} s")
     settings = {used: asdict(how)[used] for used in row.uses}
@@ -109,6 +110,14 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
     notes |= {"peak_memory_mb": _rounded(highest[0])}
     write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None, "group": group})
     return files
+
+
+def _kept(trained: torch.nn.Module, path: Path) -> Path:
+    """The file with the weights that a criterion trained."""
+    state = {key: value.cpu().contiguous() for key, value in trained.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_bytes(state))
+    return path
 
 
 def discoveries(context: Context) -> list[Discovery]:
@@ -178,8 +187,7 @@ def _discover(context: Context, found: Discovery) -> list[Path]:
         with replacing(path) as temporary:
             temporary.write_bytes(sums[t].to_bytes())
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
-        notes |= {"batch": batch, "smallest_batch": smallest}
-        notes |= {"peak_memory_mb": _rounded(highest[0]), "group": None}
+        notes |= {"batch": batch, "smallest_batch": smallest, "peak_memory_mb": _rounded(highest[0]), "group": None}
         notes |= {"shards": folder.relative_to(context.folder.root).as_posix(), "completeness": None}
         if row.path_dependent:
             notes["completeness"] = _completeness(context, found, chosen[t])
@@ -260,6 +268,5 @@ def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None
         return random(context.sites, seed=seed)
     c = context.recipe.criterion
     if CRITERIA[criterion].whole:
-        columns = load_file(_whole_file(context, criterion, group))
-        return Scores(criterion, {name: columns[f"scores.{name}"] for name in names(context.sites)}, None, 0)
+        return Scores.from_file(_whole_file(context, criterion, group), criterion, names(context.sites))
     return load(context, criterion, c.t, c.attribution(), c.images_per_class(criterion))

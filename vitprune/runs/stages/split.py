@@ -5,6 +5,7 @@ split.json holds the split, contents.safetensors a digest of every image's pixel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
 from vitprune.images import batches, class_names, decode_pool
 from vitprune.images.sources import found
+from vitprune.images.sources.base import Source
 from vitprune.images.sources.pair import ProbeAndTest
 from vitprune.images.split import Split, beyond_limit, given_split, remarks, split_per_class
+from vitprune.recipe.recipe import Recipe
 from vitprune.runs.state.context import CONTENTS, Context
 
 
@@ -34,17 +37,7 @@ def split(context: Context) -> list[Path]:
     if bad and recipe.data.on_corrupt == "fail":
         raise UserError(bad[0][1] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
     leave_out = {i for i, _ in bad} | beyond_limit(source, recipe.data.limit_per_class)
-    if isinstance(source, ProbeAndTest):
-        made = given_split(source, seen.contents, seed=recipe.split.seed, leave_out=leave_out)
-    else:
-        made = split_per_class(
-            source.class_of,
-            source.classes,
-            seed=recipe.split.seed,
-            probe=recipe.split.probe,
-            leave_out=leave_out,
-            contents=seen.contents,
-        )
+    made = _made(recipe, source, seen.contents, leave_out)
     probe, test = (
         np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
     )
@@ -64,6 +57,20 @@ def split(context: Context) -> list[Path]:
     for note in notes:
         context.reporter.say(note)
     return [path, path.with_name(CONTENTS)]
+
+
+def _made(recipe: Recipe, source: Source, contents: Mapping[int, bytes], leave_out: set[int]) -> Split:
+    """The two parts: those that were given, or drawn per class."""
+    if isinstance(source, ProbeAndTest):
+        return given_split(source, contents, seed=recipe.split.seed, leave_out=leave_out)
+    return split_per_class(
+        source.class_of,
+        source.classes,
+        seed=recipe.split.seed,
+        probe=recipe.split.probe,
+        leave_out=leave_out,
+        contents=contents,
+    )
 
 
 def _names(context: Context) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from vitprune.core import claims, memory
+from vitprune.core import claims
 from vitprune.core.device import resolve_device
 from vitprune.core.errors import UserError
 from vitprune.core.files import explain, write_text
@@ -25,8 +25,9 @@ from vitprune.criteria import catalog
 from vitprune.images import class_names as labels
 from vitprune.images import decode_pool
 from vitprune.images.batches import Images
-from vitprune.images.class_names import Mapping, Match
+from vitprune.images.class_names import Match
 from vitprune.images.decode_pool import Job, Processes
+from vitprune.images.mapping import Mapping
 from vitprune.images.names import Spellings, called, some
 from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source
@@ -38,11 +39,11 @@ from vitprune.model.inside import pieces
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.model.sites.ffn import FfnSite
-from vitprune.model.tokens import require_class_token, stream_width, tokens_per_site
+from vitprune.model.tokens import require_class_token
 from vitprune.pruning import masks
 from vitprune.pruning.repair import repair
-from vitprune.pruning.repair.layerwise import Kept
 from vitprune.pruning.repair.names import Recovery
+from vitprune.pruning.repair.streams import DenseStreams
 from vitprune.recipe import paths
 from vitprune.recipe.parse import dump
 from vitprune.recipe.parts import BY_ORDER
@@ -55,7 +56,6 @@ from vitprune.runs.engine.pool import Pool
 from vitprune.runs.state.workspace import Workspace
 
 CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pixels
-KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs
 REPAIR_IMAGES = 64  # of one part of a repair, at most
 
 
@@ -75,7 +75,7 @@ class Context:
     choice: dict[str, Any] | None = None
     shared: bool = True
     notes: list[str] = field(default_factory=list, init=False)
-    _streams: tuple[tuple[bytes, int], Kept] | None = field(default=None, init=False, repr=False)
+    _streams: tuple[tuple[bytes, int], DenseStreams] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     @contextmanager
@@ -251,18 +251,14 @@ class Context:
         asked = self.recipe.recovery
         return repair.chosen(asked, self.loaded.model) if asked == "auto" else asked
 
-    def dense_streams(self, index: np.ndarray, batch: int) -> Kept | None:
-        """The dense model's streams on the images of `index`, for repairs that go block by block; filled by the first of
-        them. Those of the last call are kept. None where they would take more than half of the memory that is free now."""
+    def dense_streams(self, index: np.ndarray, batch: int) -> DenseStreams | None:
+        """Room for the dense model's streams on the images of `index`, for repairs that go block by block; filled by the
+        first of them. That of the last call is kept. None where there is not room enough."""
         key = (index.tobytes(), batch)
         if self._streams is None or self._streams[0] != key:
-            self._streams = None
-            tokens = tokens_per_site(self.loaded.model, self.sites)
-            widths = [stream_width(self.loaded.model, site) for site in self.sites]
-            halves = 2 * len(self.sites) + 1
-            size = 4 * len(index) * halves * max(t * w for t, w in zip(tokens, widths, strict=True))
-            if size <= KEPT_SHARE * memory.free(self.device):
-                self._streams = key, {}
+            self._streams = None  # what it holds is free again before the room is measured
+            made = DenseStreams.if_room(self.loaded.model, len(index))
+            self._streams = None if made is None else (key, made)
         return self._streams[1] if self._streams else None
 
     def adapt(self) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 
 from vitprune.core.errors import UserError, one_line
 from vitprune.model.declared import Foreign
-from vitprune.model.load import archives, readings, sets
-from vitprune.model.load.sets import Reading
+from vitprune.model.load.weights import archives, readings, sets
+from vitprune.model.load.weights.sets import Reading
 
 T = TypeVar("T")
 

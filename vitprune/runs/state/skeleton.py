@@ -16,7 +16,8 @@ from vitprune.core.errors import one_line as line
 from vitprune.core.reading import read_json
 from vitprune.model import families
 from vitprune.model.declared import Foreign
-from vitprune.model.load import build, headers, opening
+from vitprune.model.load import build, folders, headers, opening
+from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import Loaded, Widths, _shapes
 from vitprune.recipe import inputs
 from vitprune.runs.defaults import Facts
@@ -41,22 +42,22 @@ def opened(spec: inputs.Model) -> Loaded:
 
     A model of the Hugging Face hub is not fetched, but opened where it has been.
     """
-    found = _folder(spec)
+    found = opening.own_folder(spec)
     if found is None:
         return _named(spec)
-    config, weights = opening._folder_of(found)
+    config, weights = folders.files_of(found)
     record = read_json(config)
     stored = headers.shapes(weights)
     if spec.name.startswith("transformers:"):
         if not isinstance(record, dict):
             raise UserError(f"{config}: not a transformers configuration")
         architecture, args = build.transformers_folder(found, record)
-        opening._in_range(args, config)
+        folders.in_range(args, config)
         prepared = found / "preprocessor_config.json"
         cfg = build.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
-        return _described(architecture, args, None, opening.Source(cfg, spec.preprocess), f"{config}: ")
-    architecture, args, widths = opening._checked(record, config)
-    source = opening.Source(record.get("pretrained_cfg"), spec.preprocess)
+        return _described(architecture, args, None, Source(cfg, spec.preprocess), f"{config}: ")
+    architecture, args, widths = folders.checked(record, config)
+    source = Source(record.get("pretrained_cfg"), spec.preprocess)
     biases = (record.get("vitprune") or {}).get("added_biases") is True
     loaded = _described(architecture, args, widths, source, f"{config}: ", biases)
     expected = _shapes(loaded.model)
@@ -68,30 +69,11 @@ def opened(spec: inputs.Model) -> Loaded:
     return loaded
 
 
-def _folder(spec: inputs.Model) -> Path | None:
-    """The model's own folder, where it has one."""
-    foreign = spec.name.startswith("transformers:") and not build.known(spec.name)
-    if spec.name == "bundled" or spec.name.startswith("local-dir:") or foreign:
-        if spec.checkpoint is not None or spec.args or spec.pretrained:
-            raise UserError(
-                f"model `{spec.name[:80]}`: brings its own weights; "
-                "remove model.checkpoint, model.args and model.pretrained"
-            )
-        return opening.BUNDLED if spec.name == "bundled" else Path(spec.name.partition(":")[2])
-    return opening._fetched(spec) if spec.name.startswith("hf-hub:") else None
-
-
 def _named(spec: inputs.Model) -> Loaded:
     """A name of timm's, torchvision's or transformers' with its arguments."""
+    opening.refuse_name(spec)
     name = spec.name
-    if not build.known(name.split(".")[0]):
-        near = build.close_to(name)
-        hint = f"; did you mean `{near[0]}`?" if near else "; see `vitprune models`"
-        raise UserError(f"model.name `{name[:80]}`: not a timm model, `bundled` or `local-dir:FOLDER`{hint}")
-    bad = opening.FORBIDDEN_ARGS & spec.args.keys()
-    if bad:
-        raise UserError(f"model.args.{min(bad)}: not accepted there; use model.pretrained or model.checkpoint")
-    loaded = _described(name, dict(spec.args), None, opening.Source(None, spec.preprocess), f"model `{name}`: ")
+    loaded = _described(name, dict(spec.args), None, Source(None, spec.preprocess), f"model `{name}`: ")
     if spec.checkpoint is not None and spec.checkpoint.suffix == ".safetensors":
         _fits(loaded.model, spec.checkpoint)
     return loaded
@@ -101,18 +83,18 @@ def _described(
     architecture: str,
     args: dict[str, Any],
     widths: Widths | None,
-    source: opening.Source,
+    source: Source,
     where: str,
     biases: bool = False,
 ) -> Loaded:
     try:
         with torch.device("meta"):
-            model = opening._resized(build.build(architecture, args), widths, biases)
+            model = folders.resized(build.build(architecture, args), widths, biases)
     except UserError:
         raise
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
         raise UserError(f"{where}`{architecture}` cannot be built ({line(error)}); see model.args") from error
-    return opening._describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, source)
+    return describe(model.eval().requires_grad_(False), architecture.split(".")[0], args, source)
 
 
 def _fits(model: nn.Module, file: Path) -> None:

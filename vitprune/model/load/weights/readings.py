@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
-from vitprune.model.load.cures import cure
-from vitprune.model.load.sets import WRAPPERS, Misfit, Reading, _telling, inner
+from vitprune.model.load.weights.cures import cure
+from vitprune.model.load.weights.sets import WRAPPERS, Misfit, Reading, _telling, inner
 
 NO_WEIGHTS = re.compile("optim|sched|scaler|(^|_)rng", re.IGNORECASE)  # moments have the names and shapes of weights
 DEPTH, WIDTH = 6, 64

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from vitprune.model import families
 from vitprune.model.declared import Foreign
+from vitprune.model.load.spec import Args
 
 if TYPE_CHECKING:
-    from vitprune.model.load.sets import Misfit, Reading
+    from vitprune.model.load.weights.sets import Misfit, Reading
 
 CLASSIFIER = re.compile(
     r"(head|head\.fc|heads\.head|head_dist|classifier|cls_classifier|distillation_classifier)\.(weight|bias)"
@@ -44,9 +45,9 @@ def cure(misfit: Misfit, reading: Reading, model: nn.Module) -> str:
     return "remove it from the file, or name the model that has it in model.name and model.args"
 
 
-def _arguments(misfit: Misfit, model: nn.Module) -> tuple[dict[str, Any], bool]:
+def _arguments(misfit: Misfit, model: nn.Module) -> tuple[Args, bool]:
     """Arguments that the file asks for, and whether they explain every difference."""
-    args: dict[str, Any] = {}
+    args: Args = {}
     left = {*misfit.missing, *misfit.unexpected, *misfit.kinds}
     timms = not isinstance(model, Foreign)
     registers = misfit.unexpected["reg_token"][1] if "reg_token" in misfit.unexpected else 0

@@ -1,0 +1,108 @@
+"""The verbs that list or look: criteria, models, recipes, and what is installed here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from vitprune.cli.options import AsJson, RecipeArg
+
+recipes = typer.Typer(no_args_is_help=True, help="Check a recipe, print its schema, or print one to start from.")
+
+
+def criteria(as_json: AsJson = False) -> None:
+    """Every criterion with what it needs and where it comes from."""
+    from vitprune.criteria.catalog import CRITERIA
+
+    rows = [
+        {
+            "name": name,
+            "needs": list(row.needs),
+            "ranks_by": row.ranks_by if row.score else "score",
+            "source": row.source,
+        }
+        for name, row in CRITERIA.items()
+    ]
+    rows.append({"name": "random", "needs": [], "ranks_by": "score", "source": "a seeded draw"})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:<24}{', '.join(row['needs']) or 'weights alone':<40}{row['source']}")
+
+
+def models(
+    everything: Annotated[
+        bool, typer.Option("--all", help="every timm name: supported, or why not (takes a while)")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every family of models with the names that are tested, and which criteria and repairs apply."""
+    from vitprune.cli import listing
+
+    if everything:
+        if as_json:
+            print("[\n" + ",\n".join(map(json.dumps, listing.every())) + "\n]")
+            return
+        for row in listing.every():
+            print(listing.name_line(row))
+        return
+    rows = listing.families()
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(map(listing.line, rows)))
+
+
+@recipes.command("check")
+def recipe_check(
+    recipe: RecipeArg,
+    model: Annotated[bool, typer.Option("--model", help="also build the model, without its weights")] = False,
+    show: Annotated[bool, typer.Option("--show", help="print the recipe with every default spelled out")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the same as JSON")] = False,
+) -> None:
+    """Whether a recipe would run: keys, paths, the model's files, class names, budget; one line, what is wrong or ok."""
+    from vitprune.recipe import check as precheck
+    from vitprune.recipe import parse
+
+    loaded = parse.load(recipe)
+    notes: list[str] = []
+    found = precheck.check(loaded, parse.beside(recipe))
+    if model:
+        from vitprune.cli import full_check
+
+        loaded, notes = full_check.check(loaded, found)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(loaded.model_dump(mode="json"), indent=1))
+    elif show:
+        print(parse.dump(loaded), end="")
+    else:
+        print(precheck.ok(loaded, recipe, found, model))
+
+
+@recipes.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of recipes, for an editor."""
+    from vitprune.recipe.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@recipes.command("new")
+def recipe_new() -> None:
+    """Print a commented recipe for one's own model and images."""
+    from vitprune.recipe.template import TEMPLATE
+
+    print(TEMPLATE, end="")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, providers, and what clashes."""
+    from vitprune.cli.doctor import examine, text
+
+    found = examine()
+    print(json.dumps(found, indent=1) if as_json else text(found))
+    if found["problems"]:
+        raise typer.Exit(1)

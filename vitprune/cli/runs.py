@@ -1,0 +1,149 @@
+"""The verbs on a recipe: the stages of a run up to one of them, a comparison, the paper's tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+
+if TYPE_CHECKING:
+    from vitprune.recipe.recipe import Recipe
+
+
+def run(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """The whole road: split, discover, prune, evaluate, export, report."""
+    _verb("run", recipe, out, device, force, as_json, workers)
+
+
+def discover(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """Up to the neuron paths and scores of the probe split."""
+    _verb("discover", recipe, out, device, force, as_json, workers)
+
+
+def prune(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """Up to the slim model's checkpoint folder."""
+    _verb("prune", recipe, out, device, force, as_json, workers)
+
+
+def evaluate(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """Up to the exam on the test split, baselines included."""
+    _verb("evaluate", recipe, out, device, force, as_json, workers)
+
+
+def export(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """Up to the checked ONNX file and its latency."""
+    _verb("export", recipe, out, device, force, as_json, workers)
+
+
+def compare(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
+    from vitprune.core.progress import Reporter
+    from vitprune.report import grid
+    from vitprune.runs import compare as comparison
+
+    loaded = _load(recipe, out)
+    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
+    folder = loaded.out / loaded.name
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(grid.markdown(record))
+        print(f"Written: {folder / 'compare.md'}, {folder / 'compare.json'}, {folder / 'compare.svg'}")
+
+
+def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: AsJson = False) -> None:
+    """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
+    from vitprune.core.progress import Reporter
+    from vitprune.paper import tables as paper_tables
+
+    loaded = _load(recipe, out)
+    record = paper_tables.run(
+        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device)
+    )
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        print(paper_tables.show(record))
+        print(f"Written: {', '.join(map(str, paper_tables.files(loaded)))}")
+
+
+def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
+    from vitprune.cli import tables as summary
+    from vitprune.core.progress import Reporter
+    from vitprune.runs import pipeline
+
+    loaded = _load(recipe, out)
+    command = _command(verb, recipe, out, device)
+    record = pipeline.run(
+        loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
+    )
+    folder = loaded.out / loaded.name
+    if as_json:
+        print(json.dumps(summary.as_json(record, verb, folder), indent=1))
+    else:
+        summary.show(record, verb, folder)
+
+
+def _load(recipe: str, out: Path | None) -> Recipe:
+    """The recipe to be run, whose paths are there."""
+    from vitprune.recipe import parse
+    from vitprune.recipe.paths import require
+
+    loaded = parse.load(recipe)
+    require(loaded, parse.beside(recipe))
+    return loaded if out is None else loaded.model_copy(update={"out": out})
+
+
+def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:
+    """The command that was given, for the record."""
+    from vitprune.core import places
+
+    return (
+        f"vitprune {verb} {places.place(recipe)}"
+        + (f" --out {places.place(out)}" if out else "")
+        + (f" --device {device}" if device != "auto" else "")
+    )

@@ -1,0 +1,125 @@
+"""A model folder, config.json and model.safetensors: what its configuration says, checked before anything is made of it.
+
+Nothing in it is trusted: sizes are checked against the architecture on the meta device before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vitprune.core.errors import UserError
+from vitprune.core.errors import one_line as line
+from vitprune.model import kinds
+from vitprune.model.families import ffn_sites
+from vitprune.model.load import build
+from vitprune.model.load.loaded import RAGGED, Widths, _shapes
+from vitprune.model.load.spec import Args
+from vitprune.model.sites import base, ffn
+from vitprune.model.sites.base import names
+
+BUNDLED = Path(__file__).parents[2] / "demo" / "model"
+MAX_CONFIG = 1 << 20
+MOST_SITES = 4096
+FORBIDDEN_ARGS = {
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
+}  # fmt: skip  # fmt: skip
+
+
+def files_of(folder: Path) -> tuple[Path, Path]:
+    """The two files of a model folder, which are there and of a size that can be."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder; it holds config.json and model.safetensors")
+    for path in (config, weights):
+        if not path.is_file():
+            raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
+    if config.stat().st_size > MAX_CONFIG:
+        raise UserError(f"{config}: larger than a configuration can be")
+    return config, weights
+
+
+def checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Widths | None]:
+    """Architecture, model_args and widths of a config.json, checked for type and size."""
+    if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
+        raise UserError(f"{path}: not a timm configuration")
+    architecture, args = record.get("architecture"), record.get("model_args") or {}
+    if not isinstance(architecture, str) or not build.known(architecture):
+        raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
+    if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():
+        raise UserError(f"{path}: model_args may only describe the architecture")
+    args = {key: value for key, value in args.items() if key != RAGGED}
+    for key in ("num_classes", "global_pool"):
+        if key in record:
+            args.setdefault(key, record[key])
+    in_range(args, path)
+    block = record.get("vitprune") or {}
+    if not isinstance(block, dict):
+        raise UserError(f"{path}: vitprune is not a block of keys")
+    return architecture, args, _widths(block.get("widths"), path)
+
+
+def _widths(given: Any, path: Path) -> Widths | None:
+    """Units by site name; a list, block by block, in folders written before sites had names."""
+    if given is None:
+        return None
+    counts = list(given.values()) if isinstance(given, dict) else given
+    if (
+        not isinstance(counts, list)
+        or len(counts) > MOST_SITES
+        or not all(type(w) is int and 1 <= w <= 1 << 20 for w in counts)
+    ):
+        raise UserError(f"{path}: vitprune.widths must be one positive integer per site")
+    return given
+
+
+def in_range(args: Args, path: Path) -> None:
+    """Numbers that an architecture can have, before anything is made from them."""
+    for key, value in args.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= (512 if key == "depth" else 1 << 16):
+                raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
+
+
+def empty(architecture: str, args: Args, widths: Widths | None, config: Path, weights: Path, biases: bool) -> nn.Module:
+    """The empty model, made only after its shapes on the meta device are those of the weights' header."""
+    try:
+        with safe_open(weights, "pt") as f:
+            stored = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
+    try:
+        with torch.device("meta"):
+            plan = resized(build.build(architecture, args), widths, biases)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{config}: timm cannot build `{architecture}` from it ({line(error)})") from error
+    expected = _shapes(plan)
+    for key in sorted(expected.keys() | stored.keys()):
+        if expected.get(key) != stored.get(key):
+            raise UserError(
+                f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
+            )
+    return resized(build.build(architecture, args), widths, biases)
+
+
+def resized(model: nn.Module, widths: Widths | None, biases: bool) -> nn.Module:
+    """Give every site the number of units in `widths` (fresh weights) and, with `biases`, every fc2 a bias; None leaves
+    the model as it is."""
+    if widths is None:
+        return model
+    sites = ffn_sites(model)
+    if biases:
+        ffn.add_biases(model, sites)
+    if isinstance(widths, list):
+        if len(sites) != len(widths):
+            raise UserError(f"vitprune.widths: {len(widths)} entries for a model of {len(sites)} blocks")
+        widths = dict(zip(names(sites), widths, strict=True))
+    for name, site in kinds.named(model, list(widths)).items():
+        base.resize(model, site, widths[name])
+    return model
