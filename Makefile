@@ -4,16 +4,23 @@ VENV ?= .venv
 DATA ?= /usr/share/datasets/fashion-mnist
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz mutants coverage docs docs-table lint model clean
+.PHONY: demo test test-all lint-check fuzz mutants coverage docs docs-table lint model clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitprune run recipes/demo.yaml
 
-test: $(VENV)/.installed-test
+# Every promise by its quick tests; those marked slow say the same at more cases.
+test: lint-check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not slow"
+
+# The slow ones too: twice as long and more.
+test-all: lint-check
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
+
+lint-check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
 
 # 5,000 damaged recipes, models, reports and ONNX files; ends with `N passed, M failed`.
 fuzz: $(VENV)/.installed-test

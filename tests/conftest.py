@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +16,33 @@ from torch import Tensor, nn
 
 TinyVit = Callable[..., nn.Module]
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sample(n)` n of its cases, spread evenly from the first, are quick; the others are slow."""
+    cases: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample"):
+            cases[str(item.path), item.nodeid.partition("[")[0]].append(item)
+    for every in cases.values():
+        sample = every[0].get_closest_marker("sample")
+        assert sample is not None
+        few = min(sample.args[0], len(every))
+        quick = {n * len(every) // few for n in range(few)}
+        for place, item in enumerate(every):
+            if place not in quick:
+                item.add_marker("slow")
+
+
 atexit.register(gc.unfreeze)
 gc.freeze()  # every stage of a run collects garbage first: what the libraries made at import is none, and is many
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_to_be_no_garbage() -> None:
+    """So it is for what was imported since: a collection looks at the module's own objects only."""
+    gc.collect()
+    gc.freeze()
 
 
 def make_tiny_vit(*, seed: int = 0, dtype: torch.dtype = torch.float64, **changed: Any) -> nn.Module:

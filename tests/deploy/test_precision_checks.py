@@ -78,6 +78,7 @@ def test_files_that_are_the_model_pass(run: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("groups", [None, {"a": ["circle", "cross"], "b": ["square", "cross"]}])
+@pytest.mark.sample(2)
 def test_another_model_in_a_precision_is_told(
     run: Any, monkeypatch: pytest.MonkeyPatch, precision: str, groups: dict[str, Any] | None
 ) -> None:

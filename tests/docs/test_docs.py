@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import shutil
@@ -29,8 +30,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
 
-def names_in(path: Path) -> set[str]:
-    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+@functools.cache
+def names_in(path: Path) -> dict[str, list[str]]:
+    """Of every test its decorators."""
+    tests = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: [ast.unparse(mark) for mark in node.decorator_list] for node in tests}
 
 
 def test_every_promise_names_tests_that_exist() -> None:
@@ -42,6 +46,14 @@ def test_every_promise_names_tests_that_exist() -> None:
         assert named, f"a promise without a test: {row}"
         for path, name in named:
             assert name.startswith("test_") and name in names_in(ROOT / path), f"{path}::{name}"
+
+
+def test_every_promise_has_a_quick_test() -> None:
+    """One that `make test` runs: a slow one stands in the table only beside it."""
+    for row in (ROOT / "docs" / "promises.md").read_text().splitlines():
+        named = [names_in(ROOT / path)[name] for path, name in NAMED.findall(row)]
+        assert not named or any("pytest.mark.slow" not in marks for marks in named), row
+    assert '-m "not slow"' in (ROOT / "Makefile").read_text()
 
 
 def test_what_contributors_are_told_is_there() -> None:

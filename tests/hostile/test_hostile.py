@@ -89,6 +89,7 @@ def tight(most: int, seen: list[int], error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
+@pytest.mark.sample(1)
 def test_the_exam_halves_a_batch_that_does_not_fit(error: BaseException) -> None:
     x, seen = torch.rand(11, 1, 4, 4), []
     got = logits._fitting(tight(2, seen, error), x)
@@ -135,6 +136,7 @@ def test_what_counts_as_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.sample(1)
 def test_logits_that_are_not_finite_for_images_of_another_group(
     setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:

@@ -141,6 +141,7 @@ def enlarge(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("disk", ["8k", "24k", "48k", "96k", "128k"], indirect=True)
+@pytest.mark.sample(2)
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(setting: dict[str, Any], disk: Path) -> None:
     setting["out"] = str(disk / "out")
     assert "the disk is full" in refusal(setting)
@@ -164,6 +165,7 @@ def test_a_disk_that_may_not_be_written(setting: dict[str, Any], disk: Path) -> 
 
 
 @pytest.mark.parametrize("at", range(1, 16))
+@pytest.mark.sample(4)
 def test_the_disk_fills_at_any_file(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -243,6 +245,7 @@ def shards_of(out: Path, process: subprocess.Popen[str]) -> list[Path]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.sample(1)
 def test_a_stop_half_way_then_the_same_command(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:

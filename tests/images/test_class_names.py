@@ -267,6 +267,7 @@ def test_report_onnx_and_predict_name_classes_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", [None, ("a", "b", "c")])
+@pytest.mark.sample(1)
 def test_names_by_order_say_so_wherever_they_stand(tmp_path: Path, own: tuple[str, ...] | None) -> None:
     image_folder(tmp_path / "images")
     made, folder = whole(tmp_path, own, **({"labels": "by-order"} if own else {}))

@@ -173,6 +173,7 @@ check(source, processes=Processes(Job(source, None, "L"), 2))
 
 
 @pytest.mark.parametrize("how", ["interrupt", "kill"])
+@pytest.mark.sample(1)
 def test_what_is_stopped_leaves_no_process(tmp_path: Path, how: str) -> None:
     images = image_folder(tmp_path / "images", 1)
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 3000), np.uint8))

@@ -35,6 +35,15 @@ def listed_fixture() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads(LIST.read_text())}
 
 
+@pytest.mark.parametrize("module", listing.MODULES)
+def test_the_list_says_of_a_modules_first_and_last_what_the_command_says(listed, monkeypatch, module):
+    few = [names[0], names[-1]] if (names := timm.list_models(module=module)) else []
+    monkeypatch.setattr(timm, "list_models", lambda module: few)
+    monkeypatch.setattr(listing, "MODULES", (module,))
+    assert list(listing.every()) == [listed[name] for name in few]
+
+
+@pytest.mark.slow
 def test_the_list_is_what_the_command_says(listed):
     """All of it, built on the meta device; `vitprune models --all --json > docs/models.json` writes it."""
     found = {row["name"]: row for row in listing.every()}

@@ -42,6 +42,7 @@ def run(content: dict[str, Any], **options: Any) -> dict[str, Any]:
     return compare.compare(recipe.Recipe.model_validate(content), device="cpu", **options)
 
 
+@pytest.mark.slow
 def test_every_cell_is_there_once(content: dict[str, Any], tmp_path: Path) -> None:
     made = run(content)
     table = [(r["criterion"], r["keep"], r["recovery"]) for r in made["table"]]
@@ -258,6 +259,7 @@ def test_auto_can_be_kept_to_some_of_the_criteria(content: dict[str, Any]) -> No
     assert [sorted(why["top1"]) for why in everything["choices"]] == [["jas", *among]]
 
 
+@pytest.mark.slow
 def test_what_runs_every_unit_alone_may_look_at_fewer_images(content: dict[str, Any]) -> None:
     few = content["criterion"] | {"exact_per_class": 2}
     names = ["knowledge-attribution", "jas"]

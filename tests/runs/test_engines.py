@@ -93,6 +93,7 @@ def test_a_mistake_in_a_worker_is_the_same_one_line(engine: Executor, tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.sample(1)
 def test_a_worker_killed_in_the_middle_costs_its_part_only(workers: int, tmp_path: Path) -> None:
     items = list(range(10))
     for item in (0, 4, 9):

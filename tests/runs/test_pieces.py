@@ -252,6 +252,7 @@ ROUNDS: dict[str, Any] = {"rounds": 2, "classes": ["circle", "cross"]}
 
 @pytest.mark.parametrize(("name", "changed"), [("default", {}), ("jas", JAS), ("rounds", ROUNDS)])
 @pytest.mark.parametrize("free", [0, 500_000, 1 << 44])
+@pytest.mark.sample(4)
 def test_free_memory_leaves_no_trace(
     places: tuple[Path, Path],
     roomy: Any,
@@ -266,6 +267,7 @@ def test_free_memory_leaves_no_trace(
 
 
 @pytest.mark.parametrize(("name", "changed"), [("default", {}), ("jas", JAS)])
+@pytest.mark.sample(1)
 def test_a_lack_of_memory_anywhere_leaves_no_trace_or_is_one_line(
     places: tuple[Path, Path], roomy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, changed: Any
 ) -> None:

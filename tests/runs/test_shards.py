@@ -103,6 +103,7 @@ def test_twenty_kills_at_random_leave_no_trace(setting: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("criterion", ["fisher-obs", "jas"])
+@pytest.mark.sample(1)
 def test_workers_leave_no_trace(
     setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str], criterion: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_workers_leave_no_trace(
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_workers_make_what_is_missing_and_nothing_else(setting: dict[str, Any], tmp_path: Path) -> None:
     run(setting)
     before = results(tmp_path / "out")
@@ -135,6 +137,7 @@ def test_workers_make_what_is_missing_and_nothing_else(setting: dict[str, Any], 
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_the_run_goes_on_when_a_worker_is_killed(
     setting: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +198,7 @@ def test_one_process_of_torchrun_is_a_process_like_any_other(
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_auto_with_workers(setting: dict[str, Any], tmp_path: Path) -> None:
     """The choice is one process's work, the discovery after it everybody's."""
     auto = setting | {"criterion": setting["criterion"] | {"name": "auto", "among": ["jas", "variance"]}}

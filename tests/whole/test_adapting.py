@@ -88,6 +88,7 @@ def test_the_minimal_recipe_passes_for_every_family(name: str, images: Path) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("criterion", [*CRITERIA, "random", "auto"])
+@pytest.mark.sample(96)
 def test_every_criterion_asked_for_finds_defaults_that_fit_or_is_refused(
     name: str, criterion: str, images: Path
 ) -> None:

@@ -287,6 +287,7 @@ def operators(opset_version: int) -> Any:
 
 @pytest.mark.parametrize("name", [row.names[0] for row in families.FAMILIES.values()])
 @pytest.mark.usefixtures("one_registry")
+@pytest.mark.sample(6)
 def test_onnx_parity(name, note, tmp_path, monkeypatch):
     """Every precision once per family, one block where there is a choice: the conversion is what takes long here."""
     monkeypatch.setattr(onnx_precision, "opens", lambda path: None)  # a crash would be seen here as well
@@ -305,6 +306,7 @@ def test_onnx_parity(name, note, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("one_registry")
+@pytest.mark.slow
 def test_int8_of_a_fresh_model_with_many_blocks(tmp_path):
     """Equal biases are stored once; onnxruntime's copies of the shared `cat_1` were called `cat_12`, as a value was."""
     args = PLAIN | {"depth": 6}

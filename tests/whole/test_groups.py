@@ -92,6 +92,7 @@ def test_groups_that_cannot_be_are_refused_before_any_work(content, tmp_path):
         ("fisher-obs", "layerwise", "all"),
     ],
 )
+@pytest.mark.sample(2)
 def test_the_table_stands_beside_the_dense_model_with_its_head_closed(content, tmp_path, name, how, head):
     groups = {"two": ["circle", "cross"], "one": ["square", "cross"]}
     made = run(content, tmp_path, "evaluate", groups=groups, recovery=how, allocation="auto", head=head,

@@ -57,6 +57,7 @@ ROADS: dict[str, Made] = {
     },
 }  # fmt: skip
 BOTH = ("defaults", "jas-affine")
+FEW = [road if road in (*BOTH, "groups") else pytest.param(road, marks=pytest.mark.slow) for road in ROADS]
 WEIGHTS = ("model.safetensors", "masks.safetensors")
 
 
@@ -211,7 +212,7 @@ def test_nothing_before_the_exam_reads_the_test_split(runs: Callable[[str], Run]
     assert run.seen.exam == test, "the exam reads every test image and no other"
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", FEW)
 def test_other_test_images_give_the_same_model(
     runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str
 ) -> None:
@@ -229,6 +230,7 @@ def test_other_test_images_give_the_same_model(
 
 
 @pytest.mark.parametrize("road", ["defaults", "jas-affine", "auto", "clusters"])
+@pytest.mark.sample(2)
 def test_another_test_folder_with_other_labels_gives_the_same_model(place: Path, tmp_path: Path, road: str) -> None:
     """More images, and of each class those that show another: labels of test images play no part either."""
     probe, found = place / "images", []
@@ -261,7 +263,7 @@ def logits_by_hand(run: Run, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.tensor([LABELS.index(p.parent.name) for p in chosen])
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", FEW)
 def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Run], road: str) -> None:
     """Top-1, probability, parameters, multiply-adds and the number of images, by hand from the files on disk."""
     run = runs(road)
@@ -373,6 +375,7 @@ def test_oracle_rows_stay_out_of_the_honest_ones(
 
 
 @pytest.mark.parametrize("road", [r for r in ROADS if r != "every-criterion"])
+@pytest.mark.sample(3)
 def test_keeping_everything_is_the_identity(place: Path, tmp_path: Path, road: str) -> None:
     changed = {"head": "all"} if "groups" in ROADS[road] else {}
     out = tmp_path / "out"
@@ -388,7 +391,7 @@ def test_keeping_everything_is_the_identity(place: Path, tmp_path: Path, road: s
         assert torch.equal(vitprune.load(folder)(x), vitprune.load(place / "model")(x))
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", FEW)
 def test_the_same_recipe_elsewhere_gives_the_same_bytes(
     runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str
 ) -> None:
@@ -408,6 +411,7 @@ def test_the_same_recipe_elsewhere_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("road", [*BOTH, "auto"])
+@pytest.mark.sample(1)
 def test_several_processes_leave_no_trace(runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str) -> None:
     """Two that share the discovery and two that decode."""
     out = tmp_path / "out"
@@ -472,6 +476,7 @@ def pixels(run: Run, folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("road", BOTH)
 @pytest.mark.parametrize("wrong", [0, 4, 8], ids=["first", "middle", "last"])
+@pytest.mark.sample(2)
 def test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check(
     exported: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str, wrong: int
 ) -> None:
@@ -510,6 +515,7 @@ def test_predict_names_what_the_model_says(exported: Callable[[str], Run], road:
 
 
 @pytest.mark.parametrize("road", BOTH)
+@pytest.mark.sample(1)
 def test_a_slower_slim_file_has_a_ratio_above_one(
     exported: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str
 ) -> None:
