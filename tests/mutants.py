@@ -185,6 +185,8 @@ MUTANTS = (
            "np.lexsort((-np.arange(len(block)), -ties, -block))", BEST),
     Mutant("one unit more than the budget", "pruning/masks.py", "int(keep * n + 1e-9)", "int(keep * n + 1)", SHARE),
     Mutant("a share is rounded to the nearest", "pruning/masks.py", "int(keep * n + 1e-9)", "round(keep * n)", SHARE),
+    Mutant("a curve's costs are pressed into their maxima again", "pruning/masks.py", "curves |= scores.curves or {}",
+           "curves |= {}", ("test_allocate.py::test_a_curves_own_costs_are_summed_and_its_order_is_cut",)),
     Mutant("the widths exceed the budget", "pruning/allocate.py", "room = int(budget / atom + 1e-6)",
            "room = int(1.2 * budget / atom + 1e-6)",
            ("test_allocate.py::test_the_widths_are_those_of_every_combination_tried",)),

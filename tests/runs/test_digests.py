@@ -20,7 +20,7 @@ from vitprune.model import families
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.pipeline import STAGES
-from vitprune.runs.stages import image_scores
+from vitprune.runs.stages import image_scores, versions
 
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
@@ -152,6 +152,15 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
 def test_another_model_and_other_images_do_everything_again(known: str) -> None:
     before, after = digests(BASE), digests(BASE, **{known: "other"})
     assert all(before[name] != after[name] for name in before)
+
+
+@pytest.mark.parametrize("stage", EVERY)
+def test_another_version_of_a_stage_does_it_and_what_follows_again(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digests(BASE)
+    monkeypatch.setitem(versions.OWN, stage, "next")
+    after = digests(BASE)
+    follow = {SPLIT: EVERY, DISCOVER: AFTER_DISCOVER, MOMENTS: [MOMENTS, *AFTER_PRUNE], PRUNE: AFTER_PRUNE}
+    assert [name for name in before if before[name] != after[name]] == follow.get(stage, [stage])
 
 
 @pytest.mark.parametrize("key", [k for k, (_, redone) in CHANGED.items() if PRUNE in redone])

@@ -12,6 +12,8 @@ from small import WIDTH, image_folder, model_folder, quicken, recipe_dict
 
 import vitprune
 from vitprune.core import progress
+from vitprune.model import families
+from vitprune.pruning.budget import Budget
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.state.context import Context
@@ -63,6 +65,29 @@ def test_two_rounds_are_two_prunings_by_hand(content: dict[str, Any], tmp_path: 
         torch.testing.assert_close(score[0].double(), variance, rtol=1e-4, atol=1e-7)
         expected = torch.zeros(WIDTH, dtype=torch.bool)
         expected[keep[score[0].argsort(descending=True)[: int(0.25 * WIDTH)]]] = True
+        assert torch.equal(found, expected)
+
+
+def test_a_later_rounds_curves_are_those_of_what_is_left(content: dict[str, Any], tmp_path: Path) -> None:
+    """`budgeted` by curves: nothing that a round removed comes back, and the widths are those of a second pruning by hand."""
+    criterion, settings = {"name": "obs", "probe_per_class": 100}, {"recovery": "none", "allocation": "budgeted"}
+    made = Recipe.model_validate({**content, "out": str(tmp_path), "criterion": criterion, "rounds": 2, **settings})
+    run(content, tmp_path, criterion=criterion, rounds=2, **settings)
+    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
+        images = torch.cat([x for x, _ in context.images.batches(context.split.probe, 16)])
+        dense, labels = context.loaded.model, torch.zeros(len(images), dtype=torch.long)
+        first = vitprune.discover(dense, images, labels, criterion="obs")
+        half = Budget(0.5, "budgeted").plan(first, context.sites)
+        left = vitprune.prune(dense, first, keep=0.5, allocation="budgeted", recovery="none")
+        again = vitprune.discover(left, images, labels, criterion="obs")
+        sites = families.ffn_sites(left)
+    assert again.curves is not None
+    quarter = sum(keep.numel() for keep in half.masks) // 4
+    total = sum(site.size for site in sites)
+    second = Budget(quarter / total, "budgeted").plan(again, sites)
+    for found, before, after in zip(masks(tmp_path / "tiny"), half.masks, second.masks, strict=True):
+        expected = torch.zeros_like(before)
+        expected[before.nonzero().flatten()[after]] = True
         assert torch.equal(found, expected)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitprune.core.errors import UserError
 from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
-from vitprune.pruning import masks
+from vitprune.pruning.budget import Budget
 from vitprune.pruning.masks import threshold_mask
 from vitprune.recipe.experiments import Paper
 from vitprune.runs import contenders
@@ -42,7 +42,7 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
         row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
         rows.append(row | exam.of_model(context, slim.model))
     scores = score.load(context, "jas", max(p.t), p.attribution(), p.probe_per_class)
-    plan = masks.build(scores, recipe.keep, classes=context.every_target())
+    plan = Budget(recipe.keep).plan(scores, context.sites, classes=context.every_target())
     removed = contenders.make(context, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
     rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(context, removed.model))
     units = sum(site.size for site in context.sites)

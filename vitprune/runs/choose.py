@@ -26,7 +26,7 @@ from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.stages import moments, score
-from vitprune.runs.stages.versions import CODE
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.context import Context
 from vitprune.runs.state.workspace import Workspace
 
@@ -80,7 +80,8 @@ def prepare(context: Context, among: Sequence[str], force: bool = False) -> Cont
 
 def _key(inner: Context) -> str:
     """What a choice depends on."""
-    return digest(CODE, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
+    code = version("discover")
+    return digest(code, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
 
 
 def best(inner: Context, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:

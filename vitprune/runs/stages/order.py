@@ -11,7 +11,7 @@ from vitprune.core.reading import digest
 from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import exam, export, moments, prune, score, split
-from vitprune.runs.stages.versions import CODE
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.context import Context
 
 
@@ -44,8 +44,9 @@ def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str
     """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
     parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
     roots = [] if stage.after else [context.model_digest, context.data_digest]
+    code = version(stage.name)
     return digest(
-        stage.name, CODE, context.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots
+        stage.name, code, context.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots
     )
 
 
