@@ -23,7 +23,6 @@ from vitprune.criteria.attribution.path_scores import path_scores as path_scores
 from vitprune.criteria.catalog import CRITERIA, allocation_of, applies
 from vitprune.criteria.paths import Gathered
 from vitprune.criteria.scores import Scores, to_scores
-from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import WholeScore
 from vitprune.criteria.statistics.random import random
 from vitprune.exam import metrics
@@ -41,7 +40,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import chosen, repair
 from vitprune.recipe import parse, recipe
-from vitprune.recipe.criterion import Criterion, CriterionName
+from vitprune.recipe.criterion import section
 from vitprune.runs import pipeline
 
 TRUE_ENOUGH = 1e-3  # largest difference of logits between masked and sliced, as a share of the largest logit
@@ -125,8 +124,8 @@ def discover(
 
     Returns, per block [C, n], class frequencies of the `t` best units per image (`jas` and its like), ties decided by the
     mean summed scores, or for a criterion that ranks by it the mean score itself; [1, n] for one that looks at all images
-    together, like the default. `settings` are those of `Attribution`: `formula`, `nodes`,
-    `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
+    together, like the default. `settings` are those of a recipe's `criterion`: `formula`,
+    `nodes`, `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
     that is not supported.
     """
     model = door.bare("discover", model)
@@ -140,8 +139,8 @@ def discover(
         row = CRITERIA[criterion]
         if not row.whole:
             masks.check_t(t, sites)
-        how = _attribution(criterion, t, seed, settings)
-        applies(criterion, how.tokens, model)
+        how = _how(criterion, t, seed, settings)
+        applies(criterion, getattr(how, "tokens", "cls"), model)
         outputs = classifier.outputs(model)
         images = door.images_of("discover", model, images)
         labels = door.labels_of("discover", images, labels, outputs)
@@ -164,7 +163,7 @@ def _whole(
     images: Tensor,
     labels: Tensor,
     batch: int,
-    how: Attribution,
+    how: Any,
 ) -> Scores:
     device = device_of(model)
 
@@ -189,17 +188,16 @@ def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor,
             raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
         if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].size for i in range(units.shape[1])):
             raise UserError("path_scores: a unit's index lies outside its block")
-        how = _attribution("jas", units.shape[2], 0, settings)
+        how = _how("jas", units.shape[2], 0, settings)
         device = device_of(model)
         units = units.clone() if units.is_inference() else units
         return path_scores_of(model, sites, images.to(device), labels.to(device), units, how)
 
 
-def _attribution(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Attribution:
+def _how(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Any:
     """The settings as a recipe would check them."""
-    name = criterion if criterion in get_args(CriterionName) else "activation"  # a row added at run time
     try:
-        return Criterion(name=name, t=t, seed=seed, **settings).attribution()  # type: ignore[arg-type]
+        return section()(name=criterion, t=t, seed=seed, **settings).how(criterion)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error
