@@ -195,9 +195,10 @@ def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor,
 
 
 def _how(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Any:
-    """The settings as a recipe would check them."""
+    """The settings as a recipe would check them; a row that was added at run time has its own among them."""
+    keys: type[Any] = section()
     try:
-        return section()(name=criterion, t=t, seed=seed, **settings).how(criterion)
+        return keys(name=criterion, t=t, seed=seed, **settings).how(criterion)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error
