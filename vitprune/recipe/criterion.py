@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitprune.criteria.catalog import CRITERIA, how_of, settings
+from vitprune.criteria import catalog
 from vitprune.criteria.settings import About
 from vitprune.recipe.parts import Part
 
@@ -49,7 +49,7 @@ class Section(Part):
             raise ValueError("`shortlist` goes with `candidates: each` or with knowledge-attribution")
         if self.reference and (self.candidates, self.formula) != ("parallel", "jas"):
             raise ValueError("`reference` is the authors' code: `formula: jas` and `candidates: parallel`")
-        if self.name in CRITERIA:
+        if self.name in catalog.CRITERIA:
             self.how(self.name)  # which may have something to say of settings that do not go together
         return self
 
@@ -59,10 +59,10 @@ class Section(Part):
 
         The settings of the first release stay, as they were in every digest.
         """
-        own = CRITERIA[self.name].uses if self.name in CRITERIA else ()
+        own = catalog.CRITERIA[self.name].uses if self.name in catalog.CRITERIA else ()
         fields = type(self).model_fields
         idle = {
-            name for name in settings()
+            name for name in catalog.settings()
             if name in fields and name not in (*FIRST, *own) and getattr(self, name) == fields[name].default
         }  # fmt: skip
         return {name: value for name, value in plain(self).items() if name not in idle}
@@ -76,15 +76,17 @@ class Section(Part):
         """The settings of a criterion with every default spelled out."""
         rule = self.quadrature or ("left" if self.reference else "gauss-legendre")
         ruled = {"quadrature": rule, "nodes": self.nodes or (5 if rule == "gauss-legendre" else 20)}
-        return how_of(criterion, **{name: getattr(self, name) for name in CRITERIA[criterion].uses} | ruled)
+        return catalog.how_of(
+            criterion, **{name: getattr(self, name) for name in catalog.CRITERIA[criterion].uses} | ruled
+        )
 
 
 def section() -> type[Section]:
     """The class of the section for the table as it is now, so also with rows that were added at run time."""
-    names: Any = Literal[(*CRITERIA, "random", "auto")]
+    names: Any = Literal[(*catalog.CRITERIA, "random", "auto")]
     keys: dict[str, Any] = {"name": (names, Section.model_fields["name"])}
     keys["among"] = (list[names], Section.model_fields["among"])
-    for name, (told, default) in settings().items():
+    for name, (told, default) in catalog.settings().items():
         if name in Section.model_fields:
             raise ValueError(f"a criterion's setting `{name}` has the name of a key that `criterion` has already")
         about = next((one for one in getattr(told, "__metadata__", ()) if isinstance(one, About)), About(""))
@@ -100,5 +102,5 @@ if TYPE_CHECKING:
         """The section for the table as it is in its file."""
 
 else:
-    CriterionName = Literal[(*CRITERIA, "random", "auto")]
+    CriterionName = Literal[(*catalog.CRITERIA, "random", "auto")]
     Criterion = section()
