@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitprune.criteria.attribution.jas import jas
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.images import batches
 from vitprune.images.class_names import output_indices
 from vitprune.images.sources.bundled import CLASSES, Bundled
@@ -38,8 +38,8 @@ from vitprune.model import families
 from vitprune.model.load import opening
 from vitprune.recipe.inputs import Model
 
-DEFAULTS = Attribution()
-SAME = Attribution(quadrature="left", nodes=20, reference=True)
+DEFAULTS = Jas()
+SAME = Jas(quadrature="left", nodes=20, reference=True)
 TOP = 5
 
 
@@ -58,9 +58,7 @@ def timed(work: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def engine(
-    model: nn.Module, x: Tensor, y: Tensor, how: Attribution, t: int = 1, along: Tensor | None = None
-) -> list[Tensor]:
+def engine(model: nn.Module, x: Tensor, y: Tensor, how: Jas, t: int = 1, along: Tensor | None = None) -> list[Tensor]:
     return jas(model, families.ffn_sites(model), x, y, ts=[t], how=how, along=along)[t]
 
 
@@ -140,10 +138,10 @@ def accuracy(quick: bool) -> dict[str, float]:
     index = first_per_class(split.probe, source.class_of, 10)[:: 100 // count][:count]
     x, y = next(images.batches(index, count))
     start = time.perf_counter()
-    exact = in_batches(1, x, y, lambda a, b: engine(model, a, b, Attribution(quadrature="midpoint", nodes=1000), TOP))
+    exact = in_batches(1, x, y, lambda a, b: engine(model, a, b, Jas(quadrature="midpoint", nodes=1000), TOP))
     say(f"accuracy: reference of {count} images in {time.perf_counter() - start:.1f} s")
     path = torch.stack([block.topk(TOP, 1).indices for block in exact], 1)
-    of = {"default": DEFAULTS, "right_20": Attribution(quadrature="right", nodes=20)}
+    of = {"default": DEFAULTS, "right_20": Jas(quadrature="right", nodes=20)}
     found: dict[str, float] = {}
     for name, how in of.items():
         ours = engine(model, x, y, how, TOP, path)

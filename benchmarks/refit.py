@@ -23,7 +23,7 @@ import torch
 
 from vitprune.core import memory
 from vitprune.criteria.attribution.jas import jas
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import families
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import streams
@@ -75,7 +75,7 @@ def main() -> None:
         small, large = (seconds(partial(repair, "layerwise", *pair)) for pair in zip((few, images), kept, strict=True))
         found["layerwise_again_forwards_per_image"] = (large - small) / (3 * n) / once
     del kept
-    discovery = seconds(lambda: jas(model, sites, few[:4], labels[:4], ts=[50], how=Attribution())) / 4
+    discovery = seconds(lambda: jas(model, sites, few[:4], labels[:4], ts=[50], how=Jas())) / 4
     found["jas_forwards_per_image"] = discovery / once
     streams.IN_MEMORY = 0
     peaks = []

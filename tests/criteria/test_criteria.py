@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.attribution.settings import Gates
+from vitprune.criteria.catalog import CRITERIA, how_of
 from vitprune.criteria.sampling import sampled_labels
-from vitprune.criteria.settings import Attribution
 from vitprune.criteria.statistics.random import random
 from vitprune.model import families
 from vitprune.model.inside import hooks
@@ -35,7 +35,7 @@ def score(
         images,
         labels,
         ts=list(ts),
-        how=Attribution(nodes=nodes, quadrature="midpoint"),
+        how=how_of(name, nodes=nodes, quadrature="midpoint"),
     )
 
 
@@ -118,7 +118,7 @@ def test_nothing_is_left_behind_when_forward_raises(tiny_vit, make_images, name,
         parent, _, child = where.rpartition(".")
         setattr(model.get_submodule(parent), child, Broken())
     with pytest.raises(RuntimeError):
-        CRITERIA[name].score(model, sites, make_images(2), LABELS[:2], ts=[2], how=Attribution(nodes=2))
+        CRITERIA[name].score(model, sites, make_images(2), LABELS[:2], ts=[2], how=how_of(name, nodes=2))
     assert reference.hook_count(model) == before
     assert torch.is_grad_enabled()
     assert not any(weight.grad is not None or weight.requires_grad for weight in model.parameters())
@@ -246,10 +246,10 @@ def test_the_input_of_a_module_ends_the_pass_there(tiny_vit, make_images):
     assert reference.hook_count(model) == 0
 
 
-GATES = Attribution(quadrature="midpoint", nodes=2)
+GATES = Gates(quadrature="midpoint", nodes=2)
 
 
-def gates(model: nn.Module, images: Tensor, labels: Tensor, how: Attribution) -> list[Tensor]:
+def gates(model: nn.Module, images: Tensor, labels: Tensor, how: Gates) -> list[Tensor]:
     return CRITERIA["joint-gates"].score(model, families.ffn_sites(model), images, labels, ts=[1], how=how)[1]
 
 
@@ -271,7 +271,7 @@ def test_joint_gates_sum_to_what_all_units_are_worth(tiny_vit, make_images):
         torch.softmax(vit.logits(images, edit), 1)[range(3), labels]
         for edit in (reference.unchanged, lambda i, hidden_TN: 0 * hidden_TN)
     )
-    found = torch.cat(gates(model, images, labels, Attribution(nodes=60, tokens="all")), 1)
+    found = torch.cat(gates(model, images, labels, Gates(nodes=60)), 1)
     np.testing.assert_allclose(found.sum(1).numpy(), (dense - none).numpy(), rtol=1e-4, atol=1e-6)
 
 

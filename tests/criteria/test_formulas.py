@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 import vitprune
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution.path_scores import path_scores
-from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.attribution.settings import Alone, Chain, Gates, Jas, Rule
+from vitprune.criteria.catalog import CRITERIA, how_of
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import sampled_labels
 from vitprune.criteria.scores import Scores
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing, Seeded
 from vitprune.criteria.statistics.fisher_obs import root
 from vitprune.criteria.statistics.fisher_obs import statistics as fisher_statistics
 from vitprune.criteria.statistics.obs import eliminate
+from vitprune.criteria.weights.settings import Slim
 from vitprune.model import families
 from vitprune.model import tokens as model_tokens
 from vitprune.model.inside import hooks
@@ -34,19 +37,19 @@ LABELS = torch.tensor([3, 1, 4, 0, 2])
 wholes = pytest.mark.parametrize("name", sorted(n for n, row in CRITERIA.items() if row.whole))
 
 
-def scored(name: str, model: nn.Module, images: Tensor, how: Attribution) -> list[Tensor]:
+def scored(name: str, model: nn.Module, images: Tensor, how: Any) -> list[Tensor]:
     score = CRITERIA[name].score
     assert score is not None
     return score(model, families.ffn_sites(model), images, LABELS[: len(images)], ts=[1], how=how)[1]
 
 
-def whole(name: str, model: nn.Module, images: Tensor, how: Attribution | None = None, size: int = 2) -> list[Tensor]:
+def whole(name: str, model: nn.Module, images: Tensor, how: Any = None, size: int = 2) -> list[Tensor]:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(images.split(size), LABELS[: len(images)].split(size), strict=True)
 
     score = CRITERIA[name].whole
     assert score is not None
-    return rows_of(score(model, families.ffn_sites(model), batches, how=how or Attribution()))
+    return rows_of(score(model, families.ffn_sites(model), batches, how=how or how_of(name)))
 
 
 def probability(vit: reference.Vit, image: Tensor, label: int, edit: reference.Edit = reference.unchanged) -> float:
@@ -61,7 +64,7 @@ def test_knowledge_attribution_is_what_a_unit_is_worth(tiny_vit, make_images, ch
     """With many nodes: p(clean) − p(that unit of the class token zeroed), in every block."""
     model, images = tiny_vit(mlp_ratio=0.25, **changed), make_images(2)
     vit = reference.Vit(model)
-    found = scored("knowledge-attribution", model, images, Attribution(nodes=20))
+    found = scored("knowledge-attribution", model, images, Alone(nodes=20))
     for row, image in enumerate(images):
         label = int(LABELS[row])
         for block, scores in enumerate(found):
@@ -78,7 +81,7 @@ def test_knowledge_attribution_is_what_a_unit_is_worth(tiny_vit, make_images, ch
 
 
 def test_knowledge_attribution_without_halves_is_the_same(tiny_vit, make_images, monkeypatch):
-    model, images, how = tiny_vit(mlp_ratio=0.25), make_images(2), Attribution(nodes=2)
+    model, images, how = tiny_vit(mlp_ratio=0.25), make_images(2), Alone(nodes=2)
     for tokens in ("cls", "patches", "all"):
         fast = scored("knowledge-attribution", model, images, replace(how, tokens=tokens))
         with monkeypatch.context() as patch:
@@ -92,7 +95,7 @@ def test_influence_pattern_is_the_chain_of_derivatives(tiny_vit, make_images):
     """Eq. 9 by central differences: every factor at every α, the greedy chain, the mean over α."""
     model, images, nodes, step = tiny_vit(mlp_ratio=0.25), make_images(2), 3, 1e-5
     vit = reference.Vit(model)
-    found = scored("influence-pattern", model, images, Attribution(quadrature="midpoint", nodes=nodes))
+    found = scored("influence-pattern", model, images, Chain(quadrature="midpoint", nodes=nodes))
     alphas = [(k + 0.5) / nodes for k in range(nodes)]
     for row, image in enumerate(images):
 
@@ -125,7 +128,7 @@ def test_influence_pattern_is_the_chain_of_derivatives(tiny_vit, make_images):
 def test_influence_gradient_is_a_mean_of_gradients(tiny_vit, make_images):
     model, images, step = tiny_vit(mlp_ratio=0.25), make_images(2), 1e-5
     vit = reference.Vit(model)
-    found = scored("influence-gradient", model, images, Attribution(quadrature="right", nodes=2))
+    found = scored("influence-gradient", model, images, Rule(quadrature="right", nodes=2))
     for row, image in enumerate(images):
         for block in range(3):
             for j in range(4):
@@ -148,7 +151,7 @@ def test_influence_gradient_is_a_mean_of_gradients(tiny_vit, make_images):
 def test_fisher_is_the_squared_gate_gradient_of_a_drawn_label(tiny_vit, make_images):
     model, images = tiny_vit(mlp_ratio=0.25), make_images(3)
     drawn = sampled_labels(model, images, 7)
-    found = scored("fisher", model, images, Attribution(seed=7, objective="logit", nodes=9))
+    found = scored("fisher", model, images, Seeded(seed=7))
     for row, image in enumerate(images):
         own = reference.joint_gates(model, image, int(drawn[row]), [(1.0, 1.0)], "log-probability")
         for block, expected in zip(found, own, strict=True):
@@ -159,7 +162,7 @@ def test_mean_activation_is_over_all_tokens(tiny_vit, make_images):
     model, images = tiny_vit(), make_images(2)
     for row, image in enumerate(images):
         own = reference.Vit(model).hidden(image)
-        for block, hidden_TN in zip(scored("mean-activation", model, images, Attribution()), own, strict=True):
+        for block, hidden_TN in zip(scored("mean-activation", model, images, Nothing()), own, strict=True):
             torch.testing.assert_close(block[row], hidden_TN.abs().mean(0))
 
 
@@ -390,7 +393,7 @@ def test_vit_slims_first_step_goes_against_the_gradient(tiny_vit, make_images):
     """Adam's first step is rate · sign(gradient), with the L1 pressure in the gradient."""
     model, images = tiny_vit(), make_images(5)
     for pressure in (0.0, 1e3):
-        how = Attribution(epochs=1, rate=1e-3, pressure=pressure)
+        how = Slim(epochs=1, rate=1e-3, pressure=pressure)
         found = whole("vit-slim", model, images, how, size=5)
         grads = np.mean(
             [np.concatenate(reference.joint_gates(model, x, int(y), [(1.0, 1.0)], "log-probability")) for x, y in
@@ -403,7 +406,7 @@ def test_vit_slims_first_step_goes_against_the_gradient(tiny_vit, make_images):
 
 def test_vit_slim_presses_what_the_loss_does_not_need(tiny_vit, make_images):
     model, images = tiny_vit(dtype=torch.float32), make_images(5, dtype=torch.float32)
-    how = Attribution(epochs=60, rate=0.02, pressure=0.0)
+    how = Slim(epochs=60, rate=0.02, pressure=0.0)
     free, pressed = (torch.cat(whole("vit-slim", model, images, replace(how, pressure=p)), 1) for p in (0.0, 0.05))
     assert float(pressed.abs().mean()) < 0.6 * float(free.abs().mean())
     trained = torch.cat(whole("vit-slim", model, images, replace(how, train_weights=True)), 1)
@@ -461,7 +464,7 @@ def test_a_global_threshold_rounds_every_block():
 def test_a_class_token_criterion_refuses_a_head_that_reads_none(tiny_vit, make_images):
     for name in ("influence-pattern", "influence-gradient", "knowledge-attribution"):
         with pytest.raises(UserError, match="class token"):
-            scored(name, tiny_vit(global_pool="avg"), make_images(1), Attribution())
+            scored(name, tiny_vit(global_pool="avg"), make_images(1), how_of(name))
 
 
 # ---- captum and torch-pruning as oracles
@@ -477,7 +480,7 @@ def gauss(f: Callable[[Tensor], Tensor], end: Tensor, nodes: int) -> Tensor:
 def test_joint_gates_are_captums_integrated_gradients_of_the_gates(tiny_vit, make_images):
     model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
     sites = families.ffn_sites(model)
-    found = torch.cat(scored("joint-gates", model, images, Attribution(nodes=nodes)), 1)
+    found = torch.cat(scored("joint-gates", model, images, Gates(nodes=nodes)), 1)
     for row, image in enumerate(images):
 
         def f(gates: Tensor, image: Tensor = image, label: int = int(LABELS[row])) -> Tensor:
@@ -492,7 +495,7 @@ def test_joint_gates_are_captums_integrated_gradients_of_the_gates(tiny_vit, mak
 def test_joint_ig_is_captums_integrated_gradient_of_a_path(tiny_vit, make_images):
     """Candidates of the first block together, and then a whole given path through all blocks."""
     model, images, nodes = tiny_vit(mlp_ratio=0.5), make_images(2), 4
-    sites, how = families.ffn_sites(model), Attribution(formula="joint-ig", nodes=nodes)
+    sites, how = families.ffn_sites(model), Jas(formula="joint-ig", nodes=nodes)
     first = scored("jas", model, images, how)[0]
     units = torch.tensor([[1, 5], [0, 3], [2, 7]])
     whole_path = path_scores(model, sites, images, LABELS[:2], units[None].expand(2, -1, -1), how)

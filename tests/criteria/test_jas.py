@@ -18,7 +18,7 @@ from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.jas import jas
 from vitprune.criteria.attribution.jas_plain import jas_plain
 from vitprune.criteria.attribution.path_scores import path_scores
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import families
 from vitprune.model import tokens as model_tokens
 
@@ -33,9 +33,9 @@ def plain(model: nn.Module, images: Tensor, labels: Tensor, t: int, nodes: int) 
     return jas_plain(model, families.ffn_sites(model), images, labels, t=t, how=paper(nodes))
 
 
-def paper(nodes: int) -> Attribution:
+def paper(nodes: int) -> Jas:
     """Eq. 3: a right Riemann sum."""
-    return Attribution(quadrature="right", nodes=nodes)
+    return Jas(quadrature="right", nodes=nodes)
 
 
 both = pytest.mark.parametrize("engine", [fast, plain])
@@ -253,7 +253,7 @@ def test_the_model_is_left_as_it_was(tiny_vit, make_images, engine: Engine):
 
 
 SETTINGS = [
-    Attribution(formula=f, candidates=c, quadrature="gauss-legendre", nodes=n, tokens=t, objective=o)
+    Jas(formula=f, candidates=c, quadrature="gauss-legendre", nodes=n, tokens=t, objective=o)
     for f, c, n, t, o in [
         ("joint-ig", "parallel", 3, "cls", "probability"),
         ("jas", "parallel", 2, "all", "probability"),
@@ -263,13 +263,13 @@ SETTINGS = [
         ("joint-ig", "each", 2, "all", "logit"),
         ("jas", "each", 1, "patches", "log-probability"),
     ]
-] + [Attribution(quadrature="left", nodes=3, reference=True), Attribution(quadrature="midpoint", nodes=2)]
+] + [Jas(quadrature="left", nodes=3, reference=True), Jas(quadrature="midpoint", nodes=2)]
 
 
 @both
 @pytest.mark.parametrize("how", SETTINGS, ids=lambda h: f"{h.formula}-{h.candidates}-{h.tokens}-{h.objective}")
 @pytest.mark.parametrize("changed", [{}, {"reg_tokens": 1, "init_values": 0.2}, {"global_pool": "avg"}])
-def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Engine, how: Attribution, changed):
+def test_every_setting_is_that_of_the_replica(tiny_vit, make_images, engine: Engine, how: Jas, changed):
     model, images, labels = tiny_vit(mlp_ratio=0.5, **changed), make_images(2), torch.tensor([3, 0])
     if changed.get("global_pool") and how.tokens == "cls":
         pytest.skip("the head reads no class token")
@@ -299,7 +299,7 @@ def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, for
     for changed in ({"qk_norm": True}, {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1}):
         model, images, labels = tiny_vit(mlp_ratio=0.5, **changed), make_images(2), torch.tensor([1, 4])
         sites = families.ffn_sites(model)
-        how = Attribution(formula=formula, candidates=candidates, tokens=tokens, **({"nodes": 2} | rest))
+        how = Jas(formula=formula, candidates=candidates, tokens=tokens, **({"nodes": 2} | rest))
         own = jas_plain(model, sites, images, labels, t=2, how=how)
         for block, plain_block in zip(jas(model, sites, images, labels, ts=[2], how=how)[2], own, strict=True):
             atol = 1e-11 * float(plain_block.abs().max())
@@ -309,7 +309,7 @@ def test_the_engine_is_the_plain_one_at_every_setting(tiny_vit, make_images, for
 def test_a_given_path_is_followed(tiny_vit, make_images):
     """Along its own path the engine gives its own scores; along another path, others, and the last unit counts too."""
     model, images, labels = tiny_vit(), make_images(3), torch.tensor([2, 0, 1])
-    sites, how = families.ffn_sites(model), Attribution(nodes=2)
+    sites, how = families.ffn_sites(model), Jas(nodes=2)
     own = jas(model, sites, images, labels, ts=[3], how=how)[3]
     path = torch.stack([block.topk(3, 1).indices for block in own], 1)
     for engine in (
@@ -329,7 +329,7 @@ def test_the_score_of_a_path_is_what_the_engine_gave_its_last_unit(tiny_vit, mak
     model, images, labels = tiny_vit(**changed), make_images(3), torch.tensor([4, 1, 2])
     sites = families.ffn_sites(model)
     for formula in ("jas", "joint-ig"):
-        how = Attribution(formula=formula, candidates="each", nodes=3, tokens=tokens)
+        how = Jas(formula=formula, candidates="each", nodes=3, tokens=tokens)
         scores = jas(model, sites, images, labels, ts=[1], how=how)[1]
         units = torch.stack([block.topk(1, 1).indices for block in scores], 1)
         for depth in (1, 2, 3):
@@ -361,10 +361,10 @@ def test_joint_ig_is_complete_and_says_how_far_it_is_from_it(tiny_vit, make_imag
     for image, label in zip(images, labels.tolist(), strict=True):
         ends = [torch.softmax(vit(image, edit), 0)[label] for edit in (held(vit.hidden(image)), zeroed)]
         drop.append(float(ends[0] - ends[1]))
-    fine = path_scores(model, sites, images, labels, units, Attribution(nodes=40))
+    fine = path_scores(model, sites, images, labels, units, Jas(nodes=40))
     np.testing.assert_allclose(fine.joint_ig.numpy(), drop, rtol=1e-6)
     assert float(fine.gap.abs().max()) < 1e-7
-    coarse = path_scores(model, sites, images, labels, units, Attribution(quadrature="left", nodes=2))
+    coarse = path_scores(model, sites, images, labels, units, Jas(quadrature="left", nodes=2))
     np.testing.assert_allclose(coarse.gap.numpy(), coarse.joint_ig.numpy() - np.array(drop), rtol=1e-9, atol=1e-12)
     assert float(coarse.gap.abs().max()) > 1e-4
 
@@ -374,8 +374,7 @@ def test_parallel_equals_each_in_a_block_that_adds_up(make_images):
     model, images, labels = toy(2.0, -0.5, product=False), make_images(1), torch.tensor([0])
     sites = families.ffn_sites(model)
     one, other = (
-        jas(model, sites, images, labels, ts=[1], how=Attribution(candidates=c, nodes=2))[1]
-        for c in ("parallel", "each")
+        jas(model, sites, images, labels, ts=[1], how=Jas(candidates=c, nodes=2))[1] for c in ("parallel", "each")
     )
     torch.testing.assert_close(torch.cat(one, 1), torch.cat(other, 1), rtol=1e-9, atol=1e-18)
 
@@ -405,7 +404,7 @@ def pair_toy() -> nn.Module:
 def test_greedy_misses_a_pair_that_only_counts_together(make_images):
     """Brute force over all paths of two blocks finds (b, d); greedy takes a first and cannot go back."""
     model, image, label = pair_toy(), make_images(1), torch.tensor([0])
-    sites, how = families.ffn_sites(model), Attribution(nodes=3)
+    sites, how = families.ffn_sites(model), Jas(nodes=3)
     every = {
         pair: float(path_scores(model, sites, image, label, torch.tensor([[[pair[0]], [pair[1]]]]), how).jas)
         / (TINY / 4)
@@ -443,7 +442,7 @@ def test_a_rule_that_is_none_is_refused(wrong):
 
 def test_the_shortlist_ranks_first(tiny_vit, make_images):
     model, images, labels = tiny_vit(), make_images(3), torch.tensor([0, 3, 2])
-    sites, how = families.ffn_sites(model), Attribution(candidates="each", nodes=2)
+    sites, how = families.ffn_sites(model), Jas(candidates="each", nodes=2)
     parallel = jas(model, sites, images, labels, ts=[2], how=replace(how, candidates="parallel"))[2][0]
     every = jas(model, sites, images, labels, ts=[2], how=how)[2][0]
     short = jas(model, sites, images, labels, ts=[2], how=replace(how, shortlist=4))[2][0]
@@ -455,7 +454,7 @@ def test_the_shortlist_ranks_first(tiny_vit, make_images):
 
 def test_half_precision_stays_near(tiny_vit, make_images):
     model, images, labels = tiny_vit(init_values=0.1).float(), make_images(3).float(), torch.tensor([3, 0, 4])
-    sites, how = families.ffn_sites(model), Attribution(nodes=3)
+    sites, how = families.ffn_sites(model), Jas(nodes=3)
     exact = jas(model, sites, images, labels, ts=[32], how=how)[32]  # every unit on the path: rounding cannot choose
     for block, own in zip(
         jas(model, sites, images, labels, ts=[32], how=replace(how, precision="bfloat16"))[32], exact, strict=True

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.weights.settings import Slim
 from vitprune.criteria.weights.vit_slim import train
 from vitprune.model import families
 from vitprune.model.load import opening
@@ -42,7 +42,7 @@ class Gated(nn.Module):
 
 
 def replica(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]], how: Attribution
+    model: nn.Module, batches: list[tuple[Tensor, Tensor]], how: Slim
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The gates and the trained weights in the dense model's key names."""
     own = copy.deepcopy(model).train().requires_grad_(True)
@@ -70,7 +70,7 @@ def replica(
 
 
 def test_gates_and_weights_are_trained_together(tiny_vit, make_images):
-    model, how = tiny_vit(), Attribution(epochs=3, rate=1e-3, pressure=1e-3, train_weights=True)
+    model, how = tiny_vit(), Slim(epochs=3, rate=1e-3, pressure=1e-3, train_weights=True)
     images = make_images(4)
     batches = [(images[:3], LABELS[:3]), (images[3:], LABELS[3:])]
     gates, trained = train(model, families.ffn_sites(model), lambda: iter(batches), how=how)
@@ -83,7 +83,7 @@ def test_gates_and_weights_are_trained_together(tiny_vit, make_images):
         torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(state["blocks.0.mlp.fc1.weight"], model.blocks[0].mlp.fc1.weight)
     assert not any(p.requires_grad or p.grad is not None for p in trained.parameters())
-    frozen = train(model, families.ffn_sites(model), lambda: iter(batches), how=Attribution(epochs=2))[1]
+    frozen = train(model, families.ffn_sites(model), lambda: iter(batches), how=Slim(epochs=2))[1]
     assert all(torch.equal(value, frozen.state_dict()[key]) for key, value in model.state_dict().items())
     assert torch.equal(trained(images), trained(images)) and CRITERIA["vit-slim"].trains.args == (
         "weights.vit_slim",

@@ -25,7 +25,7 @@ import vitprune
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution.jas import jas
 from vitprune.criteria.attribution.jas_plain import jas_plain
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import classifier, families, plain
 from vitprune.model.inside import blockwise, hooks
 from vitprune.pruning import surgery
@@ -355,7 +355,7 @@ def test_the_fast_engine_sees_what_full_passes_see(tiny_vit, make_images, name):
     model = tiny_vit(init_values=0.3)
     (LEFT | PASSED_BY)[name][1](model)
     model.eval()
-    images, how = make_images(3), Attribution(quadrature="right", nodes=2)
+    images, how = make_images(3), Jas(quadrature="right", nodes=2)
     sites = families.ffn_sites(model)
     fast = jas(model, sites, images, LABELS[:3], ts=[3], how=how)[3]
     slow = jas_plain(model, sites, images, LABELS[:3], t=3, how=how)

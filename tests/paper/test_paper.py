@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from vitprune.cli import app
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import families
 from vitprune.paper import figure6, table1, tables
 from vitprune.recipe import parse, recipe
@@ -46,7 +46,7 @@ def test_an_intervention_multiplies_the_paths_units_of_the_class_token(tiny_vit,
 
 
 def test_paths_are_the_best_unit_of_every_block(tiny_vit, make_images):
-    model, images, how = tiny_vit(), make_images(3), Attribution(quadrature="right", nodes=3)
+    model, images, how = tiny_vit(), make_images(3), Jas(quadrature="right", nodes=3)
     sites = families.ffn_sites(model)
     own = figure6.paths_of("jas", model, sites, images, LABELS, how)
     _, routes = reference.jas(model, images, LABELS.tolist(), 1, 3)
@@ -164,7 +164,7 @@ PAPER = sorted(path.stem for path in (parse.bundled_folder() / "paper").glob("*.
 def test_the_bundled_table_recipes(name: str) -> None:
     path = parse.bundled_folder() / "paper" / f"{name}.yaml"
     made, head = parse.load(path), path.read_text().split("version:")[0]
-    rule = made.paper_protocol.quadrature if made.paper_protocol else made.criterion.attribution().quadrature
+    rule = made.paper_protocol.quadrature if made.paper_protocol else made.criterion.how("jas").quadrature
     table = name.replace("table3", "figure6").replace("table", "table-").replace("figure", "figure-")
     assert made.paper is not None and made.paper.table == table and rule == "right"
     assert made.name == ("paper-classes" if name in ("figure4", "figure5") else f"paper-{name}")

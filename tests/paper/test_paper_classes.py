@@ -15,7 +15,7 @@ from small import FOLDERS, image_folder, model_folder, recipe_dict
 
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.paper import figures4_5, protocol, tables
 from vitprune.recipe import experiments, recipe
 from vitprune.runs.state.context import Context
@@ -108,7 +108,7 @@ def test_class_masks_by_mode_per_rank(content: dict[str, Any]) -> None:
     tables.run(made, device="cpu")
     of_class = picked(content)
     with Context.open(made, "cpu", Reporter(quiet=True)) as context:
-        source = protocol.Source("activation", 2, Attribution(), 6, "mode-per-rank")
+        source = protocol.Source("activation", 2, Nothing(), 6, "mode-per-rank")
         keep = protocol.class_masks(context, source)
         for name, own in of_class.items():
             output = context.targets([name])[0]

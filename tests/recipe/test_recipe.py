@@ -396,15 +396,17 @@ def test_class_sets() -> None:
     ],
 )
 def test_what_integrates_by_default(given: str, rule: str, nodes: int) -> None:
-    how = parse.parse(f"name: a\ncriterion: {given}").criterion.attribution()
+    how = parse.parse(f"name: a\ncriterion: {given}").criterion.how("jas")
     assert (how.quadrature, how.nodes) == (rule, nodes)
 
 
 def test_every_setting_reaches_the_engine() -> None:
     text = "name: a\ncriterion: {formula: joint-ig, candidates: each, shortlist: 3, tokens: all, objective: logit, "
-    how = parse.parse(text + "low: 0.5, form: squared, labels: sampled, seed: 4}").criterion.attribution()
+    made = parse.parse(text + "low: 0.5, form: squared, labels: sampled, seed: 4}").criterion
+    how, gates = made.how("jas"), made.how("joint-gates")
     assert (how.formula, how.candidates, how.shortlist, how.tokens) == ("joint-ig", "each", 3, "all")
-    assert (how.objective, how.low, how.form, how.labels, how.seed) == ("logit", 0.5, "squared", "sampled", 4)
+    assert (gates.objective, gates.low, gates.form, gates.labels, gates.seed) == ("logit", 0.5, "squared", "sampled", 4)
+    assert how.objective == "logit" and not hasattr(how, "low") and not hasattr(gates, "formula")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_dict, rows_of
 
-from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
+from vitprune.criteria.catalog import CRITERIA, how_of, settings
 from vitprune.model import families
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
@@ -174,28 +174,41 @@ def test_the_recipes_hash_in_a_result_follows_what_the_model_depends_on(key: str
 OTHER = {
     "formula": "joint-ig", "candidates": "each", "shortlist": 3, "quadrature": "left", "nodes": 6, "tokens": "all",
     "objective": "logit", "reference": True, "precision": "bfloat16", "low": 0.4, "form": "absolute", "labels": "sampled",
-    "seed": 5, "epochs": 2, "rate": 0.02, "pressure": 0.5,
+    "seed": 5, "epochs": 2, "rate": 0.02, "pressure": 0.5, "train_weights": True,
+}  # fmt: skip
+
+CHANGES = {
+    "jas": ("quadrature", "nodes", "objective", "tokens", "formula", "candidates"),
+    "joint-gates": ("quadrature", "nodes", "objective", "low", "form", "labels"),
+    "knowledge-attribution": ("quadrature", "nodes", "objective", "tokens", "shortlist"),
+    "fisher": ("seed",), "fisher-obs": ("seed",), "vit-slim": ("rate", "epochs", "pressure"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_a_criterion_names_every_setting_that_changes_it(tiny_vit, make_images, name: str) -> None:
-    """Scores of other settings are other scores: a shard or a note of one is never taken for one of the others."""
+    """It is given nothing but its own settings, so that one which it reads and does not declare is an error; and another
+    value of one is another discovery: a shard or a note of one is never taken for one of the others."""
     model, images, row = tiny_vit(dtype=torch.float32), make_images(6, dtype=torch.float32), CRITERIA[name]
     sites, labels = families.ffn_sites(model), torch.arange(6) % 3
     how = {"nodes": 2, "epochs": 1, "rate": 0.05}
 
-    def scores(**settings: Any) -> list[torch.Tensor]:
-        made = Attribution(**(how | settings))  # type: ignore[arg-type]
+    def scores(**changed: Any) -> list[torch.Tensor]:
+        made = how_of(name, **(how | changed))
         if row.score:
             return row.score(model, sites, images, labels, ts=[4], how=made)[4]
         assert row.whole
         return rows_of(row.whole(model, sites, lambda: iter([(images, labels)]), how=made))
 
+    def told(**changed: Any) -> dict[str, Any]:
+        return image_scores.Discovery(name, how_of(name, **changed), 50, (2,)).settings
+
     base = scores()
-    for setting in OTHER.keys() - set(row.uses):
-        assert all(map(torch.equal, base, scores(**{setting: OTHER[setting]}))), setting
-    assert {f.name for f in fields(Attribution)} <= OTHER.keys() | {"train_weights"}
+    for setting in OTHER:
+        assert (setting in row.uses) == (told(**{setting: OTHER[setting]}) != told()), setting
+    for setting in CHANGES.get(name, ()):
+        assert not all(map(torch.equal, base, scores(**{setting: OTHER[setting]}))), setting
+    assert asdict(how_of(name)).keys() == set(row.uses) and settings().keys() == OTHER.keys()
 
 
 # ---- the content of images and weights
@@ -235,7 +248,7 @@ def test_other_pixels_and_other_weights_are_noticed(
 
 def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
     """Another image, order, setting, t, batch, model or data set: other parts; and no part is that of another place."""
-    index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Attribution(), 50, (2,))
+    index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Jas(), 50, (2,))
     context = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "images_per_batch": lambda _: 8}
 
     def keys(index: Any = index, found: Any = found, **changed: Any) -> list[str]:
@@ -245,5 +258,5 @@ def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
     assert keys() == keys() and len(keys()) == 3
     others = [keys(index[::-1]), keys(index + 1), keys(index[:-1]), keys(images_per_batch=lambda _: 16)]
     others += [keys(model_digest="n"), keys(data_digest="e"), keys(found=replace(found, ts=(2, 3)))]
-    others += [keys(found=replace(found, how=Attribution(nodes=6)))]
+    others += [keys(found=replace(found, how=Jas(nodes=6)))]
     assert len({key for own in [keys(), *others] for key in own}) == 3 * 9

@@ -22,8 +22,9 @@ from torch import nn
 
 from vitprune.core import memory, progress
 from vitprune.core.errors import UserError
-from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Gates
+from vitprune.criteria.catalog import CRITERIA, how_of
+from vitprune.criteria.weights.settings import Slim
 from vitprune.criteria.weights.vit_slim import train
 from vitprune.exam.logits import predictor
 from vitprune.images import decode
@@ -49,7 +50,7 @@ def same(one: Any, other: Any) -> bool:
 def in_pieces(model: nn.Module, name: str, fits: int | None, **how: Any) -> list[torch.Tensor]:
     """One criterion's scores of eleven images."""
     sites, images, row = families.ffn_sites(model), make_images(11, dtype=torch.float32), CRITERIA[name]
-    labels, settings = torch.arange(11) % 5, Attribution(nodes=3, **how)
+    labels, settings = torch.arange(11) % 5, how_of(name, nodes=3, **how)
     assert row.score is not None
 
     def work(rows: slice) -> list[torch.Tensor]:
@@ -81,7 +82,7 @@ def test_other_families_too(name: str, changed: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=32, num_classes=5, **changed).eval().requires_grad_(False)
     images = torch.randn(9, 3, 32, 32)
-    sites, how = families.ffn_sites(model), Attribution(low=1.0, labels="sampled")
+    sites, how = families.ffn_sites(model), Gates(low=1.0, labels="sampled")
 
     def work(rows: slice) -> list[torch.Tensor]:
         return CRITERIA["joint-gates"].score(model, sites, images[rows], torch.zeros(9)[rows].long(), ts=[1], how=how)[
@@ -169,7 +170,7 @@ def test_statistics_in_pieces(name: str, shape: dict[str, Any], tight: Callable[
     assert row.whole is not None
 
     def scores() -> list[torch.Tensor]:
-        found = row.whole(model, sites, lambda: zip(images.split(13), labels.split(13), strict=True), how=Attribution())  # type: ignore[misc]
+        found = row.whole(model, sites, lambda: zip(images.split(13), labels.split(13), strict=True), how=how_of(name))  # type: ignore[misc]
         return rows_of(found)
 
     whole = scores()
@@ -201,7 +202,7 @@ def test_training_takes_steps_of_fixed_parts(monkeypatch: pytest.MonkeyPatch) ->
     def trained() -> list[torch.Tensor]:
         slim = surgery.slim(model, mask)
         distill.distill(slim, model, lambda: images.split(6), epochs=1)
-        gates, _ = train(model, sites, lambda: zip(images.split(6), labels.split(6), strict=True), how=Attribution())
+        gates, _ = train(model, sites, lambda: zip(images.split(6), labels.split(6), strict=True), how=Slim())
         return [*slim.state_dict().values(), *gates]
 
     whole = trained()

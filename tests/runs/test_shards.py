@@ -21,8 +21,8 @@ from small import image_folder, leftovers, model_folder, recipe_dict, write_reci
 
 from vitprune.core import progress
 from vitprune.core.errors import UserError
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
 from vitprune.paper import tables
 from vitprune.recipe import recipe
 from vitprune.runs import compare, pipeline
@@ -351,4 +351,4 @@ def test_free_memory_decides_the_passes_and_never_the_parts(
     assert rooms[0] > 40 > rooms[1] > rooms[2] == 1
     assert sizes == [(40, 80, 64)] * 3
     alone = context.images_per_batch(1)
-    assert alone >= 1 and Attribution().nodes == 5
+    assert alone >= 1 and Jas().nodes == 5

@@ -28,8 +28,8 @@ from vitprune.cli import app, listing
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution.jas import jas
 from vitprune.criteria.attribution.jas_plain import jas_plain
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
 from vitprune.deploy.onnx import exporting
 from vitprune.deploy.onnx import precision as onnx_precision
 from vitprune.model import classifier, families
@@ -214,7 +214,7 @@ def test_halves_are_the_model(name):
         assert torch.allclose(parts.attend_first(i, x), z[:, :1], atol=1e-12)
         x = parts.add_ffn(i, z, parts.hidden(i, z))
     assert relative(parts.logits(x), model(images)) < 1e-12
-    how = Attribution(tokens="all", quadrature="right", nodes=2)
+    how = Jas(tokens="all", quadrature="right", nodes=2)
     fast = jas(model, families.ffn_sites(model), images, LABELS[:2], ts=[3], how=how)[3]
     slow = jas_plain(model, families.ffn_sites(model), images, LABELS[:2], t=3, how=how)
     assert all(relative(a, b) < 1e-8 for a, b in zip(fast, slow, strict=True))

@@ -6,7 +6,7 @@ Legend: N images [N, C, H, W] as the model takes them (already normalised), labe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,13 @@ from vitprune.criteria.attribution.path_scores import path_scores as path_scores
 from vitprune.criteria.catalog import CRITERIA, applies
 from vitprune.criteria.paths import Gathered
 from vitprune.criteria.scores import Scores, to_scores
-from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import WholeScore
 from vitprune.criteria.statistics.random import random
 from vitprune.model import classifier, door, families
 from vitprune.model.sites.base import names
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import masks
-from vitprune.recipe.criterion import Criterion, CriterionName
+from vitprune.recipe.criterion import section
 
 
 def discover(
@@ -46,7 +45,7 @@ def discover(
 
     Returns, per block [C, n], class frequencies of the `t` best units per image (`jas` and its like), ties decided by the
     mean summed scores, or for a criterion that ranks by it the mean score itself; [1, n] for one that looks at all images
-    together, like the default. `settings` are those of `Attribution`: `formula`, `nodes`,
+    together, like the default. `settings` are those of a recipe's `criterion`: `formula`, `nodes`,
     `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
     that is not supported.
     """
@@ -61,8 +60,8 @@ def discover(
         row = CRITERIA[criterion]
         if not row.whole:
             masks.check_t(t, sites)
-        how = _attribution(criterion, t, seed, settings)
-        applies(criterion, how.tokens, model)
+        how = _how(criterion, t, seed, settings)
+        applies(criterion, getattr(how, "tokens", "cls"), model)
         outputs = classifier.outputs(model)
         images = door.images_of("discover", model, images)
         labels = door.labels_of("discover", images, labels, outputs)
@@ -79,7 +78,7 @@ def _per_image(
     labels: Tensor,
     batch: int,
     t: int,
-    how: Attribution,
+    how: Any,
 ) -> Scores:
     """The scores of a criterion that looks at one image at a time."""
     row, device, parts = CRITERIA[criterion], device_of(model), []
@@ -100,7 +99,7 @@ def _whole(
     images: Tensor,
     labels: Tensor,
     batch: int,
-    how: Attribution,
+    how: Any,
 ) -> Scores:
     device = device_of(model)
 
@@ -124,17 +123,16 @@ def path_scores(model: nn.Module, images: Tensor, labels: Tensor, units: Tensor,
             raise UserError(f"path_scores: units are {tuple(units.shape)}; [images, blocks, t] is needed")
         if int(units.min()) < 0 or any(int(units[:, i].max()) >= sites[i].size for i in range(units.shape[1])):
             raise UserError("path_scores: a unit's index lies outside its block")
-        how = _attribution("jas", units.shape[2], 0, settings)
+        how = _how("jas", units.shape[2], 0, settings)
         device = device_of(model)
         units = units.clone() if units.is_inference() else units
         return path_scores_of(model, sites, images.to(device), labels.to(device), units, how)
 
 
-def _attribution(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Attribution:
-    """The settings as a recipe would check them."""
-    name = criterion if criterion in get_args(CriterionName) else "activation"  # a row added at run time
+def _how(criterion: str, t: int, seed: int, settings: dict[str, Any]) -> Any:
+    """The settings as a recipe would check them; a row that was added at run time has its own among them."""
     try:
-        return Criterion.model_validate(dict(name=name, t=t, seed=seed, **settings)).attribution()
+        return section().model_validate(dict(name=criterion, t=t, seed=seed, **settings)).how(criterion)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"discover: `{'.'.join(map(str, first['loc'])) or 'settings'}`: {first['msg']}") from error

@@ -1,4 +1,4 @@
-"""The table of criteria. A new one is a file here and a row below; the contract tests pick it up by themselves.
+"""The table of criteria. A new one is a file here and a row below: recipes, digests, lists and the contract tests follow.
 
 Two signatures. `ImageScore` scores every hidden unit for every image: it is computed in shards that survive
 interruption, and gathered per class. `WholeScore` looks at weights, or at a set of images as a whole.
@@ -6,20 +6,18 @@ interruption, and gathered per class. `WholeScore` looks at weights, or at a set
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from vitprune.core.errors import UserError
+from vitprune.criteria.settings import Seeded
 from vitprune.criteria.signatures import Row
 
 if TYPE_CHECKING:
     from torch import nn
 
-_RULE = ("quadrature", "nodes", "objective")
-_ALONE = (*_RULE, "tokens", "shortlist")
-_PATH = (*_ALONE, "formula", "candidates", "reference", "precision")
-_SLIM = ("epochs", "rate", "pressure", "train_weights", "seed")
 _LEARN: tuple[Literal["labels", "gradients", "training", "images"], ...] = ("images", "labels", "gradients")
 
 
@@ -32,12 +30,17 @@ def of(file: str, name: str, **how: Any) -> Any:
     return partial(_call, file, name, **how)
 
 
+def named(file: str, name: str) -> Any:
+    """The settings class `name` of a file beside this one, which is read at once and so imports no torch."""
+    return getattr(import_module(f"vitprune.criteria.{file}"), name)
+
+
 CRITERIA: dict[str, Row] = {
     "jas": Row(
         "Wang et al., ICLR 2025, Eq. 3 and Alg. 3",
         of("attribution.jas", "jas"),
         needs=_LEARN,
-        uses=_PATH,
+        settings=named("attribution.settings", "Jas"),
         path_dependent=True,
     ),
     "activation": Row(
@@ -53,13 +56,13 @@ CRITERIA: dict[str, Row] = {
         "Dai et al., 2022; Wang et al., App. B: one unit's integrated gradient",
         of("attribution.knowledge_attribution", "knowledge_attribution"),
         needs=_LEARN,
-        uses=(*_ALONE, "precision"),
+        settings=named("attribution.settings", "Alone"),
     ),
     "influence-pattern": Row(
         "Lu et al., 2021; Wang et al., Eq. 9 and Alg. 2, with the chain product",
         of("attribution.influence_pattern", "influence_pattern"),
         needs=("images", "gradients"),
-        uses=("quadrature", "nodes"),
+        settings=named("attribution.settings", "Chain"),
         class_token=True,
         halves=True,
     ),
@@ -67,7 +70,7 @@ CRITERIA: dict[str, Row] = {
         "what the authors' code takes for the influence pattern: mean ∂p/∂w",
         of("attribution.influence_pattern", "influence_gradient"),
         needs=_LEARN,
-        uses=_RULE,
+        settings=named("attribution.settings", "Rule"),
         class_token=True,
     ),
     "joint-gates": Row(
@@ -75,14 +78,14 @@ CRITERIA: dict[str, Row] = {
         of("attribution.joint_gates", "joint_gates"),
         needs=_LEARN,
         ranks_by="mean",
-        uses=(*_RULE, "low", "form", "labels", "seed"),
+        settings=named("attribution.settings", "Gates"),
     ),
     "fisher": Row(
         "gate Fisher information, labels from the prediction",
         of("attribution.fisher", "fisher"),
         needs=("images", "gradients"),
         ranks_by="mean",
-        uses=("seed",),
+        settings=Seeded,
     ),
     "magnitude-l1": Row(
         "torch-pruning, GroupMagnitudeImportance, p = 1", whole=of("weights.torch_pruning", "magnitude", p=1)
@@ -109,7 +112,7 @@ CRITERIA: dict[str, Row] = {
         "this tool: OBS costs in the Fisher metric, in nats per image",
         whole=of("statistics.fisher_obs", "fisher_obs"),
         needs=("images", "gradients"),
-        uses=("seed",),
+        settings=Seeded,
         across_blocks=True,
     ),
     "class-alignment": Row(
@@ -126,11 +129,29 @@ CRITERIA: dict[str, Row] = {
         "Chavan et al., CVPR 2022, FFN gates only",
         whole=of("weights.vit_slim", "vit_slim"),
         needs=(*_LEARN, "training"),
-        uses=_SLIM,
+        settings=named("weights.settings", "Slim"),
         across_blocks=True,
         trains=of("weights.vit_slim", "train"),
     ),
 }
+
+
+def settings() -> dict[str, tuple[Any, Any]]:
+    """Every setting of every criterion by its name: its type and its default. Raises ValueError where two rows disagree."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, row in CRITERIA.items():
+        types = get_type_hints(row.settings, include_extras=True)
+        for field in fields(row.settings):
+            told = (types[field.name], field.default)
+            if found.setdefault(field.name, told) != told:
+                raise ValueError(f"criterion `{name}`: its setting `{field.name}` is told otherwise by a row above it")
+    return found
+
+
+def how_of(criterion: str, **values: Any) -> Any:
+    """The settings of a criterion: of `values` those that it has, everything else at its default."""
+    row = CRITERIA[criterion]
+    return row.settings(**{name: value for name, value in values.items() if name in row.uses})
 
 
 def allocation_of(criterion: str, asked: str) -> str:

@@ -1,39 +1,47 @@
-"""How an attribution integrates, differentiates and trains."""
+"""What the settings of criteria are made of, and those that several criteria share; all of it is read without torch.
+
+A criterion's settings are a frozen dataclass. A field's type says what is allowed, `About` what a recipe says of it; the
+section `criterion` of a recipe, the digest of a discovery and the documentation follow from the fields.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
-if TYPE_CHECKING:  # recipes are read, and checked, without either
-    pass
+from pydantic import Field, StrictInt
 
 
 @dataclass(frozen=True, slots=True)
-class Attribution:
-    """How a score integrates gradients over α; one setting for the whole of a discovery.
+class About:
+    """What the documentation says of a setting. `left_open`: a recipe may say null, and the section fills it in."""
 
-    `formula`: the paper's product of sums, or joint integrated gradients (Σ w̄·∂p). `candidates`: all units of a block
-    scaled together, or `each` alone (Definition 1; with `shortlist`, only that many of the parallel pass). `nodes` of
-    the `quadrature` rule. `tokens`: where a unit's value is assigned. `reference`: as the authors' code does it. `precision`
-    of the matrix products; sums stay in the model's own type. `low`, `form`, `labels`: joint gates only.
-    `epochs`, `rate` (AdamW's), `pressure` (weight of Σ|ζ|), `train_weights`: ViT-Slim only.
-    """
+    words: str
+    left_open: bool = False
 
-    formula: Literal["jas", "joint-ig"] = "jas"
-    candidates: Literal["parallel", "each"] = "parallel"
-    shortlist: int | None = None
-    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] = "gauss-legendre"
-    nodes: int = 5
-    tokens: Literal["cls", "patches", "all"] = "cls"
-    objective: Literal["probability", "logit", "log-probability"] = "probability"
-    reference: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    low: float = 0.0
-    form: Literal["signed", "absolute", "squared"] = "signed"
-    labels: Literal["true", "sampled"] = "true"
-    seed: int = 0
-    epochs: int = 10
-    rate: float = 5e-4
-    pressure: float = 1e-4
-    train_weights: bool = False
+
+Quadrature = Annotated[
+    Literal["left", "right", "midpoint", "gauss-legendre"],
+    About("gauss-legendre, or left with `reference`; the paper's is right with 20 nodes", left_open=True),
+]
+Nodes = Annotated[
+    StrictInt,
+    Field(ge=1, le=1000),
+    About("integration steps m: 5 under gauss-legendre, else 20", left_open=True),
+]
+Objective = Annotated[
+    Literal["probability", "logit", "log-probability"], About("of the true class: what is integrated")
+]
+Seed = Annotated[StrictInt, Field(ge=0, lt=1 << 63), About("for `random`, for sampled labels and for training")]
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The settings of a criterion that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """The seed of a criterion that draws."""
+
+    seed: Seed = 0

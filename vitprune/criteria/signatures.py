@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +26,7 @@ class ImageScore(Protocol):
         labels: Tensor,
         *,
         ts: Sequence[int],
-        how: Attribution,
+        how: Any,
     ) -> dict[int, list[Tensor]]: ...
 
 
@@ -35,7 +35,7 @@ class WholeScore(Protocol):
     what each removal costs."""
 
     def __call__(
-        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Any
     ) -> Sequence[Tensor | Curve]: ...
 
 
@@ -43,7 +43,7 @@ class Trained(Protocol):
     """The same, and the trained copy of the model, which is what is then pruned."""
 
     def __call__(
-        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
+        self, model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Any
     ) -> tuple[list[Tensor], nn.Module]: ...
 
 
@@ -51,12 +51,14 @@ class Trained(Protocol):
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
 
+    `settings`: the frozen dataclass of its settings, read without torch; the function is given one as `how`.
+
     `ranks_by`: a class's units are ranked by how often they are among an image's t best (`frequency`, the paper's way)
-    or by their mean score (`mean`, then t plays no part). `uses`: the Attribution settings that change it.
+    or by their mean score (`mean`, then t plays no part).
     `path_dependent`: so does t, beyond the ranking. `across_blocks`: the scores of all blocks are in one unit of account,
     so `allocation: auto` cuts them by one threshold.
     `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
-    settings say (one that `uses` tokens does so by default). `halves`: it needs blocks that come in halves.
+    settings say (one that has the setting `tokens` does so by default). `halves`: it needs blocks that come in halves.
     """
 
     source: str
@@ -64,12 +66,17 @@ class Row:
     whole: WholeScore | None = None
     needs: tuple[Literal["labels", "gradients", "training", "images"], ...] = ()
     ranks_by: Literal["frequency", "mean"] = "frequency"
-    uses: tuple[str, ...] = ()
+    settings: type[Any] = Nothing
     path_dependent: bool = False
     across_blocks: bool = False
     trains: Trained | None = None
     class_token: bool = False
     halves: bool = False
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The names of its settings: a change of one of them changes the scores."""
+        return tuple(field.name for field in fields(self.settings))
 
     @property
     def integrates(self) -> bool:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
-from vitprune.criteria.settings import Attribution
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
@@ -42,9 +41,7 @@ LINEAR = 1e-3  # the histogram's bins are even in asinh(deviation / LINEAR): lin
 EDGES = np.linspace(np.arcsinh(-1 / LINEAR), np.arcsinh(10 / LINEAR), 71)
 
 
-def paths_of(
-    name: str, model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution
-) -> Tensor:
+def paths_of(name: str, model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Any) -> Tensor:
     """Each image's path by one criterion, one unit per block: [B, L, 1]."""
     score = CRITERIA[name].score
     assert score is not None
@@ -76,8 +73,8 @@ def check(context: Context, spec: Paper) -> None:
 
 def table(context: Context, spec: Paper) -> dict[str, Any]:
     """Every method on the same test images."""
-    model, sites, how = context.loaded.model, context.sites, context.recipe.criterion.attribution()
-    index, size = tested(context, spec), context.images_per_batch(how.nodes + 2)
+    model, sites, how = context.loaded.model, context.sites, context.recipe.criterion.how
+    index, size = tested(context, spec), context.images_per_batch(how("jas").nodes + 2)
     jobs = [(name, rule) for name in spec.criteria for rule in spec.rules]
     of_class = {job: _of_class(context, *job) for job in jobs if job[1] != "image"}
     found: dict[tuple[str, Rule], dict[str, list[np.ndarray]]] = {job: {} for job in jobs}
@@ -88,8 +85,8 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
         with torch.no_grad():
             _add(clean, "before", model(x), y)
         for job, of in found.items():
-            units = of_class[job][y] if job in of_class else paths_of(job[0], model, sites, x, y, how)
-            of.setdefault("jas", []).append(path_scores(model, sites, x, y, units, how).jas.cpu().numpy())
+            units = of_class[job][y] if job in of_class else paths_of(job[0], model, sites, x, y, how(job[0]))
+            of.setdefault("jas", []).append(path_scores(model, sites, x, y, units, how("jas")).jas.cpu().numpy())
             for kind, factor in FACTORS.items():
                 _add(of, kind, intervened(model, sites, x, units, factor), y)
     hit, p = (np.concatenate(clean[key]) for key in ("before hit", "before p"))
@@ -102,7 +99,7 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
 def _of_class(context: Context, name: str, rule: Rule) -> Tensor:
     """Every class's path, one unit per block, from the discovery on the probe split: [C, L, 1]."""
     c = context.recipe.criterion
-    return class_paths(context, Source(name, c.t, c.attribution(), c.images_per_class(name), rule))[:, :, None].to(
+    return class_paths(context, Source(name, c.t, c.how(name), c.images_per_class(name), rule))[:, :, None].to(
         context.device
     )
 

@@ -42,7 +42,7 @@ def check(context: Context, spec: Paper) -> None:
 def _found(context: Context) -> tuple[Source, PathSet]:
     """The recipe's own discovery with its paths."""
     c = context.recipe.criterion
-    source = Source(c.name, c.t, c.attribution(), c.images_per_class(c.name))
+    source = Source(c.name, c.t, c.how(c.name), c.images_per_class(c.name))
     return source, score.columns(context, c.name, c.t, source.how, c.images_per_class(c.name))
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.criteria import paths
-from vitprune.criteria.settings import Attribution
 from vitprune.exam import metrics
 from vitprune.exam.logits import logits_of, predictor, test_indices
 from vitprune.exam.oracle import oracle_logits
@@ -39,7 +38,7 @@ class Source:
 
     criterion: str
     t: int
-    how: Attribution
+    how: Any
     per_class: int
     rule: Rule = "frequency"
 

@@ -53,7 +53,7 @@ def grid(context: Context, spec: Paper) -> dict[str, Any]:
     ]
     rows = []
     for name, rule, t, share, first in context.reporter.track(jobs, "paper grid", len(jobs)):
-        chosen = class_masks(context, Source(name, t, p.attribution(), p.probe_per_class, rule))
+        chosen = class_masks(context, Source(name, t, p.how(name), p.probe_per_class, rule))
         generator = torch.Generator().manual_seed(context.recipe.split.seed)
         keep = [
             zeroed_share(block, share, generator) if i < first else torch.ones_like(block)

@@ -41,14 +41,14 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
         slim, emptied = slimmed(context, keep)
         row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
         rows.append(row | exam.of_model(context, slim.model))
-    scores = score.load(context, "jas", max(p.t), p.attribution(), p.probe_per_class)
+    scores = score.load(context, "jas", max(p.t), p.how("jas"), p.probe_per_class)
     plan = Budget(recipe.keep).plan(scores, context.sites, classes=context.every_target())
     removed = contenders.make(context, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
     rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(context, removed.model))
     units = sum(site.size for site in context.sites)
     for rule in spec.rules:
         for t in p.t:
-            chosen = class_masks(context, Source("jas", t, p.attribution(), p.probe_per_class, rule))
+            chosen = class_masks(context, Source("jas", t, p.how("jas"), p.probe_per_class, rule))
             row = _row("jas", ORACLE, dense, t) | {"protocol": "oracle", "units": rule, "kept": t * len(chosen) / units}
             rows.append(row | exam.oracle(context, chosen))
     return {"n": exam.tests, "train_weights": recipe.criterion.train_weights, "rows": rows, "costs": _costs(context)}

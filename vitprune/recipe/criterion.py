@@ -1,95 +1,47 @@
-"""The section `criterion`."""
+"""The section `criterion`: its own keys, and the settings of every criterion in the table."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     StrictInt,
+    create_model,
+    model_serializer,
     model_validator,
 )
 
-from vitprune.criteria.settings import Attribution
-from vitprune.recipe.parts import Part, Seed
+from vitprune.criteria import catalog
+from vitprune.criteria.settings import About
+from vitprune.recipe.parts import Part
 
-CriterionName = Literal[
-    "jas",
-    "activation",
-    "mean-activation",
-    "knowledge-attribution",
-    "influence-pattern",
-    "influence-gradient",
-    "joint-gates",
-    "fisher",
-    "magnitude-l1",
-    "magnitude-l2",
-    "taylor",
-    "hessian",
-    "variance",
-    "variance-weight",
-    "obs",
-    "fisher-obs",
-    "class-alignment",
-    "class-alignment-normed",
-    "vit-slim",
-    "random",
-    "auto",
-]
+AMONG = ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"]
+FIRST = frozenset({
+    "formula", "candidates", "shortlist", "quadrature", "nodes", "tokens", "objective", "reference", "precision", "low",
+    "form", "labels", "seed", "epochs", "rate", "pressure", "train_weights",
+})  # fmt: skip
 
 
-AMONG: list[CriterionName] = [
-    "fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas",
-]  # fmt: skip
-
-
-class Criterion(Part):
+class Section(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
-    name: CriterionName = Field(
-        "fisher-obs", description="`vitprune criteria` lists what each needs and where it comes from"
-    )
-    among: list[CriterionName] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
+    name: str = Field("fisher-obs", description="`vitprune criteria` lists what each needs and where it comes from")
+    among: list[str] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
     t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
     exact_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="knowledge-attribution: fewer probe images per class, as it runs every unit alone"
     )
-    formula: Literal["jas", "joint-ig"] = Field(
-        "jas", description="the paper's product of sums, or the sum of products"
-    )
-    candidates: Literal["parallel", "each"] = Field(
-        "parallel", description="a block's candidates scaled together, or each alone (slow)"
-    )
-    shortlist: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="with `candidates: each`: only this many of the parallel pass"
-    )
-    quadrature: Literal["left", "right", "midpoint", "gauss-legendre"] | None = Field(
-        None, description="gauss-legendre, or left with `reference`; the paper's is right with 20 nodes"
-    )
-    nodes: Annotated[StrictInt, Field(ge=1, le=1000)] | None = Field(
-        None, description="integration steps m: 5 under gauss-legendre, else 20"
-    )
-    tokens: Literal["cls", "patches", "all"] = Field("cls", description="where a path's units are assigned")
-    objective: Literal["probability", "logit", "log-probability"] = Field(
-        "probability", description="of the true class: what is integrated"
-    )
-    reference: bool = Field(
-        False, description="as the authors' code: clamped class token, lowest-ranked unit in the sums"
-    )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the engine's matrix products")
-    low: float = Field(0.0, ge=0, le=1, description="joint-gates: α runs from here to 1")
-    form: Literal["signed", "absolute", "squared"] = Field("signed", description="joint-gates: taken per image")
-    labels: Literal["true", "sampled"] = Field("true", description="joint-gates: or drawn from the model's prediction")
-    seed: Seed = Field(0, description="for `random`, for sampled labels and for training")
-    epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(10, description="vit-slim: passes over the images")
-    rate: float = Field(5e-4, gt=0, le=1, description="vit-slim: AdamW's learning rate")
-    pressure: float = Field(1e-4, ge=0, description="vit-slim: weight of the gates' L1 norm")
-    train_weights: bool = Field(False, description="vit-slim: the weights train along with the gates")
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A setting of one of the table's criteria."""
 
     @model_validator(mode="after")
-    def settings_fit(self) -> Criterion:
+    def settings_fit(self) -> Section:
         if {"auto", "random"} & set(self.among):
             raise ValueError("`among` names criteria that a choice can fall on, not `auto` or `random`")
         alone = self.candidates == "each" or self.name != "jas"
@@ -97,16 +49,58 @@ class Criterion(Part):
             raise ValueError("`shortlist` goes with `candidates: each` or with knowledge-attribution")
         if self.reference and (self.candidates, self.formula) != ("parallel", "jas"):
             raise ValueError("`reference` is the authors' code: `formula: jas` and `candidates: parallel`")
+        if self.name in catalog.CRITERIA:
+            self.how(self.name)  # which may have something to say of settings that do not go together
         return self
+
+    @model_serializer(mode="wrap")
+    def as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The section without the settings of others at their defaults: a new row makes no finished run another one.
+
+        The settings of the first release stay, as they were in every digest.
+        """
+        own = catalog.CRITERIA[self.name].uses if self.name in catalog.CRITERIA else ()
+        fields = type(self).model_fields
+        idle = {
+            name for name in catalog.settings()
+            if name in fields and name not in (*FIRST, *own) and getattr(self, name) == fields[name].default
+        }  # fmt: skip
+        return {name: value for name, value in plain(self).items() if name not in idle}
 
     def images_per_class(self, name: str) -> int:
         """How many probe images of a class the criterion `name` looks at."""
         exact = self.exact_per_class if name == "knowledge-attribution" else None
         return self.probe_per_class if exact is None else min(exact, self.probe_per_class)
 
-    def attribution(self) -> Attribution:
-        """The settings with every default spelled out."""
+    def how(self, criterion: str) -> Any:
+        """The settings of a criterion with every default spelled out."""
         rule = self.quadrature or ("left" if self.reference else "gauss-legendre")
-        ruled = {"quadrature", "nodes"}
-        settings = {f.name: getattr(self, f.name) for f in fields(Attribution) if f.name not in ruled}
-        return Attribution(quadrature=rule, nodes=self.nodes or (5 if rule == "gauss-legendre" else 20), **settings)
+        ruled = {"quadrature": rule, "nodes": self.nodes or (5 if rule == "gauss-legendre" else 20)}
+        return catalog.how_of(
+            criterion, **{name: getattr(self, name) for name in catalog.CRITERIA[criterion].uses} | ruled
+        )
+
+
+def section() -> type[Section]:
+    """The class of the section for the table as it is now, so also with rows that were added at run time."""
+    names: Any = Literal[(*catalog.CRITERIA, "random", "auto")]
+    keys: dict[str, Any] = {"name": (names, Section.model_fields["name"])}
+    keys["among"] = (list[names], Section.model_fields["among"])
+    for name, (told, default) in catalog.settings().items():
+        if name in Section.model_fields:
+            raise ValueError(f"a criterion's setting `{name}` has the name of a key that `criterion` has already")
+        about = next((one for one in getattr(told, "__metadata__", ()) if isinstance(one, About)), About(""))
+        kind, value = (Optional[told], None) if about.left_open else (told, default)  # noqa: UP045
+        keys[name] = (kind, Field(value, description=about.words or None))
+    return create_model("Criterion", __base__=Section, __module__=__name__, __doc__=Section.__doc__, **keys)
+
+
+if TYPE_CHECKING:
+    CriterionName = str
+
+    class Criterion(Section):
+        """The section for the table as it is in its file."""
+
+else:
+    CriterionName = Literal[(*catalog.CRITERIA, "random", "auto")]
+    Criterion = section()

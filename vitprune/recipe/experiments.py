@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.catalog import how_of
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.parts import Keep, Part, Seed
@@ -25,9 +25,9 @@ class PaperProtocol(Part):
     nodes: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(20, description="integration steps m")
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
 
-    def attribution(self) -> Attribution:
-        """The paper's formula on the class token under this rule."""
-        return Attribution(quadrature=self.quadrature, nodes=self.nodes)
+    def how(self, criterion: str) -> Any:
+        """The settings of a criterion under this rule: the paper's formula on the class token."""
+        return how_of(criterion, quadrature=self.quadrature, nodes=self.nodes)
 
 
 class Compare(Part):

@@ -6,12 +6,12 @@ Joint gates at α = 1, squared per image, the label drawn from the model's own p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 
 from vitprune.criteria.attribution.joint_gates import joint_gates
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Gates
+from vitprune.criteria.settings import Seeded
 from vitprune.model.sites.ffn import FfnSite
 
 
@@ -22,8 +22,8 @@ def fisher(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Seeded,
 ) -> dict[int, list[Tensor]]:
     """Scores per block [B, N], the same for every t; the labels given play no part."""
-    gate = replace(how, low=1.0, form="squared", objective="log-probability", labels="sampled")
+    gate = Gates(objective="log-probability", low=1.0, form="squared", labels="sampled", seed=how.seed)
     return joint_gates(model, sites, images, labels, ts=ts, how=gate)

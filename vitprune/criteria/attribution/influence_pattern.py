@@ -22,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vitprune.core.errors import UserError
 from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.objective import objective
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Chain, Rule
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, hooks
 from vitprune.model.sites.ffn import FfnSite
 
 
-def _rows(images: Tensor, how: Attribution) -> tuple[Tensor, Tensor, int]:
+def _rows(images: Tensor, how: Chain | Rule) -> tuple[Tensor, Tensor, int]:
     """α·x for every node [R, C, H, W], the weights [M], and M."""
     at, of_node = quadrature.rule(how.quadrature, how.nodes)
     alpha = torch.from_numpy(at).to(images).repeat_interleave(len(images))[:, None, None, None]
@@ -43,7 +43,7 @@ def influence_pattern(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Chain,
 ) -> dict[int, list[Tensor]]:
     """Scores per block [B, N] along each image's strongest chain, the same for every t; the labels play no part."""
     tokens.require_class_token(model, "influence-pattern")
@@ -85,7 +85,7 @@ def influence_gradient(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Rule,
 ) -> dict[int, list[Tensor]]:
     """Mean over α of ∂p/∂w at the class token, per block [B, N], the same for every t."""
     tokens.require_class_token(model, "influence-gradient")
@@ -97,7 +97,7 @@ def influence_gradient(
         return seen[-1]
 
     with torch.enable_grad(), hooks.hidden_units(model, sites, read):
-        p = objective(model(x), labels.repeat(nodes), how)
+        p = objective(model(x), labels.repeat(nodes), how.objective)
         grads = torch.autograd.grad(p.sum(), seen)
     scores = [torch.tensordot(weights, g[:, 0].unflatten(0, (nodes, -1)), 1) for g in grads]
     return dict.fromkeys(ts, scores)

@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.jas_plain import Follow, best, jas_plain, only_shortlist, summed, without_path
 from vitprune.criteria.attribution.objective import objective
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, pieces
 from vitprune.model.inside.blockwise import Halves
@@ -48,7 +48,7 @@ def jas(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Jas,
     along: Tensor | None = None,
 ) -> dict[int, list[Tensor]]:
     """Candidate scores along the greedy path of each t in `ts`, per block [B, N]; the path is the t largest of each row.
@@ -68,7 +68,7 @@ def jas(
         return {t: engine.follow(first, t, follow) for t in ts}
 
 
-def alone(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution) -> list[Tensor]:
+def alone(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Jas) -> list[Tensor]:
     """Candidate scores of every block with no path before it, per block [B, N]."""
     scored = tokens.scored_tokens(model, how.tokens, "jas")
     parts = blockwise.halves(model)
@@ -108,7 +108,7 @@ class _First:
 class _Engine:
     parts: Halves
     depth: int
-    how: Attribution
+    how: Jas
     labels_B: Tensor
     scored: slice
 
@@ -288,7 +288,7 @@ class _Engine:
                 for later in range(i + 1, self.depth):
                     y = self.block(later, y).y_RTD
                 logits = self.parts.logits(y)
-            value = objective(logits.to(x), labels_R, self.how)
+            value = objective(logits.to(x), labels_R, self.how.objective)
             return torch.autograd.grad(value.sum(), x)[0]
 
     def mean(self, value_R: Tensor, weights_M: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.objective import objective
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
@@ -35,7 +35,7 @@ def best(scores_BN: Tensor, count: int) -> Tensor:
     return scores_BN.topk(count, 1).indices
 
 
-def summed(grad_BSN: Tensor, clean_BSN: Tensor, how: Attribution) -> Tensor:
+def summed(grad_BSN: Tensor, clean_BSN: Tensor, how: Jas) -> Tensor:
     """Over the scored tokens: Σ ∂p/∂w (jas), Σ w̄·∂p/∂w (joint-ig); tokens without a gradient are at the end."""
     return grad_BSN.sum(1) if how.formula == "jas" else (grad_BSN * clean_BSN[:, : grad_BSN.shape[1]]).sum(1)
 
@@ -56,7 +56,7 @@ def jas_plain(
     labels: Tensor,
     *,
     t: int,
-    how: Attribution,
+    how: Jas,
     along: Tensor | None = None,
 ) -> list[Tensor]:
     """Candidate scores along the greedy path, per block [B, N]; arguments as in `jas`."""
@@ -69,9 +69,7 @@ def jas_plain(
     return scores
 
 
-def without_path(
-    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Attribution
-) -> list[Tensor]:
+def without_path(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, how: Jas) -> list[Tensor]:
     """Candidate scores of every block with no path before it, per block [B, N]."""
     clean = clean_units(model, sites, images, tokens.scored_tokens(model, how.tokens, "jas"))
     nobody = [torch.zeros(len(images), 0, dtype=torch.int64, device=images.device)] * len(sites)
@@ -95,7 +93,7 @@ class _Step:
     sites: Sequence[FfnSite]
     images: Tensor
     labels: Tensor
-    how: Attribution
+    how: Jas
     clean: list[Tensor]
     taken: list[Tensor]
     i: int
@@ -136,7 +134,7 @@ class _Step:
             return torch.cat([hidden_RTN[:, :start], units, hidden_RTN[:, stop:]], 1)
 
         with torch.enable_grad(), hooks.hidden_units(self.model, self.sites, assign):
-            p = objective(self.model(self.images.repeat(nodes, 1, 1, 1)), self.labels.repeat(nodes), how)
+            p = objective(self.model(self.images.repeat(nodes, 1, 1, 1)), self.labels.repeat(nodes), how.objective)
             grads = torch.autograd.grad(p.sum(), leaves)
         sums = [
             summed(torch.tensordot(weights, g.view(nodes, -1, *g.shape[1:]), 1), w, how)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.objective import objective
+from vitprune.criteria.attribution.settings import Gates
 from vitprune.criteria.sampling import sampled_labels
-from vitprune.criteria.settings import Attribution
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
 
@@ -31,7 +31,7 @@ def joint_gates(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Gates,
 ) -> dict[int, list[Tensor]]:
     """Scores per block [B, N], the same for every t; images and labels as in `jas`. Any head, any token layout."""
     if how.labels == "sampled":
@@ -49,7 +49,7 @@ def joint_gates(
         return product
 
     with torch.enable_grad(), hooks.hidden_units(model, sites, gate):
-        value = objective(model(images.repeat(nodes, 1, 1, 1)), labels.repeat(nodes), how)
+        value = objective(model(images.repeat(nodes, 1, 1, 1)), labels.repeat(nodes), how.objective)
         grads = torch.autograd.grad(value.sum(), gated)
     weights = torch.from_numpy(of_node).to(images)
     scores = []

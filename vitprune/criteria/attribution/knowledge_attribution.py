@@ -8,12 +8,12 @@ the best of the parallel pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 
 from torch import Tensor, nn
 
 from vitprune.criteria.attribution.jas import alone
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Alone, Jas
 from vitprune.model.sites.ffn import FfnSite
 
 
@@ -24,8 +24,8 @@ def knowledge_attribution(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Alone,
 ) -> dict[int, list[Tensor]]:
     """Scores per block [B, N], the same for every t; images and labels as in `jas`."""
-    settings = replace(how, formula="joint-ig", candidates="each", reference=False)
+    settings = Jas(formula="joint-ig", candidates="each", **asdict(how))
     return dict.fromkeys(ts, alone(model, sites, images, labels, settings))

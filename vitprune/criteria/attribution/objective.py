@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitprune.criteria.settings import Attribution
 
-
-def objective(logits_RC: Tensor, labels_R: Tensor, how: Attribution) -> Tensor:
+def objective(logits_RC: Tensor, labels_R: Tensor, of: str) -> Tensor:
     """What is attributed, per row [R]."""
-    if how.objective == "probability":
+    if of == "probability":
         logits_RC = logits_RC.softmax(-1)
-    elif how.objective == "log-probability":
+    elif of == "log-probability":
         logits_RC = logits_RC.log_softmax(-1)
     return logits_RC.gather(1, labels_R[:, None])[:, 0]

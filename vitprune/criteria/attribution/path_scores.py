@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitprune.criteria.attribution import quadrature
 from vitprune.criteria.attribution.jas_plain import clean_units
 from vitprune.criteria.attribution.objective import objective
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.attribution.settings import Jas
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
@@ -36,7 +36,7 @@ class PathScores:
 
 
 def path_scores(
-    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, units: Tensor, how: Attribution
+    model: nn.Module, sites: Sequence[FfnSite], images: Tensor, labels: Tensor, units: Tensor, how: Jas
 ) -> PathScores:
     """Scores of the paths `units` [B, L, t] (L may be less than the model's depth: the path's first blocks)."""
     scored = tokens.scored_tokens(model, how.tokens, "path_scores")
@@ -59,7 +59,7 @@ def path_scores(
         return torch.cat([hidden_RTN[:, :start], taken, hidden_RTN[:, stop:]], 1)
 
     with torch.enable_grad(), hooks.hidden_units(model, sites, assign):
-        p = objective(model(images.repeat(rows, 1, 1, 1)), labels.repeat(rows), how)
+        p = objective(model(images.repeat(rows, 1, 1, 1)), labels.repeat(rows), how.objective)
         grads = torch.autograd.grad(p.sum(), leaves)
     weights = torch.tensor([*of_node, 0.0, 0.0]).to(images)
     value, gradient, ig = (images.new_zeros(len(images)) for _ in range(3))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.model import tokens
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
@@ -20,7 +20,7 @@ def activation(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Nothing,
 ) -> dict[int, list[Tensor]]:
     """The class token's hidden units per block, [B, N], the same for every t; `labels` and `how` play no part."""
     tokens.require_class_token(model, "activation")
@@ -34,7 +34,7 @@ def mean_activation(
     labels: Tensor,
     *,
     ts: Sequence[int],
-    how: Attribution,
+    how: Nothing,
 ) -> dict[int, list[Tensor]]:
     """Mean |hidden unit| over all tokens per block, [B, N], the same for every t; `labels` and `how` play no part."""
     return dict.fromkeys(ts, _read(model, sites, images, lambda hidden_BTN: hidden_BTN.abs().mean(1)))

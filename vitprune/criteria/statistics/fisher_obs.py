@@ -21,7 +21,7 @@ from vitprune.core.device import device_of
 from vitprune.core.least_squares import Stream
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Seeded
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns, eliminate
 from vitprune.model import families
@@ -31,7 +31,7 @@ from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
 
 
-def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Curve]:
+def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Seeded) -> list[Curve]:
     """Per block the order of removal and its costs, in nats per image."""
     covariances, fishers, tokens = statistics(model, sites, batches, how.seed)
     curves = []

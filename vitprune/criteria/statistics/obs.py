@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitprune.core import least_squares
 from vitprune.criteria.curves import Curve
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
 from vitprune.model.inside import moments
 from vitprune.model.sites.ffn import FfnSite
@@ -29,7 +29,7 @@ from vitprune.model.sites.ffn import FfnSite
 COMPACT = 64  # removals between two compactions of the matrices
 
 
-def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Curve]:
+def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Curve]:
     """Per block the order of removal and its costs, in squared stream units per token."""
     stats = moments.moments(model, sites, (x for x, _ in batches()))
     pairs = zip(sites, stats, strict=True)

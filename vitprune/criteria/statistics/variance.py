@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns
 from vitprune.model.inside import moments
@@ -14,7 +14,7 @@ from vitprune.model.sites.ffn import FfnSite
 
 
 def variance(
-    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution, weighted: bool
+    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing, weighted: bool
 ) -> list[Tensor]:
     """Per block [1, N]."""
     scores = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
 from vitprune.model import families, plain
 from vitprune.model.inside import blockwise
@@ -18,7 +18,7 @@ from vitprune.model.sites.ffn import FfnSite
 
 @torch.no_grad()
 def class_alignment(
-    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution, form: Literal["raw", "normed"]
+    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing, form: Literal["raw", "normed"]
 ) -> list[Tensor]:
     """How much each unit's value vector speaks for each class; per block [C, N], signed."""
     parts, head = blockwise.halves(model), getattr(model, "head", None)

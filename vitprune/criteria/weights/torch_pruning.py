@@ -13,26 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.criteria.settings import Attribution
+from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.weights import bridge
 from vitprune.model.sites.ffn import FfnSite
 
 
-def magnitude(
-    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution, p: int
-) -> list[Tensor]:
+def magnitude(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing, p: int) -> list[Tensor]:
     """Group magnitude: mean of the p-norms' p-th powers of a unit's row of fc1 and column of fc2; per block [1, N]."""
     return [score[None] for score in bridge.importances(model, sites, "magnitude", p=p)]
 
 
-def taylor(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
+def taylor(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Tensor]:
     """|w·∂loss/∂w| summed over a unit's weights, the gradient of the mean cross-entropy of all images; per block [1, N]."""
     grads = _gradients(model, sites, batches, per_image=False)
     return [score[None] for score in bridge.importances(model, sites, "taylor", grads)]
 
 
-def hessian(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
+def hessian(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Tensor]:
     """w²·E[(∂loss/∂w)²] summed over a unit's weights (optimal brain damage), gradients image by image; per block [1, N].
 
     The mean of squares is formed here: torch-pruning 1.6.1's own accumulator keeps only the last image's.

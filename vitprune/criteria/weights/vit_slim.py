@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.criteria.settings import Attribution
 from vitprune.criteria.signatures import Batches
+from vitprune.criteria.weights.settings import Slim
 from vitprune.model.inside import hooks, pieces
 from vitprune.model.sites.ffn import FfnSite
 
 
-def train(
-    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution
-) -> tuple[list[Tensor], nn.Module]:
+def train(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Slim) -> tuple[list[Tensor], nn.Module]:
     """The gates after `how.epochs` passes over the images, per block [1, N], and the copy they were trained on.
 
     The copy has no gates: with `how.train_weights` its weights are those trained, else the model's own.
@@ -52,6 +50,6 @@ def train(
     return [gate.detach()[None].float() for gate in gates], trained.eval().requires_grad_(False)
 
 
-def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Attribution) -> list[Tensor]:
+def vit_slim(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Slim) -> list[Tensor]:
     """The gates alone, per block [1, N]: signed, and the score."""
     return train(model, sites, batches, how=how)[0]

@@ -70,7 +70,10 @@ class Pool:
             ranks = get_context().SimpleQueue()
             ranks.put(0)  # the next worker's rank; one that loky replaces gets a new one
             self._pool = ProcessPoolExecutor(
-                self.workers, initializer=_begin, initargs=(self.begin, ranks, os.getpid()), env={"PYTHONWARNINGS": "ignore"}
+                self.workers,
+                initializer=_begin,
+                initargs=(self.begin, ranks, os.getpid()),
+                env={"PYTHONWARNINGS": "ignore"},
             )
         return self._pool.submit(_work, parts, position)  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ def scores(context: Context) -> Scores | None:
     ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
     found = (
         ranked == "frequency"
-        and score.result_file(context, c.name, c.t, c.attribution(), c.images_per_class(c.name)).is_file()
+        and score.result_file(context, c.name, c.t, c.how(c.name), c.images_per_class(c.name)).is_file()
     )
     return score.scores_of(context, c.name) if found else None
 

@@ -119,7 +119,7 @@ def _oracle_rows(context: Context) -> list[Row]:
     costs = Made(model, None).costs
     for name in ("jas", "activation"):
         for t in p.t:
-            keep = masks.per_class(load(context, name, t, p.attribution(), p.probe_per_class), t)
+            keep = masks.per_class(load(context, name, t, p.how(name), p.probe_per_class), t)
             label = f"paper protocol {name} t={t}"
             logits, labels = oracle.oracle_logits(
                 model,

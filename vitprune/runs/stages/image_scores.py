@@ -21,7 +21,6 @@ from vitprune.core.reading import digest
 from vitprune.criteria import paths
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.paths import Gathered
-from vitprune.criteria.settings import Attribution
 from vitprune.model.inside import pieces
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.stages.versions import CODE
@@ -38,16 +37,14 @@ class Discovery:
     """One pass over probe images: every t of one criterion under the same settings."""
 
     criterion: str
-    how: Attribution
+    how: Any
     per_class: int
     ts: tuple[int, ...]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a score depends on, without t: for a criterion that integrates nothing, no setting."""
-        how = asdict(self.how)
-        used = {name: how[name] for name in CRITERIA[self.criterion].uses}
-        return {"criterion": self.criterion, "per_class": self.per_class, **used}
+        return {"criterion": self.criterion, "per_class": self.per_class, **asdict(self.how)}
 
     @property
     def nodes(self) -> int:

@@ -25,7 +25,6 @@ from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.paths import Gathered, PathSet
 from vitprune.criteria.scores import Scores, to_scores
-from vitprune.criteria.settings import Attribution
 from vitprune.criteria.statistics.random import random
 from vitprune.images import split
 from vitprune.model.inside import pieces
@@ -84,7 +83,7 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
             yield x.to(context.device), y.to(context.device)
 
     with memory.peak(context.device) as highest:
-        trained, how = None, c.attribution()
+        trained, how = None, c.how(name)
         found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
             found, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
@@ -103,9 +102,8 @@ def _whole(context: Context, name: str, group: str | None, targets: list[int]) -
         files.append(_kept(trained, _weights_file(context, name, group)))
     seconds = round(time.monotonic() - started, 2)
     context.reporter.say(f"discover {name}: {seconds:.1f} s")
-    settings = {used: asdict(how)[used] for used in row.uses}
     images_read = len(index) if "images" in row.needs else 0
-    notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **settings}, "t": None}
+    notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **asdict(how)}, "t": None}
     notes |= {"images": images_read, "seconds": seconds, "batch": None, "smallest_batch": None}
     notes |= {"peak_memory_mb": _rounded(highest[0])}
     write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None, "group": group})
@@ -123,27 +121,22 @@ def _kept(trained: torch.nn.Module, path: Path) -> Path:
 def discoveries(context: Context) -> list[Discovery]:
     """Every t of the run's own criterion, of its baselines and of the paper's protocol."""
     recipe, c = context.recipe, context.recipe.criterion
-    needed: dict[tuple[str, Attribution, int], set[int]] = {}
+    needed: dict[tuple[str, Any, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
         if CRITERIA[name].score:
-            needed.setdefault(_key(name, c.attribution(), c.images_per_class(name)), set()).add(c.t)
+            needed.setdefault((name, c.how(name), c.images_per_class(name)), set()).add(c.t)
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
-            needed.setdefault(_key(name, p.attribution(), p.probe_per_class), set()).update(p.t)
+            needed.setdefault((name, p.how(name), p.probe_per_class), set()).update(p.t)
     masks.check_t(max((t for ts in needed.values() for t in ts), default=1), context.sites)
     made = [Discovery(*key, tuple(sorted(ts))) for key, ts in needed.items()]
     return sorted(made, key=lambda d: (d.criterion, digest(d.settings)))
 
 
-def _key(name: str, how: Attribution, per_class: int) -> tuple[str, Attribution, int]:
-    given = asdict(how)
-    return (name, Attribution(**{used: given[used] for used in CRITERIA[name].uses}), per_class)
-
-
-def result_file(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Path:
+def result_file(context: Context, criterion: str, t: int, how: Any, per_class: int) -> Path:
     """Where one discovery's class frequencies and sums are."""
-    name = Discovery(*_key(criterion, how, per_class), (t,)).name(t)
+    name = Discovery(criterion, how, per_class, (t,)).name(t)
     return context.folder.stage_folder("discover") / f"{name}.safetensors"
 
 
@@ -230,15 +223,15 @@ def _forget_others(context: Context, needed: list[Discovery]) -> None:
     context.folder.clear(context.folder.stage_folder("discover") / PARTS, used)
 
 
-def load(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> Scores:
+def load(context: Context, criterion: str, t: int, how: Any, per_class: int) -> Scores:
     """The scores of one discovery."""
     gathered = Gathered.from_file(str(result_file(context, criterion, t, how, per_class)))
     return to_scores(gathered, criterion, names(context.sites), context.loaded.outputs, CRITERIA[criterion].ranks_by)
 
 
-def columns(context: Context, criterion: str, t: int, how: Attribution, per_class: int) -> PathSet:
+def columns(context: Context, criterion: str, t: int, how: Any, per_class: int) -> PathSet:
     """Every image's path of one finished discovery, from its shards; those that have gone are computed again."""
-    asked = Discovery(*_key(criterion, how, per_class), (t,))
+    asked = Discovery(criterion, how, per_class, (t,))
     known = [found for found in discoveries(context) if found.settings == asked.settings and t in found.ts]
     found = known[0] if known else asked
     job = image_scores.job(context, found, _index(context, found))
@@ -269,4 +262,4 @@ def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None
     c = context.recipe.criterion
     if CRITERIA[criterion].whole:
         return Scores.from_file(_whole_file(context, criterion, group), criterion, names(context.sites))
-    return load(context, criterion, c.t, c.attribution(), c.images_per_class(criterion))
+    return load(context, criterion, c.t, c.how(criterion), c.images_per_class(criterion))
