@@ -34,7 +34,7 @@ from vitprune.runs.contenders import Cell, Contender, hits_of
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import mask_of, slimmed
 from vitprune.runs.stages.versions import CODE
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 OURS: tuple[str, Recovery] = ("fisher-obs", "layerwise")
 BASELINES: list[tuple[str, Recovery]] = [
@@ -69,17 +69,17 @@ def recipe_for(args: argparse.Namespace, seed: int, groups: bool) -> Recipe:
 
 def budgets_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> dict[str, Any]:
     """Every row of one seed, each kept in a file: budget → method → row; `dense` beside them."""
-    with Context.open(recipe_for(args, seed, False), "auto", reporter) as context:
-        inputs, _ = pipeline.advance(context, "moments")
-        key = digest(CODE, inputs, context.recipe.pruning())
+    with Run.open(recipe_for(args, seed, False), "auto", reporter) as run:
+        inputs, _ = pipeline.advance(run, "moments")
+        key = digest(CODE, inputs, run.recipe.pruning())
         cells = [
             Contender.dense(seed),
             *(Contender(c, k, r, seed) for k in args.budgets for c, r in [OURS, *BASELINES]),
         ]
         found: dict[str, Any] = {}
         for cell in reporter.track(cells, f"budgets, seed {seed}", len(cells)):
-            path = context.folder.root / "cells" / cell.file_name
-            row = _known(path, key) or {"key": key, **Cell.of(context, cell).as_json()}
+            path = run.folder.root / "cells" / cell.file_name
+            row = _known(path, key) or {"key": key, **Cell.of(run, cell).as_json()}
             write_json(path, row)
             if cell.is_dense:
                 found["dense"] = row
@@ -97,8 +97,8 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
     """Group → budget → the images of its classes that each model gets right, its head's other outputs closed."""
     found: dict[str, Any] = {}
     with (
-        Context.open(recipe_for(args, seed, False), "auto", reporter) as general,
-        Context.open(recipe_for(args, seed, True), "auto", reporter) as special,
+        Run.open(recipe_for(args, seed, False), "auto", reporter) as general,
+        Run.open(recipe_for(args, seed, True), "auto", reporter) as special,
     ):
         inputs, _ = pipeline.advance(general, "moments")
         more, _ = pipeline.advance(special, "moments")
@@ -128,9 +128,9 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
     return found
 
 
-def _hits(context: Context, model: Any, targets: list[int]) -> list[int]:
+def _hits(run: Run, model: Any, targets: list[int]) -> list[int]:
     predict = predictor(model)
-    logits, labels = test_logits(predict, context.images, context.split, context.batch, np.array(targets))
+    logits, labels = test_logits(predict, run.images, run.split, run.batch, np.array(targets))
     closed = np.full(logits.shape, -np.inf)
     closed[:, targets] = logits[:, targets]
     return (closed.argmax(1) == labels).astype(int).tolist()

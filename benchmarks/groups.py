@@ -27,16 +27,16 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import mask_of, slimmed
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
-def shuffle_probe_labels(context: Context, seed: int) -> None:
+def shuffle_probe_labels(run: Run, seed: int) -> None:
     """Permute which probe image has which label; the test split keeps its own."""
-    source, probe = copy.copy(context.source), context.split.probe
+    source, probe = copy.copy(run.source), run.split.probe
     source.class_of = source.class_of.copy()
     source.class_of[probe] = np.random.default_rng(seed).permutation(source.class_of[probe])
-    context.__dict__["source"] = source
-    context.__dict__.pop("images", None)  # they carry labels of their own
+    run.__dict__["source"] = source
+    run.__dict__.pop("images", None)  # they carry labels of their own
 
 
 def at_random(names: list[str], seed: int) -> dict[str, list[str]]:
@@ -49,18 +49,18 @@ def at_random(names: list[str], seed: int) -> dict[str, list[str]]:
 def clustered(recipe: Recipe, reporter: Reporter) -> dict[str, list[str]]:
     update = {"groups": None, "clusters": len(GROUPS), "name": "clustered"}
     criterion = recipe.criterion.model_copy(update={"probe_per_class": 20})
-    with Context.open(recipe.model_copy(update=update | {"criterion": criterion}), "auto", reporter) as context:
-        pipeline.advance(context, "split")
-        return dict(context.recipe.groups or {})
+    with Run.open(recipe.model_copy(update=update | {"criterion": criterion}), "auto", reporter) as run:
+        pipeline.advance(run, "split")
+        return dict(run.recipe.groups or {})
 
 
 def of_grouping(
     name: str, groups: dict[str, list[str]], recipe: Recipe, budgets: list[float], generic: dict[float, Any],
-    general: Context, reporter: Reporter, shuffled: bool = False,
+    general: Run, reporter: Reporter, shuffled: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Group → budget → top-1 of each model; every image that one got right, for the test."""
     found: dict[str, Any] = {}
-    with Context.open(recipe.model_copy(update={"groups": groups, "name": name}), "auto", reporter) as special:
+    with Run.open(recipe.model_copy(update={"groups": groups, "name": name}), "auto", reporter) as special:
         pipeline.advance(special, "split")
         if shuffled:
             shuffle_probe_labels(special, recipe.split.seed)
@@ -88,7 +88,7 @@ def main() -> None:
     recipe = recipe_for(args, args.seed, True).model_copy(update={"allocation": "global"})
     made: dict[str, Any] = {}
     plain = recipe.model_copy(update={"groups": None, "name": "all"})
-    with Context.open(plain, "auto", reporter) as general:
+    with Run.open(plain, "auto", reporter) as general:
         pipeline.advance(general, "discover")
         every, names = general.every_target(), list(general.source.classes)
         scores = score.scores_of(general, OURS[0], args.seed)

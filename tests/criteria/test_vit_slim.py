@@ -25,7 +25,7 @@ from vitprune.paper import table2, tables
 from vitprune.pruning.masks import threshold_mask
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 LABELS = torch.tensor([3, 1, 4, 1])
 
@@ -171,14 +171,14 @@ def test_trained_weights_as_a_baseline(content: dict[str, Any]) -> None:
     made = content | {"criterion": other, "baselines": ["vit-slim"], "paper_protocol": None, "allocation": "uniform"}
     rows = pipeline.run(recipe.Recipe.model_validate(made), "evaluate", device="cpu")["rows"]
     found = next(row for row in rows if row["criterion"] == "vit-slim")
-    with Context.open(recipe.Recipe.model_validate(made), "cpu", Reporter(quiet=True)) as context:
+    with Run.open(recipe.Recipe.model_validate(made), "cpu", Reporter(quiet=True)) as run:
         gates = load_file(Path(content["out"]) / "tiny/stages/discover/vit-slim-of-all.safetensors")
         keep = [gates[f"scores.blocks.{i}.mlp"][0].argsort(descending=True, stable=True)[:32] for i in range(2)]
-        model = copy.deepcopy(context.loaded.model)
+        model = copy.deepcopy(run.loaded.model)
         model.load_state_dict(trained_weights(content))
         for block, units in zip(model.blocks, keep, strict=True):
             block.mlp.fc2.weight[:, [j for j in range(64) if j not in units.tolist()]] = 0
-        x, y = next(context.images.batches(context.split.test, 99))
+        x, y = next(run.images.batches(run.split.test, 99))
         p = model(x).softmax(-1)[range(len(y)), y]
     assert found["mean_true_probability"] == pytest.approx(float(p.mean()), abs=1e-5)
 
@@ -209,11 +209,11 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
     assert [(r["units"], r["keep"]) for r in record["rows"] if r["protocol"] == "oracle"] == [
         ("frequency", 1), ("frequency", 3), ("mode-per-rank", 1), ("mode-per-rank", 3),
     ]  # fmt: skip
-    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
+    with Run.open(made, "cpu", Reporter(quiet=True)) as run:
         gates = load_file(tmp_path / "out/tiny/stages/discover/vit-slim-of-all.safetensors")
         zeta = np.sort(np.concatenate([gates[f"scores.blocks.{i}.mlp"][0].numpy() for i in range(2)]))
         for row, budget in zip(honest[1:4], (0.5, 1 / 64, 3 / 64), strict=True):
-            found, emptied = table2.slimmed(context, row["keep"])
+            found, emptied = table2.slimmed(run, row["keep"])
             slim, mask = found.model, found.plan
             if not emptied:
                 assert (
@@ -221,13 +221,13 @@ def test_table_2(content: dict[str, Any], tmp_path: Path) -> None:
                     == zeta[int((1 - budget) * 128)]
                 )
             assert same(slim.state_dict(), cut(trained_weights(content), mask.masks)) and row["kept"] == mask.kept
-            x, y = next(context.images.batches(context.split.test, 99))
+            x, y = next(run.images.batches(run.split.test, 99))
             logits = slim(x)
             assert row["top1"] == float((logits.argmax(1) == y).double().mean())
             p = logits.softmax(-1)[range(len(y)), y]
             assert row["mean_true_probability"] == pytest.approx(float(p.mean()), abs=1e-6)
-            position = [int(np.flatnonzero(context.split.probe // 10 == c)[3]) for c in range(3)]  # 4 of 8 are used
-            x_more, y_more = next(context.images.batches(context.split.probe[position], 3))
+            position = [int(np.flatnonzero(run.split.probe // 10 == c)[3]) for c in range(3)]  # 4 of 8 are used
+            x_more, y_more = next(run.images.batches(run.split.probe[position], 3))
             more = slim(x_more).softmax(-1)[range(3), y_more]
             theirs = (p[0] + p[2] + p[4] + more.sum()) / 6  # the last of each class's two test images makes room
             assert row["mean_true_probability_overlapping"] == pytest.approx(float(theirs), abs=1e-6)

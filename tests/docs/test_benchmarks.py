@@ -16,7 +16,7 @@ from vitprune.exam.metrics import mcnemar
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.stages.prune import refit_index
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -36,17 +36,17 @@ def test_the_null_scores_and_repairs_with_images_of_every_class(script: Any, tmp
     """A class set gets probe images of all classes; the test split keeps the labels it has."""
     content = recipe_dict(model_folder(tmp_path / "model"), image_folder(tmp_path / "images", 20), tmp_path / "out")
     made = Recipe.model_validate({**content, "groups": {"one": ["circle"], "two": ["cross", "square"]}})
-    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
-        pipeline.advance(context, "split")
-        target, true = context.class_sets()["one"], context.source.class_of.copy()
-        labels, test, probe = context.images.labels.copy(), context.split.test, context.split.probe
-        before = refit_index(context, target)
-        assert set(true[before]) == {context.source.classes.index("circle")}
-        script("groups").shuffle_probe_labels(context, 0)
-        after = refit_index(context, target)
+    with Run.open(made, "cpu", Reporter(quiet=True)) as run:
+        pipeline.advance(run, "split")
+        target, true = run.class_sets()["one"], run.source.class_of.copy()
+        labels, test, probe = run.images.labels.copy(), run.split.test, run.split.probe
+        before = refit_index(run, target)
+        assert set(true[before]) == {run.source.classes.index("circle")}
+        script("groups").shuffle_probe_labels(run, 0)
+        after = refit_index(run, target)
         assert len(after) == len(before) and set(true[after]) == {0, 1, 2}
-        assert sorted(context.source.class_of[probe]) == sorted(true[probe])
-        np.testing.assert_array_equal(context.images.labels[test], labels[test])
+        assert sorted(run.source.class_of[probe]) == sorted(true[probe])
+        np.testing.assert_array_equal(run.images.labels[test], labels[test])
 
 
 def test_means_over_the_seeds_and_the_test_on_the_first(script: Any) -> None:

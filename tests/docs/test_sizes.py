@@ -12,7 +12,7 @@ FILES = {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in 
 LONG_FILES = {  # the schema of recipes; a script that trains the bundled model; an open run, until it is split
     "recipe/recipe.py",
     "demo/train.py",
-    "runs/state/context.py",
+    "runs/state/run.py",
 }
 
 

@@ -20,7 +20,7 @@ from vitprune.images.split import split_per_class
 from vitprune.recipe import recipe
 from vitprune.runs import choose, pipeline
 from vitprune.runs.stages import split as split_stage
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
 Made = dict[str, Any]
@@ -179,9 +179,9 @@ def test_the_fold_of_auto_is_one_of_pictures_too(tmp_path: Path) -> None:
             shutil.copy(root / name / f"{k:02d}.png", root / name / f"copy-{k}.png")
     run(tmp_path)
     content = recipe_dict(tmp_path / "model", root, tmp_path / "out", baselines=[])
-    with Context.open(recipe.Recipe.model_validate(content), "cpu", Reporter(quiet=True)) as context:
-        inner = choose.fold(context, ["variance"])
-        parts = [{context.contents[i] for i in part.tolist()} for part in (inner.split.probe, inner.split.test)]
+    with Run.open(recipe.Recipe.model_validate(content), "cpu", Reporter(quiet=True)) as opened:
+        inner = choose.fold(opened, ["variance"])
+        parts = [{opened.contents[i] for i in part.tolist()} for part in (inner.split.probe, inner.split.test)]
     assert all(parts) and not parts[0] & parts[1]
 
 

@@ -22,7 +22,7 @@ from vitprune.model import families
 from vitprune.paper import figure6, table1, tables
 from vitprune.recipe import parse, recipe
 from vitprune.runs import pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 LABELS = torch.tensor([3, 1, 4])
 
@@ -131,9 +131,9 @@ def test_a_table_by_the_paths_of_the_classes(content: dict[str, Any], tmp_path: 
     made = recipe.Recipe.model_validate(content | {"paper": spec})
     rows = {row["units"]: row for row in tables.run(made, device="cpu")["rows"]}
     assert set(rows) == {"frequency", "mode-per-rank"}
-    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
-        vit = reference.Vit(context.loaded.model)
-        x, y = next(context.images.batches(context.split.probe, 99))
+    with Run.open(made, "cpu", Reporter(quiet=True)) as run:
+        vit = reference.Vit(run.loaded.model)
+        x, y = next(run.images.batches(run.split.probe, 99))
         picked = {
             c: [[int(h[0].argmax()) for h in vit.hidden(i)] for i, of in zip(x, y, strict=True) if of == c]
             for c in range(3)
@@ -143,7 +143,7 @@ def test_a_table_by_the_paths_of_the_classes(content: dict[str, Any], tmp_path: 
             for c, of in picked.items()
         }
         changes = []
-        x, y = next(context.images.batches(context.split.test, 99))
+        x, y = next(run.images.batches(run.split.test, 99))
         for image, label in zip(x, y.tolist(), strict=True):
 
             def remove(i: int, hidden_TN: Tensor, label: int = label) -> Tensor:

@@ -18,7 +18,7 @@ from vitprune.core.progress import Reporter
 from vitprune.criteria.settings import Nothing
 from vitprune.paper import figures4_5, protocol, tables
 from vitprune.recipe import experiments, recipe
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def content(tmp_path: Path) -> dict[str, Any]:
 def picked(content: dict[str, Any]) -> dict[str, list[list[list[int]]]]:
     """Class → image → block → the two best units, best first, by the model written out by hand."""
     made: dict[str, list[list[list[int]]]] = {}
-    with Context.open(recipe.Recipe.model_validate(content), "cpu", Reporter(quiet=True)) as context:
-        vit = reference.Vit(context.loaded.model)
+    with Run.open(recipe.Recipe.model_validate(content), "cpu", Reporter(quiet=True)) as run:
+        vit = reference.Vit(run.loaded.model)
         for c, name in enumerate(FOLDERS):
-            index = [i for i in context.split.probe if context.source.class_of[i] == c][:6]
-            x, _ = next(context.images.batches(np.array(index), 6))
+            index = [i for i in run.split.probe if run.source.class_of[i] == c][:6]
+            x, _ = next(run.images.batches(np.array(index), 6))
             made[name] = [[h[0].topk(2).indices.tolist() for h in vit.hidden(image)] for image in x]
     return made
 
@@ -107,11 +107,11 @@ def test_class_masks_by_mode_per_rank(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate(content | {"paper": spec})
     tables.run(made, device="cpu")
     of_class = picked(content)
-    with Context.open(made, "cpu", Reporter(quiet=True)) as context:
+    with Run.open(made, "cpu", Reporter(quiet=True)) as run:
         source = protocol.Source("activation", 2, Nothing(), 6, "mode-per-rank")
-        keep = protocol.class_masks(context, source)
+        keep = protocol.class_masks(run, source)
         for name, own in of_class.items():
-            output = context.targets([name])[0]
+            output = run.targets([name])[0]
             for block in range(2):
                 modes = set()
                 for rank in range(2):

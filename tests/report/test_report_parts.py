@@ -29,7 +29,7 @@ from vitprune.runs.stages import examples
 
 
 class Names:
-    """As much of a context as the confusions need."""
+    """As much of a run as the confusions need."""
 
     @staticmethod
     def class_name(output: int) -> str:

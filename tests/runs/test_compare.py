@@ -22,7 +22,7 @@ from vitprune.criteria.catalog import CRITERIA
 from vitprune.exam import metrics
 from vitprune.recipe import parse, recipe
 from vitprune.runs import choose, compare, contenders, pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 SPEC = {
     "criteria": ["jas", "magnitude-l2", "variance", "random", "auto"],
@@ -139,10 +139,10 @@ def test_mcnemar_is_the_exact_binomial_test() -> None:
 
 def test_hits_survive_their_packing(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate({k: v for k, v in content.items() if k != "compare"} | {"baselines": []})
-    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
-        pipeline.advance(context, "moments")
+    with Run.open(made, "cpu", progress.Reporter(quiet=True)) as run:
+        pipeline.advance(run, "moments")
         contender = contenders.Contender("jas", 0.5, "affine", 0)
-        made, cell = contenders.examine(context, contender), contenders.Cell.of(context, contender)
+        made, cell = contenders.examine(run, contender), contenders.Cell.of(run, contender)
     assert len(cell.hits) == cell.whole.n == 12 and cell.hits.mean() == pytest.approx(cell.whole.top1)
     np.testing.assert_array_equal(cell.hits, made.logits.argmax(1) == made.labels)
     kept = json.loads(json.dumps(cell.as_json()))
@@ -275,10 +275,10 @@ def test_what_runs_every_unit_alone_may_look_at_fewer_images(content: dict[str, 
 
 def test_the_fold_lies_inside_the_probe_split(content: dict[str, Any]) -> None:
     made = recipe.Recipe.model_validate({k: v for k, v in content.items() if k != "compare"} | {"baselines": []})
-    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
-        pipeline.advance(context, "discover")
-        inner = choose.fold(context, ["jas", "variance"])
-        assert set(inner.split.probe) | set(inner.split.test) == set(context.split.probe)
+    with Run.open(made, "cpu", progress.Reporter(quiet=True)) as run:
+        pipeline.advance(run, "discover")
+        inner = choose.fold(run, ["jas", "variance"])
+        assert set(inner.split.probe) | set(inner.split.test) == set(run.split.probe)
         assert not set(inner.split.probe) & set(inner.split.test) and len(inner.split.test) == 12
         assert set(inner.images.labels[inner.split.test]) == {0, 1, 2}
 
@@ -289,18 +289,18 @@ def test_the_choice_does_not_look_at_the_test_split(content: dict[str, Any], mon
     auto = plain | {"criterion": content["criterion"] | {"name": "auto", "among": ["variance", "magnitude-l1", "jas"]}}
     made = recipe.Recipe.model_validate(auto)
     seen: set[int] = set()
-    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
+    with Run.open(made, "cpu", progress.Reporter(quiet=True)) as run:
         plain_one = made.model_copy(update={"criterion": made.criterion.model_copy(update={"name": "jas"})})
-        pipeline.advance(dataclasses.replace(context, recipe=plain_one), "discover")
-        ask = type(context.images)._ask
+        pipeline.advance(dataclasses.replace(run, recipe=plain_one), "discover")
+        ask = type(run.images)._ask
 
         def watched(images: Any, part: np.ndarray) -> Any:
             seen.update(part.tolist())
             return ask(images, part)
 
-        monkeypatch.setattr(type(context.images), "_ask", watched)
-        choose.choose(context)
-        assert seen and not seen & set(context.split.test.tolist())
+        monkeypatch.setattr(type(run.images), "_ask", watched)
+        choose.choose(run)
+        assert seen and not seen & set(run.split.test.tolist())
 
 
 def test_auto_needs_two_probe_images_a_class(content: dict[str, Any], tmp_path: Path) -> None:

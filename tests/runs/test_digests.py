@@ -115,11 +115,11 @@ def leaves(section: type[BaseModel], before: str = "") -> list[str]:
 
 def digests(content: dict[str, Any], **known: str) -> dict[str, str]:
     """Stage → the digest of its inputs."""
-    context = SimpleNamespace(recipe=Recipe.model_validate(content), device=torch.device("cpu"))
-    context.__dict__.update({"model_digest": "m", "data_digest": "d"} | known)
+    run = SimpleNamespace(recipe=Recipe.model_validate(content), device=torch.device("cpu"))
+    run.__dict__.update({"model_digest": "m", "data_digest": "d"} | known)
     found: dict[str, str] = {}
     for stage in STAGES:
-        found[stage.name] = pipeline.stage_digest(stage, context, found)  # type: ignore[arg-type]
+        found[stage.name] = pipeline.stage_digest(stage, run, found)  # type: ignore[arg-type]
     return found
 
 
@@ -249,10 +249,10 @@ def test_other_pixels_and_other_weights_are_noticed(
 def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
     """Another image, order, setting, t, batch, model or data set: other parts; and no part is that of another place."""
     index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Jas(), 50, (2,))
-    context = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "images_per_batch": lambda _: 8}
+    run = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "images_per_batch": lambda _: 8}
 
     def keys(index: Any = index, found: Any = found, **changed: Any) -> list[str]:
-        made = image_scores.job(SimpleNamespace(**(context | changed)), found, index)  # type: ignore[arg-type]
+        made = image_scores.job(SimpleNamespace(**(run | changed)), found, index)  # type: ignore[arg-type]
         return [made.key(position) for position in range(len(made.items))]
 
     assert keys() == keys() and len(keys()) == 3

@@ -34,7 +34,7 @@ from vitprune.pruning import surgery
 from vitprune.pruning.repair import distill, layerwise, streams
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 FULL = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 ERRORS = [RuntimeError(FULL), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
@@ -352,10 +352,10 @@ def test_a_devices_number_leaves_the_digests_and_the_parts_are_in_them(
     earlier = {s.name: s.name for s in pipeline.STAGES}
 
     def digest(device: str) -> str:
-        context = Context.join(made, "cpu", progress.Reporter(quiet=True))
-        _ = context.model_digest, context.data_digest
-        context.device = torch.device(device)
-        return pipeline.stage_digest(stage, context, earlier)
+        run = Run.join(made, "cpu", progress.Reporter(quiet=True))
+        _ = run.model_digest, run.data_digest
+        run.device = torch.device(device)
+        return pipeline.stage_digest(stage, run, earlier)
 
     first = digest("cuda:0")
     assert first == digest("cuda:1") == digest("cuda") != digest("cpu")

@@ -29,7 +29,7 @@ from vitprune.runs import compare, pipeline
 from vitprune.runs.engine.base import Columns
 from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import of_t, shard
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def setting(tmp_path: Path) -> dict[str, Any]:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: 72 images are eighteen shards."""
     monkeypatch.setattr(image_scores, "SHARD", 4)
-    monkeypatch.setattr(Context, "images_per_batch", lambda *_: 2)
+    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 2)
 
 
 def run(content: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -61,10 +61,10 @@ from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse
 from vitprune.runs import pipeline
 from vitprune.runs.stages import image_scores
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 import torch
 torch.set_num_threads(1)
-image_scores.SHARD, Context.images_per_batch = 4, lambda *_: 2
+image_scores.SHARD, Run.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(0.1)
@@ -163,17 +163,17 @@ def test_the_run_goes_on_when_a_worker_is_killed(
 
 def test_a_run_is_opened_once_in_a_worker(setting: dict[str, Any]) -> None:
     """What is sent holds no model; the first process keeps the run that it has, and one inside a run is not sent."""
-    context = Context.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True), 2)
-    context.adapt()
-    sent = pickle.dumps(context)
+    run = Run.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True), 2)
+    run.adapt()
+    sent = pickle.dumps(run)
     assert len(sent) < 20_000
     there = pickle.loads(sent)
-    assert pickle.loads(pickle.dumps(context)) is there is not context
-    assert there.recipe == context.recipe and there.device == context.device and there.folder == context.folder
-    assert there.workers == 2 and there.model_digest == context.model_digest
-    context.recipe = context.recipe.model_copy(update={"keep": 0.25})
-    assert pickle.loads(pickle.dumps(context)).recipe.keep == 0.25
-    inner = dataclasses.replace(context, shared=False)
+    assert pickle.loads(pickle.dumps(run)) is there is not run
+    assert there.recipe == run.recipe and there.device == run.device and there.folder == run.folder
+    assert there.workers == 2 and there.model_digest == run.model_digest
+    run.recipe = run.recipe.model_copy(update={"keep": 0.25})
+    assert pickle.loads(pickle.dumps(run)).recipe.keep == 0.25
+    inner = dataclasses.replace(run, shared=False)
     assert inner.executor.workers == 1
     with pytest.raises(AssertionError, match="stays in its process"):
         pickle.dumps(inner)
@@ -283,7 +283,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 def test_halved_batches_are_recorded_and_change_nothing(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Context, "images_per_batch", lambda *_: 4)
+    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 4)
     whole = run(setting | {"out": str(tmp_path / "whole")})
     row = CRITERIA["jas"]
 
@@ -342,13 +342,13 @@ def test_free_memory_decides_the_passes_and_never_the_parts(
 ) -> None:
     from vitprune.core import memory
 
-    context = Context.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True))
+    run = Run.join(recipe.Recipe.model_validate(setting), "cpu", progress.Reporter(quiet=True))
     rooms, sizes = [], []
     for free in (1 << 40, 3_000_000, 0):
         monkeypatch.setattr(memory, "free", lambda _, free=free: free)
-        rooms.append(context.room(2))
-        sizes.append((context.images_per_batch(2), context.batch, context.repair_batch))
+        rooms.append(run.room(2))
+        sizes.append((run.images_per_batch(2), run.batch, run.repair_batch))
     assert rooms[0] > 40 > rooms[1] > rooms[2] == 1
     assert sizes == [(40, 80, 64)] * 3
-    alone = context.images_per_batch(1)
+    alone = run.images_per_batch(1)
     assert alone >= 1 and Jas().nodes == 5

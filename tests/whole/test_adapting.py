@@ -26,7 +26,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
 from vitprune.runs import compare, defaults, pipeline
 from vitprune.runs.state import skeleton
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
 CLASS_TOKEN, NONE, STAGES = "vit_tiny_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"
@@ -49,19 +49,19 @@ def opened(spec: str) -> Loaded:
     return skeleton.opened(inputs.Model.model_validate_json(spec))
 
 
-def ready(made: Recipe, reporter: Reporter | None = None) -> Context:
-    """The run's context with the model on the meta device."""
+def ready(made: Recipe, reporter: Reporter | None = None) -> Run:
+    """The run's run with the model on the meta device."""
     if made.model.name.startswith("transformers:"):
         pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
-    context = Context.join(made, "cpu", reporter or Reporter(quiet=True))
-    context.__dict__["loaded"] = opened(made.model.model_dump_json())
-    return context
+    run = Run.join(made, "cpu", reporter or Reporter(quiet=True))
+    run.__dict__["loaded"] = opened(made.model.model_dump_json())
+    return run
 
 
 def settled(made: Recipe) -> tuple[Recipe, list[str]]:
-    context = ready(made)
-    context.preflight()
-    return context.recipe, context.notes
+    run = ready(made)
+    run.preflight()
+    return run.recipe, run.notes
 
 
 def refusal(made: Recipe) -> str:
@@ -148,18 +148,18 @@ def test_a_default_criterion_that_does_not_apply_gives_way(images: Path, monkeyp
 
 
 def test_notes_are_told_once_on_the_terminal(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    context = ready(minimal(STAGES, images), Reporter())
-    context.preflight()
-    context.preflight()
+    run = ready(minimal(STAGES, images), Reporter())
+    run.preflight()
+    run.preflight()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert len(lines) == len(set(lines)) == len(context.notes) == 2
+    assert len(lines) == len(set(lines)) == len(run.notes) == 2
 
 
 def test_a_worker_is_told_what_was_settled(images: Path) -> None:
-    context = ready(minimal(NONE, images, criterion={"name": "jas"}))
-    context.preflight()
-    there = pickle.loads(pickle.dumps(context))
-    assert there is not context and there.recipe == settled(minimal(NONE, images, criterion={"name": "jas"}))[0]
+    run = ready(minimal(NONE, images, criterion={"name": "jas"}))
+    run.preflight()
+    there = pickle.loads(pickle.dumps(run))
+    assert there is not run and there.recipe == settled(minimal(NONE, images, criterion={"name": "jas"}))[0]
 
 
 @pytest.mark.parametrize("name", [NONE, STAGES])

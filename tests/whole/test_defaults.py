@@ -22,7 +22,7 @@ from vitprune.pruning.repair import layerwise
 from vitprune.recipe import parse, template
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 def plain(tmp_path: Path) -> dict[str, Any]:
@@ -63,23 +63,23 @@ def test_it_is_one_threshold_and_the_repair_of_every_layer(tmp_path: Path) -> No
 def test_blocks_that_do_not_come_in_halves_are_repaired_by_affine(name: str, how: str, tmp_path: Path) -> None:
     model = timm.create_model(name, img_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=2, num_classes=3)
     content = plain(tmp_path)
-    context = Context.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
-    context.__dict__["loaded"] = SimpleNamespace(model=model.eval())
-    assert context.recovery == how
-    asked = Context.join(Recipe.model_validate(content | {"recovery": "mean"}), "cpu", Reporter(quiet=True))
+    run = Run.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
+    run.__dict__["loaded"] = SimpleNamespace(model=model.eval())
+    assert run.recovery == how
+    asked = Run.join(Recipe.model_validate(content | {"recovery": "mean"}), "cpu", Reporter(quiet=True))
     assert asked.recovery == "mean"  # what was asked for stays
 
 
 def test_a_run_computes_the_dense_streams_once_per_class_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = plain(tmp_path) | {"criterion": {"t": 3}, "baselines": ["random"], "random_draws": 2}
-    context = Context.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
-    first = context.dense_streams(np.array([3, 1]), 2)
-    assert first is not None and not first.tensors and context.dense_streams(np.array([3, 1]), 2) is first
-    assert context.dense_streams(np.array([3, 1]), 1) is not first
-    other = context.dense_streams(np.array([1, 3]), 2)
+    run = Run.join(Recipe.model_validate(content), "cpu", Reporter(quiet=True))
+    first = run.dense_streams(np.array([3, 1]), 2)
+    assert first is not None and not first.tensors and run.dense_streams(np.array([3, 1]), 2) is first
+    assert run.dense_streams(np.array([3, 1]), 1) is not first
+    other = run.dense_streams(np.array([1, 3]), 2)
     assert other is not None and other is not first and not other.tensors
     monkeypatch.setattr(memory, "free", lambda device: 10_000)
-    assert context.dense_streams(np.array([3]), 1) is None
+    assert run.dense_streams(np.array([3]), 1) is None
     monkeypatch.undo()
     filled = []
     with pytest.MonkeyPatch.context() as patch:

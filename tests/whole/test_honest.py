@@ -33,7 +33,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
 from vitprune.runs import contenders, pipeline
 from vitprune.runs.stages import examples, specialists
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 Made = dict[str, Any]
 SMALL = {"t": 3, "nodes": 2, "probe_per_class": 20}  # more than a class has: what is added to them is looked at too
@@ -79,7 +79,7 @@ class Watched:
 
 
 @dataclass
-class Run:
+class Trial:
     """A recipe, where its results are, and what its run gave."""
 
     content: Made
@@ -134,15 +134,15 @@ def content_of(road: str, model: Path, images: Path, out: Path, **changed: Any) 
 
 
 @pytest.fixture(scope="module", name="runs")
-def runs_fixture(place: Path) -> Callable[[str], Run]:
+def runs_fixture(place: Path) -> Callable[[str], Trial]:
     """Road → its watched run up to the exam's figures, made when first asked for."""
-    known: dict[str, Run] = {}
+    known: dict[str, Trial] = {}
 
-    def of(road: str) -> Run:
+    def of(road: str) -> Trial:
         if road not in known:
             out = place / road
-            known[road] = Run(content_of(road, place / "model", place / "images", out), out)
-            Run(content_of("defaults", place / "model", place / "images", out), out).go("split")  # reads every image
+            known[road] = Trial(content_of(road, place / "model", place / "images", out), out)
+            Trial(content_of("defaults", place / "model", place / "images", out), out).go("split")  # reads every image
             with watching(known[road].seen) as watch:
                 watch("before")
                 known[road].go("prune")
@@ -153,10 +153,10 @@ def runs_fixture(place: Path) -> Callable[[str], Run]:
     return of
 
 
-class watching:  # noqa: N801 (a context manager)
+class watching:  # noqa: N801 (a opened manager)
     """Every image that is asked for is noted, under what is going on."""
 
-    def __init__(self, seen: Watched) -> None:
+    def __init__(self, seen: Trial) -> None:
         self.seen, self.now, self.patch = seen, "before", pytest.MonkeyPatch()
 
     def __enter__(self) -> Callable[[str], None]:
@@ -201,7 +201,7 @@ def test_the_defaults_are_what_this_file_takes_them_for() -> None:
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_nothing_before_the_exam_reads_the_test_split(runs: Callable[[str], Run], road: str) -> None:
+def test_nothing_before_the_exam_reads_the_test_split(runs: Callable[[str], Trial], road: str) -> None:
     """Nor what is pruned inside the exam's stage, for a baseline or for the general model beside the specialists."""
     run = runs(road)
     test, probe = set(run.split["test"]), set(run.split["probe"])
@@ -214,14 +214,14 @@ def test_nothing_before_the_exam_reads_the_test_split(runs: Callable[[str], Run]
 
 @pytest.mark.parametrize("road", FEW)
 def test_other_test_images_give_the_same_model(
-    runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str
+    runs: Callable[[str], Trial], place: Path, tmp_path: Path, road: str
 ) -> None:
     run = runs(road)
     images = Path(shutil.copytree(place / "images", tmp_path / "images"))
     files = sorted(images.rglob("*.png"))
     for i in run.split["test"]:
         picture((i + 1) % 3, 1000 + i).save(files[i])
-    other = Run(content_of(road, place / "model", images, tmp_path / "out"), tmp_path / "out")
+    other = Trial(content_of(road, place / "model", images, tmp_path / "out"), tmp_path / "out")
     other.go("prune")
     assert (other.split["probe"], other.split["test"]) == (run.split["probe"], run.split["test"])
     assert other.folders.keys() == run.folders.keys()
@@ -241,7 +241,7 @@ def test_another_test_folder_with_other_labels_gives_the_same_model(place: Path,
             for i in range(count + c * shift):
                 picture((c + shift) % 3, 2000 + 100 * kind + i).save(test / name / f"{i}.png")
         given = {"probe": str(probe), "test": str(test)}
-        run = Run(content_of(road, place / "model", probe, out, data=given), out)
+        run = Trial(content_of(road, place / "model", probe, out, data=given), out)
         run.go("prune")
         found.append(run)
     assert len(found[0].split["test"]) != len(found[1].split["test"])
@@ -252,7 +252,7 @@ def test_another_test_folder_with_other_labels_gives_the_same_model(place: Path,
 # ---- the figures
 
 
-def logits_by_hand(run: Run, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_by_hand(run: Trial, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the written folder on every image of the test split, read and prepared by timm; and the true outputs."""
     slim = vitprune.load(folder)
     files = sorted(Path(run.content["data"]["path"]).rglob("*.png"))
@@ -264,7 +264,7 @@ def logits_by_hand(run: Run, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("road", FEW)
-def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Run], road: str) -> None:
+def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Trial], road: str) -> None:
     """Top-1, probability, parameters, multiply-adds and the number of images, by hand from the files on disk."""
     run = runs(road)
     results = run.made.get("results") or {"": run.made["result"]}
@@ -300,7 +300,7 @@ def above(inside: torch.Tensor, outside: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("road", ["groups", "groups-jas-affine"])
-def test_a_specialist_is_examined_on_its_own_head(runs: Callable[[str], Run], road: str) -> None:
+def test_a_specialist_is_examined_on_its_own_head(runs: Callable[[str], Trial], road: str) -> None:
     """And the dense model beside it with its head whole and closed: on images of every class, from the written folders."""
     run = runs(road)
     for group, folder in run.folders.items():
@@ -330,7 +330,7 @@ def test_a_specialist_is_examined_on_its_own_head(runs: Callable[[str], Run], ro
 @pytest.mark.parametrize("road", BOTH)
 def test_every_random_draw_is_its_own(place: Path, tmp_path: Path, road: str) -> None:
     out = tmp_path / "out"
-    run = Run(content_of(road, place / "model", place / "images", out, baselines=["random"], random_draws=2), out)
+    run = Trial(content_of(road, place / "model", place / "images", out, baselines=["random"], random_draws=2), out)
     rows = [r for r in run.go("evaluate")["rows"] if (r["criterion"], r["recovery"]) == ("random", "none")]
     assert [r["seed"] for r in rows] == [0, 1]
     dense = vitprune.load(place / "model")
@@ -349,13 +349,13 @@ def test_every_random_draw_is_its_own(place: Path, tmp_path: Path, road: str) ->
 
 @pytest.mark.parametrize("road", [*BOTH, "groups"])
 def test_oracle_rows_stay_out_of_the_honest_ones(
-    runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str
+    runs: Callable[[str], Trial], place: Path, tmp_path: Path, road: str
 ) -> None:
     """With the paper's protocol beside it a run has the same honest rows and result, and the report's tables part them."""
     plain = runs(road)
     protocol = {"t": [1, 3], "nodes": 2, "probe_per_class": 3}
     out = tmp_path / "out"
-    run = Run(content_of(road, place / "model", place / "images", out, paper_protocol=protocol), out)
+    run = Trial(content_of(road, place / "model", place / "images", out, paper_protocol=protocol), out)
     rows = run.go("evaluate")["rows"]
     honest = [row for row in rows if row["protocol"] == "honest"]
     oracle = [row for row in rows if row["protocol"] == "oracle"]
@@ -379,7 +379,7 @@ def test_oracle_rows_stay_out_of_the_honest_ones(
 def test_keeping_everything_is_the_identity(place: Path, tmp_path: Path, road: str) -> None:
     changed = {"head": "all"} if "groups" in ROADS[road] else {}
     out = tmp_path / "out"
-    run = Run(content_of(road, place / "model", place / "images", out, keep=1.0, baselines=[], **changed), out)
+    run = Trial(content_of(road, place / "model", place / "images", out, keep=1.0, baselines=[], **changed), out)
     made = run.go("evaluate")
     for group, result in (made.get("results") or {"": made["result"]}).items():
         dense = next(r for r in made["rows"] if r["criterion"] == "dense" and (r["group"] or "") == group)
@@ -393,13 +393,13 @@ def test_keeping_everything_is_the_identity(place: Path, tmp_path: Path, road: s
 
 @pytest.mark.parametrize("road", FEW)
 def test_the_same_recipe_elsewhere_gives_the_same_bytes(
-    runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str
+    runs: Callable[[str], Trial], place: Path, tmp_path: Path, road: str
 ) -> None:
     """The model, the images and the results in other folders; and again in the same one."""
     run, out = runs(road), tmp_path / "out"
     for name in ("model", "images"):
         shutil.copytree(place / name, tmp_path / name, copy_function=shutil.copyfile)  # and written at another time
-    other = Run(content_of(road, tmp_path / "model", tmp_path / "images", out), out)
+    other = Trial(content_of(road, tmp_path / "model", tmp_path / "images", out), out)
     other.go("evaluate")
     assert other.split == run.split
     assert other.weights() == run.weights()
@@ -412,11 +412,11 @@ def test_the_same_recipe_elsewhere_gives_the_same_bytes(
 
 @pytest.mark.parametrize("road", [*BOTH, "auto"])
 @pytest.mark.sample(1)
-def test_several_processes_leave_no_trace(runs: Callable[[str], Run], place: Path, tmp_path: Path, road: str) -> None:
+def test_several_processes_leave_no_trace(runs: Callable[[str], Trial], place: Path, tmp_path: Path, road: str) -> None:
     """Two that share the discovery and two that decode."""
     out = tmp_path / "out"
     given = {"path": str(place / "images"), "workers": 2}
-    run = Run(content_of(road, place / "model", place / "images", out, data=given), out)
+    run = Trial(content_of(road, place / "model", place / "images", out, data=given), out)
     run.go("prune", workers=2)
     assert run.weights() == runs(road).weights()
     assert run.made.get("choice", {}).get("chosen") == runs(road).made.get("choice", {}).get("chosen")
@@ -426,16 +426,16 @@ def test_several_processes_leave_no_trace(runs: Callable[[str], Run], place: Pat
 
 
 @pytest.fixture(scope="module", name="exported")
-def exported_fixture(runs: Callable[[str], Run]) -> Callable[[str], Run]:
+def exported_fixture(runs: Callable[[str], Trial]) -> Callable[[str], Trial]:
     """Road → its run with ONNX files, watched; made when first asked for."""
-    known: dict[str, Run] = {}
+    known: dict[str, Trial] = {}
 
-    def of(road: str) -> Run:
+    def of(road: str) -> Trial:
         if road not in known:
             run = runs(road)
             precisions = ["fp32", "int8"] if road in BOTH else ["fp32"]
             export = {"onnx": True, "latency_batches": [1], "precisions": precisions, "int8_floor_points": 100.0}
-            known[road] = Run(run.content | {"export": export}, run.out)
+            known[road] = Trial(run.content | {"export": export}, run.out)
             with watching(known[road].seen) as watch:
                 watch("beside")
                 known[road].go("run")
@@ -445,7 +445,7 @@ def exported_fixture(runs: Callable[[str], Run]) -> Callable[[str], Run]:
 
 
 @pytest.mark.parametrize("road", [*BOTH, "groups"])
-def test_what_the_export_makes_is_made_without_the_test_split(exported: Callable[[str], Run], road: str) -> None:
+def test_what_the_export_makes_is_made_without_the_test_split(exported: Callable[[str], Trial], road: str) -> None:
     """int8 is calibrated and chosen, and a specialist's threshold set, on probe images."""
     run = exported(road)
     assert run.seen.beside <= set(run.split["probe"]) and run.seen.exam == set(run.split["test"])
@@ -453,7 +453,7 @@ def test_what_the_export_makes_is_made_without_the_test_split(exported: Callable
 
 
 @pytest.mark.parametrize("road", [*BOTH, "groups"])
-def test_the_onnx_file_agrees_with_the_folder_on_every_image(exported: Callable[[str], Run], road: str) -> None:
+def test_the_onnx_file_agrees_with_the_folder_on_every_image(exported: Callable[[str], Trial], road: str) -> None:
     run = exported(road)
     assert all(check["passed"] for check in run.made["checks"] if "int8" not in check["name"])
     for folder in run.folders.values():
@@ -467,7 +467,7 @@ def test_the_onnx_file_agrees_with_the_folder_on_every_image(exported: Callable[
         assert row["agreement"]["n"] == 9
 
 
-def pixels(run: Run, folder: Path) -> np.ndarray:
+def pixels(run: Trial, folder: Path) -> np.ndarray:
     """Every image of the test split as the model takes it."""
     files = sorted(Path(run.content["data"]["path"]).rglob("*.png"))
     transform = create_transform(**resolve_model_data_config(vitprune.load(folder)), is_training=False)
@@ -478,14 +478,14 @@ def pixels(run: Run, folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("wrong", [0, 4, 8], ids=["first", "middle", "last"])
 @pytest.mark.sample(2)
 def test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check(
-    exported: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str, wrong: int
+    exported: Callable[[str], Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str, wrong: int
 ) -> None:
     """Whichever it is, in whatever batch: the check looks at every image of the test split."""
     run = exported(road)
     target, predict_all = pixels(run, run.root)[wrong], runtime.predict
     shutil.copytree(run.out, tmp_path / "out")
     export = {"onnx": True, "latency_batches": [1]}
-    other = Run(run.content | {"out": str(tmp_path / "out"), "export": export}, tmp_path / "out")
+    other = Trial(run.content | {"out": str(tmp_path / "out"), "export": export}, tmp_path / "out")
 
     def mistaken(session: Any, images: np.ndarray) -> np.ndarray:
         logits = predict_all(session, images).copy()
@@ -494,13 +494,13 @@ def test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check(
         return logits
 
     monkeypatch.setattr(runtime, "predict", mistaken)
-    monkeypatch.setattr(Context, "batch", 2, raising=False)
+    monkeypatch.setattr(Run, "batch", 2, raising=False)
     made = other.go("export")
     assert not all(check["passed"] for check in made["checks"])
 
 
 @pytest.mark.parametrize("road", [*BOTH, "groups"])
-def test_predict_names_what_the_model_says(exported: Callable[[str], Run], road: str) -> None:
+def test_predict_names_what_the_model_says(exported: Callable[[str], Trial], road: str) -> None:
     """Every test image's name and probability are those of timm and torch on the folder, in the labels' own order."""
     run = exported(road)
     files = sorted(Path(run.content["data"]["path"]).rglob("*.png"))
@@ -517,13 +517,13 @@ def test_predict_names_what_the_model_says(exported: Callable[[str], Run], road:
 @pytest.mark.parametrize("road", BOTH)
 @pytest.mark.sample(1)
 def test_a_slower_slim_file_has_a_ratio_above_one(
-    exported: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str
+    exported: Callable[[str], Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, road: str
 ) -> None:
     """The ratio is the slim file's time over the dense one's, in the stage's record and in the result; the clock is ours."""
     run = exported(road)
     shutil.copytree(run.out, tmp_path / "out")
     export = {"onnx": True, "latency_batches": [32]}
-    other = Run(run.content | {"out": str(tmp_path / "out"), "export": export}, tmp_path / "out")
+    other = Trial(run.content | {"out": str(tmp_path / "out"), "export": export}, tmp_path / "out")
     interleaved = runtime.interleaved
 
     def slowed(runners: Any, images: np.ndarray, *args: Any, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from vitprune.model import families
 from vitprune.pruning.budget import Budget
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 @pytest.fixture(scope="module", name="content")
@@ -52,10 +52,10 @@ def variances(model: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor
 def test_two_rounds_are_two_prunings_by_hand(content: dict[str, Any], tmp_path: Path, recovery: str) -> None:
     made = Recipe.model_validate({**content, "out": str(tmp_path), "recovery": recovery, "rounds": 2})
     run(content, tmp_path, recovery=recovery, rounds=2)
-    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
-        context.split_record  # noqa: B018 (read once, from the run above)
-        images = torch.cat([x for x, _ in context.images.batches(context.split.probe, 16)])
-        dense = context.loaded.model
+    with Run.open(made, "cpu", progress.Reporter(quiet=True)) as opened:
+        opened.split_record  # noqa: B018 (read once, from the run above)
+        images = torch.cat([x for x, _ in opened.images.batches(opened.split.probe, 16)])
+        dense = opened.loaded.model
         first = vitprune.discover(dense, images, torch.zeros(len(images), dtype=torch.long), criterion="variance", t=8)
         half = vitprune.prune(dense, first, keep=0.5, recovery=recovery, images=images)  # type: ignore[arg-type]
     order = [block[0].argsort(descending=True)[: WIDTH // 2].sort().values for block in first.rows]
@@ -73,11 +73,11 @@ def test_a_later_rounds_curves_are_those_of_what_is_left(content: dict[str, Any]
     criterion, settings = {"name": "obs", "probe_per_class": 100}, {"recovery": "none", "allocation": "budgeted"}
     made = Recipe.model_validate({**content, "out": str(tmp_path), "criterion": criterion, "rounds": 2, **settings})
     run(content, tmp_path, criterion=criterion, rounds=2, **settings)
-    with Context.open(made, "cpu", progress.Reporter(quiet=True)) as context:
-        images = torch.cat([x for x, _ in context.images.batches(context.split.probe, 16)])
-        dense, labels = context.loaded.model, torch.zeros(len(images), dtype=torch.long)
+    with Run.open(made, "cpu", progress.Reporter(quiet=True)) as opened:
+        images = torch.cat([x for x, _ in opened.images.batches(opened.split.probe, 16)])
+        dense, labels = opened.loaded.model, torch.zeros(len(images), dtype=torch.long)
         first = vitprune.discover(dense, images, labels, criterion="obs")
-        half = Budget(0.5, "budgeted").plan(first, context.sites)
+        half = Budget(0.5, "budgeted").plan(first, opened.sites)
         left = vitprune.prune(dense, first, keep=0.5, allocation="budgeted", recovery="none")
         again = vitprune.discover(left, images, labels, criterion="obs")
         sites = families.ffn_sites(left)

@@ -7,7 +7,7 @@ from vitprune.recipe.check import images
 from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.state import skeleton
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 def check(recipe: Recipe, found: Found) -> tuple[Recipe, list[str]]:
@@ -15,20 +15,20 @@ def check(recipe: Recipe, found: Found) -> tuple[Recipe, list[str]]:
 
     Raises UserError for what the run would refuse before any work.
     """
-    context = Context.join(recipe, "cpu", Reporter(quiet=True))
-    context.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
+    run = Run.join(recipe, "cpu", Reporter(quiet=True))
+    run.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
     source = images(recipe.data, Found())
     try:
         if source is None:  # a dataset, or too many files: its classes are for the run
-            context.adapt()
-            context.fits()
+            run.adapt()
+            run.fits()
         else:
-            context.__dict__["source"] = source
-            context.__dict__["processes"] = None
-            context.preflight()
+            run.__dict__["source"] = source
+            run.__dict__["processes"] = None
+            run.preflight()
     finally:
-        context.close()
+        run.close()
     found.outputs, found.names, found.widths = loaded.outputs, loaded.labels, loaded.widths
     if "the model's shapes" in found.unseen:
         found.unseen.remove("the model's shapes")
-    return context.recipe, context.notes
+    return run.recipe, run.notes

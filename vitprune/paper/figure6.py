@@ -33,7 +33,7 @@ from vitprune.paper.protocol import Rule, Source, class_paths, tested
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Paper
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 FACTORS = {"removal": 0.0, "enhancement": 2.0}
 PATH_OF = {"image": "the image", "frequency": "the class, most frequent", "mode-per-rank": "the class, mode per rank"}
@@ -61,9 +61,9 @@ def intervened(model: nn.Module, sites: Sequence[FfnSite], images: Tensor, units
         return model(images)
 
 
-def check(context: Context, spec: Paper) -> None:
+def check(run: Run, spec: Paper) -> None:
     """Raises UserError for a model without a class token to edit, or a criterion without paths."""
-    tokens.require_class_token(context.loaded.model, "paper")
+    tokens.require_class_token(run.loaded.model, "paper")
     for name in spec.criteria:
         if name not in CRITERIA or CRITERIA[name].score is None:
             raise UserError(f"paper: criterion `{name}` scores no single image, it has no path")
@@ -71,17 +71,17 @@ def check(context: Context, spec: Paper) -> None:
             raise UserError(f"paper: criterion `{name}` ranks by its mean score, its classes have no path")
 
 
-def table(context: Context, spec: Paper) -> dict[str, Any]:
+def table(run: Run, spec: Paper) -> dict[str, Any]:
     """Every method on the same test images."""
-    model, sites, how = context.loaded.model, context.sites, context.recipe.criterion.how
-    index, size = tested(context, spec), context.images_per_batch(how("jas").nodes + 2)
+    model, sites, how = run.loaded.model, run.sites, run.recipe.criterion.how
+    index, size = tested(run, spec), run.images_per_batch(how("jas").nodes + 2)
     jobs = [(name, rule) for name in spec.criteria for rule in spec.rules]
-    of_class = {job: _of_class(context, *job) for job in jobs if job[1] != "image"}
+    of_class = {job: _of_class(run, *job) for job in jobs if job[1] != "image"}
     found: dict[tuple[str, Rule], dict[str, list[np.ndarray]]] = {job: {} for job in jobs}
     clean: dict[str, list[np.ndarray]] = {}
-    batches = context.images.batches(index, size)
-    for x, y in context.reporter.track(batches, "paths and interventions", len(index), size):
-        x, y = x.to(context.device), y.to(context.device)
+    batches = run.images.batches(index, size)
+    for x, y in run.reporter.track(batches, "paths and interventions", len(index), size):
+        x, y = x.to(run.device), y.to(run.device)
         with torch.no_grad():
             _add(clean, "before", model(x), y)
         for job, of in found.items():
@@ -96,12 +96,10 @@ def table(context: Context, spec: Paper) -> dict[str, Any]:
     return {**about, "deviation_edges": edges, "rows": rows}
 
 
-def _of_class(context: Context, name: str, rule: Rule) -> Tensor:
+def _of_class(run: Run, name: str, rule: Rule) -> Tensor:
     """Every class's path, one unit per block, from the discovery on the probe split: [C, L, 1]."""
-    c = context.recipe.criterion
-    return class_paths(context, Source(name, c.t, c.how(name), c.images_per_class(name), rule))[:, :, None].to(
-        context.device
-    )
+    c = run.recipe.criterion
+    return class_paths(run, Source(name, c.t, c.how(name), c.images_per_class(name), rule))[:, :, None].to(run.device)
 
 
 def probe_criteria(recipe: Recipe) -> list[CriterionName]:

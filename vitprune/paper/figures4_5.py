@@ -18,55 +18,55 @@ from vitprune.criteria.paths import PathSet
 from vitprune.paper.protocol import Source, class_paths
 from vitprune.recipe.experiments import Paper
 from vitprune.runs.stages import score
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
 SHARE = 0.05  # of the other classes: the paper's top and bottom 5 %
 STRIPS = 96  # a utilisation matrix is drawn in at most this many columns
 
 
-def check(context: Context, spec: Paper) -> None:
+def check(run: Run, spec: Paper) -> None:
     """Raises UserError for a criterion without paths, or for classes that are not there to be drawn or compared."""
-    name = context.recipe.criterion.name
+    name = run.recipe.criterion.name
     row = CRITERIA.get(name)
     if row is None or row.score is None or row.ranks_by != "frequency":
         raise UserError(f"paper: criterion `{name}` has no paths; {spec.table} needs jas, activation, …")
-    every = context.every_target()
+    every = run.every_target()
     if spec.table == "figure-5" and len(every) < 2:
         raise UserError("paper: figure-5 compares classes; the recipe has one")
     for asked in spec.classes or []:
-        if context.targets([asked])[0] not in every:
+        if run.targets([asked])[0] not in every:
             raise UserError(f"paper: class `{asked}` is not among the recipe's `classes`")
 
 
-def _found(context: Context) -> tuple[Source, PathSet]:
+def _found(run: Run) -> tuple[Source, PathSet]:
     """The recipe's own discovery with its paths."""
-    c = context.recipe.criterion
+    c = run.recipe.criterion
     source = Source(c.name, c.t, c.how(c.name), c.images_per_class(c.name))
-    return source, score.columns(context, c.name, c.t, source.how, c.images_per_class(c.name))
+    return source, score.columns(run, c.name, c.t, source.how, c.images_per_class(c.name))
 
 
-def _drawn(context: Context, spec: Paper, default: int) -> list[int]:
+def _drawn(run: Run, spec: Paper, default: int) -> list[int]:
     """Outputs of the classes asked for, in that order, or the first few."""
     if spec.classes is None:
-        return context.every_target()[:default]
-    return [context.targets([name])[0] for name in spec.classes]
+        return run.every_target()[:default]
+    return [run.targets([name])[0] for name in spec.classes]
 
 
-def frequencies(context: Context, spec: Paper) -> dict[str, Any]:
+def frequencies(run: Run, spec: Paper) -> dict[str, Any]:
     """Figure 4: counts of every unit that was selected, and the class path by each rule."""
-    source, paths = _found(context)
-    drawn, widths = _drawn(context, spec, 4), [site.size for site in context.sites]
+    source, paths = _found(run)
+    drawn, widths = _drawn(run, spec, 4), [site.size for site in run.sites]
     counts = usage.counts(paths, drawn, widths)
     routes = {
-        rule: class_paths(context, Source(source.criterion, source.t, source.how, source.per_class, rule))
+        rule: class_paths(run, Source(source.criterion, source.t, source.how, source.per_class, rule))
         for rule in spec.rules
     }
     rows = []
     for row, output in enumerate(drawn):
         images = int((paths.label == output).sum())
         blocks = [block[row] for block in counts]
-        made: dict[str, Any] = {"class": context.class_name(output), "images": images}
+        made: dict[str, Any] = {"class": run.class_name(output), "images": images}
         for rule, route in routes.items():
             units = route[output].tolist()
             share = [float(b[u] / images) for b, u in zip(blocks, units, strict=True)]
@@ -119,15 +119,15 @@ def violins(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def likeness(context: Context, spec: Paper) -> dict[str, Any]:
+def likeness(run: Run, spec: Paper) -> dict[str, Any]:
     """Figure 5 and D.2: the similarity matrix, its classes in the order of the tree, and some classes' neighbours."""
-    source, paths = _found(context)
-    outputs, widths = context.every_target(), [site.size for site in context.sites]
+    source, paths = _found(run)
+    outputs, widths = run.every_target(), [site.size for site in run.sites]
     used = usage.utilisation(usage.counts(paths, outputs, widths))
     alike = usage.similarity(used)
-    names = [context.class_name(output) for output in outputs]
+    names = [run.class_name(output) for output in outputs]
     rows = []
-    for output in _drawn(context, spec, 3):
+    for output in _drawn(run, spec, 3):
         row = outputs.index(output)
         others = sorted((o for o in range(len(outputs)) if o != row), key=lambda o: -alike[row, o])
         few = max(1, round(SHARE * len(others)))

@@ -25,7 +25,7 @@ from vitprune.images import split
 from vitprune.pruning import masks
 from vitprune.recipe.experiments import Paper
 from vitprune.runs.stages import score
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 Rule = Literal["image", "frequency", "mode-per-rank"]
 COLUMNS = "top-1 % | mean probability | the same, one probe image per class among them"
@@ -43,12 +43,12 @@ class Source:
     rule: Rule = "frequency"
 
 
-def class_masks(context: Context, source: Source) -> list[Tensor]:
+def class_masks(run: Run, source: Source) -> list[Tensor]:
     """Which units are in each class's set: per block bool [C, n], at most t in a row."""
     if source.rule == "frequency":
-        return masks.per_class(_scores(context, source), source.t)
-    units_CLt, made = _modes(context, source), []
-    for i, site in enumerate(context.sites):
+        return masks.per_class(_scores(run, source), source.t)
+    units_CLt, made = _modes(run, source), []
+    for i, site in enumerate(run.sites):
         keep = torch.zeros(len(units_CLt), site.size, dtype=torch.bool)
         met = units_CLt[:, i, 0] >= 0
         keep[met] = keep[met].scatter(1, units_CLt[met, i], True)
@@ -56,27 +56,27 @@ def class_masks(context: Context, source: Source) -> list[Tensor]:
     return made
 
 
-def class_paths(context: Context, source: Source) -> Tensor:
+def class_paths(run: Run, source: Source) -> Tensor:
     """The first unit of every block in each class's set, int64 [C, L]; -1 for a class without images under the modes."""
     if source.rule == "mode-per-rank":
-        return _modes(context, source)[:, :, 0]
-    return torch.stack([keep.int().argmax(1) for keep in masks.per_class(_scores(context, source), 1)], 1)
+        return _modes(run, source)[:, :, 0]
+    return torch.stack([keep.int().argmax(1) for keep in masks.per_class(_scores(run, source), 1)], 1)
 
 
-def _scores(context: Context, source: Source) -> Any:
-    return score.load(context, source.criterion, source.t, source.how, source.per_class)
+def _scores(run: Run, source: Source) -> Any:
+    return score.load(run, source.criterion, source.t, source.how, source.per_class)
 
 
-def _modes(context: Context, source: Source) -> Tensor:
-    columns = score.columns(context, source.criterion, source.t, source.how, source.per_class)
-    widths = [site.size for site in context.sites]
-    return torch.from_numpy(paths.mode_per_rank(columns, range(context.loaded.outputs), widths))
+def _modes(run: Run, source: Source) -> Tensor:
+    columns = score.columns(run, source.criterion, source.t, source.how, source.per_class)
+    widths = [site.size for site in run.sites]
+    return torch.from_numpy(paths.mode_per_rank(columns, range(run.loaded.outputs), widths))
 
 
-def tested(context: Context, spec: Paper) -> np.ndarray:
+def tested(run: Run, spec: Paper) -> np.ndarray:
     """The test images of the recipe's classes, the first `images_per_class` of each."""
-    index = test_indices(context.images, context.split, np.array(context.every_target()))
-    return split.first_per_class(index, context.source.class_of, spec.images_per_class or len(index))
+    index = test_indices(run.images, run.split, np.array(run.every_target()))
+    return split.first_per_class(index, run.source.class_of, spec.images_per_class or len(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,24 +89,24 @@ class Exam:
     theirs: np.ndarray
 
     @classmethod
-    def open(cls, context: Context, spec: Paper, per_class: int) -> Exam:
+    def open(cls, run: Run, spec: Paper, per_class: int) -> Exam:
         """The exam of a recipe whose discoveries looked at `per_class` probe images of each class."""
-        tests, class_of = tested(context, spec), context.source.class_of
-        probe = split.first_per_class(context.split.probe, class_of, per_class)
+        tests, class_of = tested(run, spec), run.source.class_of
+        probe = split.first_per_class(run.split.probe, class_of, per_class)
         classes = np.unique(class_of[tests])
         last_test = [np.flatnonzero(class_of[tests] == c)[-1] for c in classes]
         last_probe = np.array([probe[class_of[probe] == c][-1] for c in classes], np.int64)
         index = np.concatenate([tests, last_probe])
         return cls(index, len(tests), np.setdiff1d(np.arange(len(index)), last_test))
 
-    def of_model(self, context: Context, model: nn.Module) -> dict[str, Any]:
+    def of_model(self, run: Run, model: nn.Module) -> dict[str, Any]:
         """One model for every image."""
-        return self.measured(*logits_of(predictor(model), context.images, self.index, context.batch))
+        return self.measured(*logits_of(predictor(model), run.images, self.index, run.batch))
 
-    def oracle(self, context: Context, keep_CN: list[Tensor]) -> dict[str, Any]:
+    def oracle(self, run: Run, keep_CN: list[Tensor]) -> dict[str, Any]:
         """The dense model under the class token's masks, each image's by its true label."""
-        model, sites = context.loaded.model, context.sites
-        return self.measured(*oracle_logits(model, sites, keep_CN, context.images, self.index, context.batch))
+        model, sites = run.loaded.model, run.sites
+        return self.measured(*oracle_logits(model, sites, keep_CN, run.images, self.index, run.batch))
 
     def measured(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Top-1 and mean probability on the test images, and the latter on the authors'; logits of `index`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitprune.core.errors import UserError
 from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
 from vitprune.recipe.experiments import Paper
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 def zeroed_share(keep_CN: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -28,21 +28,21 @@ def zeroed_share(keep_CN: Tensor, share: float, generator: torch.Generator) -> T
     return kept
 
 
-def check(context: Context, spec: Paper) -> None:
+def check(run: Run, spec: Paper) -> None:
     """Raises UserError without a `paper_protocol`, or for a depth that the model does not have."""
-    if context.recipe.paper_protocol is None:
+    if run.recipe.paper_protocol is None:
         raise UserError("paper: figure-6 needs a `paper_protocol` section, its t are the rows of the figure")
-    depth, deepest = len(context.sites), max(spec.depth or [1])
+    depth, deepest = len(run.sites), max(spec.depth or [1])
     if deepest > depth:
         raise UserError(f"paper: depth {deepest} is asked for, the model has {depth} blocks")
 
 
-def grid(context: Context, spec: Paper) -> dict[str, Any]:
+def grid(run: Run, spec: Paper) -> dict[str, Any]:
     """Every criterion × t × p × depth on the same test images."""
-    p, depths = context.recipe.paper_protocol, spec.depth or [len(context.sites)]
+    p, depths = run.recipe.paper_protocol, spec.depth or [len(run.sites)]
     assert p is not None
-    exam = Exam.open(context, spec, p.probe_per_class)
-    dense = exam.of_model(context, context.loaded.model)
+    exam = Exam.open(run, spec, p.probe_per_class)
+    dense = exam.of_model(run, run.loaded.model)
     jobs = [
         (name, rule, t, share, d)
         for name in ("jas", "activation")
@@ -52,15 +52,15 @@ def grid(context: Context, spec: Paper) -> dict[str, Any]:
         for d in depths
     ]
     rows = []
-    for name, rule, t, share, first in context.reporter.track(jobs, "paper grid", len(jobs)):
-        chosen = class_masks(context, Source(name, t, p.how(name), p.probe_per_class, rule))
-        generator = torch.Generator().manual_seed(context.recipe.split.seed)
+    for name, rule, t, share, first in run.reporter.track(jobs, "paper grid", len(jobs)):
+        chosen = class_masks(run, Source(name, t, p.how(name), p.probe_per_class, rule))
+        generator = torch.Generator().manual_seed(run.recipe.split.seed)
         keep = [
             zeroed_share(block, share, generator) if i < first else torch.ones_like(block)
             for i, block in enumerate(chosen)
         ]
         about = {"criterion": name, "protocol": "oracle", "units": rule, "t": t, "p": share, "depth": first}
-        rows.append(about | exam.oracle(context, keep))
+        rows.append(about | exam.oracle(run, keep))
     return {**dense, "n": exam.tests, "rows": rows}
 
 

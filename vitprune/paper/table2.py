@@ -19,47 +19,47 @@ from vitprune.recipe.experiments import Paper
 from vitprune.runs import contenders
 from vitprune.runs.contenders import Contender, Made
 from vitprune.runs.stages import score
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 ONE_MODEL, ORACLE = "one model for every image", "class token, mask of the true label"
 
 
-def check(context: Context, spec: Paper) -> None:
+def check(run: Run, spec: Paper) -> None:
     """Raises UserError where the recipe's criterion is another one, or without a `paper_protocol`."""
-    if context.recipe.paper_protocol is None or context.recipe.criterion.name != "vit-slim":
+    if run.recipe.paper_protocol is None or run.recipe.criterion.name != "vit-slim":
         raise UserError("paper: table-2 needs `criterion: {name: vit-slim, ...}` and a `paper_protocol` for JAS")
 
 
-def table(context: Context, spec: Paper) -> dict[str, Any]:
+def table(run: Run, spec: Paper) -> dict[str, Any]:
     """Dense, ViT-Slim, JAS removed for real, and JAS in the paper's protocol, on the same test images."""
-    recipe, p = context.recipe, context.recipe.paper_protocol
+    recipe, p = run.recipe, run.recipe.paper_protocol
     assert p is not None
-    exam = Exam.open(context, spec, p.probe_per_class)
-    dense = contenders.make(context, Contender.dense(recipe.split.seed))
-    rows = [_row("dense", ONE_MODEL, dense, None) | exam.of_model(context, dense.model)]
+    exam = Exam.open(run, spec, p.probe_per_class)
+    dense = contenders.make(run, Contender.dense(recipe.split.seed))
+    rows = [_row("dense", ONE_MODEL, dense, None) | exam.of_model(run, dense.model)]
     for keep in {repr(k): k for k in (recipe.keep, *p.t)}.values():
-        slim, emptied = slimmed(context, keep)
+        slim, emptied = slimmed(run, keep)
         row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
-        rows.append(row | exam.of_model(context, slim.model))
-    scores = score.load(context, "jas", max(p.t), p.how("jas"), p.probe_per_class)
-    plan = Budget(recipe.keep).plan(scores, context.sites, classes=context.every_target())
-    removed = contenders.make(context, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
-    rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(context, removed.model))
-    units = sum(site.size for site in context.sites)
+        rows.append(row | exam.of_model(run, slim.model))
+    scores = score.load(run, "jas", max(p.t), p.how("jas"), p.probe_per_class)
+    plan = Budget(recipe.keep).plan(scores, run.sites, classes=run.every_target())
+    removed = contenders.make(run, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
+    rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(run, removed.model))
+    units = sum(site.size for site in run.sites)
     for rule in spec.rules:
         for t in p.t:
-            chosen = class_masks(context, Source("jas", t, p.how("jas"), p.probe_per_class, rule))
+            chosen = class_masks(run, Source("jas", t, p.how("jas"), p.probe_per_class, rule))
             row = _row("jas", ORACLE, dense, t) | {"protocol": "oracle", "units": rule, "kept": t * len(chosen) / units}
-            rows.append(row | exam.oracle(context, chosen))
-    return {"n": exam.tests, "train_weights": recipe.criterion.train_weights, "rows": rows, "costs": _costs(context)}
+            rows.append(row | exam.oracle(run, chosen))
+    return {"n": exam.tests, "train_weights": recipe.criterion.train_weights, "rows": rows, "costs": _costs(run)}
 
 
-def slimmed(context: Context, keep: int | float) -> tuple[Made, int]:
+def slimmed(run: Run, keep: int | float) -> tuple[Made, int]:
     """ViT-Slim's pruned model at a budget (a count is per block on average), and how many blocks it would have emptied."""
-    share = keep if isinstance(keep, float) else keep * len(context.sites) / sum(s.size for s in context.sites)
-    plan, emptied = threshold_mask(score.scores_of(context, "vit-slim").sites, share)
-    contender = Contender("vit-slim", keep, "none", context.recipe.split.seed)
-    return contenders.make(context, contender, plan), emptied
+    share = keep if isinstance(keep, float) else keep * len(run.sites) / sum(s.size for s in run.sites)
+    plan, emptied = threshold_mask(score.scores_of(run, "vit-slim").sites, share)
+    contender = Contender("vit-slim", keep, "none", run.recipe.split.seed)
+    return contenders.make(run, contender, plan), emptied
 
 
 def _row(method: str, how: str, made: Made, keep: int | float | None) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def _row(method: str, how: str, made: Made, keep: int | float | None) -> dict[st
     return about | {"params": parameters, "macs": macs}
 
 
-def _costs(context: Context) -> list[dict[str, Any]]:
+def _costs(run: Run) -> list[dict[str, Any]]:
     """What finding the units took; one pass finds JAS's paths of every t."""
     made: dict[str, dict[str, Any]] = {}
-    for note in score.notes_of(context):
+    for note in score.notes_of(run):
         name = note["settings"]["criterion"]
         if name in ("vit-slim", "jas"):
             cost = {key: note[key] for key in ("images", "seconds", "peak_memory_mb")}

@@ -23,15 +23,15 @@ from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import defaults, pipeline, told
 from vitprune.runs.engine import worker
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """How one of them is refused before any work, made, and shown."""
 
-    check: Callable[[Context, Paper], None]
-    make: Callable[[Context, Paper], dict[str, Any]]
+    check: Callable[[Run, Paper], None]
+    make: Callable[[Run, Paper], dict[str, Any]]
     markdown: Callable[[dict[str, Any]], str]
     figure: Callable[[dict[str, Any]], Figure] | None = None
 
@@ -53,15 +53,15 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
     of_table = TABLES[spec.table]
     part = recipe.model_copy(update={"baselines": [], "compare": None})
-    with Context.open(part, device, reporter or Reporter(quiet=True)) as context:
-        spec, notes = defaults.table(spec, part, defaults.Facts.of(context.loaded.model, context.sites))
+    with Run.open(part, device, reporter or Reporter(quiet=True)) as run:
+        spec, notes = defaults.table(spec, part, defaults.Facts.of(run.loaded.model, run.sites))
         for note in notes:
-            context.reporter.say(f"note: {note}")
+            run.reporter.say(f"note: {note}")
         recipe = recipe.model_copy(update={"paper": spec}) if notes else recipe
         found_first = figure6.probe_criteria(recipe)
-        context.recipe = part.model_copy(update={"baselines": found_first, "paper": spec})
-        of_table.check(context, spec)
-        pipeline.advance(context, "discover" if found_first or spec.table != "table-1" else "split")
+        run.recipe = part.model_copy(update={"baselines": found_first, "paper": spec})
+        of_table.check(run, spec)
+        pipeline.advance(run, "discover" if found_first or spec.table != "table-1" else "split")
         started = time.monotonic()
         record: dict[str, Any] = {
             "table": spec.table,
@@ -69,8 +69,8 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
             "model": _model_name(recipe),
             "command": command,
         }
-        record |= {"machine": machine(context.device) | {"torch": torch.__version__}, "seed": recipe.split.seed}
-        record |= of_table.make(context, spec) | {"notes": context.split_record.get("notes", [])}
+        record |= {"machine": machine(run.device) | {"torch": torch.__version__}, "seed": recipe.split.seed}
+        record |= of_table.make(run, spec) | {"notes": run.split_record.get("notes", [])}
         record |= {"seconds": round(time.monotonic() - started, 1)}
         as_told = told.recipe(recipe, recipe.out / recipe.name)
         record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(as_told)}

@@ -27,36 +27,36 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.stages import moments, score
 from vitprune.runs.stages.versions import version
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import Workspace
 
 SHARE = 0.75  # of the probe split, to discover and repair with
 CLEAR = 2.0  # standard errors of a paired difference
 
 
-def fold(context: Context, among: Sequence[str]) -> Context:
-    """A context whose probe and test split both lie inside this one's probe split, ready for the candidates.
+def fold(run: Run, among: Sequence[str]) -> Run:
+    """A run whose probe and test split both lie inside this one's probe split, ready for the candidates.
 
     Raises UserError when a class has a single probe image.
     """
-    made = context.recipe.model_copy(
+    made = run.recipe.model_copy(
         update={
-            "criterion": context.recipe.criterion.model_copy(update={"name": among[0]}),
+            "criterion": run.recipe.criterion.model_copy(update={"name": among[0]}),
             "baselines": list(among),
             "paper_protocol": None,
             "compare": None,
         }
     )
-    inner = replace(context, recipe=made, folder=Workspace(context.folder.stage_folder("choose")), shared=False)
-    outside = np.setdiff1d(np.arange(len(context.source.names)), context.split.probe)
+    inner = replace(run, recipe=made, folder=Workspace(run.folder.stage_folder("choose")), shared=False)
+    outside = np.setdiff1d(np.arange(len(run.source.names)), run.split.probe)
     try:
         split = split_per_class(
-            context.source.class_of,
-            context.source.classes,
-            seed=context.split.seed,
+            run.source.class_of,
+            run.source.classes,
+            seed=run.split.seed,
             probe=SHARE,
             leave_out=outside,
-            contents=context.contents,
+            contents=run.contents,
         )
     except UserError as error:
         raise UserError(f"criterion `auto`: needs a fold inside the probe split; {error}") from error
@@ -65,9 +65,9 @@ def fold(context: Context, among: Sequence[str]) -> Context:
     return inner
 
 
-def prepare(context: Context, among: Sequence[str], force: bool = False) -> Context:
+def prepare(run: Run, among: Sequence[str], force: bool = False) -> Run:
     """The fold with every candidate's scores and the statistics of the repair; what is there is taken unless `force`."""
-    inner = fold(context, among)
+    inner = fold(run, among)
     key = _key(inner)
     for name, work in (("discover", score.discover), ("moments", moments.moments)):
         if force:
@@ -78,13 +78,13 @@ def prepare(context: Context, among: Sequence[str], force: bool = False) -> Cont
     return inner
 
 
-def _key(inner: Context) -> str:
+def _key(inner: Run) -> str:
     """What a choice depends on."""
     code = version("discover")
     return digest(code, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
 
 
-def best(inner: Context, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:
+def best(inner: Run, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:
     """Which candidate to take at a budget, from the fold's held-out images, and the figures it was taken by."""
     jobs = inner.reporter.track(among, f"choose at keep {keep:g}, {recovery}", len(among))
     cells = {name: Cell.of(inner, Contender(name, keep, recovery, inner.split.seed)) for name in jobs}
@@ -109,9 +109,9 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
     return found if found is not None and found.get("key") == key and "chosen" in found else None
 
 
-def candidates(context: Context) -> list[str]:
+def candidates(run: Run) -> list[str]:
     """The recipe's `among`, less what cannot look at this model."""
-    own, model = context.recipe.criterion, context.loaded.model
+    own, model = run.recipe.criterion, run.loaded.model
     facts = {"class_token": families.token_layout(model).class_token, "halves": blockwise.halves(model) is not None}
     found: list[str] = [name for name in own.among if why_not(name, own.tokens, **facts) is None]
     if not found:
@@ -124,15 +124,15 @@ def _resolved(recipe: Recipe, name: str) -> Recipe:
     return recipe.model_copy(update={"criterion": made})
 
 
-def choose(context: Context, force: bool = False) -> tuple[Recipe, dict[str, Any]]:
+def choose(run: Run, force: bool = False) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the chosen criterion in the place of `auto`, and why it was chosen."""
-    recipe = context.recipe
+    recipe = run.recipe
     if recipe.groups is not None:
         raise UserError("criterion `auto`: one class set at a time; use `classes`, or one recipe per group")
-    among, path = candidates(context), context.folder.stage_folder("choose") / "choice.json"
-    key = _key(fold(context, among))
+    among, path = candidates(run), run.folder.stage_folder("choose") / "choice.json"
+    key = _key(fold(run, among))
     why = _read(path, key)
     if force or why is None:
-        why = {"key": key, **best(prepare(context, among, force), among, recipe.keep, context.recovery)}
+        why = {"key": key, **best(prepare(run, among, force), among, recipe.keep, run.recovery)}
         write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why

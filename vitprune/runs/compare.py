@@ -32,7 +32,7 @@ from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state import skeleton
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 SCHEMA = 1
 Found = dict[Contender, Cell]
@@ -65,17 +65,17 @@ def compare(
     costs: list[Json] = []
     choices: list[Json] = []
     for seed in spec.seeds:
-        with Context.open(_part(recipe, spec, names, seed), device, reporter, workers) as context:
+        with Run.open(_part(recipe, spec, names, seed), device, reporter, workers) as run:
             for budget in spec.keep:
-                for site in context.sites:
+                for site in run.sites:
                     masks.width(budget, site.size, recipe.round_to)
-            inputs, _ = pipeline.advance(context, "moments", force)
-            notes += [note for note in context.notes if note not in notes]
+            inputs, _ = pipeline.advance(run, "moments", force)
+            notes += [note for note in run.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
-            found |= _of_seed(context, spec, seed, key, force)
-            costs += [{"seed": seed, **cost} for cost in score.notes_of(context)]
+            found |= _of_seed(run, spec, seed, key, force)
+            costs += [{"seed": seed, **cost} for cost in score.notes_of(run)]
             if "auto" in spec.criteria:
-                choices += _choices(context, spec, seed, key, found, force)
+                choices += _choices(run, spec, seed, key, found, force)
     return _write(_record(recipe, spec, found, costs) | {"choices": choices, "notes": notes}, root)
 
 
@@ -147,7 +147,7 @@ def _plain(contender: Contender, costs: list[Json], found: Found) -> list[Json]:
     return rows
 
 
-def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[Json]:
+def _choices(run: Run, spec: Compare, seed: int, key: str, found: Found, force: bool) -> list[Json]:
     """What `auto` takes at every budget and repair of one seed; its cell is that of the criterion it takes."""
     among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
     key = digest(key, among)
@@ -155,10 +155,10 @@ def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found,
     for keep in spec.keep:
         for recovery in spec.recovery:
             contender = Contender("auto", keep, recovery, seed)
-            path = context.folder.root / "cells" / contender.file_name
+            path = run.folder.root / "cells" / contender.file_name
             why = None if force else _read(path, key, "chosen")
             if why is None:
-                inner = inner or choose.prepare(context, among, force)
+                inner = inner or choose.prepare(run, among, force)
                 why = {"key": key, "seed": seed, **choose.best(inner, among, keep, recovery)}
                 write_sealed(path, why)
             taken = found[replace(contender, criterion=why["chosen"])]
@@ -167,15 +167,15 @@ def _choices(context: Context, spec: Compare, seed: int, key: str, found: Found,
     return made
 
 
-def _of_seed(context: Context, spec: Compare, seed: int, key: str, force: bool) -> Found:
+def _of_seed(run: Run, spec: Compare, seed: int, key: str, force: bool) -> Found:
     """The cells of one seed's contenders: read where they are there of the same inputs, else pruned and examined."""
     jobs = [Contender.dense(seed), *(c for c in entrants(spec, seed) if c.criterion != "auto")]
     found: Found = {}
-    for contender in context.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
-        path = context.folder.root / "cells" / contender.file_name
+    for contender in run.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
+        path = run.folder.root / "cells" / contender.file_name
         known = None if force else _read(path, key, "hits")
         if known is None:
-            known = {"key": key, **Cell.of(context, contender).as_json()}
+            known = {"key": key, **Cell.of(run, contender).as_json()}
             write_sealed(path, known)
         found[contender] = Cell.from_json(known)
     return found

@@ -22,7 +22,7 @@ from vitprune.pruning.repair.names import Recovery
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import exported_mask, mask_of, slimmed
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 DENSE = "dense"
 
@@ -88,53 +88,53 @@ class Examined:
     labels: np.ndarray
 
 
-def own(context: Context, repair: Recovery, group: str | None = None) -> Contender:
+def own(run: Run, repair: Recovery, group: str | None = None) -> Contender:
     """The run's own criterion and budget; with the run's repair, what is exported."""
-    recipe = context.recipe
+    recipe = run.recipe
     seed = recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed
     return Contender(recipe.criterion.name, recipe.keep, repair, seed, group)
 
 
-def targets_of(context: Context, group: str | None) -> list[int]:
+def targets_of(run: Run, group: str | None) -> list[int]:
     """The outputs of a class set; under groups None is all of theirs together."""
-    sets = context.class_sets()
-    return sets[group] if group in sets else context.every_target()
+    sets = run.class_sets()
+    return sets[group] if group in sets else run.every_target()
 
 
-def exported(context: Context, group: str | None) -> Made:
+def exported(run: Run, group: str | None) -> Made:
     """What the prune stage exported for a class set, read from its folder."""
-    model = opening.load(context.folder.root / (group or ""), context.device)
-    return Made(model, exported_mask(context, group, targets_of(context, group)))
+    model = opening.load(run.folder.root / (group or ""), run.device)
+    return Made(model, exported_mask(run, group, targets_of(run, group)))
 
 
-def make(context: Context, contender: Contender, plan: Plan | None = None) -> Made:
+def make(run: Run, contender: Contender, plan: Plan | None = None) -> Made:
     """The contender's model: pruned by `plan` (None: by its criterion's scores at its budget) and repaired."""
     if contender.is_dense:
-        return Made(context.loaded.model, None)
-    name, group, targets = contender.criterion, contender.group, targets_of(context, contender.group)
+        return Made(run.loaded.model, None)
+    name, group, targets = contender.criterion, contender.group, targets_of(run, contender.group)
     if plan is None:
-        plan = mask_of(context, score.scores_of(context, name, contender.seed, group), targets, contender.keep)
-    dense = score.model_of(context, name, group)
-    return Made(slimmed(context, plan, contender.repair, group, targets, dense), plan)
+        plan = mask_of(run, score.scores_of(run, name, contender.seed, group), targets, contender.keep)
+    dense = score.model_of(run, name, group)
+    return Made(slimmed(run, plan, contender.repair, group, targets, dense), plan)
 
 
-def examine(context: Context, contender: Contender, made: Made | None = None) -> Examined:
+def examine(run: Run, contender: Contender, made: Made | None = None) -> Examined:
     """The contender's rows on the test images of its class set; `made` is its model where it is there already."""
-    made = make(context, contender) if made is None else made
-    targets, outputs = targets_of(context, contender.group), context.loaded.outputs
+    made = make(run, contender) if made is None else made
+    targets, outputs = targets_of(run, contender.group), run.loaded.outputs
     predict = predictor(made.model)
-    logits, labels = test_logits(predict, context.images, context.split, context.batch, np.array(targets))
+    logits, labels = test_logits(predict, run.images, run.split, run.batch, np.array(targets))
     heads: tuple[Head, ...] = ("all", "masked") if len(targets) < outputs else ("all",)
     if logits.shape[1] < outputs:
         heads = ("masked",)  # the other outputs are gone: there is no head that has them all
     logits = classifier.widen(logits, targets, outputs)
     costs = made.costs
-    rows = tuple(row(context, contender, made.kept, costs, logits, labels, head) for head in heads)
+    rows = tuple(row(run, contender, made.kept, costs, logits, labels, head) for head in heads)
     return Examined(rows, logits, labels)
 
 
 def row(
-    context: Context,
+    run: Run,
     contender: Contender,
     kept: float,
     costs: tuple[int, int],
@@ -143,23 +143,23 @@ def row(
     head: Head = "all",
 ) -> Row:
     """The row of logits [N, C]; `kept` is the share of units, `costs` are parameters and multiply-adds of an image."""
-    targets = targets_of(context, contender.group)
+    targets = targets_of(run, contender.group)
     open_outputs = targets if head == "masked" else None
     m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
     return Row(
         criterion=contender.criterion,
         keep=contender.keep,
         kept=kept,
-        allocation=allocation_of(contender.criterion, context.recipe.allocation),
+        allocation=allocation_of(contender.criterion, run.recipe.allocation),
         recovery=contender.repair,
         group=contender.group,
-        classes=tuple(context.class_name(i) for i in targets),
+        classes=tuple(run.class_name(i) for i in targets),
         head=head,
         seed=contender.seed,
         top1=m.top1,
         top1_ci95=m.top1_ci95,
         mean_true_probability=m.mean_true_probability,
-        per_class_top1={context.class_name(i): number(m.per_class[i]) for i in targets},
+        per_class_top1={run.class_name(i): number(m.per_class[i]) for i in targets},
         params=costs[0],
         macs=costs[1],
         n=m.n,
@@ -188,9 +188,9 @@ class Cell:
     chosen: str | None = None
 
     @classmethod
-    def of(cls, context: Context, contender: Contender) -> Cell:
+    def of(cls, run: Run, contender: Contender) -> Cell:
         """The contender made and examined; its logits are not kept."""
-        rows = examine(context, contender).rows
+        rows = examine(run, contender).rows
         return cls(rows[0], rows[1] if len(rows) > 1 else None)
 
     @property

@@ -15,28 +15,28 @@ from vitprune.core.reading import digest, read_sealed
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import Workspace
 from vitprune.see import usage
 from vitprune.see.groups import groups
 
 
-def resolve(context: Context, force: bool = False) -> Recipe:
+def resolve(run: Run, force: bool = False) -> Recipe:
     """The recipe with named groups in the place of `auto: k`; found by TopK JAS on the probe split, once.
 
     Raises UserError for more groups than classes.
     """
-    recipe, k = context.recipe, context.recipe.clusters
+    recipe, k = run.recipe, run.recipe.clusters
     assert k is not None
     name = recipe.criterion.model_copy(update={"name": "jas"})
     plain = recipe.model_copy(update={"clusters": None, "criterion": name, "baselines": [], "paper_protocol": None})
-    inner = replace(context, recipe=plain, folder=Workspace(context.folder.stage_folder("cluster")), shared=False)
-    record = context.split_record
+    inner = replace(run, recipe=plain, folder=Workspace(run.folder.stage_folder("cluster")), shared=False)
+    record = run.split_record
     write_json(inner.folder.stage_folder("split") / "split.json", record)
     targets = inner.every_target()
     if k > len(targets):
         raise UserError(f"groups.auto: {k} groups of {len(targets)} classes; ask for {len(targets)} at most")
-    parts = [CODE, record, context.model_digest, context.data_digest, name.model_dump(mode="json"), k]
+    parts = [CODE, record, run.model_digest, run.data_digest, name.model_dump(mode="json"), k]
     key, path = digest(*parts), inner.folder.root / "groups.json"
     known = None if force else read_sealed(path)
     if known is None or known.get("key") != key:
@@ -44,9 +44,9 @@ def resolve(context: Context, force: bool = False) -> Recipe:
         scores = score.scores_of(inner, "jas")
         similarity = usage.similarity(usage.utilisation([block[targets].numpy() for block in scores.sites.values()]))
         found = groups(similarity, k)
-        names = [[context.class_name(targets[i]) for i in members] for members in found]
+        names = [[run.class_name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}
         write_sealed(path, known)
         shown = "; ".join(f"{group}: {', '.join(members)}" for group, members in known["groups"].items())
-        context.reporter.say(f"groups by class similarity: {shown}")
+        run.reporter.say(f"groups by class similarity: {shown}")
     return recipe.model_copy(update={"groups": known["groups"], "clusters": None})

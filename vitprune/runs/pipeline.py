@@ -17,7 +17,7 @@ from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
 from vitprune.runs.record import matrices, record
 from vitprune.runs.stages.order import STAGES, Stage, stage_digest
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 UP_TO: dict[str, tuple[str, ...]] = {"split": ("split",)}
@@ -47,36 +47,36 @@ def run(
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one process is needed")
     worker.one_process()
-    with Context.open(recipe, device, reporter, workers) as context, memory.refused(verb, context.device):
-        _, done = advance(context, verb, force)
-        made = record.build(context, done, command)
+    with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
+        _, done = advance(run, verb, force)
+        made = record.build(run, done, command)
         if verb == "run":
-            record.write(made | matrices.write(context, made), context.folder.root)
+            record.write(made | matrices.write(run, made), run.folder.root)
         return made
 
 
-def advance(context: Context, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
+def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
-    context.preflight()
-    context.write_recipe(context.folder.root)
+    run.preflight()
+    run.write_recipe(run.folder.root)
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
     for stage in STAGES:
-        if stage.name == "discover" and context.recipe.clusters:
-            context.recipe = grouping.resolve(context, force)
-        if stage.name == "discover" and context.recipe.criterion.name == "auto":
-            context.recipe, context.choice = choose.choose(context, force)
-            context.reporter.say(grid.sentence(context.choice))
+        if stage.name == "discover" and run.recipe.clusters:
+            run.recipe = grouping.resolve(run, force)
+        if stage.name == "discover" and run.recipe.criterion.name == "auto":
+            run.recipe, run.choice = choose.choose(run, force)
+            run.reporter.say(grid.sentence(run.choice))
         if stage.name in UP_TO[verb]:
-            inputs[stage.name] = stage_digest(stage, context, inputs)
-            done.append(_do(stage, context, inputs[stage.name], force))
+            inputs[stage.name] = stage_digest(stage, run, inputs)
+            done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done
 
 
-def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, Any]:
-    folder = context.folder
+def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
+    folder = run.folder
     if not force and folder.is_current(stage.name, inputs):
-        context.reporter.say(f"{stage.name}: unchanged, skipped")
+        run.reporter.say(f"{stage.name}: unchanged, skipped")
         known = folder.record(stage.name) or {}
         cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
         return {"name": stage.name, **cost, "skipped": True}
@@ -85,11 +85,11 @@ def _do(stage: Stage, context: Context, inputs: str, force: bool) -> dict[str, A
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()
-    with memory.peak(context.device) as highest, memory.refused(stage.name, context.device):
-        made = stage.work(context)
+    with memory.peak(run.device) as highest, memory.refused(stage.name, run.device):
+        made = stage.work(run)
     folder.remove(before - set(made))
     peak = None if highest[0] is None else round(highest[0], 1)
     folder.finish(stage.name, inputs, made, started, peak)
     seconds = round(time.monotonic() - started, 2)
-    context.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
+    run.reporter.say(f"{stage.name}: done in {seconds:.1f} s")
     return {"name": stage.name, "seconds": seconds, "peak_memory_mb": peak, "skipped": False}

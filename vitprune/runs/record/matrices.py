@@ -15,41 +15,41 @@ from vitprune.core.files import replacing
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.scores import Scores
 from vitprune.runs.stages import score
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
 SHOWN = 12  # classes whose frequencies are drawn
 INLINE = 100  # with more classes the similarity matrix is a file
 
 
-def scores(context: Context) -> Scores | None:
+def scores(run: Run) -> Scores | None:
     """How often each unit is on the paths of each class, or None where the criterion finds no paths."""
-    c = context.recipe.criterion
+    c = run.recipe.criterion
     ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
     found = (
         ranked == "frequency"
-        and score.result_file(context, c.name, c.t, c.how(c.name), c.images_per_class(c.name)).is_file()
+        and score.result_file(run, c.name, c.t, c.how(c.name), c.images_per_class(c.name)).is_file()
     )
-    return score.scores_of(context, c.name) if found else None
+    return score.scores_of(run, c.name) if found else None
 
 
-def write(context: Context, record: dict[str, Any]) -> dict[str, Any]:
+def write(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     """Write the matrices of a record's run; the parts of the record that name them."""
-    found = scores(context)
+    found = scores(run)
     if found is None:
         return {}
-    targets = context.every_target()
-    names = [context.class_name(i) for i in targets]
+    targets = run.every_target()
+    names = [run.class_name(i) for i in targets]
     shown = _shown(names, record)
     frequency = {
         f"frequency.{i}": block[[targets[names.index(name)] for name in shown]].numpy().astype(np.float32)
         for i, block in enumerate(found.sites.values())
     }
-    parts = {"paths": record["paths"] | {"shown": shown, "file": _save(context, "paths", frequency)}}
+    parts = {"paths": record["paths"] | {"shown": shown, "file": _save(run, "paths", frequency)}}
     if len(targets) > INLINE:
         used = usage.utilisation([block[targets].numpy() for block in found.sites.values()])
         similarity = usage.similarity(used).astype(np.float32)
-        file = _save(context, "class-similarity", {"similarity": similarity})
+        file = _save(run, "class-similarity", {"similarity": similarity})
         parts["class_similarity"] = {"classes": names, "file": file}
     return parts
 
@@ -63,8 +63,8 @@ def _shown(names: list[str], record: dict[str, Any]) -> list[str]:
     return [name for name in names if name in worst]
 
 
-def _save(context: Context, name: str, arrays: dict[str, np.ndarray]) -> str:
-    path: Path = context.folder.root / "report-data" / f"{name}.safetensors"
+def _save(run: Run, name: str, arrays: dict[str, np.ndarray]) -> str:
+    path: Path = run.folder.root / "report-data" / f"{name}.safetensors"
     with replacing(path) as temporary:
         temporary.write_bytes(save({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
-    return path.relative_to(context.folder.root).as_posix()
+    return path.relative_to(run.folder.root).as_posix()

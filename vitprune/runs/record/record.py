@@ -21,7 +21,7 @@ from vitprune.runs import told
 from vitprune.runs.record import matrices
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
 BESIDE = {f"{name}.data": name for name in FILES.values()}  # where the weights of a large file are
@@ -37,11 +37,11 @@ MADE_BY = {
 }
 
 
-def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
+def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
     """Gather what the finished stages left; what is missing is named in `missing`."""
-    recipe, root = context.recipe, context.folder.root
+    recipe, root = run.recipe, run.folder.root
     ran = {stage["name"] for stage in done}
-    evaluated = _stage_json(context, "evaluate", "rows.json") if "evaluate" in ran else None
+    evaluated = _stage_json(run, "evaluate", "rows.json") if "evaluate" in ran else None
     record: dict[str, Any] = {
         "schema": 1,
         "name": recipe.name,
@@ -50,25 +50,25 @@ def build(context: Context, done: Sequence[dict[str, Any]], command: str) -> dic
         "recipe": told.recipe(recipe, root).model_dump(mode="json"),
         "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
-        "machine": machine(context.device),
-        "classes": [context.class_name(int(i)) for i in context.images.output_of_class],
-        "target_classes": [context.class_name(i) for i in context.every_target()],
-        "split": _split(context),
-        "preprocessing": prepared.facts(context.loaded.data_config, context.loaded.origin.said_by),
+        "machine": machine(run.device),
+        "classes": [run.class_name(int(i)) for i in run.images.output_of_class],
+        "target_classes": [run.class_name(i) for i in run.every_target()],
+        "split": _split(run),
+        "preprocessing": prepared.facts(run.loaded.data_config, run.loaded.origin.said_by),
         "stages": list(done),
-        "notes": _notes(context)
-        + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(context, ran)],
-        "usage": _usage(context),
+        "notes": _notes(run)
+        + [f"{row['path']} was not made, --force tries again: {row['why']}" for row in _left_out(run, ran)],
+        "usage": _usage(run),
     }
-    record["hashes"] = _hashes(context)
-    if context.choice:
-        record["choice"] = {name: value for name, value in context.choice.items() if name != "key"}
-    record["checks"] = _checks(context, ran)
-    record["files"] = _files(context, ran)
-    record["export"] = {"files": _exported(context, ran), "failed": _left_out(context, ran)}
-    record |= _discovered(context)
+    record["hashes"] = _hashes(run)
+    if run.choice:
+        record["choice"] = {name: value for name, value in run.choice.items() if name != "key"}
+    record["checks"] = _checks(run, ran)
+    record["files"] = _files(run, ran)
+    record["export"] = {"files": _exported(run, ran), "failed": _left_out(run, ran)}
+    record |= _discovered(run)
     if evaluated:
-        record |= _evaluated(context, evaluated, "export" in ran)
+        record |= _evaluated(run, evaluated, "export" in ran)
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]
@@ -80,52 +80,52 @@ def write(record: dict[str, Any], folder: Path) -> list[Path]:
     return write_report(record, folder) + write_cards(plain(record), folder)
 
 
-def _hashes(context: Context) -> dict[str, str]:
+def _hashes(run: Run) -> dict[str, str]:
     """What the run was made from: digests of the recipe, the model, the images and their split."""
     return {
-        "recipe": context.recipe.fingerprint(),
-        "model": context.model_digest,
-        "data": context.data_digest,
-        "split": digest(context.split_record["probe"], context.split_record["test"]),
+        "recipe": run.recipe.fingerprint(),
+        "model": run.model_digest,
+        "data": run.data_digest,
+        "split": digest(run.split_record["probe"], run.split_record["test"]),
     }
 
 
-def _notes(context: Context) -> list[str]:
-    m = context.recipe.model
-    notes = [grid.sentence(context.choice)] if context.choice else []
-    notes += [*context.split_record.get("notes", []), *context.loaded.notes]
-    notes += [f"Default {note}" for note in context.notes]
+def _notes(run: Run) -> list[str]:
+    m = run.recipe.model
+    notes = [grid.sentence(run.choice)] if run.choice else []
+    notes += [*run.split_record.get("notes", []), *run.loaded.notes]
+    notes += [f"Default {note}" for note in run.notes]
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
         return notes
     return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
 
 
-def _usage(context: Context) -> str:
-    folder = places.place(context.folder.root)
+def _usage(run: Run) -> str:
+    folder = places.place(run.folder.root)
     return f"import vitprune\nmodel = vitprune.load({folder!r})  # a timm model in eval mode\nlogits = model(images)"
 
 
-def _split(context: Context) -> dict[str, Any]:
-    found = dict(context.split_record)
+def _split(run: Run) -> dict[str, Any]:
+    found = dict(run.split_record)
     probe, test = found.pop("probe"), found.pop("test")
     return found | {"probe": len(probe), "test": len(test)}
 
 
-def _groups(context: Context) -> list[str]:
-    return [group or "all" for group in context.class_sets()]
+def _groups(run: Run) -> list[str]:
+    return [group or "all" for group in run.class_sets()]
 
 
-def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
-    parts = [{context.contents.get(i, i) for i in part.tolist()} for part in (context.split.probe, context.split.test)]
+def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
+    parts = [{run.contents.get(i, i) for i in part.tolist()} for part in (run.split.probe, run.split.test)]
     shared = len(parts[0] & parts[1])
     checks = [_check("probe and test split share no image", shared, 0, "counted by the images' pixels")]
-    for group in _groups(context):
+    for group in _groups(run):
         label = "" if group == "all" else f" ({group})"
-        pruned = _stage_json(context, "prune", f"{group}.json") if "prune" in ran else None
+        pruned = _stage_json(run, "prune", f"{group}.json") if "prune" in ran else None
         if pruned:
             detail = "masked dense model against the model with the units removed, before repair, 16 probe images"
             checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
-        exported = _stage_json(context, "export", f"{group}.json") if "export" in ran else None
+        exported = _stage_json(run, "export", f"{group}.json") if "export" in ran else None
         if exported:
             for precision, why in exported["failed"].items():
                 row = {"name": f"{precision} file was made{label}", "passed": False, "value": None, "limit": None}
@@ -150,11 +150,11 @@ def _checks(context: Context, ran: set[str]) -> list[dict[str, Any]]:
     return checks
 
 
-def _left_out(context: Context, ran: set[str]) -> list[dict[str, str]]:
+def _left_out(run: Run, ran: set[str]) -> list[dict[str, str]]:
     """Files that the recipe asks for and that could not be made, and why."""
     found: dict[str, str] = {}
-    for group in context.class_sets() if "export" in ran else []:
-        exported = _stage_json(context, "export", f"{group or 'all'}.json") or {"failed": {}}
+    for group in run.class_sets() if "export" in ran else []:
+        exported = _stage_json(run, "export", f"{group or 'all'}.json") or {"failed": {}}
         for precision, why in exported["failed"].items():
             name = "stages/export/dense.onnx" if precision == "dense" else f"{group or ''}/{FILES[precision]}"
             found[name.lstrip("/")] = why
@@ -165,8 +165,8 @@ def _check(name: str, value: float, limit: float, detail: str) -> dict[str, Any]
     return {"name": name, "passed": bool(value <= limit), "value": value, "limit": limit, "detail": detail}
 
 
-def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
-    root = context.folder.root
+def _files(run: Run, ran: set[str]) -> list[dict[str, Any]]:
+    root = run.folder.root
     what = {
         "model.safetensors": "slim model's weights",
         "config.json": "timm-style configuration with the width of every block",
@@ -177,7 +177,7 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
         "recipe.yaml": "the recipe as resolved",
     }
     found: list[dict[str, Any]] = []
-    for folder in [root / (group or "") for group in context.class_sets()] + [root]:
+    for folder in [root / (group or "") for group in run.class_sets()] + [root]:
         for name, text in what.items():
             path = folder / name
             relative = path.relative_to(root).as_posix()
@@ -188,24 +188,24 @@ def _files(context: Context, ran: set[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _exported(context: Context, ran: set[str]) -> list[dict[str, Any]]:
+def _exported(run: Run, ran: set[str]) -> list[dict[str, Any]]:
     """Every ONNX file with its exam, the way it was made, and the promise int8 was made with."""
-    results = [_stage_json(context, "export", f"{group}.json") for group in _groups(context) if "export" in ran]
+    results = [_stage_json(run, "export", f"{group}.json") for group in _groups(run) if "export" in ran]
     return [row for result in results if result for row in result["files"]]
 
 
-def _discovered(context: Context) -> dict[str, Any]:
+def _discovered(run: Run) -> dict[str, Any]:
     """Most frequent path per class and the classes' similarity; for a criterion that finds paths only."""
-    discoveries = {"discoveries": score.notes_of(context)}
-    scores = matrices.scores(context)
+    discoveries = {"discoveries": score.notes_of(run)}
+    scores = matrices.scores(run)
     if scores is None:
         return discoveries
-    targets = context.every_target()
-    names = [context.class_name(i) for i in targets]
+    targets = run.every_target()
+    names = [run.class_name(i) for i in targets]
     best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
     found: dict[str, Any] = {
         "paths": {
-            "t": context.recipe.criterion.t,
+            "t": run.recipe.criterion.t,
             "images": scores.images,
             "most_frequent": dict(zip(names, best, strict=True)),
         }
@@ -217,7 +217,7 @@ def _discovered(context: Context) -> dict[str, Any]:
     return discoveries | found
 
 
-def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
+def _evaluated(run: Run, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
     rows = evaluated["rows"]
     for row in rows:
         dense = next(
@@ -230,34 +230,34 @@ def _evaluated(context: Context, evaluated: dict[str, Any], exported_now: bool) 
         )
         if dense and row["criterion"] != "dense":
             row["top1_change_points"] = (row["top1"] - dense["top1"]) * 100
-    results = {row["group"] or "": _result(context, row, exported_now) for row in rows if row.pop("exported")}
+    results = {row["group"] or "": _result(run, row, exported_now) for row in rows if row.pop("exported")}
     first = next(iter(results.values()))
     group = next(iter(results))
     found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
     found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions")}
-    if context.recipe.groups:
+    if run.recipe.groups:
         found["results"] = results
         found["specialists"] = evaluated["specialists"]
         found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
-    dense_widths = [site.size for site in context.sites]
-    pruned = _stage_json(context, "prune", f"{group or 'all'}.json") or {"widths": []}
+    dense_widths = [site.size for site in run.sites]
+    pruned = _stage_json(run, "prune", f"{group or 'all'}.json") or {"widths": []}
     found["model"] = {
-        "name": told.model_name(context.recipe.model.name),
-        "architecture": context.loaded.architecture,
-        "params_dense": size.parameters(context.loaded.model),
+        "name": told.model_name(run.recipe.model.name),
+        "architecture": run.loaded.architecture,
+        "params_dense": size.parameters(run.loaded.model),
         "params_slim": first["params"],
-        "macs_dense": size.macs(context.loaded.model),
+        "macs_dense": size.macs(run.loaded.model),
         "macs_slim": first["macs"],
         "widths_dense": dense_widths,
         "widths_slim": pruned["widths"],
     }
-    exported = _stage_json(context, "export", f"{group or 'all'}.json") if exported_now else None
+    exported = _stage_json(run, "export", f"{group or 'all'}.json") if exported_now else None
     found["latency"] = exported["latency"] if exported else []
     return found
 
 
-def _result(context: Context, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
-    exported = _stage_json(context, "export", f"{row['group'] or 'all'}.json") if exported_now else None
+def _result(run: Run, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
+    exported = _stage_json(run, "export", f"{row['group'] or 'all'}.json") if exported_now else None
     timed = [x for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
     ratio = timed[0]["ratio"] if timed and math.isfinite(timed[0]["ratio"]) else None
     found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
@@ -270,7 +270,7 @@ def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r | {"change_points": (r["slim_top1"] - r["dense_top1"]) * 100} for r in known]
 
 
-def _stage_json(context: Context, stage: str, name: str) -> dict[str, Any] | None:
+def _stage_json(run: Run, stage: str, name: str) -> dict[str, Any] | None:
     """A JSON file of a stage, or None when that stage has not run."""
-    path = context.folder.stage_folder(stage) / name
+    path = run.folder.stage_folder(stage) / name
     return dict(read_json(path)) if path.is_file() else None

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from vitprune.core import places
 from vitprune.core.files import replacing
 from vitprune.images.decode import as_mode
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 WORST = 20
 CONFUSIONS = 20
@@ -36,14 +36,14 @@ def predictions(index: np.ndarray, labels: np.ndarray, dense: np.ndarray, slim: 
     return found
 
 
-def write(context: Context, group: str | None, found: dict[str, np.ndarray]) -> list[Path]:
+def write(run: Run, group: str | None, found: dict[str, np.ndarray]) -> list[Path]:
     """The columns, and a thumbnail of each of the worst images."""
-    columns = context.folder.stage_folder("evaluate") / f"{group or 'all'}.safetensors"
+    columns = run.folder.stage_folder("evaluate") / f"{group or 'all'}.safetensors"
     with replacing(columns) as temporary:
         temporary.write_bytes(save(found))
     files = [columns]
     for rank, row in enumerate(worst_of(found)):
-        files.append(_thumbnail(context, group, rank, int(found["image"][row])))
+        files.append(_thumbnail(run, group, rank, int(found["image"][row])))
     return files
 
 
@@ -54,21 +54,21 @@ def worst_of(found: dict[str, np.ndarray]) -> np.ndarray:
     return order[loss[order] > 0]
 
 
-def worst(context: Context, files: list[Path], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def worst(run: Run, files: list[Path], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """What report.json says of the worst images; `files` as `write` made them."""
     rows = []
-    names = places.names(context.source.names)
+    names = places.names(run.source.names)
     for row, path in zip(worst_of(found), files[1:], strict=True):
         made: dict[str, Any] = {"image": names[int(found["image"][row])]}
-        made["class"] = context.class_name(int(found["label"][row]))
+        made["class"] = run.class_name(int(found["label"][row]))
         for name in ("dense", "slim"):
-            made[f"{name}_class"] = context.class_name(int(found[name][row]))
+            made[f"{name}_class"] = run.class_name(int(found[name][row]))
             made[f"{name}_true_probability"] = round(float(found[f"{name}_true_probability"][row]), 6)
-        rows.append(made | {"thumbnail": path.relative_to(context.folder.root).as_posix()})
+        rows.append(made | {"thumbnail": path.relative_to(run.folder.root).as_posix()})
     return rows
 
 
-def confusions(context: Context, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def confusions(run: Run, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The pairs (true class, other class) whose number of test images changed the most, the largest change first."""
     before, after = (_mistakes(found["label"], found[name]) for name in ("dense", "slim"))
     both = [(pair, before[pair], after[pair]) for pair in before | after]
@@ -76,7 +76,7 @@ def confusions(context: Context, found: dict[str, np.ndarray]) -> list[dict[str,
         (row for row in both if row[1] != row[2]), key=lambda row: (-abs(row[2] - row[1]), row[1] - row[2], row[0])
     )
     return [
-        {"class": context.class_name(true), "taken_for": context.class_name(other), "dense": dense, "slim": slim}
+        {"class": run.class_name(true), "taken_for": run.class_name(other), "dense": dense, "slim": slim}
         | {"change": slim - dense}
         for (true, other), dense, slim in changed[:CONFUSIONS]
     ]
@@ -87,12 +87,12 @@ def _mistakes(labels: np.ndarray, predicted: np.ndarray) -> Counter[tuple[int, i
     return Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
 
 
-def _thumbnail(context: Context, group: str | None, rank: int, position: int) -> Path:
+def _thumbnail(run: Run, group: str | None, rank: int, position: int) -> Path:
     """The image as it is stored, at most EDGE pixels wide and high: small ones as PNG, shrunk ones as JPEG."""
-    image = as_mode(context.source.image(position), "L" if context.images.channels == 1 else "RGB")
+    image = as_mode(run.source.image(position), "L" if run.images.channels == 1 else "RGB")
     small = max(image.size) <= EDGE
     image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
-    path = context.folder.root / "report-data" / (group or "all") / f"worst-{rank:02d}.{'png' if small else 'jpg'}"
+    path = run.folder.root / "report-data" / (group or "all") / f"worst-{rank:02d}.{'png' if small else 'jpg'}"
     with replacing(path) as temporary:
         image.save(temporary, "PNG" if small else "JPEG", quality=85)
     return path

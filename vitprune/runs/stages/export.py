@@ -22,7 +22,7 @@ from vitprune.exam import logits
 from vitprune.model import families
 from vitprune.model import size as model_size
 from vitprune.model.load import opening
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 LATENCY_BATCH = 32
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -31,42 +31,42 @@ FLOOR_IMAGES = 2000  # 0.05 points each
 T = TypeVar("T")
 
 
-def export(context: Context) -> list[Path]:
+def export(run: Run) -> list[Path]:
     """ONNX of every slim model in every precision, each examined on the whole test split, and the latencies of fp32.
 
     int8 is calibrated and chosen on the probe split; the test split is read when all files are written. A file that
     cannot be made or does not run is left out and said why; the others and the run go on.
     """
-    if not context.recipe.export.onnx:
+    if not run.recipe.export.onnx:
         return []
-    stage = context.folder.stage_folder("export")
+    stage = run.folder.stage_folder("export")
     dense, no_dense = stage / "dense.onnx", dict[str, str]()
-    outputs = list(range(context.loaded.outputs))
-    every = metadata(context, context.every_target(), outputs) | model_size.size(context.loaded.model)
+    outputs = list(range(run.loaded.outputs))
+    every = metadata(run, run.every_target(), outputs) | model_size.size(run.loaded.model)
 
     def whole() -> float:
-        exporting.export(context.loaded.model, dense, every)
-        return max(exporting.parity(context.loaded.model, dense, _real(context)).values())
+        exporting.export(run.loaded.model, dense, every)
+        return max(exporting.parity(run.loaded.model, dense, _real(run)).values())
 
-    parity = _attempt(context, no_dense, "dense", dense, whole)
+    parity = _attempt(run, no_dense, "dense", dense, whole)
     files = exporting.parts(dense) if parity is not None else []
-    for group, targets in context.class_sets().items():
-        folder = context.folder.root / (group or "")
-        result, made = _of_one(context, folder, targets, dense if dense in files else None, dict(no_dense))
+    for group, targets in run.class_sets().items():
+        folder = run.folder.root / (group or "")
+        result, made = _of_one(run, folder, targets, dense if dense in files else None, dict(no_dense))
         write_json(stage / f"{group or 'all'}.json", result | {"dense_parity": parity})
         files += [*made, stage / f"{group or 'all'}.json"]
     return files
 
 
 def _of_one(
-    context: Context, folder: Path, targets: list[int], dense: Path | None, failed: dict[str, str]
+    run: Run, folder: Path, targets: list[int], dense: Path | None, failed: dict[str, str]
 ) -> tuple[Json, list[Path]]:
     """The record of one slim model's files, and the files; its latency beside that of the `dense` one."""
-    slim = opening.load(folder, context.device)
-    about, open_set = metadata(context, targets, _outputs(context, targets)), _open_set(context, slim, targets)
+    slim = opening.load(folder, run.device)
+    about, open_set = metadata(run, targets, _outputs(run, targets)), _open_set(run, slim, targets)
     about |= model_size.size(slim)
-    made, sweep = _written(context, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed)
-    examined = _examined(context, slim, made, targets, failed)
+    made, sweep = _written(run, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed)
+    examined = _examined(run, slim, made, targets, failed)
     if sweep and "int8" in examined:
         examined["int8"]["sweep"] = sweep.as_json()
     fp32 = examined.get("fp32", {})
@@ -77,19 +77,19 @@ def _of_one(
         "dense_parity": None,
         "files": list(examined.values()),
         "failed": failed,
-        "latency": _latency(context, dense, folder / FILES["fp32"], about) if fp32 and dense else [],
+        "latency": _latency(run, dense, folder / FILES["fp32"], about) if fp32 and dense else [],
         "open_set": open_set,
         "sha256": fp32.get("sha256"),
     }
     return result, [part for precision in examined for part in exporting.parts(made[precision])]
 
 
-def _attempt(context: Context, failed: dict[str, str], name: str, path: Path, work: Callable[[], T]) -> T | None:
+def _attempt(run: Run, failed: dict[str, str], name: str, path: Path, work: Callable[[], T]) -> T | None:
     """`work`; where it fails, no file is left, the reason goes to `failed` and the result is None.
 
     A disk that is full or may not be written is no fault of the file: that still ends the run, which can go on later.
     """
-    context.reporter.say(f"export: {path}")
+    run.reporter.say(f"export: {path}")
     try:
         return work()
     except Exception as error:
@@ -99,16 +99,16 @@ def _attempt(context: Context, failed: dict[str, str], name: str, path: Path, wo
         path.unlink(missing_ok=True)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         failed[name] = f"{kind}{' '.join(str(error).split())[:300]}"
-        context.reporter.say(f"export: {path.name} is left out: {failed[name]}")
+        run.reporter.say(f"export: {path.name} is left out: {failed[name]}")
         return None
 
 
 def _written(
-    context: Context, folder: Path, slim: nn.Module, targets: list[int], about: dict[str, Any], failed: dict[str, str]
+    run: Run, folder: Path, slim: nn.Module, targets: list[int], about: dict[str, Any], failed: dict[str, str]
 ) -> tuple[dict[str, Path], Sweep | None]:
     """The files of a class set that could be written, fp32 first; the others are made from it and probe images alone."""
     paths = {precision: folder / FILES[precision] for precision in FILES}
-    wanted = [precision for precision in paths if precision in list[str](context.recipe.export.precisions)]
+    wanted = [precision for precision in paths if precision in list[str](run.recipe.export.precisions)]
     sweep: Sweep | None = None
 
     def write(precision: str) -> bool:
@@ -118,34 +118,34 @@ def _written(
         elif precision == "fp16":
             to_fp16(paths["fp32"], paths["fp16"])
         else:
-            sweep = _int8(context, paths["fp32"], paths["int8"], targets)
+            sweep = _int8(run, paths["fp32"], paths["int8"], targets)
         return True
 
     made: dict[str, Path] = {}
     for precision in wanted:
         if "fp32" in failed:
             failed[precision] = "it is made from the fp32 file"
-        elif _attempt(context, failed, precision, paths[precision], lambda precision=precision: write(precision)):  # type: ignore[misc]
+        elif _attempt(run, failed, precision, paths[precision], lambda precision=precision: write(precision)):  # type: ignore[misc]
             made[precision] = paths[precision]
     for precision in paths.keys() - made.keys():
         paths[precision].unlink(missing_ok=True)  # of an earlier run, and examined by none
     return made, sweep
 
 
-def _int8(context: Context, source: Path, path: Path, targets: list[int]) -> Sweep:
+def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
     """The int8 file, from two disjoint parts of the probe images: one calibrates, one judges."""
-    images, size = context.images, min(context.batch, 64)
-    probe = context.split.probe[np.isin(images.labels[context.split.probe], targets)]
+    images, size = run.images, min(run.batch, 64)
+    probe = run.split.probe[np.isin(images.labels[run.split.probe], targets)]
     calibration, judging = two_parts(probe, CALIBRATION_IMAGES, FLOOR_IMAGES)
     sweep = to_int8(
         source,
         path,
         [x.numpy() for x, _ in images.batches(calibration, size)],
         [x.numpy() for x, _ in images.batches(judging, size)],
-        _own(context, images.labels[judging], targets),
-        context.recipe.export.int8_floor_points,
+        _own(run, images.labels[judging], targets),
+        run.recipe.export.int8_floor_points,
     )
-    context.reporter.say(f"export: int8: {sweep.why}")
+    run.reporter.say(f"export: int8: {sweep.why}")
     return sweep
 
 
@@ -160,25 +160,25 @@ def two_parts(index: np.ndarray, first: int, second: int) -> tuple[np.ndarray, n
     return index[chosen], rest[np.linspace(0, len(rest) - 1, min(second, len(rest))).round().astype(int)]
 
 
-def _real(context: Context) -> torch.Tensor:
+def _real(run: Run) -> torch.Tensor:
     """Probe images for the parity, as many as its largest batch."""
     most = max(exporting.PARITY_BATCHES)
-    return next(context.images.batches(np.resize(context.split.probe, most), most))[0]
+    return next(run.images.batches(np.resize(run.split.probe, most), most))[0]
 
 
 def _examined(
-    context: Context, slim: nn.Module, paths: dict[str, Path], targets: list[int], failed: dict[str, str]
+    run: Run, slim: nn.Module, paths: dict[str, Path], targets: list[int], failed: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """What report.json says of every written file: parity at three batch sizes and the exam on the whole test split."""
     if not paths:
         return {}
-    real = _real(context)
-    torch_logits, _ = logits.test_logits(logits.predictor(slim), context.images, context.split, context.batch)
-    key = "onnx_top1" if context.keeps_head(targets) else "onnx_top1_targets"
+    real = _real(run)
+    torch_logits, _ = logits.test_logits(logits.predictor(slim), run.images, run.split, run.batch)
+    key = "onnx_top1" if run.keeps_head(targets) else "onnx_top1_targets"
     found: dict[str, dict[str, Any]] = {}
 
     def examine(precision: str, path: Path) -> dict[str, Any]:
-        relative = path.relative_to(context.folder.root).as_posix()
+        relative = path.relative_to(run.folder.root).as_posix()
         row = {
             "path": relative,
             "precision": precision,
@@ -186,16 +186,16 @@ def _examined(
             "sha256": sha256(path),
             **exporting.facts(path),
             "parity": {str(batch): gap for batch, gap in exporting.parity(slim, path, real).items()},
-            "agreement": _agreement(context, torch_logits, path, targets, precision),
+            "agreement": _agreement(run, torch_logits, path, targets, precision),
         }
         row["top1"] = row["agreement"][key]
         if precision in precision_checks.LIMITS:
-            batches, floor = _batches_differ(path, real.numpy()), context.recipe.export.int8_floor_points
+            batches, floor = _batches_differ(path, real.numpy()), run.recipe.export.int8_floor_points
             row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
         return row
 
     for precision, path in paths.items():
-        row = _attempt(context, failed, precision, path, lambda p=precision, f=path: examine(p, f))  # type: ignore[misc]
+        row = _attempt(run, failed, precision, path, lambda p=precision, f=path: examine(p, f))  # type: ignore[misc]
         if row is not None:
             found[precision] = row
             row["top1_change_points"] = (row["top1"] - found["fp32"]["top1"]) * 100 if "fp32" in found else None
@@ -210,52 +210,50 @@ def _batches_differ(path: Path, real: np.ndarray) -> float:
     return max(float(np.abs(part - whole[: len(part)]).max()) for part in parts)
 
 
-def metadata(context: Context, targets: list[int], outputs: list[int]) -> dict[str, Any]:
+def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
     return {
-        "labels": [context.class_name(i) for i in outputs],
-        **({"labels_by_order": True} if context.labels_by_order else {}),
-        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in context.loaded.data_config.items()},
-        "preprocessing_said_by": context.loaded.origin.said_by,
-        "classes": [context.class_name(i) for i in targets],
-        "recipe_hash": context.recipe.fingerprint(),
+        "labels": [run.class_name(i) for i in outputs],
+        **({"labels_by_order": True} if run.labels_by_order else {}),
+        "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in run.loaded.data_config.items()},
+        "preprocessing_said_by": run.loaded.origin.said_by,
+        "classes": [run.class_name(i) for i in targets],
+        "recipe_hash": run.recipe.fingerprint(),
         "versions": {"vitprune": __version__, "torch": torch.__version__},
     }
 
 
-def _open_set(context: Context, slim: nn.Module, targets: list[int]) -> dict[str, Any] | None:
+def _open_set(run: Run, slim: nn.Module, targets: list[int]) -> dict[str, Any] | None:
     """A specialist's threshold for "not one of my classes", from the probe images of its classes; None for a generalist."""
-    if context.recipe.classes is None and context.recipe.groups is None:
+    if run.recipe.classes is None and run.recipe.groups is None:
         return None
-    probe = context.split.probe
-    index = probe[np.isin(context.images.labels[probe], targets)]
+    probe = run.split.probe
+    index = probe[np.isin(run.images.labels[probe], targets)]
     ask = logits.predictor(slim)
-    own = [_outputs(context, targets).index(i) for i in targets]
-    return calibrate(np.concatenate([ask(x).numpy() for x, _ in context.images.batches(index, context.batch)]), own)
+    own = [_outputs(run, targets).index(i) for i in targets]
+    return calibrate(np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batch)]), own)
 
 
-def _outputs(context: Context, targets: list[int]) -> list[int]:
+def _outputs(run: Run, targets: list[int]) -> list[int]:
     """The dense model's outputs that a class set's exported model has, in its order."""
-    return list(range(context.loaded.outputs)) if context.keeps_head(targets) else targets
+    return list(range(run.loaded.outputs)) if run.keeps_head(targets) else targets
 
 
-def _own(context: Context, labels: np.ndarray, targets: list[int]) -> np.ndarray:
+def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
     """Labels in the numbering of a class set's exported head; -1 for classes it has no output for."""
-    outputs = _outputs(context, targets)
-    position = np.full(context.loaded.outputs, -1)
+    outputs = _outputs(run, targets)
+    position = np.full(run.loaded.outputs, -1)
     position[outputs] = np.arange(len(outputs))
     return position[labels]
 
 
-def _agreement(
-    context: Context, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str
-) -> dict[str, Any]:
+def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str) -> dict[str, Any]:
     """A written ONNX file against the reloaded checkpoint on all test images."""
     made = runtime.session(path)
     onnx_logits, labels = logits.test_logits(
-        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), context.images, context.split, context.batch
+        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), run.images, run.split, run.batch
     )
-    hit = onnx_logits.argmax(1) == _own(context, labels, targets)
+    hit = onnx_logits.argmax(1) == _own(run, labels, targets)
     limit = precision_checks.LIMITS.get(precision)
     return precision_checks.compare(torch_logits, onnx_logits, limit.tie if limit else 0.0) | {
         "onnx_top1": float(hit.mean()),
@@ -263,13 +261,13 @@ def _agreement(
     }
 
 
-def _latency(context: Context, dense: Path, slim: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+def _latency(run: Run, dense: Path, slim: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """Dense and slim timed in turn, with what speaks against each figure."""
     sessions = {"dense": runtime.session(dense, in_turn=True), "slim": runtime.session(slim, in_turn=True)}
-    macs = about["macs"]["total"] / model_size.size(context.loaded.model)["macs"]["total"]
+    macs = about["macs"]["total"] / model_size.size(run.loaded.model)["macs"]["total"]
     rows = []
-    for batch in sorted({*context.recipe.export.latency_batches, LATENCY_BATCH}):
-        shape = (batch, *families.input_shape(context.loaded.model))
+    for batch in sorted({*run.recipe.export.latency_batches, LATENCY_BATCH}):
+        shape = (batch, *families.input_shape(run.loaded.model))
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         found = runtime.interleaved(sessions, images, seconds=2.0)
         d, s = found["dense"], found["slim"]

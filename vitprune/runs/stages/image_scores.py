@@ -24,7 +24,7 @@ from vitprune.criteria.paths import Gathered
 from vitprune.model.inside import pieces
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.stages.versions import CODE
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 SHARD = 64
@@ -56,12 +56,12 @@ class Discovery:
         return f"{self.criterion}-t{t}-{digest(self.settings)[:12]}"
 
 
-def job(context: Context, found: Discovery, index: np.ndarray) -> Job:
+def job(run: Run, found: Discovery, index: np.ndarray) -> Job:
     """The shards of `index`, positions of the images in their source: an item is where one starts and where it ends."""
-    batch = context.images_per_batch(found.nodes)
-    about = {"model": context.model_digest, "data": context.data_digest, "code": CODE, "device": context.device.type}
+    batch = run.images_per_batch(found.nodes)
+    about = {"model": run.model_digest, "data": run.data_digest, "code": CODE, "device": run.device.type}
     about |= found.settings | {"batch": batch}
-    work = functools.partial(_work, context, found, index, batch)
+    work = functools.partial(_work, run, found, index, batch)
     return Job(found.criterion, shards(len(index), batch), work, {"of": digest_of(index, about), "ts": list(found.ts)})
 
 
@@ -76,14 +76,14 @@ def shards(count: int, batch: int) -> list[list[int]]:
     return [[start, min(start + step, count)] for start in range(0, count, step)]
 
 
-def folder_of(context: Context, job: Job) -> Path:
+def folder_of(run: Run, job: Job) -> Path:
     """Where the job's shards are."""
-    return context.folder.stage_folder("discover") / PARTS / f"{job.name}-{job.about['of'][:16]}"
+    return run.folder.stage_folder("discover") / PARTS / f"{job.name}-{job.about['of'][:16]}"
 
 
-def _work(context: Context, found: Discovery, index: np.ndarray, batch: int, item: list[int]) -> Columns:
+def _work(run: Run, found: Discovery, index: np.ndarray, batch: int, item: list[int]) -> Columns:
     images = index[item[0] : item[1]]
-    return shard(images, batch, found.ts, _scorer(context, found), keeps(found), context.room(found.nodes))
+    return shard(images, batch, found.ts, _scorer(run, found), keeps(found), run.room(found.nodes))
 
 
 def shard(
@@ -118,17 +118,17 @@ def of_t(columns: Columns, t: int) -> Gathered:
     return Gathered.of_columns({name.removeprefix(start): c for name, c in columns.items() if name.startswith(start)})
 
 
-def _scorer(context: Context, found: Discovery) -> Score:
+def _scorer(run: Run, found: Discovery) -> Score:
     """Positions in the source → scores of every t and the labels."""
 
     def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
-        x, y = next(context.images.batches(index, len(index)))
-        x, y = x.to(context.device), y.to(context.device)
-        model, of = context.loaded.model, CRITERIA[found.criterion].score
+        x, y = next(run.images.batches(index, len(index)))
+        x, y = x.to(run.device), y.to(run.device)
+        model, of = run.loaded.model, CRITERIA[found.criterion].score
         assert of is not None
-        scores = of(model, context.sites, x, y, ts=found.ts, how=found.how)
+        scores = of(model, run.sites, x, y, ts=found.ts, how=found.how)
         if not all(bool(block.isfinite().all()) for block in scores[found.ts[0]]):
-            where = context.recipe.model.name
+            where = run.recipe.model.name
             raise UserError(f"model `{where}`: gives values that are not finite; check its weights and the images")
         return scores, y
 

@@ -14,38 +14,38 @@ from vitprune.core.files import replacing
 from vitprune.core.least_squares import Moments
 from vitprune.model.inside import moments as inside_moments
 from vitprune.pruning.repair import names
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
-def moments(context: Context) -> list[Path]:
+def moments(run: Run) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
-    if not names.needs_moments(context.recovery):
+    if not names.needs_moments(run.recovery):
         return []
-    return [_moments_of(context, group, targets) for group, targets in context.sets_and_their_union().items()]
+    return [_moments_of(run, group, targets) for group, targets in run.sets_and_their_union().items()]
 
 
-def _moments_file(context: Context, group: str | None) -> Path:
-    return context.folder.stage_folder("moments") / f"{group or 'all'}.moments.safetensors"
+def _moments_file(run: Run, group: str | None) -> Path:
+    return run.folder.stage_folder("moments") / f"{group or 'all'}.moments.safetensors"
 
 
-def _moments_of(context: Context, group: str | None, targets: list[int]) -> Path:
-    probe, images, size = context.split.probe, context.images, context.batch
+def _moments_of(run: Run, group: str | None, targets: list[int]) -> Path:
+    probe, images, size = run.split.probe, run.images, run.batch
     index = probe[np.isin(images.labels[probe], targets)]
     batches = (x for x, _ in images.batches(index, size))
     label = "statistics" + (f" {group}" if group else "")
-    tracked = context.reporter.track(batches, label, len(index), size)
-    stats = inside_moments.moments(context.loaded.model, context.sites, tracked)
+    tracked = run.reporter.track(batches, label, len(index), size)
+    stats = inside_moments.moments(run.loaded.model, run.sites, tracked)
     columns: dict[str, Tensor] = {}
     for i, stat in enumerate(stats):
         tokens = torch.tensor(stat.tokens)
         columns |= {f"mean.{i}": stat.mean, f"covariance.{i}": stat.covariance, f"tokens.{i}": tokens}
-    path = _moments_file(context, group)
+    path = _moments_file(run, group)
     with replacing(path) as temporary:
         temporary.write_bytes(to_bytes(columns))
     return path
 
 
-def from_file(context: Context, group: str | None) -> list[Moments]:
+def from_file(run: Run, group: str | None) -> list[Moments]:
     """What `moments` wrote for a class set."""
-    c = load_file(_moments_file(context, group))
-    return [Moments(c[f"mean.{i}"], c[f"covariance.{i}"], int(c[f"tokens.{i}"])) for i in range(len(context.sites))]
+    c = load_file(_moments_file(run, group))
+    return [Moments(c[f"mean.{i}"], c[f"covariance.{i}"], int(c[f"tokens.{i}"])) for i in range(len(run.sites))]

@@ -12,7 +12,7 @@ from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import exam, export, moments, prune, score, split
 from vitprune.runs.stages.versions import version
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Stage:
     """`work` returns the files it made; `inputs` lists the recipe parts it depends on beside the stages in `after`."""
 
     name: str
-    work: Callable[[Context], list[Path]]
+    work: Callable[[Run], list[Path]]
     inputs: Callable[[Recipe], Any]
     after: tuple[str, ...]
 
@@ -40,16 +40,14 @@ STAGES = (
 )
 
 
-def stage_digest(stage: Stage, context: Context, earlier: dict[str, str]) -> str:
+def stage_digest(stage: Stage, run: Run, earlier: dict[str, str]) -> str:
     """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
-    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, context)]
-    roots = [] if stage.after else [context.model_digest, context.data_digest]
+    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, run)]
+    roots = [] if stage.after else [run.model_digest, run.data_digest]
     code = version(stage.name)
-    return digest(
-        stage.name, code, context.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots
-    )
+    return digest(stage.name, code, run.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots)
 
 
-def _flat(stage: Stage, context: Context) -> list[Any]:
-    parts = stage.inputs(context.recipe)
+def _flat(stage: Stage, run: Run) -> list[Any]:
+    parts = stage.inputs(run.recipe)
     return list(parts) if isinstance(parts, tuple) else [parts]

@@ -29,92 +29,92 @@ from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import Workspace
 
 
-def prune(context: Context) -> list[Path]:
+def prune(run: Run) -> list[Path]:
     """The slim model of every class set as a checkpoint folder with its masks."""
     files: list[Path] = []
-    for group, targets in context.class_sets().items():
-        recipe = context.recipe
-        plan = main_mask(context, group, targets)
-        dense = model_of(context, recipe.criterion.name, group)
+    for group, targets in run.class_sets().items():
+        recipe = run.recipe
+        plan = main_mask(run, group, targets)
+        dense = model_of(run, recipe.criterion.name, group)
         slim = surgery.slim(dense, plan)
-        difference = masked_against_sliced(context, plan, targets, dense, slim)
+        difference = masked_against_sliced(run, plan, targets, dense, slim)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        repaired(slim, context, plan, context.recovery, group, targets, dense)
-        folder = context.folder.root / (group or "")
+        repaired(slim, run, plan, run.recovery, group, targets, dense)
+        folder = run.folder.root / (group or "")
         about = {
-            "classes": [context.class_name(i) for i in targets],
+            "classes": [run.class_name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
-            "recovery": context.recovery,
-            **({"labels_by_order": True} if context.labels_by_order else {}),
+            "recovery": run.recovery,
+            **({"labels_by_order": True} if run.labels_by_order else {}),
         }
         ledger.discard(folder / "README.md")  # the card of what was here before
-        _save(context, folder, slim, targets, about)
+        _save(run, folder, slim, targets, about)
         kept = {f"keep.{name}": keep for name, keep in plan.keep.items()}
         with replacing(folder / "masks.safetensors") as temporary:
             temporary.write_bytes(to_bytes(kept))
-        write_json(folder / "split.json", _split_by_name(context))
+        write_json(folder / "split.json", _split_by_name(run))
         made = ["model.safetensors", "config.json", "masks.safetensors", "split.json"]
         if group:  # the run's own is at its root, and written by every run
-            context.write_recipe(folder)
+            run.write_recipe(folder)
             made.append("recipe.yaml")
-        check = context.folder.stage_folder("prune") / f"{group or 'all'}.json"
+        check = run.folder.stage_folder("prune") / f"{group or 'all'}.json"
         write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
         files += [folder / name for name in made] + [check]
     return files
 
 
-def _save(context: Context, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:
+def _save(run: Run, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:
     """The checkpoint of a class set, with the outputs that it keeps and their names."""
-    if context.keeps_head(targets):
-        named = context.class_names if context.labels_by_order and context.loaded.labels else context.loaded.labels
-        saving.save(folder, dataclasses.replace(context.loaded, labels=named), slim, about)
+    if run.keeps_head(targets):
+        named = run.class_names if run.labels_by_order and run.loaded.labels else run.loaded.labels
+        saving.save(folder, dataclasses.replace(run.loaded, labels=named), slim, about)
     else:
         classifier.narrow(slim, targets)
-        labels = [label(context, i) for i in targets]
-        saving.save(folder, dataclasses.replace(context.loaded, model=slim, labels=labels), slim, about)
+        labels = [label(run, i) for i in targets]
+        saving.save(folder, dataclasses.replace(run.loaded, model=slim, labels=labels), slim, about)
 
 
-def main_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     """The plan that a class set is exported with.
 
     With `rounds: R` the share keep^(n/R) is left after round n. The scores of a later round are those of the model as
     repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
     """
-    recipe, name = context.recipe, context.recipe.criterion.name
-    scores = scores_of(context, name, recipe.criterion.seed, group)
-    dense = model_of(context, name, group)
-    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.size for s in context.sites)
+    recipe, name = run.recipe, run.recipe.criterion.name
+    scores = scores_of(run, name, recipe.criterion.seed, group)
+    dense = model_of(run, name, group)
+    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
-        so_far = mask_of(context, scores, targets, float(share ** (n / recipe.rounds)))
-        context.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
-        slim = slimmed(context, so_far, context.recovery, group, targets, dense)
-        scores = _in_dense_numbering(_again(context, slim, n, group, targets), so_far)
-    return mask_of(context, scores, targets)
+        so_far = mask_of(run, scores, targets, float(share ** (n / recipe.rounds)))
+        run.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
+        slim = slimmed(run, so_far, run.recovery, group, targets, dense)
+        scores = _in_dense_numbering(_again(run, slim, n, group, targets), so_far)
+    return mask_of(run, scores, targets)
 
 
-def _again(context: Context, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
+def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
     """The criterion's scores of the model as it is after round n."""
-    recipe, folder = context.recipe, context.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
+    recipe, folder = run.recipe, run.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
     smallest = min(site.size for site in families.ffn_sites(slim))
     criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
     update = {
         "groups": None,
-        "classes": [context.class_name(i) for i in targets],
+        "classes": [run.class_name(i) for i in targets],
         "baselines": [],
         "paper_protocol": None,
     }
     made = recipe.model_copy(update={**update, "criterion": criterion})
-    inner = dataclasses.replace(context, recipe=made, folder=Workspace(folder), shared=False)
-    shared = {name: getattr(context, name) for name in ("source", "images", "split_record", "data_digest")}
-    inner.__dict__.update(shared, loaded=dataclasses.replace(context.loaded, model=slim))
+    inner = dataclasses.replace(run, recipe=made, folder=Workspace(folder), shared=False)
+    shared = {name: getattr(run, name) for name in ("source", "images", "split_record", "data_digest")}
+    inner.__dict__.update(shared, loaded=dataclasses.replace(run.loaded, model=slim))
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed)
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
@@ -140,41 +140,41 @@ def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
     return dataclasses.replace(scores, sites=sites, ties=ties, curves=curves or None)
 
 
-def exported_mask(context: Context, group: str | None, targets: list[int]) -> Plan:
+def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     """The plan that was exported, as the prune stage wrote it."""
-    kept = load_file(context.folder.root / (group or "") / "masks.safetensors")
-    return Plan({site.name: kept[f"keep.{site.name}"] for site in context.sites}, tuple(targets))
+    kept = load_file(run.folder.root / (group or "") / "masks.safetensors")
+    return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets))
 
 
-def mask_of(context: Context, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
+def mask_of(run: Run, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
     """The plan for a class set at the recipe's budget, or at another one."""
-    r = context.recipe
+    r = run.recipe
     budget = Budget(r.keep if keep is None else keep, r.allocation, r.budget, r.round_to, r.floor)
-    of_sites = prices.of_sites(context.loaded.model, context.sites, budget.of)
-    return budget.plan(scores, context.sites, of_sites, targets)
+    of_sites = prices.of_sites(run.loaded.model, run.sites, budget.of)
+    return budget.plan(scores, run.sites, of_sites, targets)
 
 
-def label(context: Context, output: int) -> str:
+def label(run: Run, output: int) -> str:
     """What the model calls an output, or the images where it has no names."""
-    mine = None if context.labels_by_order else context.loaded.labels
-    return mine[output] if mine else context.class_name(output)
+    mine = None if run.labels_by_order else run.loaded.labels
+    return mine[output] if mine else run.class_name(output)
 
 
-def _split_by_name(context: Context) -> dict[str, Any]:
+def _split_by_name(run: Run) -> dict[str, Any]:
     """The split for whoever gets the checkpoint: images by their names in the source."""
-    split = context.split
-    names = [name.encode(errors="backslashreplace").decode() for name in places.names(context.source.names)]
+    split = run.split
+    names = [name.encode(errors="backslashreplace").decode() for name in places.names(run.source.names)]
     return {
         "seed": split.seed,
         "probe_share": split.probe_share,
-        "data": context.data_digest,
+        "data": run.data_digest,
         "probe": [names[i] for i in split.probe],
         "test": [names[i] for i in split.test],
     }
 
 
 def slimmed(
-    context: Context,
+    run: Run,
     plan: Plan,
     how: Recovery,
     group: str | None,
@@ -183,15 +183,15 @@ def slimmed(
 ) -> nn.Module:
     """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
     set's probe images."""
-    dense = context.loaded.model if dense is None else dense
+    dense = run.loaded.model if dense is None else dense
     slim = surgery.slim(dense, plan)
-    repaired(slim, context, plan, how, group, targets, dense)
+    repaired(slim, run, plan, how, group, targets, dense)
     return slim
 
 
 def repaired(
     slim: nn.Module,
-    context: Context,
+    run: Run,
     plan: Plan,
     how: Recovery,
     group: str | None,
@@ -199,37 +199,37 @@ def repaired(
     dense: nn.Module,
 ) -> None:
     """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place."""
-    r = context.recipe
-    index, size = refit_index(context, targets), context.repair_batch
+    r = run.recipe
+    index, size = refit_index(run, targets), run.repair_batch
 
     def batches() -> Iterator[Tensor]:
-        return (x for x, _ in context.images.batches(index, size))
+        return (x for x, _ in run.images.batches(index, size))
 
-    own = dense is not context.loaded.model  # its moments and streams are its own, and not kept
+    own = dense is not run.loaded.model  # its moments and streams are its own, and not kept
     by_block = closed_form(how) in ("sequential", "layerwise")
-    repairer = Repairer(how, r.ridge, r.distill_epochs, context.folder.root)
+    repairer = Repairer(how, r.ridge, r.distill_epochs, run.folder.root)
     state = repairer.prepare(
         dense,
         batches,
-        moments=from_file(context, group) if needs_moments(how) and not own else None,
-        streams=context.dense_streams(index, size) if by_block and not own else None,
+        moments=from_file(run, group) if needs_moments(how) and not own else None,
+        streams=run.dense_streams(index, size) if by_block and not own else None,
     )
     repairer.repair(slim, plan, state)
 
 
-def refit_index(context: Context, targets: list[int]) -> np.ndarray:
+def refit_index(run: Run, targets: list[int]) -> np.ndarray:
     """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
-    probe, most = context.split.probe, context.recipe.refit_images
-    probe = probe[np.isin(context.images.labels[probe], targets)]
-    index = first_per_class(probe, context.source.class_of, -(-most // max(1, len(targets))))
-    return np.random.default_rng(context.split.seed).permutation(index)[:most]
+    probe, most = run.split.probe, run.recipe.refit_images
+    probe = probe[np.isin(run.images.labels[probe], targets)]
+    index = first_per_class(probe, run.source.class_of, -(-most // max(1, len(targets))))
+    return np.random.default_rng(run.split.seed).permutation(index)[:most]
 
 
-def masked_against_sliced(context: Context, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:
+def masked_against_sliced(run: Run, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:
     """Largest difference of logits between masked dense and unrepaired slim model, over the largest logit; 16 images, a
     part at a time."""
-    probe = context.split.probe
-    index = probe[np.isin(context.images.labels[probe], targets)][:16]
-    x, _ = next(context.images.batches(index, 16))
-    parts = x.to(context.device).split(context.batch)
+    probe = run.split.probe
+    index = probe[np.isin(run.images.labels[probe], targets)][:16]
+    x, _ = next(run.images.batches(index, 16))
+    parts = x.to(run.device).split(run.batch)
     return float(np.max([surgery.masked_vs_sliced(dense, plan, part, slim) for part in parts]))  # NaN stays NaN

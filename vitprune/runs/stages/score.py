@@ -32,76 +32,74 @@ from vitprune.model.sites.base import names
 from vitprune.pruning import masks
 from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 GAP_IMAGES = 16
 WHOLE_IMAGES = 64  # of one batch, for criteria that look at many images together
 
 
-def discover(context: Context) -> list[Path]:
+def discover(run: Run) -> list[Path]:
     """One file per criterion and t; those that share settings and images are found in one pass."""
     files: list[Path] = []
-    needed = discoveries(context)
+    needed = discoveries(run)
     for found in needed:
-        files += _discover(context, found)
-    _forget_others(context, needed)
-    for name in sorted({context.recipe.criterion.name, *context.recipe.baselines} - {"random"}):
+        files += _discover(run, found)
+    _forget_others(run, needed)
+    for name in sorted({run.recipe.criterion.name, *run.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
-            for group, targets in context.sets_and_their_union().items():
-                files += _whole(context, name, group, targets)
+            for group, targets in run.sets_and_their_union().items():
+                files += _whole(run, name, group, targets)
     return files
 
 
-def _whole_file(context: Context, name: str, group: str | None) -> Path:
-    return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.safetensors"
+def _whole_file(run: Run, name: str, group: str | None) -> Path:
+    return run.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.safetensors"
 
 
-def _weights_file(context: Context, name: str, group: str | None) -> Path:
-    return context.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.weights.safetensors"
+def _weights_file(run: Run, name: str, group: str | None) -> Path:
+    return run.folder.stage_folder("discover") / f"{name}-of-{group or 'all'}.weights.safetensors"
 
 
-def _mixed(context: Context, targets: list[int]) -> np.ndarray:
+def _mixed(run: Run, targets: list[int]) -> np.ndarray:
     """The probe images of a class set, classes mixed, for the criteria that train."""
-    c, labels = context.recipe.criterion, context.images.labels
-    probe = context.split.probe[np.isin(labels[context.split.probe], targets)]
-    index = split.first_per_class(probe, context.source.class_of, c.probe_per_class)
+    c, labels = run.recipe.criterion, run.images.labels
+    probe = run.split.probe[np.isin(labels[run.split.probe], targets)]
+    index = split.first_per_class(probe, run.source.class_of, c.probe_per_class)
     return np.random.default_rng(c.seed).permutation(index)
 
 
-def _whole(context: Context, name: str, group: str | None, targets: list[int]) -> list[Path]:
+def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[Path]:
     """A criterion that looks at weights, or at the probe images of a class set as a whole."""
-    c, row = context.recipe.criterion, CRITERIA[name]
+    c, row = run.recipe.criterion, CRITERIA[name]
     assert row.whole is not None
-    index, images = _mixed(context, targets), context.images
+    index, images = _mixed(run, targets), run.images
     started = time.monotonic()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x, y in images.batches(
-            index, WHOLE_IMAGES if "training" in row.needs else min(context.batch, WHOLE_IMAGES)
-        ):
-            yield x.to(context.device), y.to(context.device)
+        for x, y in images.batches(index, WHOLE_IMAGES if "training" in row.needs else min(run.batch, WHOLE_IMAGES)):
+            yield x.to(run.device), y.to(run.device)
 
-    with memory.peak(context.device) as highest:
+    with memory.peak(run.device) as highest:
         trained, how = None, c.how(name)
         found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
-            found, trained = row.trains(context.loaded.model, context.sites, batches, how=how)
+            found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
         else:
-            found = row.whole(context.loaded.model, context.sites, batches, how=how)
-    scores = Scores.whole(name, names(context.sites), found)
+            found = row.whole(run.loaded.model, run.sites, batches, how=how)
+    scores = Scores.whole(name, names(run.sites), found)
     if not all(bool(block.isfinite().all()) for block in scores.rows):
         raise UserError(
-            f"criterion `{name}`: gives values that are not finite; check the weights of `{context.recipe.model.name}`"
+            f"criterion `{name}`: gives values that are not finite; check the weights of `{run.recipe.model.name}`"
         )
-    path = _whole_file(context, name, group)
+    path = _whole_file(run, name, group)
     with replacing(path) as temporary:
         temporary.write_bytes(scores.to_bytes())
     files = [path, path.with_suffix(".json")]
     if trained is not None:
-        files.append(_kept(trained, _weights_file(context, name, group)))
+        files.append(_kept(trained, _weights_file(run, name, group)))
     seconds = round(time.monotonic() - started, 2)
-    context.reporter.say(f"discover {name}: {seconds:.1f} s")
+    run.reporter.say(f"discover {name}: {seconds:.1f} s")
     images_read = len(index) if "images" in row.needs else 0
     notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **asdict(how)}, "t": None}
     notes |= {"images": images_read, "seconds": seconds, "batch": None, "smallest_batch": None}
@@ -118,9 +116,9 @@ def _kept(trained: torch.nn.Module, path: Path) -> Path:
     return path
 
 
-def discoveries(context: Context) -> list[Discovery]:
+def discoveries(run: Run) -> list[Discovery]:
     """Every t of the run's own criterion, of its baselines and of the paper's protocol."""
-    recipe, c = context.recipe, context.recipe.criterion
+    recipe, c = run.recipe, run.recipe.criterion
     needed: dict[tuple[str, Any, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
         if CRITERIA[name].score:
@@ -129,44 +127,42 @@ def discoveries(context: Context) -> list[Discovery]:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
             needed.setdefault((name, p.how(name), p.probe_per_class), set()).update(p.t)
-    masks.check_t(max((t for ts in needed.values() for t in ts), default=1), context.sites)
+    masks.check_t(max((t for ts in needed.values() for t in ts), default=1), run.sites)
     made = [Discovery(*key, tuple(sorted(ts))) for key, ts in needed.items()]
     return sorted(made, key=lambda d: (d.criterion, digest(d.settings)))
 
 
-def result_file(context: Context, criterion: str, t: int, how: Any, per_class: int) -> Path:
+def result_file(run: Run, criterion: str, t: int, how: Any, per_class: int) -> Path:
     """Where one discovery's class frequencies and sums are."""
     name = Discovery(criterion, how, per_class, (t,)).name(t)
-    return context.folder.stage_folder("discover") / f"{name}.safetensors"
+    return run.folder.stage_folder("discover") / f"{name}.safetensors"
 
 
-def _index(context: Context, found: Discovery) -> np.ndarray:
+def _index(run: Run, found: Discovery) -> np.ndarray:
     """The probe images that take part, class by class."""
-    probe = context.split.probe
-    probe = probe[np.isin(context.images.labels[probe], context.every_target())]
-    return split.first_per_class(probe, context.source.class_of, found.per_class)
+    probe = run.split.probe
+    probe = probe[np.isin(run.images.labels[probe], run.every_target())]
+    return split.first_per_class(probe, run.source.class_of, found.per_class)
 
 
-def _discover(context: Context, found: Discovery) -> list[Path]:
+def _discover(run: Run, found: Discovery) -> list[Path]:
     """Every shard of one discovery, then the sums of each t; shards of an interrupted run are taken as they are."""
     row = CRITERIA[found.criterion]
-    index = _index(context, found)
-    job = image_scores.job(context, found, index)
-    folder = image_scores.folder_of(context, job)
+    index = _index(run, found)
+    job = image_scores.job(run, found, index)
+    folder = image_scores.folder_of(run, job)
     label = f"discover {found.criterion}" + (
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
-    classes = np.array(context.every_target(), np.int64)
+    classes = np.array(run.every_target(), np.int64)
     sums: dict[int, Gathered] = {}
     chosen: dict[int, list[PathSet]] = {t: [] for t in found.ts}
-    smallest = batch = context.images_per_batch(found.nodes)
+    smallest = batch = run.images_per_batch(found.nodes)
     started = time.monotonic()
-    with memory.peak(context.device) as highest:
-        parts = context.executor.run(job, folder)
+    with memory.peak(run.device) as highest:
+        parts = run.executor.run(job, folder)
         step = job.items[0][1] - job.items[0][0]
-        for (start, stop), columns in zip(
-            job.items, context.reporter.track(parts, label, len(index), step), strict=True
-        ):
+        for (start, stop), columns in zip(job.items, run.reporter.track(parts, label, len(index), step), strict=True):
             smallest = min(smallest, int(columns["smallest"][0]))
             for t in found.ts:
                 part = image_scores.of_t(columns, t)
@@ -176,14 +172,14 @@ def _discover(context: Context, found: Discovery) -> list[Path]:
     seconds = time.monotonic() - started
     files = []
     for t in found.ts:
-        path = context.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
+        path = run.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
         with replacing(path) as temporary:
             temporary.write_bytes(sums[t].to_bytes())
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
         notes |= {"batch": batch, "smallest_batch": smallest, "peak_memory_mb": _rounded(highest[0]), "group": None}
-        notes |= {"shards": folder.relative_to(context.folder.root).as_posix(), "completeness": None}
+        notes |= {"shards": folder.relative_to(run.folder.root).as_posix(), "completeness": None}
         if row.path_dependent:
-            notes["completeness"] = _completeness(context, found, chosen[t])
+            notes["completeness"] = _completeness(run, found, chosen[t])
         write_json(path.with_suffix(".json"), notes)
         files += [path, path.with_suffix(".json")]
     return files
@@ -201,65 +197,65 @@ def _for_gap(found: PathSet, start: int, stop: int, images: int, batch: int) -> 
     return [PathSet(found.image[row], found.label[row], found.units[row], found.scores[row]) for row in rows]
 
 
-def _completeness(context: Context, found: Discovery, chosen: list[PathSet]) -> dict[str, Any]:
+def _completeness(run: Run, found: Discovery, chosen: list[PathSet]) -> dict[str, Any]:
     """|Σ w̄·∂p − (p(α = 1) − p(α = 0))| of the found paths of a few images: how far the quadrature is from exact."""
     gaps = []
     for few in chosen:
-        x, y = next(context.images.batches(few.image, len(few.image)))
-        x, y = x.to(context.device), y.to(context.device)
+        x, y = next(run.images.batches(few.image, len(few.image)))
+        x, y = x.to(run.device), y.to(run.device)
 
         def gap(x: torch.Tensor, y: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-            return path_scores(context.loaded.model, context.sites, x, y, units, found.how).gap
+            return path_scores(run.loaded.model, run.sites, x, y, units, found.how).gap
 
         units = torch.from_numpy(few.units)
-        gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=context.room(found.nodes)).abs().tolist()
+        gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=run.room(found.nodes)).abs().tolist()
     return {"mean_abs_gap": float(np.mean(gaps)), "max_abs_gap": float(np.max(gaps)), "images": len(gaps)}
 
 
-def _forget_others(context: Context, needed: list[Discovery]) -> None:
+def _forget_others(run: Run, needed: list[Discovery]) -> None:
     """Shards of discoveries that this recipe does not ask for any more."""
-    jobs = [image_scores.job(context, found, _index(context, found)) for found in needed]
-    used = {image_scores.folder_of(context, job).name for job in jobs}
-    context.folder.clear(context.folder.stage_folder("discover") / PARTS, used)
+    jobs = [image_scores.job(run, found, _index(run, found)) for found in needed]
+    used = {image_scores.folder_of(run, job).name for job in jobs}
+    run.folder.clear(run.folder.stage_folder("discover") / PARTS, used)
 
 
-def load(context: Context, criterion: str, t: int, how: Any, per_class: int) -> Scores:
+def load(run: Run, criterion: str, t: int, how: Any, per_class: int) -> Scores:
     """The scores of one discovery."""
-    gathered = Gathered.from_file(str(result_file(context, criterion, t, how, per_class)))
-    return to_scores(gathered, criterion, names(context.sites), context.loaded.outputs, CRITERIA[criterion].ranks_by)
+    gathered = Gathered.from_file(str(result_file(run, criterion, t, how, per_class)))
+    return to_scores(gathered, criterion, names(run.sites), run.loaded.outputs, CRITERIA[criterion].ranks_by)
 
 
-def columns(context: Context, criterion: str, t: int, how: Any, per_class: int) -> PathSet:
+def columns(run: Run, criterion: str, t: int, how: Any, per_class: int) -> PathSet:
     """Every image's path of one finished discovery, from its shards; those that have gone are computed again."""
     asked = Discovery(criterion, how, per_class, (t,))
-    known = [found for found in discoveries(context) if found.settings == asked.settings and t in found.ts]
+    known = [found for found in discoveries(run) if found.settings == asked.settings and t in found.ts]
     found = known[0] if known else asked
-    job = image_scores.job(context, found, _index(context, found))
-    parts = context.executor.run(job, image_scores.folder_of(context, job))
+    job = image_scores.job(run, found, _index(run, found))
+    parts = run.executor.run(job, image_scores.folder_of(run, job))
     return paths.merge([image_scores.of_t(columns, t) for columns in parts]).paths
 
 
-def model_of(context: Context, criterion: str, group: str | None = None) -> nn.Module:
+def model_of(run: Run, criterion: str, group: str | None = None) -> nn.Module:
     """What a criterion's mask is cut from: the dense model, or the copy whose weights the criterion trained."""
-    row, dense = CRITERIA.get(criterion), context.loaded.model
-    if row is None or row.trains is None or not context.recipe.criterion.train_weights:
+    row, dense = CRITERIA.get(criterion), run.loaded.model
+    if row is None or row.trains is None or not run.recipe.criterion.train_weights:
         return dense
     trained = copy.deepcopy(dense)
-    trained.load_state_dict(load_file(_weights_file(context, criterion, group)))
+    trained.load_state_dict(load_file(_weights_file(run, criterion, group)))
     return trained
 
 
-def notes_of(context: Context) -> list[dict[str, Any]]:
+def notes_of(run: Run) -> list[dict[str, Any]]:
     """What the finished discoveries say of themselves, for the report."""
-    folder = context.folder.stage_folder("discover")
+    folder = run.folder.stage_folder("discover")
     return [dict(read_json(path)) for path in sorted(folder.glob("*.json")) if path.name != "stage.json"]
 
 
-def scores_of(context: Context, criterion: str, seed: int = 0, group: str | None = None) -> Scores:
+def scores_of(run: Run, criterion: str, seed: int = 0, group: str | None = None) -> Scores:
     """A criterion's scores for a class set at the recipe's own settings, from the discover stage."""
     if criterion == "random":
-        return random(context.sites, seed=seed)
-    c = context.recipe.criterion
+        return random(run.sites, seed=seed)
+    c = run.recipe.criterion
     if CRITERIA[criterion].whole:
-        return Scores.from_file(_whole_file(context, criterion, group), criterion, names(context.sites))
-    return load(context, criterion, c.t, c.how(criterion), c.images_per_class(criterion))
+        return Scores.from_file(_whole_file(run, criterion, group), criterion, names(run.sites))
+    return load(run, criterion, c.t, c.how(criterion), c.images_per_class(criterion))

@@ -19,31 +19,31 @@ from vitprune.model import classifier
 from vitprune.runs import contenders
 from vitprune.runs.contenders import Contender
 from vitprune.runs.stages.prune import main_mask
-from vitprune.runs.state.context import Context
+from vitprune.runs.state.run import Run
 
 
-def table(context: Context) -> list[dict[str, Any]]:
+def table(run: Run) -> list[dict[str, Any]]:
     """Five rows per group, six where the specialist kept its whole head; none where a group has every class."""
     rows: list[dict[str, Any]] = []
-    sets = {g: t for g, t in context.class_sets().items() if g is not None and len(t) < context.loaded.outputs}
+    sets = {g: t for g, t in run.class_sets().items() if g is not None and len(t) < run.loaded.outputs}
     if not sets:
         return rows
-    own = contenders.own(context, context.recovery)
-    generic = contenders.make(context, own, main_mask(context, None, context.every_target()))
+    own = contenders.own(run, run.recovery)
+    generic = contenders.make(run, own, main_mask(run, None, run.every_target()))
     logits = {
-        name: _every_logit(context, made.model)
-        for name, made in (("dense", contenders.make(context, Contender.dense(own.seed))), ("generic", generic))
+        name: _every_logit(run, made.model)
+        for name, made in (("dense", contenders.make(run, Contender.dense(own.seed))), ("generic", generic))
     }
-    labels = context.images.labels[context.split.test]
-    for group, targets in context.reporter.track(sets.items(), "specialists", len(sets)):
-        special = contenders.exported(context, group).model
-        for name, found in {**logits, "specialist": _every_logit(context, special)}.items():
-            found = classifier.widen(found, targets, context.loaded.outputs)
-            narrowed = name == "specialist" and not context.keeps_head(targets)
+    labels = run.images.labels[run.split.test]
+    for group, targets in run.reporter.track(sets.items(), "specialists", len(sets)):
+        special = contenders.exported(run, group).model
+        for name, found in {**logits, "specialist": _every_logit(run, special)}.items():
+            found = classifier.widen(found, targets, run.loaded.outputs)
+            narrowed = name == "specialist" and not run.keeps_head(targets)
             for head in ("masked",) if narrowed else ("all", "masked"):
                 about = {
                     "group": group,
-                    "classes": [context.class_name(i) for i in targets],
+                    "classes": [run.class_name(i) for i in targets],
                     "model": name,
                     "head": head,
                 }
@@ -51,8 +51,8 @@ def table(context: Context) -> list[dict[str, Any]]:
     return rows
 
 
-def _every_logit(context: Context, model: nn.Module) -> np.ndarray:
-    return test_logits(predictor(model), context.images, context.split, context.batch)[0]
+def _every_logit(run: Run, model: nn.Module) -> np.ndarray:
+    return test_logits(predictor(model), run.images, run.split, run.batch)[0]
 
 
 def figures(logits_NC: np.ndarray, labels_N: np.ndarray, targets: list[int], *, masked: bool) -> dict[str, Any]:

@@ -21,17 +21,17 @@ from vitprune.images.sources.base import Source
 from vitprune.images.sources.pair import ProbeAndTest
 from vitprune.images.split import Split, beyond_limit, given_split, remarks, split_per_class
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs.state.context import CONTENTS, Context
+from vitprune.runs.state.run import CONTENTS, Run
 
 
-def split(context: Context) -> list[Path]:
+def split(run: Run) -> list[Path]:
     """Decode every image once, split per class."""
-    recipe, source = context.recipe, context.source
-    context.every_target()  # a class that does not exist is said before any work
+    recipe, source = run.recipe, run.source
+    run.every_target()  # a class that does not exist is said before any work
     given = isinstance(source, ProbeAndTest)
     count = len(source.names)
     seen = decode_pool.check(
-        source, lambda items: context.reporter.track(items, "reading images", count), context.processes, contents=True
+        source, lambda items: run.reporter.track(items, "reading images", count), run.processes, contents=True
     )
     bad = seen.bad
     if bad and recipe.data.on_corrupt == "fail":
@@ -42,20 +42,20 @@ def split(context: Context) -> list[Path]:
         np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
     )
     if given:
-        _every_target_can_be_served(context, probe, test)
-    notes = remarks(_names(context), probe, test)
+        _every_target_can_be_served(run, probe, test)
+    notes = remarks(_names(run), probe, test)
     notes += batches.copies(source, seen.contents, np.concatenate([made.probe, made.test]))
     more = (
-        class_names.remark(context.match, source.classes, context.loaded.outputs, context.loaded.labels),
+        class_names.remark(run.match, source.classes, run.loaded.outputs, run.loaded.labels),
         found.note(source.left_out, "the image source"),
     )
     notes += [note for note in more if note]
-    path = context.folder.stage_folder("split") / "split.json"
-    write_json(path, _record(context, made, probe, test) | {"skipped": _skipped(context, bad), "notes": notes})
+    path = run.folder.stage_folder("split") / "split.json"
+    write_json(path, _record(run, made, probe, test) | {"skipped": _skipped(run, bad), "notes": notes})
     with replacing(path.with_name(CONTENTS)) as temporary:
         temporary.write_bytes(save({"content": seen.packed(count)}))
     for note in notes:
-        context.reporter.say(note)
+        run.reporter.say(note)
     return [path, path.with_name(CONTENTS)]
 
 
@@ -73,13 +73,13 @@ def _made(recipe: Recipe, source: Source, contents: Mapping[int, bytes], leave_o
     )
 
 
-def _names(context: Context) -> list[str]:
+def _names(run: Run) -> list[str]:
     """What the classes of the images are called in everything that is written."""
-    return [context.class_name(int(i)) for i in context.images.output_of_class]
+    return [run.class_name(int(i)) for i in run.images.output_of_class]
 
 
-def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) -> dict[str, Any]:
-    given, classes = context.recipe.data, _names(context)
+def _record(run: Run, made: Split, probe: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    given, classes = run.recipe.data, _names(run)
     rows = zip(classes, probe.tolist(), test.tolist(), strict=True)
     return {
         "seed": made.seed,
@@ -96,19 +96,19 @@ def _record(context: Context, made: Split, probe: np.ndarray, test: np.ndarray) 
     }
 
 
-def _skipped(context: Context, bad: list[tuple[int, str]]) -> list[dict[str, str]]:
-    names = places.names(context.source.names) if bad else []
+def _skipped(run: Run, bad: list[tuple[int, str]]) -> list[dict[str, str]]:
+    names = places.names(run.source.names) if bad else []
     return [{"path": names[i], "reason": "not readable"} for i, _ in bad]
 
 
-def _every_target_can_be_served(context: Context, probe: np.ndarray, test: np.ndarray) -> None:
+def _every_target_can_be_served(run: Run, probe: np.ndarray, test: np.ndarray) -> None:
     """Every class that is pruned for has probe images [C], and every class set at least one test image."""
-    outputs, given = context.images.output_of_class, context.recipe.data
-    for group, targets in context.class_sets().items():
+    outputs, given = run.images.output_of_class, run.recipe.data
+    for group, targets in run.class_sets().items():
         wanted = np.isin(outputs, targets)
         for c in np.flatnonzero(wanted & (probe == 0)):
             raise UserError(
-                f"data.probe {given.probe}: no readable image of class `{context.source.classes[int(c)]}`; add some, "
+                f"data.probe {given.probe}: no readable image of class `{run.source.classes[int(c)]}`; add some, "
                 "or name the other classes in `classes`"
             )
         if not test[wanted].any():

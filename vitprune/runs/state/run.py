@@ -60,10 +60,10 @@ REPAIR_IMAGES = 64  # of one part of a repair, at most
 
 
 @dataclass
-class Context:
+class Run:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
-    `shared`: its jobs may go to the `workers`; a context that is sent to one is opened there, once. `notes`: which defaults
+    `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `notes`: which defaults
     became others.
     """
 
@@ -79,20 +79,20 @@ class Context:
 
     @classmethod
     @contextmanager
-    def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Iterator[Context]:
-        """Lock the run's folder and hand out the context. Raises UserError where the run would replace what is not its
+    def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Iterator[Run]:
+        """Lock the run's folder and hand out the run. Raises UserError where the run would replace what is not its
         own, and says in one line when a disk is full or may not be written, whoever wrote."""
-        context = cls.join(recipe, device, reporter, workers)
-        root = context.folder.root
+        run = cls.join(recipe, device, reporter, workers)
+        root = run.folder.root
         claims.refuse_inputs(root, recipe.model.folders())
-        with context.folder.locked():
+        with run.folder.locked():
             claims.refuse_strangers(root, recipe.groups or (), recipe.file)
             try:
-                yield context
+                yield run
             except OSError as error:
                 raise explain(error, Path(error.filename) if isinstance(error.filename, str) else root) from error
             finally:
-                context.close()
+                run.close()
 
     def write_recipe(self, folder: Path) -> None:
         """The recipe as resolved, beside what it makes; the file that it was read from stays as it is."""
@@ -101,8 +101,8 @@ class Context:
             write_text(path, dump(told.recipe(self.recipe, folder)))
 
     @classmethod
-    def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Context:
-        """The context of a process that does not hold the folder."""
+    def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Run:
+        """The run of a process that does not hold the folder."""
         folder = Workspace(recipe.out / recipe.name)
         return cls(recipe, resolve_device(device), reporter, folder, workers)
 
@@ -330,15 +330,15 @@ class Context:
         return min(REPAIR_IMAGES, pieces.size(footprint, self.device))
 
 
-_opened: dict[str, Context] = {}  # in a worker: the run it works for
+_opened: dict[str, Run] = {}  # in a worker: the run it works for
 
 
-def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> Context:
+def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> Run:
     key = digest(dump(recipe), device, str(folder.root))
     if key not in _opened:
         for former in _opened.values():
             former.close()
         _opened.clear()
         own = torch.device(worker.own_device(device))
-        _opened[key] = Context(recipe, own, Reporter(quiet=True), folder, workers)
+        _opened[key] = Run(recipe, own, Reporter(quiet=True), folder, workers)
     return _opened[key]
