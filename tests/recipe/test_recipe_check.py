@@ -57,7 +57,7 @@ def content(place: Path, **changed: Any) -> Made:
     return recipe_dict(place / "model", place / "images", place / "out") | changed
 
 
-def checked(made: Made, where: Path | None = None) -> check.Found:
+def checked(made: Made, where: Path | None = None) -> model_files.Found:
     """The plain check of a recipe's content."""
     return check.check(parse.parse(yaml.safe_dump(made), "r.yaml"), [where] if where else [])
 
@@ -380,8 +380,8 @@ def test_every_name_of_timm_is_known_without_importing_it() -> None:
     assert timm_names.refusal("vit_tiny_patch16_224.augreg_in21k") is None
     assert "see `vitprune models`" in str(timm_names.refusal("zzzzzz"))
     assert build.close_to("eva2_tiny_patch14_224")[0] == "eva02_tiny_patch14_224"
-    assert set(check.TORCHVISION) == set(build.TORCHVISION)
-    assert set(check.TRANSFORMERS) == set(build.TRANSFORMERS)
+    assert set(model_files.TORCHVISION) == set(build.TORCHVISION)
+    assert set(model_files.TRANSFORMERS) == set(build.TRANSFORMERS)
 
 
 def test_without_timms_source_no_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
