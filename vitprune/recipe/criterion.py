@@ -18,7 +18,7 @@ from vitprune.criteria.settings import About
 from vitprune.recipe.parts import Part
 
 AMONG = ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"]
-FIRST = frozenset({
+FIRST = frozenset({  # the settings of version 0.1.0, which stand in the digests of every run
     "formula", "candidates", "shortlist", "quadrature", "nodes", "tokens", "objective", "reference", "precision", "low",
     "form", "labels", "seed", "epochs", "rate", "pressure", "train_weights",
 })  # fmt: skip
@@ -57,7 +57,7 @@ class Section(Part):
     def as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The section without the settings of others at their defaults: a new row makes no finished run another one.
 
-        The settings of the first release stay, as they were in every digest.
+        Those in FIRST always stand there.
         """
         own = catalog.CRITERIA[self.name].uses if self.name in catalog.CRITERIA else ()
         fields = type(self).model_fields
