@@ -102,11 +102,11 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
     ):
         inputs, _ = pipeline.advance(general, "moments")
         more, _ = pipeline.advance(special, "moments")
-        everything = general.every_target()
+        everything = general.classes.every()
         jobs = [(k, g) for k in SPECIALIST_BUDGETS for g in GROUPS]
         generic: dict[float, Any] = {}
         for keep, group in reporter.track(jobs, f"specialists, seed {seed}", len(jobs)):
-            targets = special.class_sets()[group]
+            targets = special.classes.sets()[group]
             path = special.folder.root / "cells" / f"{group}-{keep:g}.json"
             row = _known(path, digest(CODE, inputs, more, keep, args.refit))
             if row is None:
@@ -130,7 +130,7 @@ def specialists_of(args: argparse.Namespace, seed: int, reporter: Reporter) -> d
 
 def _hits(run: Run, model: Any, targets: list[int]) -> list[int]:
     predict = predictor(model)
-    logits, labels = test_logits(predict, run.images, run.split, run.batch, np.array(targets))
+    logits, labels = test_logits(predict, run.images, run.split, run.batching.batch, np.array(targets))
     closed = np.full(logits.shape, -np.inf)
     closed[:, targets] = logits[:, targets]
     return (closed.argmax(1) == labels).astype(int).tolist()

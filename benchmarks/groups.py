@@ -65,7 +65,7 @@ def of_grouping(
         if shuffled:
             shuffle_probe_labels(special, recipe.split.seed)
         score.discover(special)
-        for group, targets in special.class_sets().items():
+        for group, targets in special.classes.sets().items():
             for keep in budgets:
                 scores = score.scores_of(special, OURS[0], recipe.split.seed, group)
                 own = slimmed(special, mask_of(special, scores, targets, keep), OURS[1], group, targets)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def main() -> None:
     plain = recipe.model_copy(update={"groups": None, "name": "all"})
     with Run.open(plain, "auto", reporter) as general:
         pipeline.advance(general, "discover")
-        every, names = general.every_target(), list(general.source.classes)
+        every, names = general.classes.every(), list(general.source.classes)
         scores = score.scores_of(general, OURS[0], args.seed)
         generic = {
             keep: slimmed(general, mask_of(general, scores, every, keep), OURS[1], None, every)  # type: ignore[arg-type]

@@ -97,9 +97,9 @@ MUTANTS = (
     Mutant("auto's fold is made of every image", "runs/choose.py",
            "outside = np.setdiff1d(np.arange(len(run.source.names)), run.split.probe)",
            "outside = np.zeros(0, np.int64)", READS),
-    Mutant("a later round reads the test split", "runs/stages/prune.py", "inner.__dict__.update(shared, loaded=",
-           "inner.__dict__.update(shared, split=dataclasses.replace(run.split, probe=np.append("
-           "run.split.probe, run.split.test), test=run.split.test[:0]), loaded=", READS),
+    Mutant("a later round reads the test split", "runs/stages/prune.py",
+           "inner = run.inside(folder, made, model=slim)", "inner = run.inside(folder, made, model=slim, split={**run.split_record, "
+           '"probe": run.split_record["probe"] + run.split_record["test"], "test": []})', READS),
     Mutant("groups by similarity read the test split", "runs/grouping.py", "record = run.split_record\n",
            'record = run.split_record | {"probe": run.split_record["probe"] + run.split_record["test"], '
            '"test": []}\n', READS),
@@ -140,8 +140,8 @@ MUTANTS = (
            "draws = np.random.default_rng()", ("test_evaluation.py::test_the_interval",)),
     Mutant("the interval is of half the images", "exam/metrics.py", "(BOOTSTRAPS, len(hit))",
            "(BOOTSTRAPS, max(1, len(hit) // 2))", ("test_evaluation.py::test_the_interval",)),
-    Mutant("a group's figures are of every class's images", "runs/contenders.py", "run.batch, np.array(targets)",
-           "run.batch, None", FIGURES),
+    Mutant("a group's figures are of every class's images", "runs/contenders.py", "run.batching.batch, np.array(targets)",
+           "run.batching.batch, None", FIGURES),
     Mutant("McNemar on unpaired counts", "exam/metrics.py",
            "only, not_only = int((one & ~other).sum()), int((other & ~one).sum())",
            "only, not_only = int(one.sum()), int(other.sum())", PAIRED),

@@ -38,7 +38,7 @@ def test_the_null_scores_and_repairs_with_images_of_every_class(script: Any, tmp
     made = Recipe.model_validate({**content, "groups": {"one": ["circle"], "two": ["cross", "square"]}})
     with Run.open(made, "cpu", Reporter(quiet=True)) as run:
         pipeline.advance(run, "split")
-        target, true = run.class_sets()["one"], run.source.class_of.copy()
+        target, true = run.classes.sets()["one"], run.source.class_of.copy()
         labels, test, probe = run.images.labels.copy(), run.split.test, run.split.probe
         before = refit_index(run, target)
         assert set(true[before]) == {run.source.classes.index("circle")}

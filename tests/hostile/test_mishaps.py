@@ -23,7 +23,7 @@ from vitprune.core.ledger import TEMPORARY
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
 from vitprune.runs.stages import image_scores
-from vitprune.runs.state.run import Run
+from vitprune.runs.state.batching import Batching
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -211,8 +211,8 @@ import dataclasses, os, time
 from vitprune.cli import app
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.runs.stages import image_scores
-from vitprune.runs.state.run import Run
-image_scores.SHARD, Run.images_per_batch = 4, lambda *_: 2
+from vitprune.runs.state.batching import Batching
+image_scores.SHARD, Batching.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(float(os.environ["PAUSE"]))
@@ -257,7 +257,7 @@ def test_a_stop_half_way_then_the_same_command(
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert not result(tmp_path / "out")
     monkeypatch.setattr(image_scores, "SHARD", 4)
-    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 2)
+    monkeypatch.setattr(Batching, "images_per_batch", lambda *_: 2)
     run(setting, "discover")
     assert {p: p.stat().st_mtime_ns for p in made_before} == before, "a finished shard was computed again"
     run(setting | {"out": str(tmp_path / "whole")}, "discover")

@@ -111,7 +111,7 @@ def test_class_masks_by_mode_per_rank(content: dict[str, Any]) -> None:
         source = protocol.Source("activation", 2, Nothing(), 6, "mode-per-rank")
         keep = protocol.class_masks(run, source)
         for name, own in of_class.items():
-            output = run.targets([name])[0]
+            output = run.classes.targets([name])[0]
             for block in range(2):
                 modes = set()
                 for rank in range(2):

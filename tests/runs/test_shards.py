@@ -29,6 +29,7 @@ from vitprune.runs import compare, pipeline
 from vitprune.runs.engine.base import Columns
 from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import of_t, shard
+from vitprune.runs.state.batching import Batching
 from vitprune.runs.state.run import Run
 
 
@@ -42,7 +43,7 @@ def setting(tmp_path: Path) -> dict[str, Any]:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: 72 images are eighteen shards."""
     monkeypatch.setattr(image_scores, "SHARD", 4)
-    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 2)
+    monkeypatch.setattr(Batching, "images_per_batch", lambda *_: 2)
 
 
 def run(content: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -61,10 +62,10 @@ from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse
 from vitprune.runs import pipeline
 from vitprune.runs.stages import image_scores
-from vitprune.runs.state.run import Run
+from vitprune.runs.state.batching import Batching
 import torch
 torch.set_num_threads(1)
-image_scores.SHARD, Run.images_per_batch = 4, lambda *_: 2
+image_scores.SHARD, Batching.images_per_batch = 4, lambda *_: 2
 row = CRITERIA["jas"]
 def score(*args, **options):
     time.sleep(0.1)
@@ -283,7 +284,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 def test_halved_batches_are_recorded_and_change_nothing(
     setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 4)
+    monkeypatch.setattr(Batching, "images_per_batch", lambda *_: 4)
     whole = run(setting | {"out": str(tmp_path / "whole")})
     row = CRITERIA["jas"]
 
@@ -346,9 +347,9 @@ def test_free_memory_decides_the_passes_and_never_the_parts(
     rooms, sizes = [], []
     for free in (1 << 40, 3_000_000, 0):
         monkeypatch.setattr(memory, "free", lambda _, free=free: free)
-        rooms.append(run.room(2))
-        sizes.append((run.images_per_batch(2), run.batch, run.repair_batch))
+        rooms.append(run.batching.room(2))
+        sizes.append((run.batching.images_per_batch(2), run.batching.batch, run.batching.repair_batch))
     assert rooms[0] > 40 > rooms[1] > rooms[2] == 1
     assert sizes == [(40, 80, 64)] * 3
-    alone = run.images_per_batch(1)
+    alone = run.batching.images_per_batch(1)
     assert alone >= 1 and Jas().nodes == 5

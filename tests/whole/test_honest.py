@@ -33,7 +33,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
 from vitprune.runs import contenders, pipeline
 from vitprune.runs.stages import examples, specialists
-from vitprune.runs.state.run import Run
+from vitprune.runs.state.batching import Batching
 
 Made = dict[str, Any]
 SMALL = {"t": 3, "nodes": 2, "probe_per_class": 20}  # more than a class has: what is added to them is looked at too
@@ -156,7 +156,7 @@ def runs_fixture(place: Path) -> Callable[[str], Trial]:
 class watching:  # noqa: N801 (a opened manager)
     """Every image that is asked for is noted, under what is going on."""
 
-    def __init__(self, seen: Trial) -> None:
+    def __init__(self, seen: Watched) -> None:
         self.seen, self.now, self.patch = seen, "before", pytest.MonkeyPatch()
 
     def __enter__(self) -> Callable[[str], None]:
@@ -494,7 +494,7 @@ def test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check(
         return logits
 
     monkeypatch.setattr(runtime, "predict", mistaken)
-    monkeypatch.setattr(Run, "batch", 2, raising=False)
+    monkeypatch.setattr(Batching, "batch", 2, raising=False)
     made = other.go("export")
     assert not all(check["passed"] for check in made["checks"])
 

@@ -44,7 +44,7 @@ from vitprune.report import write_report
 from vitprune.runs import pipeline, told
 from vitprune.runs.record import record
 from vitprune.runs.stages import image_scores
-from vitprune.runs.state.run import Run
+from vitprune.runs.state.batching import Batching
 from vitprune.runs.state.workspace import Workspace
 
 CONTRACT = ["model.safetensors", "config.json", "model.onnx", "report.json", "report.md", "report.html", "recipe.yaml"]
@@ -436,7 +436,7 @@ def counted(patch: pytest.MonkeyPatch, name: str, stop_at: int | None = None) ->
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images a batch, four a shard: twelve images are three shards."""
     monkeypatch.setattr(image_scores, "SHARD", 4)
-    monkeypatch.setattr(Run, "images_per_batch", lambda *_: 2)
+    monkeypatch.setattr(Batching, "images_per_batch", lambda *_: 2)
 
 
 def found(bench: Bench) -> dict[str, bytes]:

@@ -74,7 +74,7 @@ def check(run: Run, spec: Paper) -> None:
 def table(run: Run, spec: Paper) -> dict[str, Any]:
     """Every method on the same test images."""
     model, sites, how = run.loaded.model, run.sites, run.recipe.criterion.how
-    index, size = tested(run, spec), run.images_per_batch(how("jas").nodes + 2)
+    index, size = tested(run, spec), run.batching.images_per_batch(how("jas").nodes + 2)
     jobs = [(name, rule) for name in spec.criteria for rule in spec.rules]
     of_class = {job: _of_class(run, *job) for job in jobs if job[1] != "image"}
     found: dict[tuple[str, Rule], dict[str, list[np.ndarray]]] = {job: {} for job in jobs}

@@ -31,11 +31,11 @@ def check(run: Run, spec: Paper) -> None:
     row = CRITERIA.get(name)
     if row is None or row.score is None or row.ranks_by != "frequency":
         raise UserError(f"paper: criterion `{name}` has no paths; {spec.table} needs jas, activation, …")
-    every = run.every_target()
+    every = run.classes.every()
     if spec.table == "figure-5" and len(every) < 2:
         raise UserError("paper: figure-5 compares classes; the recipe has one")
     for asked in spec.classes or []:
-        if run.targets([asked])[0] not in every:
+        if run.classes.targets([asked])[0] not in every:
             raise UserError(f"paper: class `{asked}` is not among the recipe's `classes`")
 
 
@@ -49,8 +49,8 @@ def _found(run: Run) -> tuple[Source, PathSet]:
 def _drawn(run: Run, spec: Paper, default: int) -> list[int]:
     """Outputs of the classes asked for, in that order, or the first few."""
     if spec.classes is None:
-        return run.every_target()[:default]
-    return [run.targets([name])[0] for name in spec.classes]
+        return run.classes.every()[:default]
+    return [run.classes.targets([name])[0] for name in spec.classes]
 
 
 def frequencies(run: Run, spec: Paper) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def frequencies(run: Run, spec: Paper) -> dict[str, Any]:
     for row, output in enumerate(drawn):
         images = int((paths.label == output).sum())
         blocks = [block[row] for block in counts]
-        made: dict[str, Any] = {"class": run.class_name(output), "images": images}
+        made: dict[str, Any] = {"class": run.classes.name(output), "images": images}
         for rule, route in routes.items():
             units = route[output].tolist()
             share = [float(b[u] / images) for b, u in zip(blocks, units, strict=True)]
@@ -122,10 +122,10 @@ def violins(record: dict[str, Any]) -> Figure:
 def likeness(run: Run, spec: Paper) -> dict[str, Any]:
     """Figure 5 and D.2: the similarity matrix, its classes in the order of the tree, and some classes' neighbours."""
     source, paths = _found(run)
-    outputs, widths = run.every_target(), [site.size for site in run.sites]
+    outputs, widths = run.classes.every(), [site.size for site in run.sites]
     used = usage.utilisation(usage.counts(paths, outputs, widths))
     alike = usage.similarity(used)
-    names = [run.class_name(output) for output in outputs]
+    names = [run.classes.name(output) for output in outputs]
     rows = []
     for output in _drawn(run, spec, 3):
         row = outputs.index(output)

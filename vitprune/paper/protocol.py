@@ -75,7 +75,7 @@ def _modes(run: Run, source: Source) -> Tensor:
 
 def tested(run: Run, spec: Paper) -> np.ndarray:
     """The test images of the recipe's classes, the first `images_per_class` of each."""
-    index = test_indices(run.images, run.split, np.array(run.every_target()))
+    index = test_indices(run.images, run.split, np.array(run.classes.every()))
     return split.first_per_class(index, run.source.class_of, spec.images_per_class or len(index))
 
 
@@ -101,12 +101,12 @@ class Exam:
 
     def of_model(self, run: Run, model: nn.Module) -> dict[str, Any]:
         """One model for every image."""
-        return self.measured(*logits_of(predictor(model), run.images, self.index, run.batch))
+        return self.measured(*logits_of(predictor(model), run.images, self.index, run.batching.batch))
 
     def oracle(self, run: Run, keep_CN: list[Tensor]) -> dict[str, Any]:
         """The dense model under the class token's masks, each image's by its true label."""
         model, sites = run.loaded.model, run.sites
-        return self.measured(*oracle_logits(model, sites, keep_CN, run.images, self.index, run.batch))
+        return self.measured(*oracle_logits(model, sites, keep_CN, run.images, self.index, run.batching.batch))
 
     def measured(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Top-1 and mean probability on the test images, and the latter on the authors'; logits of `index`."""

@@ -42,7 +42,7 @@ def table(run: Run, spec: Paper) -> dict[str, Any]:
         row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
         rows.append(row | exam.of_model(run, slim.model))
     scores = score.load(run, "jas", max(p.t), p.how("jas"), p.probe_per_class)
-    plan = Budget(recipe.keep).plan(scores, run.sites, classes=run.every_target())
+    plan = Budget(recipe.keep).plan(scores, run.sites, classes=run.classes.every())
     removed = contenders.make(run, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
     rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(run, removed.model))
     units = sum(site.size for site in run.sites)

@@ -9,7 +9,6 @@ which a few hundred images settle better than top-1. The test split plays no par
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.stages import moments, score
 from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
-from vitprune.runs.state.workspace import Workspace
 
 SHARE = 0.75  # of the probe split, to discover and repair with
 CLEAR = 2.0  # standard errors of a paired difference
@@ -47,7 +45,6 @@ def fold(run: Run, among: Sequence[str]) -> Run:
             "compare": None,
         }
     )
-    inner = replace(run, recipe=made, folder=Workspace(run.folder.stage_folder("choose")), shared=False)
     outside = np.setdiff1d(np.arange(len(run.source.names)), run.split.probe)
     try:
         split = split_per_class(
@@ -61,6 +58,7 @@ def fold(run: Run, among: Sequence[str]) -> Run:
     except UserError as error:
         raise UserError(f"criterion `auto`: needs a fold inside the probe split; {error}") from error
     record = {"seed": split.seed, "probe_share": SHARE, "probe": split.probe.tolist(), "test": split.test.tolist()}
+    inner = run.inside(run.folder.stage_folder("choose"), made, split=record)
     write_json(inner.folder.stage_folder("split") / "split.json", record)
     return inner
 

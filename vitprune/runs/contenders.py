@@ -97,8 +97,8 @@ def own(run: Run, repair: Recovery, group: str | None = None) -> Contender:
 
 def targets_of(run: Run, group: str | None) -> list[int]:
     """The outputs of a class set; under groups None is all of theirs together."""
-    sets = run.class_sets()
-    return sets[group] if group in sets else run.every_target()
+    sets = run.classes.sets()
+    return sets[group] if group in sets else run.classes.every()
 
 
 def exported(run: Run, group: str | None) -> Made:
@@ -123,7 +123,7 @@ def examine(run: Run, contender: Contender, made: Made | None = None) -> Examine
     made = make(run, contender) if made is None else made
     targets, outputs = targets_of(run, contender.group), run.loaded.outputs
     predict = predictor(made.model)
-    logits, labels = test_logits(predict, run.images, run.split, run.batch, np.array(targets))
+    logits, labels = test_logits(predict, run.images, run.split, run.batching.batch, np.array(targets))
     heads: tuple[Head, ...] = ("all", "masked") if len(targets) < outputs else ("all",)
     if logits.shape[1] < outputs:
         heads = ("masked",)  # the other outputs are gone: there is no head that has them all
@@ -153,13 +153,13 @@ def row(
         allocation=allocation_of(contender.criterion, run.recipe.allocation),
         recovery=contender.repair,
         group=contender.group,
-        classes=tuple(run.class_name(i) for i in targets),
+        classes=tuple(run.classes.name(i) for i in targets),
         head=head,
         seed=contender.seed,
         top1=m.top1,
         top1_ci95=m.top1_ci95,
         mean_true_probability=m.mean_true_probability,
-        per_class_top1={run.class_name(i): number(m.per_class[i]) for i in targets},
+        per_class_top1={run.classes.name(i): number(m.per_class[i]) for i in targets},
         params=costs[0],
         macs=costs[1],
         n=m.n,

@@ -7,8 +7,6 @@ test split plays no part.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vitprune.core.errors import UserError
 from vitprune.core.files import write_json, write_sealed
 from vitprune.core.reading import digest, read_sealed
@@ -16,7 +14,6 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.run import Run
-from vitprune.runs.state.workspace import Workspace
 from vitprune.see import usage
 from vitprune.see.groups import groups
 
@@ -30,10 +27,10 @@ def resolve(run: Run, force: bool = False) -> Recipe:
     assert k is not None
     name = recipe.criterion.model_copy(update={"name": "jas"})
     plain = recipe.model_copy(update={"clusters": None, "criterion": name, "baselines": [], "paper_protocol": None})
-    inner = replace(run, recipe=plain, folder=Workspace(run.folder.stage_folder("cluster")), shared=False)
+    inner = run.inside(run.folder.stage_folder("cluster"), plain)
     record = run.split_record
     write_json(inner.folder.stage_folder("split") / "split.json", record)
-    targets = inner.every_target()
+    targets = inner.classes.every()
     if k > len(targets):
         raise UserError(f"groups.auto: {k} groups of {len(targets)} classes; ask for {len(targets)} at most")
     parts = [CODE, record, run.model_digest, run.data_digest, name.model_dump(mode="json"), k]
@@ -44,7 +41,7 @@ def resolve(run: Run, force: bool = False) -> Recipe:
         scores = score.scores_of(inner, "jas")
         similarity = usage.similarity(usage.utilisation([block[targets].numpy() for block in scores.sites.values()]))
         found = groups(similarity, k)
-        names = [[run.class_name(targets[i]) for i in members] for members in found]
+        names = [[run.classes.name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}
         write_sealed(path, known)
         shown = "; ".join(f"{group}: {', '.join(members)}" for group, members in known["groups"].items())

@@ -38,8 +38,8 @@ def write(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     found = scores(run)
     if found is None:
         return {}
-    targets = run.every_target()
-    names = [run.class_name(i) for i in targets]
+    targets = run.classes.every()
+    names = [run.classes.name(i) for i in targets]
     shown = _shown(names, record)
     frequency = {
         f"frequency.{i}": block[[targets[names.index(name)] for name in shown]].numpy().astype(np.float32)

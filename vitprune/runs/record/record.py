@@ -51,8 +51,8 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
         "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
         "machine": machine(run.device),
-        "classes": [run.class_name(int(i)) for i in run.images.output_of_class],
-        "target_classes": [run.class_name(i) for i in run.every_target()],
+        "classes": [run.classes.name(int(i)) for i in run.images.output_of_class],
+        "target_classes": [run.classes.name(i) for i in run.classes.every()],
         "split": _split(run),
         "preprocessing": prepared.facts(run.loaded.data_config, run.loaded.origin.said_by),
         "stages": list(done),
@@ -112,7 +112,7 @@ def _split(run: Run) -> dict[str, Any]:
 
 
 def _groups(run: Run) -> list[str]:
-    return [group or "all" for group in run.class_sets()]
+    return [group or "all" for group in run.classes.sets()]
 
 
 def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
@@ -153,7 +153,7 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
 def _left_out(run: Run, ran: set[str]) -> list[dict[str, str]]:
     """Files that the recipe asks for and that could not be made, and why."""
     found: dict[str, str] = {}
-    for group in run.class_sets() if "export" in ran else []:
+    for group in run.classes.sets() if "export" in ran else []:
         exported = _stage_json(run, "export", f"{group or 'all'}.json") or {"failed": {}}
         for precision, why in exported["failed"].items():
             name = "stages/export/dense.onnx" if precision == "dense" else f"{group or ''}/{FILES[precision]}"
@@ -177,7 +177,7 @@ def _files(run: Run, ran: set[str]) -> list[dict[str, Any]]:
         "recipe.yaml": "the recipe as resolved",
     }
     found: list[dict[str, Any]] = []
-    for folder in [root / (group or "") for group in run.class_sets()] + [root]:
+    for folder in [root / (group or "") for group in run.classes.sets()] + [root]:
         for name, text in what.items():
             path = folder / name
             relative = path.relative_to(root).as_posix()
@@ -200,8 +200,8 @@ def _discovered(run: Run) -> dict[str, Any]:
     scores = matrices.scores(run)
     if scores is None:
         return discoveries
-    targets = run.every_target()
-    names = [run.class_name(i) for i in targets]
+    targets = run.classes.every()
+    names = [run.classes.name(i) for i in targets]
     best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
     found: dict[str, Any] = {
         "paths": {

@@ -28,7 +28,7 @@ def evaluate(run: Run) -> list[Path]:
     rows: list[Row] = []
     files: list[Path] = []
     of_groups: dict[str, dict[str, Any]] = {"per_class": {}, "confusions": {}, "worst": {}, "predictions": {}}
-    for group, targets in run.class_sets().items():
+    for group, targets in run.classes.sets().items():
         made, found, per_class = _evaluate_set(run, group, targets)
         rows += made
         written = examples.write(run, group, found)
@@ -66,7 +66,9 @@ def _evaluate_set(
 ) -> tuple[list[Row], dict[str, np.ndarray], list[Any]]:
     """The rows of one class set, the predictions of the dense and the exported model, and their accuracy per class."""
     own = contenders.own(run, run.recovery, group)
-    shown = "all" if run.keeps_head(targets) else "masked"  # the exported head, and that of what it stands beside
+    shown = (
+        "all" if run.classes.keeps_head(targets) else "masked"
+    )  # the exported head, and that of what it stands beside
     rows: list[Row] = []
     seen: dict[str, Row] = {}
     whole: dict[str, np.ndarray] = {}
@@ -104,7 +106,7 @@ def _shown(run: Run, logits: np.ndarray, targets: list[int], head: Head) -> np.n
 def _per_class(run: Run, targets: list[int], seen: dict[str, Row], labels: np.ndarray) -> list[Any]:
     made = []
     for i in targets:
-        name, n = run.class_name(i), int((labels == i).sum())
+        name, n = run.classes.name(i), int((labels == i).sum())
         dense, slim = (seen[model].per_class_top1[name] for model in ("dense", "slim"))
         interval = None if slim is None else list(metrics.wilson(round(slim * n), n))
         made.append({"class": name, "n": n, "dense_top1": dense, "slim_top1": slim, "slim_ci95": interval})
@@ -115,7 +117,7 @@ def _oracle_rows(run: Run) -> list[Row]:
     """The paper's protocol on all test images of the run's classes: class token only, mask of the true label."""
     p, model, rows = run.recipe.paper_protocol, run.loaded.model, []
     assert p is not None
-    index = test_indices(run.images, run.split, np.array(run.every_target()))
+    index = test_indices(run.images, run.split, np.array(run.classes.every()))
     costs = Made(model, None).costs
     for name in ("jas", "activation"):
         for t in p.t:
@@ -127,8 +129,8 @@ def _oracle_rows(run: Run) -> list[Row]:
                 keep,
                 run.images,
                 index,
-                run.batch,
-                lambda items, label=label: run.reporter.track(items, label, len(index), run.batch),  # type: ignore[misc]
+                run.batching.batch,
+                lambda items, label=label: run.reporter.track(items, label, len(index), run.batching.batch),  # type: ignore[misc]
             )
             kept = t * len(run.sites) / sum(site.size for site in run.sites)
             contender = Contender(name, t, "none", run.recipe.split.seed)

@@ -60,9 +60,9 @@ def worst(run: Run, files: list[Path], found: dict[str, np.ndarray]) -> list[dic
     names = places.names(run.source.names)
     for row, path in zip(worst_of(found), files[1:], strict=True):
         made: dict[str, Any] = {"image": names[int(found["image"][row])]}
-        made["class"] = run.class_name(int(found["label"][row]))
+        made["class"] = run.classes.name(int(found["label"][row]))
         for name in ("dense", "slim"):
-            made[f"{name}_class"] = run.class_name(int(found[name][row]))
+            made[f"{name}_class"] = run.classes.name(int(found[name][row]))
             made[f"{name}_true_probability"] = round(float(found[f"{name}_true_probability"][row]), 6)
         rows.append(made | {"thumbnail": path.relative_to(run.folder.root).as_posix()})
     return rows
@@ -76,7 +76,7 @@ def confusions(run: Run, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         (row for row in both if row[1] != row[2]), key=lambda row: (-abs(row[2] - row[1]), row[1] - row[2], row[0])
     )
     return [
-        {"class": run.class_name(true), "taken_for": run.class_name(other), "dense": dense, "slim": slim}
+        {"class": run.classes.name(true), "taken_for": run.classes.name(other), "dense": dense, "slim": slim}
         | {"change": slim - dense}
         for (true, other), dense, slim in changed[:CONFUSIONS]
     ]

@@ -42,7 +42,7 @@ def export(run: Run) -> list[Path]:
     stage = run.folder.stage_folder("export")
     dense, no_dense = stage / "dense.onnx", dict[str, str]()
     outputs = list(range(run.loaded.outputs))
-    every = metadata(run, run.every_target(), outputs) | model_size.size(run.loaded.model)
+    every = metadata(run, run.classes.every(), outputs) | model_size.size(run.loaded.model)
 
     def whole() -> float:
         exporting.export(run.loaded.model, dense, every)
@@ -50,7 +50,7 @@ def export(run: Run) -> list[Path]:
 
     parity = _attempt(run, no_dense, "dense", dense, whole)
     files = exporting.parts(dense) if parity is not None else []
-    for group, targets in run.class_sets().items():
+    for group, targets in run.classes.sets().items():
         folder = run.folder.root / (group or "")
         result, made = _of_one(run, folder, targets, dense if dense in files else None, dict(no_dense))
         write_json(stage / f"{group or 'all'}.json", result | {"dense_parity": parity})
@@ -134,7 +134,7 @@ def _written(
 
 def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
     """The int8 file, from two disjoint parts of the probe images: one calibrates, one judges."""
-    images, size = run.images, min(run.batch, 64)
+    images, size = run.images, min(run.batching.batch, 64)
     probe = run.split.probe[np.isin(images.labels[run.split.probe], targets)]
     calibration, judging = two_parts(probe, CALIBRATION_IMAGES, FLOOR_IMAGES)
     sweep = to_int8(
@@ -173,8 +173,8 @@ def _examined(
     if not paths:
         return {}
     real = _real(run)
-    torch_logits, _ = logits.test_logits(logits.predictor(slim), run.images, run.split, run.batch)
-    key = "onnx_top1" if run.keeps_head(targets) else "onnx_top1_targets"
+    torch_logits, _ = logits.test_logits(logits.predictor(slim), run.images, run.split, run.batching.batch)
+    key = "onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"
     found: dict[str, dict[str, Any]] = {}
 
     def examine(precision: str, path: Path) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def _batches_differ(path: Path, real: np.ndarray) -> float:
 def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
     return {
-        "labels": [run.class_name(i) for i in outputs],
-        **({"labels_by_order": True} if run.labels_by_order else {}),
+        "labels": [run.classes.name(i) for i in outputs],
+        **({"labels_by_order": True} if run.classes.by_order else {}),
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in run.loaded.data_config.items()},
         "preprocessing_said_by": run.loaded.origin.said_by,
-        "classes": [run.class_name(i) for i in targets],
+        "classes": [run.classes.name(i) for i in targets],
         "recipe_hash": run.recipe.fingerprint(),
         "versions": {"vitprune": __version__, "torch": torch.__version__},
     }
@@ -231,12 +231,12 @@ def _open_set(run: Run, slim: nn.Module, targets: list[int]) -> dict[str, Any] |
     index = probe[np.isin(run.images.labels[probe], targets)]
     ask = logits.predictor(slim)
     own = [_outputs(run, targets).index(i) for i in targets]
-    return calibrate(np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batch)]), own)
+    return calibrate(np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batching.batch)]), own)
 
 
 def _outputs(run: Run, targets: list[int]) -> list[int]:
     """The dense model's outputs that a class set's exported model has, in its order."""
-    return list(range(run.loaded.outputs)) if run.keeps_head(targets) else targets
+    return list(range(run.loaded.outputs)) if run.classes.keeps_head(targets) else targets
 
 
 def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
@@ -251,7 +251,7 @@ def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int
     """A written ONNX file against the reloaded checkpoint on all test images."""
     made = runtime.session(path)
     onnx_logits, labels = logits.test_logits(
-        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), run.images, run.split, run.batch
+        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), run.images, run.split, run.batching.batch
     )
     hit = onnx_logits.argmax(1) == _own(run, labels, targets)
     limit = precision_checks.LIMITS.get(precision)

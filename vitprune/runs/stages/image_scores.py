@@ -58,7 +58,7 @@ class Discovery:
 
 def job(run: Run, found: Discovery, index: np.ndarray) -> Job:
     """The shards of `index`, positions of the images in their source: an item is where one starts and where it ends."""
-    batch = run.images_per_batch(found.nodes)
+    batch = run.batching.images_per_batch(found.nodes)
     about = {"model": run.model_digest, "data": run.data_digest, "code": CODE, "device": run.device.type}
     about |= found.settings | {"batch": batch}
     work = functools.partial(_work, run, found, index, batch)
@@ -83,7 +83,7 @@ def folder_of(run: Run, job: Job) -> Path:
 
 def _work(run: Run, found: Discovery, index: np.ndarray, batch: int, item: list[int]) -> Columns:
     images = index[item[0] : item[1]]
-    return shard(images, batch, found.ts, _scorer(run, found), keeps(found), run.room(found.nodes))
+    return shard(images, batch, found.ts, _scorer(run, found), keeps(found), run.batching.room(found.nodes))
 
 
 def shard(

@@ -21,7 +21,7 @@ def moments(run: Run) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
     if not names.needs_moments(run.recovery):
         return []
-    return [_moments_of(run, group, targets) for group, targets in run.sets_and_their_union().items()]
+    return [_moments_of(run, group, targets) for group, targets in run.classes.sets_and_union().items()]
 
 
 def _moments_file(run: Run, group: str | None) -> Path:
@@ -29,7 +29,7 @@ def _moments_file(run: Run, group: str | None) -> Path:
 
 
 def _moments_of(run: Run, group: str | None, targets: list[int]) -> Path:
-    probe, images, size = run.split.probe, run.images, run.batch
+    probe, images, size = run.split.probe, run.images, run.batching.batch
     index = probe[np.isin(images.labels[probe], targets)]
     batches = (x for x, _ in images.batches(index, size))
     label = "statistics" + (f" {group}" if group else "")

@@ -30,13 +30,12 @@ from vitprune.pruning.repair.repair import Repairer
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run
-from vitprune.runs.state.workspace import Workspace
 
 
 def prune(run: Run) -> list[Path]:
     """The slim model of every class set as a checkpoint folder with its masks."""
     files: list[Path] = []
-    for group, targets in run.class_sets().items():
+    for group, targets in run.classes.sets().items():
         recipe = run.recipe
         plan = main_mask(run, group, targets)
         dense = model_of(run, recipe.criterion.name, group)
@@ -47,13 +46,13 @@ def prune(run: Run) -> list[Path]:
         repaired(slim, run, plan, run.recovery, group, targets, dense)
         folder = run.folder.root / (group or "")
         about = {
-            "classes": [run.class_name(i) for i in targets],
+            "classes": [run.classes.name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": run.recovery,
-            **({"labels_by_order": True} if run.labels_by_order else {}),
+            **({"labels_by_order": True} if run.classes.by_order else {}),
         }
         ledger.discard(folder / "README.md")  # the card of what was here before
         _save(run, folder, slim, targets, about)
@@ -73,8 +72,8 @@ def prune(run: Run) -> list[Path]:
 
 def _save(run: Run, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:
     """The checkpoint of a class set, with the outputs that it keeps and their names."""
-    if run.keeps_head(targets):
-        named = run.class_names if run.labels_by_order and run.loaded.labels else run.loaded.labels
+    if run.classes.keeps_head(targets):
+        named = run.classes.names if run.classes.by_order and run.loaded.labels else run.loaded.labels
         saving.save(folder, dataclasses.replace(run.loaded, labels=named), slim, about)
     else:
         classifier.narrow(slim, targets)
@@ -107,14 +106,12 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
     criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
     update = {
         "groups": None,
-        "classes": [run.class_name(i) for i in targets],
+        "classes": [run.classes.name(i) for i in targets],
         "baselines": [],
         "paper_protocol": None,
     }
     made = recipe.model_copy(update={**update, "criterion": criterion})
-    inner = dataclasses.replace(run, recipe=made, folder=Workspace(folder), shared=False)
-    shared = {name: getattr(run, name) for name in ("source", "images", "split_record", "data_digest")}
-    inner.__dict__.update(shared, loaded=dataclasses.replace(run.loaded, model=slim))
+    inner = run.inside(folder, made, model=slim)
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed)
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
@@ -156,8 +153,8 @@ def mask_of(run: Run, scores: Scores, targets: list[int], keep: int | float | No
 
 def label(run: Run, output: int) -> str:
     """What the model calls an output, or the images where it has no names."""
-    mine = None if run.labels_by_order else run.loaded.labels
-    return mine[output] if mine else run.class_name(output)
+    mine = None if run.classes.by_order else run.loaded.labels
+    return mine[output] if mine else run.classes.name(output)
 
 
 def _split_by_name(run: Run) -> dict[str, Any]:
@@ -200,7 +197,7 @@ def repaired(
 ) -> None:
     """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place."""
     r = run.recipe
-    index, size = refit_index(run, targets), run.repair_batch
+    index, size = refit_index(run, targets), run.batching.repair_batch
 
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in run.images.batches(index, size))
@@ -231,5 +228,5 @@ def masked_against_sliced(run: Run, plan: Plan, targets: list[int], dense: nn.Mo
     probe = run.split.probe
     index = probe[np.isin(run.images.labels[probe], targets)][:16]
     x, _ = next(run.images.batches(index, 16))
-    parts = x.to(run.device).split(run.batch)
+    parts = x.to(run.device).split(run.batching.batch)
     return float(np.max([surgery.masked_vs_sliced(dense, plan, part, slim) for part in parts]))  # NaN stays NaN

@@ -48,7 +48,7 @@ def discover(run: Run) -> list[Path]:
     _forget_others(run, needed)
     for name in sorted({run.recipe.criterion.name, *run.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
-            for group, targets in run.sets_and_their_union().items():
+            for group, targets in run.classes.sets_and_union().items():
                 files += _whole(run, name, group, targets)
     return files
 
@@ -77,7 +77,9 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
     started = time.monotonic()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x, y in images.batches(index, WHOLE_IMAGES if "training" in row.needs else min(run.batch, WHOLE_IMAGES)):
+        for x, y in images.batches(
+            index, WHOLE_IMAGES if "training" in row.needs else min(run.batching.batch, WHOLE_IMAGES)
+        ):
             yield x.to(run.device), y.to(run.device)
 
     with memory.peak(run.device) as highest:
@@ -141,7 +143,7 @@ def result_file(run: Run, criterion: str, t: int, how: Any, per_class: int) -> P
 def _index(run: Run, found: Discovery) -> np.ndarray:
     """The probe images that take part, class by class."""
     probe = run.split.probe
-    probe = probe[np.isin(run.images.labels[probe], run.every_target())]
+    probe = probe[np.isin(run.images.labels[probe], run.classes.every())]
     return split.first_per_class(probe, run.source.class_of, found.per_class)
 
 
@@ -154,10 +156,10 @@ def _discover(run: Run, found: Discovery) -> list[Path]:
     label = f"discover {found.criterion}" + (
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
-    classes = np.array(run.every_target(), np.int64)
+    classes = np.array(run.classes.every(), np.int64)
     sums: dict[int, Gathered] = {}
     chosen: dict[int, list[PathSet]] = {t: [] for t in found.ts}
-    smallest = batch = run.images_per_batch(found.nodes)
+    smallest = batch = run.batching.images_per_batch(found.nodes)
     started = time.monotonic()
     with memory.peak(run.device) as highest:
         parts = run.executor.run(job, folder)
@@ -208,7 +210,7 @@ def _completeness(run: Run, found: Discovery, chosen: list[PathSet]) -> dict[str
             return path_scores(run.loaded.model, run.sites, x, y, units, found.how).gap
 
         units = torch.from_numpy(few.units)
-        gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=run.room(found.nodes)).abs().tolist()
+        gaps += pieces.joined(gap, x, y, units, advice=ADVICE, fits=run.batching.room(found.nodes)).abs().tolist()
     return {"mean_abs_gap": float(np.mean(gaps)), "max_abs_gap": float(np.max(gaps)), "images": len(gaps)}
 
 

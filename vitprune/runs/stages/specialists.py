@@ -25,11 +25,11 @@ from vitprune.runs.state.run import Run
 def table(run: Run) -> list[dict[str, Any]]:
     """Five rows per group, six where the specialist kept its whole head; none where a group has every class."""
     rows: list[dict[str, Any]] = []
-    sets = {g: t for g, t in run.class_sets().items() if g is not None and len(t) < run.loaded.outputs}
+    sets = {g: t for g, t in run.classes.sets().items() if g is not None and len(t) < run.loaded.outputs}
     if not sets:
         return rows
     own = contenders.own(run, run.recovery)
-    generic = contenders.make(run, own, main_mask(run, None, run.every_target()))
+    generic = contenders.make(run, own, main_mask(run, None, run.classes.every()))
     logits = {
         name: _every_logit(run, made.model)
         for name, made in (("dense", contenders.make(run, Contender.dense(own.seed))), ("generic", generic))
@@ -39,11 +39,11 @@ def table(run: Run) -> list[dict[str, Any]]:
         special = contenders.exported(run, group).model
         for name, found in {**logits, "specialist": _every_logit(run, special)}.items():
             found = classifier.widen(found, targets, run.loaded.outputs)
-            narrowed = name == "specialist" and not run.keeps_head(targets)
+            narrowed = name == "specialist" and not run.classes.keeps_head(targets)
             for head in ("masked",) if narrowed else ("all", "masked"):
                 about = {
                     "group": group,
-                    "classes": [run.class_name(i) for i in targets],
+                    "classes": [run.classes.name(i) for i in targets],
                     "model": name,
                     "head": head,
                 }
@@ -52,7 +52,7 @@ def table(run: Run) -> list[dict[str, Any]]:
 
 
 def _every_logit(run: Run, model: nn.Module) -> np.ndarray:
-    return test_logits(predictor(model), run.images, run.split, run.batch)[0]
+    return test_logits(predictor(model), run.images, run.split, run.batching.batch)[0]
 
 
 def figures(logits_NC: np.ndarray, labels_N: np.ndarray, targets: list[int], *, masked: bool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from vitprune.runs.state.run import CONTENTS, Run
 def split(run: Run) -> list[Path]:
     """Decode every image once, split per class."""
     recipe, source = run.recipe, run.source
-    run.every_target()  # a class that does not exist is said before any work
+    run.classes.every()  # a class that does not exist is said before any work
     given = isinstance(source, ProbeAndTest)
     count = len(source.names)
     seen = decode_pool.check(
@@ -46,7 +46,7 @@ def split(run: Run) -> list[Path]:
     notes = remarks(_names(run), probe, test)
     notes += batches.copies(source, seen.contents, np.concatenate([made.probe, made.test]))
     more = (
-        class_names.remark(run.match, source.classes, run.loaded.outputs, run.loaded.labels),
+        class_names.remark(run.classes.match, source.classes, run.loaded.outputs, run.loaded.labels),
         found.note(source.left_out, "the image source"),
     )
     notes += [note for note in more if note]
@@ -75,7 +75,7 @@ def _made(recipe: Recipe, source: Source, contents: Mapping[int, bytes], leave_o
 
 def _names(run: Run) -> list[str]:
     """What the classes of the images are called in everything that is written."""
-    return [run.class_name(int(i)) for i in run.images.output_of_class]
+    return [run.classes.name(int(i)) for i in run.images.output_of_class]
 
 
 def _record(run: Run, made: Split, probe: np.ndarray, test: np.ndarray) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _skipped(run: Run, bad: list[tuple[int, str]]) -> list[dict[str, str]]:
 def _every_target_can_be_served(run: Run, probe: np.ndarray, test: np.ndarray) -> None:
     """Every class that is pruned for has probe images [C], and every class set at least one test image."""
     outputs, given = run.images.output_of_class, run.recipe.data
-    for group, targets in run.class_sets().items():
+    for group, targets in run.classes.sets().items():
         wanted = np.isin(outputs, targets)
         for c in np.flatnonzero(wanted & (probe == 0)):
             raise UserError(

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 
 from vitprune.core import claims
 from vitprune.core.device import resolve_device
-from vitprune.core.errors import UserError
 from vitprune.core.files import explain, write_text
 from vitprune.core.progress import Reporter
 from vitprune.core.reading import digest, read_json
 from vitprune.criteria import catalog
-from vitprune.images import class_names as labels
 from vitprune.images import decode_pool
 from vitprune.images.batches import Images
-from vitprune.images.class_names import Match
 from vitprune.images.decode_pool import Job, Processes
-from vitprune.images.mapping import Mapping
-from vitprune.images.names import Spellings, called, some
 from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source
 from vitprune.images.sources.contents import Contents
 from vitprune.images.sources.opening import open_source
 from vitprune.images.split import Split
 from vitprune.model import classifier, families
-from vitprune.model.inside import pieces
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.model.sites.ffn import FfnSite
@@ -53,10 +48,11 @@ from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Executor
 from vitprune.runs.engine.local import Local
 from vitprune.runs.engine.pool import Pool
+from vitprune.runs.state.batching import Batching
+from vitprune.runs.state.classes import ClassSets
 from vitprune.runs.state.workspace import Workspace
 
 CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pixels
-REPAIR_IMAGES = 64  # of one part of a repair, at most
 
 
 @dataclass
@@ -75,6 +71,7 @@ class Run:
     choice: dict[str, Any] | None = None
     shared: bool = True
     notes: list[str] = field(default_factory=list, init=False)
+    _classes: ClassSets | None = field(default=None, init=False, repr=False)
     _streams: tuple[tuple[bytes, int], DenseStreams] | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -118,6 +115,17 @@ class Run:
         assert self.shared, "what is inside a run stays in its process"
         return _in_worker, (self.recipe, self.device.type, self.folder, self.workers)
 
+    def inside(
+        self, folder: Path, recipe: Recipe, *, model: nn.Module | None = None, split: dict[str, Any] | None = None
+    ) -> Run:
+        """A run inside this one, in a folder of its own and in this process: the same images, the same model and split
+        unless others are given. `split` is a record as the split stage writes it, of images of the probe split."""
+        inner = replace(self, recipe=recipe, folder=Workspace(folder), shared=False)
+        same = {name: getattr(self, name) for name in ("source", "images", "data_digest")}
+        loaded = self.loaded if model is None else replace(self.loaded, model=model)
+        inner.__dict__.update(same, loaded=loaded, split_record=self.split_record if split is None else split)
+        return inner
+
     @cached_property
     def executor(self) -> Executor:
         """Who computes this run's jobs."""
@@ -140,12 +148,6 @@ class Run:
         return open_source(self.recipe.data)
 
     @cached_property
-    def mapping(self) -> Mapping | None:
-        """The images' class names against the model's, where the recipe gives a file."""
-        file = self.recipe.data.labels
-        return Mapping(file) if isinstance(file, Path) else None
-
-    @cached_property
     def processes(self) -> Processes | None:
         """The decoding processes; None where threads do it."""
         count = self.recipe.data.workers
@@ -154,18 +156,22 @@ class Run:
         mode = "L" if preprocessing.channels == 1 else "RGB"
         return Processes(Job(self.source, preprocessing, mode), count) if count else None  # type: ignore[arg-type]
 
+    @property
+    def classes(self) -> ClassSets:
+        """The classes of the images and the class sets of the recipe as it is now."""
+        if self._classes is None or self._classes.recipe is not self.recipe:
+            self._classes = ClassSets(self.recipe, self.source, self.loaded)
+        return self._classes
+
     @cached_property
-    def match(self) -> Match:
-        """The model's output of each of the images' classes."""
-        given, source, loaded = self.recipe.data, self.source, self.loaded
-        where, by_order = str(given.dataset or given.path or given.probe or "bundled images"), given.labels == BY_ORDER
-        known = (source.classes, loaded.outputs, loaded.labels)
-        return labels.match(*known, where, source.numbers, self.mapping, by_order=by_order)
+    def batching(self) -> Batching:
+        """The sizes of this run's parts."""
+        return Batching(self.loaded.model, self.sites, self.device, self.workers)
 
     @cached_property
     def images(self) -> Images:
         """The source through the model's transform; class folders matched to the model's outputs."""
-        loaded, outputs = self.loaded, self.match.outputs
+        loaded, outputs = self.loaded, self.classes.match.outputs
         channels = families.input_shape(loaded.model)[0]
         return Images(self.source, loaded.transform(), channels, outputs, self.processes)
 
@@ -202,48 +208,7 @@ class Run:
         contents.keep()
         if self.recipe.data.labels == BY_ORDER:
             return digest(found, BY_ORDER)
-        return found if self.mapping is None else digest(found, self.mapping.fingerprint())
-
-    def targets(self, names: list[str] | None) -> list[int]:
-        """Output indices of class names (None: every class of the images). Raises UserError for one that is not there."""
-        if names is None:
-            return sorted(int(i) for i in self.images.output_of_class)
-        own = list(zip(self.source.classes, map(int, self.images.output_of_class), strict=True))
-        theirs = [(name, i) for _, i in own if self.loaded.labels for name in self.loaded.labels[i].split("\t")]
-        tiers = [Spellings(own), Spellings((self.class_name(i), i) for _, i in own), Spellings(theirs)]
-
-        def known(name: str) -> set[int]:
-            looks = [tier.exact for tier in tiers] + [tier.find for tier in tiers]
-            return next((found for look in looks if (found := look(name))), set())
-
-        made = set()
-        for name in names:
-            found = known(name)
-            if not found and self.mapping and (entry := self.mapping.entry(name)):
-                found = set().union(*map(known, entry.names))
-            if len(found) > 1:
-                raise UserError(f"classes: `{name}` is a name of more than one class; use another of its names")
-            if not found:
-                shown = some(self.source.classes)
-                raise UserError(f"classes: `{name}` is not a class of these images; they are {shown}")
-            made |= found
-        return sorted(made)
-
-    def class_sets(self) -> dict[str | None, list[int]]:
-        """Group name (None without groups) → output indices."""
-        return {group: self.targets(names) for group, names in self.recipe.class_sets().items()}
-
-    def sets_and_their_union(self) -> dict[str | None, list[int]]:
-        """The class sets, and under groups also all of their classes together (None): what a generic model is made for."""
-        return {**self.class_sets(), None: self.every_target()}
-
-    def keeps_head(self, targets: list[int]) -> bool:
-        """Whether a slim model for these classes keeps the dense model's every output; one for a single class does."""
-        return not self.recipe.own_head or len(targets) in (1, self.loaded.outputs)
-
-    def every_target(self) -> list[int]:
-        """Union of the class sets."""
-        return sorted(set().union(*self.class_sets().values()))
+        return found if self.classes.mapping is None else digest(found, self.classes.mapping.fingerprint())
 
     @cached_property
     def recovery(self) -> Recovery:
@@ -273,8 +238,8 @@ class Run:
         """What can be refused before any work and before any file: paths, classes, budget, criteria, units per path."""
         paths.require(self.recipe)
         self.adapt()
-        self.every_target()
-        if not all(self.keeps_head(targets) for targets in self.class_sets().values()):
+        self.classes.every()
+        if not all(self.classes.keeps_head(targets) for targets in self.classes.sets().values()):
             classifier.layers_of(self.loaded.model)
         self.fits()
 
@@ -289,45 +254,6 @@ class Run:
         if protocol is not None:
             require_class_token(self.loaded.model, "jas` of `paper_protocol")
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
-
-    @cached_property
-    def class_names(self) -> list[str]:
-        """What every output is called in reports, tables and exported files: as the model does, else as the images do."""
-        images = {int(i): name for name, i in zip(self.source.classes, self.images.output_of_class, strict=True)}
-        return called(self.loaded.outputs, None if self.labels_by_order else self.loaded.labels, images)
-
-    @property
-    def labels_by_order(self) -> bool:
-        """Whether the names of the outputs are the images' in their order, and no word of the model's."""
-        return self.match.how == "order"
-
-    def class_name(self, output: int) -> str:
-        """One of `class_names`."""
-        return self.class_names[output]
-
-    def images_per_batch(self, nodes: int) -> int:
-        """Images of one part, each at so many nodes: the model and the kind of device say it, not the free memory."""
-        return pieces.size(self._footprint, self.device, nodes)
-
-    def room(self, nodes: int) -> int:
-        """Images of a part that the memory which is free now has room for; the others come after them, in pieces."""
-        here = self.workers if self.device.type == "cpu" else 1
-        return pieces.room(self._footprint, self.device, nodes, pieces.SHARE / here)
-
-    @cached_property
-    def _footprint(self) -> int:
-        return pieces.footprint(self.loaded.model, self.sites)
-
-    @property
-    def batch(self) -> int:
-        """Images per forward pass."""
-        return max(1, self.images_per_batch(1) // 2 * 2)
-
-    @cached_property
-    def repair_batch(self) -> int:
-        """Images of one part of a repair, which keeps no gradient."""
-        footprint = pieces.footprint(self.loaded.model, self.sites, gradient=False)
-        return min(REPAIR_IMAGES, pieces.size(footprint, self.device))
 
 
 _opened: dict[str, Run] = {}  # in a worker: the run it works for
