@@ -248,15 +248,19 @@ def test_other_pixels_and_other_weights_are_noticed(
 
 def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
     """Another image, order, setting, t, batch, model or data set: other parts; and no part is that of another place."""
+
+    def of(batch: int) -> SimpleNamespace:
+        return SimpleNamespace(images_per_batch=lambda _: batch)
+
     index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Jas(), 50, (2,))
-    run = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "images_per_batch": lambda _: 8}
+    run = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "batching": of(8)}
 
     def keys(index: Any = index, found: Any = found, **changed: Any) -> list[str]:
         made = image_scores.job(SimpleNamespace(**(run | changed)), found, index)  # type: ignore[arg-type]
         return [made.key(position) for position in range(len(made.items))]
 
     assert keys() == keys() and len(keys()) == 3
-    others = [keys(index[::-1]), keys(index + 1), keys(index[:-1]), keys(images_per_batch=lambda _: 16)]
+    others = [keys(index[::-1]), keys(index + 1), keys(index[:-1]), keys(batching=of(16))]
     others += [keys(model_digest="n"), keys(data_digest="e"), keys(found=replace(found, ts=(2, 3)))]
     others += [keys(found=replace(found, how=Jas(nodes=6)))]
     assert len({key for own in [keys(), *others] for key in own}) == 3 * 9
