@@ -14,7 +14,7 @@ import pytest
 from small import image_folder, model_folder, recipe_dict
 
 import vitprune
-from vitprune import api
+from vitprune.api import scoring
 from vitprune.criteria import catalog
 from vitprune.criteria.signatures import Row
 from vitprune.recipe import parse
@@ -166,6 +166,6 @@ def test_a_row_of_the_moment_has_settings_in_the_library(monkeypatch: pytest.Mon
     monkeypatch.setitem(catalog.CRITERIA, "toy", row(width=int))
     assert section()(name="toy", width=3).how("toy").width == 3  # type: ignore[call-arg]
     with pytest.raises(vitprune.UserError, match="discover: `width`"):
-        api._how("toy", 1, 0, {"width": "wide"})
+        scoring._how("toy", 1, 0, {"width": "wide"})
     with pytest.raises(vitprune.UserError, match="discover: `wdth`"):
-        api._how("toy", 1, 0, {"wdth": 3})
+        scoring._how("toy", 1, 0, {"wdth": 3})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,7 @@ from vitprune.runs.stages import examples
 class Names:
     """As much of a run as the confusions need."""
 
-    @staticmethod
-    def class_name(output: int) -> str:
-        return "abc"[output]
+    classes = SimpleNamespace(name=lambda output: "abc"[output])
 
 
 def columns(true: Sequence[int], dense: Sequence[int], slim: Sequence[int]) -> dict[str, np.ndarray]:
