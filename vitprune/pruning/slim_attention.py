@@ -37,6 +37,7 @@ def write(model: nn.Module, curve: AttentionCurve, heads: int, dim: int) -> None
         v = (kept.front.to(at) @ v).take_along_dim(units, 1)
         columns = (columns @ kept.behind.to(at)).take_along_dim(units.mT, 2)
     made = torch.stack([q, k, v]).flatten(0, 2)
+    attention.cut_gate(model, site, own)
     attention.put(
         model, site, heads, dim, (made[:, :-1], made[:, -1]), (columns.transpose(0, 1).flatten(1), bias_of(proj))
     )

@@ -133,7 +133,9 @@ def statistics(
     n = len(ffns)
     of_ffns = [FfnMoments(covariances[i], means[i], tokens[i]) for i in range(n)]
     of_attentions = [
-        AttentionMoments(covariances[n + i], means[n + i], queries[i].mean(), keys[i].mean(), tokens[n + i], counted[n + i])
+        AttentionMoments(
+            covariances[n + i], means[n + i], queries[i].mean(), keys[i].mean(), tokens[n + i], counted[n + i]
+        )
         for i in range(len(attentions))
     ]
     return of_ffns, of_attentions

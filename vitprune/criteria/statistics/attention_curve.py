@@ -100,7 +100,9 @@ def takeover(weight_DN: Tensor, covariance_NN: Tensor, kept: Tensor) -> Tensor:
     """The columns `kept` [k] of the weight when they have taken over what they can from the others, [D, k]."""
     own = covariance_NN[kept][:, kept]
     strength = RIDGE * covariance_NN.diagonal().mean().clamp_min(1e-30)
-    return torch.linalg.solve(own + strength * torch.eye(len(kept), dtype=own.dtype), covariance_NN[kept] @ weight_DN.T).T
+    return torch.linalg.solve(
+        own + strength * torch.eye(len(kept), dtype=own.dtype), covariance_NN[kept] @ weight_DN.T
+    ).T
 
 
 def _values(site: AttentionSite, heads: list[int], weight_DN: Tensor, covariance_NN: Tensor, scale: float) -> Values:

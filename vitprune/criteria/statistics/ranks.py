@@ -34,7 +34,9 @@ class _Fit:
         self.n = n
 
     def add(self, lower: Tensor, whole: Tensor) -> None:
-        rows = torch.cat([lower.flatten(0, 1), whole.flatten(0, 1), lower.new_ones(lower.shape[:2]).flatten()[:, None]], 1)
+        rows = torch.cat(
+            [lower.flatten(0, 1), whole.flatten(0, 1), lower.new_ones(lower.shape[:2]).flatten()[:, None]], 1
+        )
         self.gram += (rows.T @ rows).double().cpu()
 
     def left(self, weight_DN: Tensor) -> float:
@@ -42,7 +44,11 @@ class _Fit:
         n, rows = self.n, self.gram[-1, -1]
         mean = self.gram[-1, :-1] / rows
         covariance = self.gram[:-1, :-1] / rows - mean[:, None] * mean
-        own, cross, whole = covariance[:n, :n], covariance[:n, n:] @ weight_DN.T, weight_DN @ covariance[n:, n:] @ weight_DN.T
+        own, cross, whole = (
+            covariance[:n, :n],
+            covariance[:n, n:] @ weight_DN.T,
+            weight_DN @ covariance[n:, n:] @ weight_DN.T,
+        )
         strength = RIDGE * own.diagonal().mean().clamp_min(1e-30)
         values, vectors = torch.linalg.eigh(own)
         values = values.clamp_min(0)

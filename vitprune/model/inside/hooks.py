@@ -49,7 +49,9 @@ def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iter
 
 
 @contextmanager
-def layers(model: nn.Module, paths: Sequence[str], read: Edit | None = None, written: Edit | None = None) -> Iterator[None]:
+def layers(
+    model: nn.Module, paths: Sequence[str], read: Edit | None = None, written: Edit | None = None
+) -> Iterator[None]:
     """Call `read(position in paths, input)` and `written(position, output)` on every forward of a layer; a returned tensor
     takes the place."""
     handles: list[torch.utils.hooks.RemovableHandle] = []

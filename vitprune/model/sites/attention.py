@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers.attention import Attention, AttentionRope
+from timm.layers.attention import Attention
 from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from vitprune.model.sites.ffn import linear
 SMALL = 32  # dimensions of a head up to which they go by fours, and by eights beyond
 BLOCKS = (vit.Block,)
 KINDS = (Attention,)
+PARTS = {"qkv": plain.LINEAR, "proj": plain.LINEAR, "attn_drop": plain.IDLE, "proj_drop": plain.IDLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +95,20 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
         path = f"blocks.{i}.attn"
         if type(block) not in BLOCKS:
-            raise UserError(f"blocks.{i}: the attention of {type(block).__name__} is not supported, only its FFN units are")
+            raise UserError(
+                f"blocks.{i}: the attention of {type(block).__name__} is not supported, only its FFN units are"
+            )
         attn: Any = block.attn
         reason = plain.why_not(attn, KINDS)
-        for name, kinds in {"qkv": plain.LINEAR, "proj": plain.LINEAR, "attn_drop": plain.IDLE, "proj_drop": plain.IDLE}.items():
+        for name, kinds in PARTS.items():
             reason = reason or plain.why_not(getattr(attn, name), kinds)
         if reason is None and any(id(weight) in places for weight in attn.parameters()):
             reason = "shares its weights with another layer"
-        if reason is None and attn.norm is not None and type(attn.norm) is not nn.Identity:
-            reason = "has a norm over all heads in front of its projection"
+        if reason is None and type(attn.norm) is not nn.Identity:
+            reason = "a norm over all heads stands in front of its projection; only its FFN units can go"
         if reason is not None:
             raise UserError(f"{path}: {reason}")
-        bare = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity and type(attn) is not AttentionRope
+        bare = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
         sites.append(AttentionSite(i, path, attn.num_heads, attn.head_dim, attn.gate is None, bare))
     return sites
 
@@ -127,14 +130,10 @@ def resize(model: nn.Module, site: AttentionSite, heads: int, dim: int) -> None:
     """Give the attention H' = `heads` of d' = `dim` dimensions, with weights that have no meaning yet."""
     qkv, proj = linear(model, site.qkv), linear(model, site.proj)
     width = heads * dim
-    put(
-        model,
-        site,
-        heads,
-        dim,
-        [qkv.weight.new_zeros(3 * width, qkv.in_features), qkv.weight.new_zeros(3 * width)],
-        [proj.weight.new_zeros(proj.out_features, width), proj.weight.new_zeros(proj.out_features)],
-    )
+    first = qkv.weight.new_zeros(3 * width, qkv.in_features), qkv.weight.new_zeros(3 * width)
+    second = proj.weight.new_zeros(proj.out_features, width), proj.weight.new_zeros(proj.out_features)
+    put(model, site, heads, dim, first, second)
+    cut_gate(model, site, torch.arange(heads))
 
 
 @torch.no_grad()
@@ -151,3 +150,14 @@ def put(
             layer.bias = nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
         layer.out_features, layer.in_features = weight.shape
     attn.num_heads, attn.head_dim, attn.attn_dim, attn.scale = heads, dim, heads * dim, dim**-0.5
+
+
+@torch.no_grad()
+def cut_gate(model: nn.Module, site: AttentionSite, heads: Tensor) -> None:
+    """Leave only these heads' [k] rows of the gate on what the heads give, where there is one."""
+    gate: Any = getattr(model.get_submodule(site.path), "gate", None)
+    if gate is not None:
+        rows = (heads[:, None] * site.dim + torch.arange(site.dim)).flatten().to(gate.weight.device)
+        for name, value in list(gate.named_parameters(recurse=False)):
+            setattr(gate, name, nn.Parameter(value[rows].clone(), requires_grad=value.requires_grad))
+        gate.out_features = len(rows)
