@@ -25,7 +25,7 @@ class Elimination:
         self.inverse = torch.linalg.inv(covariance_NN.double() + strength * torch.eye(n, dtype=torch.float64)).numpy()
         self.weight = weight_DN.double().numpy().copy()
         if len(self.weight) > n:  # only its inner products count
-            self.weight = np.linalg.qr(self.weight, mode="r")
+            self.weight = np.linalg.qr(self.weight).R
         self.alive = np.arange(n)
         self._start()
 
