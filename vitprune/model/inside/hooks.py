@@ -49,6 +49,35 @@ def hidden_units(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iter
 
 
 @contextmanager
+def layers(
+    model: nn.Module, paths: Sequence[str], read: Edit | None = None, written: Edit | None = None
+) -> Iterator[None]:
+    """Call `read(position in paths, input)` and `written(position, output)` on every forward of a layer; a returned tensor
+    takes the place."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def before(position: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            changed = None if read is None else read(position, inputs[0])
+            return None if changed is None else (changed, *inputs[1:])
+
+        return hook
+
+    try:
+        for position, path in enumerate(paths):
+            layer = model.get_submodule(path)
+            if read is not None:
+                handles.append(layer.register_forward_pre_hook(_ours(before(position))))
+            if written is not None:
+                after = lambda _, __, out, position=position: written(position, out)  # noqa: E731
+                handles.append(layer.register_forward_hook(_ours(after)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def ffn_outputs(model: nn.Module, sites: Sequence[FfnSite], edit: Edit) -> Iterator[None]:
     """Call `edit(position in sites, out_BTD)` with fc2's output on every forward; a returned tensor takes its place."""
     handles: list[torch.utils.hooks.RemovableHandle] = []

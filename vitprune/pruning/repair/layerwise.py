@@ -17,6 +17,7 @@ dense model's can be kept for the next repair from the same images (`DenseStream
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,10 @@ class _Work:
         qkv, proj = (attention and _refittable(new, i, name) for name in ("qkv", "proj"))
         inputs = self.through_attention(i)
         if qkv:
-            self.refit(mine.qkv, inputs, through=theirs.qkv)
+            # slim, it gives other queries, keys and values than the dense one: what it should give is what it would of the
+            # dense stream
+            through = theirs.qkv if mine.qkv.weight.shape == theirs.qkv.weight.shape else copy.deepcopy(mine.qkv)
+            self.refit(mine.qkv, inputs, through=through)
         else:
             for _ in inputs:
                 pass

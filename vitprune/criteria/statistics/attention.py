@@ -1,0 +1,141 @@
+"""What a removal in attention costs the prediction is worked out from these: second moments of attentions, and of FFNs in
+the same pass; no labels.
+
+Per attention, with a what `proj` reads and g = ∂ log p(ŷ)/∂(proj's output, before LayerScale), ŷ drawn from the model's own
+prediction as in `fisher_obs`: the centred covariance of a, G = E[g gᵀ], and per head the second moment of the queries (bias
+included) and the covariance of the keys around their mean in each image, for softmax ignores what all keys of an image share.
+In the last block a and the queries count at the tokens that the head reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.core.device import device_of
+from vitprune.core.least_squares import Stream
+from vitprune.criteria.sampling import draw
+from vitprune.criteria.signatures import Batches
+from vitprune.model import families
+from vitprune.model.inside import hooks, pieces
+from vitprune.model.inside.pieces import STATISTICS
+from vitprune.model.sites.attention import AttentionSite
+from vitprune.model.sites.ffn import FfnSite
+from vitprune.model.tokens import tokens_read
+
+
+@dataclass(frozen=True, slots=True)
+class FfnMoments:
+    """Of one FFN, float64: C [N, N] of the hidden units, G [D, D] at fc2's output, tokens T of an image."""
+
+    covariance: Tensor
+    fisher: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMoments:
+    """Of one attention, float64: C [H·d, H·d] of what proj reads, G [D, D] at its output, queries' second moment and keys'
+    covariance [H, d, d], tokens T of an image and how many of them count."""
+
+    covariance: Tensor
+    fisher: Tensor
+    queries: Tensor
+    keys: Tensor
+    tokens: int
+    read: int
+
+
+class _Sum:
+    """A mean of second moments [..., n, n], taken part by part."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.rows = 0
+
+    def add(self, x: Tensor) -> None:
+        """Rows [..., rows, n]."""
+        made = (x.mT @ x).double()
+        self.total = made if self.total is None else self.total + made
+        self.rows += x.shape[-2]
+
+    def mean(self) -> Tensor:
+        """The second moment, on the CPU."""
+        assert self.total is not None, "no images were given"
+        return (self.total / self.rows).cpu()
+
+
+def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, H, T, d] from what qkv gives."""
+    q, k, v = qkv_BTN.unflatten(-1, (3, site.heads, site.dim)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def statistics(
+    model: nn.Module, ffns: Sequence[FfnSite], attentions: Sequence[AttentionSite], batches: Batches, seed: int
+) -> tuple[list[FfnMoments], list[AttentionMoments]]:
+    """The moments of every FFN and every attention, from one forward and one backward per image."""
+    among = torch.cat([labels.unique() for _, labels in batches()]).unique()
+    read, last = tokens_read(model), families.ffn_sites(model)[-1].block
+    device, footprint = device_of(model), pieces.footprint(model, ffns)
+    paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
+    blocks = [site.block for site in ffns] + [site.block for site in attentions]
+    qkvs = [site.qkv for site in attentions]
+    inputs, fishers = [Stream() for _ in paths], [_Sum() for _ in paths]
+    queries, keys = [_Sum() for _ in attentions], [_Sum() for _ in attentions]
+    tokens, counted = [0] * len(paths), [0] * len(paths)
+
+    def of(images: Tensor) -> list[Tensor]:
+        """What every layer reads, the gradients at their outputs, what every qkv gives."""
+        seen: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+        made: dict[int, Tensor] = {}
+
+        def reads(position: int, x: Tensor) -> None:
+            seen[position] = (x[:, read] if blocks[position] == last else x).detach()
+
+        def keep(position: int, x: Tensor) -> Tensor:
+            outputs[position] = x if x.requires_grad else x.requires_grad_()
+            return outputs[position]
+
+        def give(position: int, x: Tensor) -> None:
+            made[position] = x.detach()
+
+        with torch.enable_grad(), hooks.layers(model, paths, reads, keep), hooks.layers(model, qkvs, written=give):
+            log_p = model(images)[:, among].log_softmax(-1)
+            drawn = draw(log_p.detach().double().softmax(-1), images, seed)
+            every = range(len(paths))
+            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+        return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(qkvs))]
+
+    for images, _ in batches():
+        fits = pieces.room(footprint, device)
+        work: Callable[[slice], list[Tensor]] = lambda rows, x=images: of(x[rows])  # type: ignore[misc] # noqa: E731
+        found = pieces.taken(len(images), work, STATISTICS, fits, device)
+        for position, stream in enumerate(inputs):
+            x = pieces.first_of(found)
+            counted[position] = x.shape[1]
+            stream.add(x)
+        for position, fisher in enumerate(fishers):
+            grad = pieces.first_of(found)
+            tokens[position] = grad.shape[1]
+            fisher.add(grad.flatten(0, 1))
+        for position, site in enumerate(attentions):
+            q, k, _ = split_heads(site, pieces.first_of(found))
+            asked = q[:, :, read] if site.block == last else q
+            queries[position].add(asked.transpose(0, 1).flatten(1, 2))
+            keys[position].add((k - k.mean(2, keepdim=True)).transpose(0, 1).flatten(1, 2))
+    covariances = [stream.finish().covariance for stream in inputs]
+    means = [fisher.mean() for fisher in fishers]
+    n = len(ffns)
+    of_ffns = [FfnMoments(covariances[i], means[i], tokens[i]) for i in range(n)]
+    of_attentions = [
+        AttentionMoments(
+            covariances[n + i], means[n + i], queries[i].mean(), keys[i].mean(), tokens[n + i], counted[n + i]
+        )
+        for i in range(len(attentions))
+    ]
+    return of_ffns, of_attentions
