@@ -207,7 +207,7 @@ MUTANTS = (
     Mutant("the last block's statistics are of all tokens", "model/inside/moments.py", "hidden_BTN[:, read] if", "hidden_BTN if",
            ("test_recovery.py::test_moments_are_those_of_the_stack",)),
     Mutant("what is whole is repaired as well", "pruning/repair/repair.py",
-           "        if all(bool(keep.all()) for keep in plan.keep.values()):", "        if not plan.keep:",
+           "        if plan.whole:", "        if not plan.keep:",
            ("test_honest.py::test_keeping_everything_is_the_identity",)),
     Mutant("the repair layer by layer has the wrong sign", "pruning/repair/layerwise.py", "(self.dense(2 * i + 2, n) - z)[:, read]",
            "(z - self.dense(2 * i + 2, n))[:, read]", LAYERS),

@@ -37,14 +37,14 @@ def table(run: Run, spec: Paper) -> dict[str, Any]:
     exam = Exam.open(run, spec, p.probe_per_class)
     dense = contenders.make(run, Contender.dense(recipe.split.seed))
     rows = [_row("dense", ONE_MODEL, dense, None) | exam.of_model(run, dense.model)]
-    for keep in {repr(k): k for k in (recipe.keep, *p.t)}.values():
+    for keep in {repr(k): k for k in (recipe.share, *p.t)}.values():
         slim, emptied = slimmed(run, keep)
         row = _row("vit-slim", ONE_MODEL, slim, keep) | {"emptied_blocks": emptied}
         rows.append(row | exam.of_model(run, slim.model))
     scores = score.load(run, "jas", max(p.t), p.how("jas"), p.probe_per_class)
-    plan = Budget(recipe.keep).plan(scores, run.sites, classes=run.classes.every())
-    removed = contenders.make(run, Contender("jas", recipe.keep, "none", recipe.split.seed), plan)
-    rows.append(_row("jas", ONE_MODEL, removed, recipe.keep) | exam.of_model(run, removed.model))
+    plan = Budget(recipe.share).plan(scores, run.sites, classes=run.classes.every())
+    removed = contenders.make(run, Contender("jas", recipe.share, "none", recipe.split.seed), plan)
+    rows.append(_row("jas", ONE_MODEL, removed, recipe.share) | exam.of_model(run, removed.model))
     units = sum(site.size for site in run.sites)
     for rule in spec.rules:
         for t in p.t:

@@ -5,12 +5,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model.sites import attention
 from vitprune.model.sites.ffn import bias_of, linear
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What an attention keeps: `heads` heads of `dim` dimensions, by its curve."""
+
+    curve: AttentionCurve
+    heads: int
+    dim: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is removed."""
+        return (self.heads, self.dim) == (self.curve.site.heads, self.curve.site.dim)
+
+    def write(self, model: nn.Module) -> None:
+        """Make the model's attention small, in place."""
+        write(model, self.curve, self.heads, self.dim)
+
+    def mask(self, model: nn.Module) -> None:
+        """Let the model's attention compute, at its full size and in place, what the small one does."""
+        mask(model, self.curve, self.heads, self.dim)
+
+
+@torch.no_grad()
+def mask(model: nn.Module, curve: AttentionCurve, heads: int, dim: int) -> None:
+    """The attention with what (heads, dim) drops set to zero, in place: heads by their columns of `proj`, dimensions by
+    projections of queries and values that keep the size."""
+    site = curve.site
+    if (heads, dim) == (site.heads, site.dim):
+        return
+    qkv, proj = linear(model, site.qkv), linear(model, site.proj)
+    q, k, v = _per_head(qkv, site.heads).unbind(0)
+    columns = proj.weight.double().unflatten(1, (site.heads, site.dim)).transpose(0, 1).contiguous()  # [H, D, d]
+    kept = curve.values[heads - 1] if heads else None
+    for h in range(site.heads):
+        if kept is None or h not in kept.heads:
+            columns[h] = 0
+        elif dim < site.dim:
+            at = kept.heads.index(h)
+            q[h] = curve.keys[h, :dim].to(q).T @ curve.queries[h, :dim].to(q) @ q[h]
+            left = torch.zeros(site.dim, dtype=torch.float64, device=v.device)
+            left[kept.kept(dim)[at].to(v.device)] = 1
+            v[h] = kept.behind[at].to(v) @ (left[:, None] * kept.front[at].to(v)) @ v[h]
+    made = torch.stack([q, k, v]).flatten(0, 2)
+    attention.put(
+        model, site, site.heads, site.dim,
+        (made[:, :-1], made[:, -1]), (columns.transpose(0, 1).flatten(1), bias_of(proj)),
+    )  # fmt: skip
 
 
 @torch.no_grad()

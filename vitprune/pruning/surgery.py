@@ -28,6 +28,8 @@ def slim(model: nn.Module, plan: Plan) -> nn.Module:
     for name, keep in plan.keep.items():
         if not bool(keep.all()):
             base.keep_units(result, sites[name], keep.nonzero().flatten())
+    for cut in plan.attention.values():
+        cut.write(result)
     for parameter in result.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
@@ -44,14 +46,16 @@ def check_widths(model: nn.Module, widths: dict[str, int]) -> None:
 @torch.no_grad()
 def masked_vs_sliced(model: nn.Module, plan: Plan, images: Tensor, made: nn.Module | None = None) -> float:
     """Largest |logit difference| between the model with the units zeroed and its slim copy, as a share of the largest
-    |logit|. Hidden units are zeroed where fc2 reads them, other units in the weights. `made` is the slim copy where it is
-    there already, not repaired yet."""
+    |logit|. Hidden units are zeroed where fc2 reads them, other units in the weights; attention keeps its size and loses what
+    is projected away. `made` is the slim copy where it is there already, not repaired yet."""
     sites = list(kinds.named(model, list(plan.keep)).values())
     ffns = [site for site in sites if isinstance(site, FfnSite)]
     zeroed = copy.deepcopy(model)
     for site in sites:
         if not isinstance(site, FfnSite):
             base.zero_units(zeroed, site, (~plan.keep[site.name]).nonzero().flatten())
+    for cut in plan.attention.values():
+        cut.mask(zeroed)
     with hooks.masked(zeroed, ffns, [plan.keep[site.name].to(images.device) for site in ffns]):
         expected = zeroed(images)
     made = slim(model, plan) if made is None else made

@@ -8,12 +8,23 @@ as long as it fits; what is then left over buys any options that still fit. The 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from vitprune.core.errors import UserError
+from vitprune.criteria.scores import Scores
+from vitprune.criteria.statistics.attention_curve import AttentionCurve
+from vitprune.model import families, size
+from vitprune.model.tokens import tokens_per_site
+from vitprune.pruning.allocate import options
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.slim_attention import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +93,57 @@ def hull(site: Options) -> list[int]:
 
 def _slope(site: Options, a: int, b: int) -> float:
     return float((site.costs[b] - site.costs[a]) / (site.prices[b] - site.prices[a]))
+
+
+Of = Literal["macs", "params"]
+
+
+def plan(
+    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], share: float, of: Of,
+    classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1,
+) -> Plan:  # fmt: skip
+    """What FFNs and attentions keep, together within `share` of the model's multiply-adds or parameters, at the least cost.
+
+    `scores` has a curve for every FFN, in the nats of the attentions' `curves`. Raises UserError where the smallest model
+    that these sites allow is above the budget.
+    """
+    assert scores.curves is not None, "these scores are no costs"
+    ffns = families.ffn_sites(model)
+    tokens, every = tokens_per_site(model, ffns), _options(model, curves, of)
+    for site, count in zip(ffns, tokens, strict=True):
+        sizes = options(site.size, round_to, floor)
+        gone = np.concatenate([[0.0], scores.curves[site.name].costs.double().clamp_min(0).cumsum(0).numpy()])
+        costs = [site.cost(model, int(k)) for k in sizes]
+        prices = np.array([cost.macs * count if of == "macs" else cost.parameters for cost in costs], float)
+        every.append(Options(sizes.tolist(), gone[site.size - sizes], prices))
+    total = size.macs(model) if of == "macs" else size.parameters(model)
+    fixed = total - sum(float(site.prices.max()) for site in every)
+    room, least = share * total - fixed, fixed + sum(float(site.prices.min()) for site in every)
+    if room < least - fixed:
+        raise UserError(
+            f"budget: {of}: {share:g} is below what is left of this model when every site is as small as it may be, "
+            f"{math.ceil(1000 * least / total) / 1000:g}; raise it"
+        )
+    taken = [site.sizes[at] for site, at in zip(every, allocate(every, room), strict=True)]
+    cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}  # type: ignore[misc]
+    keep = {}
+    for site, units in zip(ffns, taken[len(curves) :], strict=True):
+        keep[site.name] = torch.ones(site.size, dtype=torch.bool)
+        keep[site.name][scores.curves[site.name].order[: site.size - int(units)]] = False  # type: ignore[call-overload]
+    return Plan(keep, tuple(classes), {name: cut for name, cut in cuts.items() if not cut.whole})
+
+
+def _options(model: nn.Module, curves: Sequence[AttentionCurve], of: Of) -> list[Options]:
+    """Heads and dimensions of every attention; one head stays."""
+    if not curves:
+        return []
+    width, tokens = int(model.embed_dim), tokens_per_site(model, families.ffn_sites(model))[0]  # type: ignore[arg-type]
+    made = []
+    for curve in curves:
+        table = {kept: cost for kept, cost in curve.table().items() if kept[0]}
+        site = curve.site
+        prices = [
+            site.macs(width, tokens, tokens, *kept) if of == "macs" else site.parameters(model, *kept) for kept in table
+        ]
+        made.append(Options(list(table), np.array(list(table.values())), np.array(prices, float)))
+    return made

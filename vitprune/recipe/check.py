@@ -169,7 +169,8 @@ def ok(recipe: Recipe, where: str, found: Found, built: bool = False) -> str:
     sets = len(recipe.groups) if recipe.groups else recipe.clusters
     what = f"{sets} groups" if sets else f"{len(recipe.classes)} classes" if recipe.classes else "all classes"
     unseen = [] if built and found.unseen == ["the model's shapes"] else found.unseen
+    kept = recipe.whole.words() if recipe.whole else f"keep {words(recipe.share)}"
     left = f"; not looked at: {', '.join(unseen)}" if unseen else ""
     if not built and "the model's shapes" in unseen:
         left += " (--model builds the model)"
-    return f"ok: {where}: {short}{outputs}, {what}, {recipe.criterion.name}, keep {words(recipe.keep)}{left}"
+    return f"ok: {where}: {short}{outputs}, {what}, {recipe.criterion.name}, {kept}{left}"

@@ -51,6 +51,8 @@ def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
     keys = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-", "literal["))]
     keys = [k for k in keys if k not in ("int", "float", "str", "list", "is-instance[Path]", "[key]")]
     keys = ["groups", "auto"] if keys == ["clusters"] and not line_of(node, keys) else keys
+    if keys[:1] == ["whole"] and not line_of(node, ["whole"]):  # written as a mapping under `budget`
+        keys[0], first = "budget", {**first, "loc": ("budget", *first["loc"][1:])}  # type: ignore[misc]
     found = node_at(node, first["loc"])
     line = line_of(node, keys)
     if isinstance(found, yaml.ScalarNode) and first["type"] != "extra_forbidden":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     PlainValidator,
     StrictInt,
     WithJsonSchema,
+    model_validator,
 )
 
 from vitprune.pruning import budget
@@ -51,6 +52,37 @@ class Part(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Whole(Part):
+    """A budget of the whole model: one of these."""
+
+    macs: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the multiply-adds that is left"
+    )
+    params: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of the parameters that is left")
+
+    @model_validator(mode="after")
+    def one(self) -> Whole:
+        if (self.macs is None) == (self.params is None):
+            raise ValueError("is a share of one thing: `budget: {macs: 0.25}` or `budget: {params: 0.25}`")
+        return self
+
+    @property
+    def of(self) -> Literal["macs", "params"]:
+        """What it is a share of."""
+        return "params" if self.macs is None else "macs"
+
+    @property
+    def share(self) -> float:
+        """How much is left, above 0 and at most 1."""
+        found = self.params if self.macs is None else self.macs
+        assert found is not None
+        return found
+
+    def words(self) -> str:
+        """For a line of text: `25 % of the multiply-adds`."""
+        return f"{100 * self.share:g} % of the {'multiply-adds' if self.of == 'macs' else 'parameters'}"
 
 
 def on_any_disk(name: str) -> str:

@@ -18,13 +18,14 @@ from pydantic import (
     model_validator,
 )
 
+from vitprune.core.errors import UserError
 from vitprune.core.reading import digest
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
 from vitprune.recipe.exports import Export
 from vitprune.recipe.inputs import Data, Model, SplitSpec
-from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, on_any_disk
+from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, Whole, on_any_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,16 @@ class Recipe(Part):
         description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
-    keep: Keep = Field(
+    keep: Keep | None = Field(
         0.25,
         description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
+    )
+    whole: Whole | None = Field(
+        None,
+        description="in the place of `keep`, `budget: {macs: 0.25}` or `{params: 0.25}`: what is left of the whole model",
+    )
+    prune: list[Literal["ffn", "attention"]] | None = Field(
+        None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "auto",
@@ -103,6 +111,56 @@ class Recipe(Part):
         if isinstance(groups, dict) and list(groups) == ["auto"] and not isinstance(groups["auto"], list):
             return {**given, "groups": None, "clusters": groups["auto"]}
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def budget_of_the_whole(cls, given: Any) -> Any:
+        """`budget: {macs: 0.25}` is `whole: {macs: 0.25}`, in the place of `keep`."""
+        if not isinstance(given, dict):
+            return given
+        if isinstance(given.get("budget"), dict):
+            if given.get("whole") is not None:
+                raise ValueError("give `budget` or `whole`, not both; they are two words for one thing")
+            given = {**given, "whole": given["budget"]}
+            del given["budget"]
+        if given.get("whole") is not None and given.get("keep") is None:
+            return {**given, "keep": None}
+        return given
+
+    @model_validator(mode="after")
+    def keep_or_whole(self) -> Recipe:
+        if self.whole is None:
+            if self.keep is None:
+                raise ValueError("give a budget: `keep: 25%`, or `budget: {macs: 0.25}` for the whole model")
+            if self.prune not in (None, ["ffn"]):
+                raise ValueError("`prune: attention` goes with a budget of the whole model: `budget: {macs: 0.5}`")
+            return self
+        if self.keep is not None:
+            raise ValueError("give `keep` or a mapping such as `budget: {macs: 0.25}`, not both")
+        if self.criterion.name != "fisher-obs":
+            raise ValueError(
+                f"a budget of the whole model needs costs in one unit: `criterion: fisher-obs`, not `{self.criterion.name}`"
+            )
+        for name, asked in (("rounds", self.rounds > 1), ("allocation", self.allocation != "auto")):
+            if asked:
+                raise ValueError(f"`{name}` does not go with a budget of the whole model, which is cut at once")
+        if (self.prune is not None and sorted(set(self.prune)) != sorted(self.prune)) or self.prune == ["attention"]:
+            raise ValueError("`prune` is `[ffn]` or `[ffn, attention]`")
+        return self
+
+    @property
+    def share(self) -> int | float:
+        """`keep`. Raises UserError where the budget is another, for what goes by `keep` alone."""
+        if self.keep is None:
+            raise UserError(
+                "keep: this goes by a share of hidden units; give `keep` in the place of a `budget` mapping"
+            )
+        return self.keep
+
+    @property
+    def prunes_attention(self) -> bool:
+        """Whether attention is to be pruned; `adapted` says what the model allows."""
+        return self.whole is not None and "attention" in (self.prune or ("ffn", "attention"))
 
     @field_validator("name")
     @classmethod
@@ -205,12 +263,16 @@ class Recipe(Part):
             "refit_images",
             "distill_epochs",
         }
-        return digest(self.model_dump(mode="json", include=chosen) | {"data": self.data.content()})
+        return digest(self.model_dump(mode="json", include=chosen) | {"data": self.data.content()} | self._of_whole())
 
     def pruning(self) -> dict[str, Any]:
         """What masks and repair depend on beside scores, budget and kind of repair."""
         names = {"round_to", "allocation", "budget", "floor", "ridge", "refit_images", "distill_epochs"}
-        return self.model_dump(mode="json", include=names)
+        return self.model_dump(mode="json", include=names) | self._of_whole()
+
+    def _of_whole(self) -> dict[str, Any]:
+        """The budget of the whole model, where there is one: what goes by `keep` is as it was."""
+        return self.model_dump(mode="json", include={"whole", "prune"}) if self.whole else {}
 
     @property
     def own_head(self) -> bool:

@@ -131,6 +131,6 @@ def choose(run: Run, force: bool = False) -> tuple[Recipe, dict[str, Any]]:
     key = _key(fold(run, among))
     why = _read(path, key)
     if force or why is None:
-        why = {"key": key, **best(prepare(run, among, force), among, recipe.keep, run.recovery)}
+        why = {"key": key, **best(prepare(run, among, force), among, recipe.share, run.recovery)}
         write_sealed(path, why)
     return _resolved(recipe, why["chosen"]), why

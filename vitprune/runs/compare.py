@@ -99,6 +99,9 @@ def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Rec
         update={
             "name": f"seed-{seed}",
             "out": recipe.out / recipe.name / "compare",
+            "keep": spec.keep[0],
+            "whole": None,
+            "prune": None,
             "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
             "split": recipe.split.model_copy(update={"seed": seed}),
             "baselines": list(names),

@@ -21,7 +21,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
-from vitprune.runs.stages.prune import exported_mask, mask_of, slimmed
+from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed
 from vitprune.runs.state.run import Run
 
 DENSE = "dense"
@@ -30,10 +30,10 @@ DENSE = "dense"
 @dataclass(frozen=True, slots=True)
 class Contender:
     """What a model is made by. `seed` is that of the split, or of the draw where the criterion is `random`; `group` names
-    the class set it serves (None: every class of the run)."""
+    the class set it serves (None: every class of the run). `keep` None: under the run's budget of the whole model."""
 
     criterion: str
-    keep: int | float
+    keep: int | float | None
     repair: Recovery
     seed: int
     group: str | None = None
@@ -54,7 +54,8 @@ class Contender:
         if self.is_dense:
             return f"dense-s{self.seed}.json"
         kind = "n" if isinstance(self.keep, int) else "r"
-        return f"{self.criterion}-{kind}{self.keep:g}-{self.repair}-s{self.seed}.json"
+        kept = "whole" if self.keep is None else f"{kind}{self.keep:g}"
+        return f"{self.criterion}-{kept}-{self.repair}-s{self.seed}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ def make(run: Run, contender: Contender, plan: Plan | None = None) -> Made:
         return Made(run.loaded.model, None)
     name, group, targets = contender.criterion, contender.group, targets_of(run, contender.group)
     if plan is None:
-        plan = mask_of(run, score.scores_of(run, name, contender.seed, group), targets, contender.keep)
+        scores, by_sizes = score.scores_of(run, name, contender.seed, group), contender.keep is None
+        plan = same_sizes(run, scores, group, targets) if by_sizes else mask_of(run, scores, targets, contender.keep)
     dense = score.model_of(run, name, group)
     return Made(slimmed(run, plan, contender.repair, group, targets, dense), plan)
 

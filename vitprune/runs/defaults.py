@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vitprune.core.errors import UserError
 from vitprune.criteria.catalog import CRITERIA, why_not
 from vitprune.criteria.signatures import Row
 from vitprune.model import families
 from vitprune.model.inside import blockwise
+from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning.repair.repair import chosen
 from vitprune.recipe.criterion import CriterionName
@@ -30,12 +32,18 @@ class Facts:
     class_token: bool
     halves: bool
     smallest: int
+    no_attention: str | None = None  # why the attention cannot be pruned
 
     @classmethod
     def of(cls, model: nn.Module, sites: Sequence[FfnSite]) -> Facts:
         """Those of a model, which may be on the meta device."""
         layout, parts = families.token_layout(model), blockwise.halves(model)
-        return cls(layout.class_token, parts is not None, min(site.size for site in sites))
+        why = None
+        try:
+            attention_sites(model)
+        except UserError as error:
+            why = str(error)
+        return cls(layout.class_token, parts is not None, min(site.size for site in sites), why)
 
     def why_not(self, criterion: str, tokens: str) -> str | None:
         """Why a criterion cannot look at this model."""
@@ -66,7 +74,7 @@ class Facts:
 def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple[Recipe, list[str]]:
     """The recipe with defaults that the model allows, and a note for each that became another."""
     facts, notes = Facts.of(model, sites), []
-    for step in (_tokens, _criterion, _baselines, _t, _protocol):
+    for step in (_tokens, _criterion, _baselines, _t, _sites, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
     recipe, more = _recovery(recipe, model)
@@ -150,6 +158,13 @@ def _baselines(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
     if not notes:
         return recipe, []
     return recipe.model_copy(update={"baselines": names}), [f"baselines: {note}." for note in notes]
+
+
+def _sites(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
+    if not recipe.prunes_attention or recipe.prune is not None or facts.no_attention is None:
+        return recipe, []
+    note = f"prune: [ffn] and not [ffn, attention] ({_reason(facts.no_attention)})."
+    return recipe.model_copy(update={"prune": ["ffn"]}), [note]
 
 
 def _protocol(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:

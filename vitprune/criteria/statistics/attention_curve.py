@@ -9,6 +9,7 @@ W̃ = G^½ Wo; a cost is ½·T times the squared error, as in `fisher_obs`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,24 @@ class AttentionCurve:
     keys: Tensor
     ranks: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What `from_tensors` makes the curve of again, by name."""
+        made = {name: getattr(self, name) for name in _OWN}
+        for h, kept in enumerate(self.values, 1):
+            made |= {f"{h}.heads": torch.tensor(kept.heads)}
+            made |= {f"{h}.{name}": getattr(kept, name) for name in _OF_VALUES}
+        return {name: value.contiguous() for name, value in made.items()}
+
+    @classmethod
+    def from_tensors(cls, site: AttentionSite, found: Mapping[str, Tensor]) -> AttentionCurve:
+        """The curve that `tensors` was of; a KeyError where some are missing."""
+        values = tuple(
+            Values(tuple(found[f"{h}.heads"].tolist()), *(found[f"{h}.{name}"] for name in _OF_VALUES))
+            for h in range(1, site.heads + 1)
+        )
+        own = {name: found[name] for name in _OWN}
+        return cls(site, own["without"], values, own["queries"], own["keys"], own["ranks"])
+
     def cost(self, heads: int, dim: int) -> float:
         """Nats per image that (heads, dim) costs."""
         if not heads:
@@ -61,6 +80,10 @@ class AttentionCurve:
         """The cost of every (H', d') that the site may have; without heads there is but (0, 0)."""
         every = [(h, d) for h in range(1, self.site.heads + 1) for d in self.site.dims]
         return {(0, 0): self.cost(0, 0)} | {(h, d): self.cost(h, d) for h, d in every}
+
+
+_OWN = ("without", "queries", "keys", "ranks")
+_OF_VALUES = ("front", "behind", "order", "costs")
 
 
 def curve(site: AttentionSite, weight_DN: Tensor, moments: AttentionMoments, ranks: Tensor | None) -> AttentionCurve:

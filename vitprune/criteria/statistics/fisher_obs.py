@@ -12,7 +12,7 @@ the images that are given: for a class set C and G are those of its images, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,13 @@ from vitprune.model.tokens import tokens_read
 
 def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Seeded) -> list[Curve]:
     """Per block the order of removal and its costs, in nats per image."""
-    covariances, fishers, tokens = statistics(model, sites, batches, how.seed)
+    return curves_of(model, sites, zip(*statistics(model, sites, batches, how.seed), strict=True))
+
+
+def curves_of(model: nn.Module, sites: Sequence[FfnSite], moments: Iterable[tuple[Tensor, Tensor, int]]) -> list[Curve]:
+    """The curve of every FFN, from C, G and T of each (see `statistics`)."""
     curves = []
-    for site, covariance, fisher, count in zip(sites, covariances, fishers, tokens, strict=True):
+    for site, (covariance, fisher, count) in zip(sites, moments, strict=True):
         order, costs = eliminate(root(fisher) @ columns(model, site), covariance)
         curves.append(Curve(order, 0.5 * count * costs, "nats per image"))
     return curves

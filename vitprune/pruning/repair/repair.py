@@ -96,7 +96,7 @@ class Repairer:
 
         Raises UserError where a norm stands in front of fc2 and there are no images.
         """
-        if all(bool(keep.all()) for keep in plan.keep.values()):
+        if plan.whole:
             return  # nothing is gone, so nothing is repaired: every weight stays to the bit
         solved = closed_form(self.method)
         if solved != "none":

@@ -30,7 +30,7 @@ class Row:
     """
 
     criterion: str
-    keep: int | float
+    keep: int | float | None
     kept: float
     allocation: str
     recovery: str

@@ -30,7 +30,14 @@ STAGES = (
     Stage(
         "discover",
         score.discover,
-        lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol),
+        lambda r: (
+            r.classes,
+            r.groups,
+            r.criterion,
+            r.baselines,
+            r.paper_protocol,
+            *(["attention"] if r.prunes_attention else ()),
+        ),
         ("split",),
     ),
     Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from vitprune.core import ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
-from vitprune.core.reading import Json
+from vitprune.core.reading import Json, read_json
 from vitprune.criteria.scores import Scores
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
 from vitprune.model.load import saving
-from vitprune.pruning import prices, surgery
+from vitprune.pruning import masks, prices, surgery, whole
 from vitprune.pruning.budget import Budget
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
+from vitprune.pruning.slim_attention import Cut
+from vitprune.runs.stages import attention
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run
@@ -49,6 +51,7 @@ def prune(run: Run) -> list[Path]:
             "classes": [run.classes.name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
+            **({"budget": {recipe.whole.of: recipe.whole.share}} if recipe.whole else {}),
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": run.recovery,
@@ -65,7 +68,9 @@ def prune(run: Run) -> list[Path]:
             run.write_recipe(folder)
             made.append("recipe.yaml")
         check = run.folder.stage_folder("prune") / f"{group or 'all'}.json"
-        write_json(check, {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference})
+        sizes = {name: [cut.heads, cut.dim] for name, cut in plan.attention.items()}
+        told = {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference}
+        write_json(check, told | ({"attention": sizes} if sizes else {}))
         files += [folder / name for name in made] + [check]
     return files
 
@@ -89,8 +94,12 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     """
     recipe, name = run.recipe, run.recipe.criterion.name
     scores = scores_of(run, name, recipe.criterion.seed, group)
+    if recipe.whole is not None:
+        curves = attention.of_file(run, group) if recipe.prunes_attention else []
+        model, (of, left) = run.loaded.model, (recipe.whole.of, recipe.whole.share)
+        return whole.plan(model, scores, curves, left, of, targets, recipe.round_to, recipe.floor)
     dense = model_of(run, name, group)
-    share = recipe.keep if isinstance(recipe.keep, float) else recipe.keep / min(s.size for s in run.sites)
+    share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
         so_far = mask_of(run, scores, targets, float(share ** (n / recipe.rounds)))
         run.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
@@ -140,13 +149,27 @@ def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
 def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     """The plan that was exported, as the prune stage wrote it."""
     kept = load_file(run.folder.root / (group or "") / "masks.safetensors")
-    return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets))
+    told = read_json(run.folder.stage_folder("prune") / f"{group or 'all'}.json").get("attention") or {}
+    curves = {curve.site.name: curve for curve in (attention.of_file(run, group) if told else [])}
+    cuts = {name: Cut(curves[name], heads, dim) for name, (heads, dim) in told.items()}
+    return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
+
+
+def same_sizes(run: Run, scores: Scores, group: str | None, targets: list[int]) -> Plan:
+    """The exported plan with other hidden units, as many of each FFN, by `scores`: what a criterion of FFN units alone is
+    worth under a budget of the whole model. Attention is the exported one."""
+    ours, keep = exported_mask(run, group, targets), dict[str, Tensor]()
+    for name, units in ours.widths.items():
+        one = {name: scores.sites[name]}
+        ties = {name: scores.ties[name]} if scores.ties else None
+        keep |= masks.build(dataclasses.replace(scores, sites=one, ties=ties, curves=None), units, classes=targets).keep
+    return Plan(keep, tuple(targets), ours.attention)
 
 
 def mask_of(run: Run, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:
     """The plan for a class set at the recipe's budget, or at another one."""
     r = run.recipe
-    budget = Budget(r.keep if keep is None else keep, r.allocation, r.budget, r.round_to, r.floor)
+    budget = Budget(r.share if keep is None else keep, r.allocation, r.budget, r.round_to, r.floor)
     of_sites = prices.of_sites(run.loaded.model, run.sites, budget.of)
     return budget.plan(scores, run.sites, of_sites, targets)
 

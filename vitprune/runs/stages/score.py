@@ -30,7 +30,7 @@ from vitprune.images import split
 from vitprune.model.inside import pieces
 from vitprune.model.sites.base import names
 from vitprune.pruning import masks
-from vitprune.runs.stages import image_scores
+from vitprune.runs.stages import attention, image_scores
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
@@ -87,6 +87,8 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
         found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
             found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
+        elif name == "fisher-obs" and run.recipe.prunes_attention:
+            found = attention.find(run, batches, how.seed, attention.file_of(run, group))
         else:
             found = row.whole(run.loaded.model, run.sites, batches, how=how)
     scores = Scores.whole(name, names(run.sites), found)
@@ -98,6 +100,8 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
     with replacing(path) as temporary:
         temporary.write_bytes(scores.to_bytes())
     files = [path, path.with_suffix(".json")]
+    if name == "fisher-obs" and run.recipe.prunes_attention:
+        files.append(attention.file_of(run, group))
     if trained is not None:
         files.append(_kept(trained, _weights_file(run, name, group)))
     seconds = round(time.monotonic() - started, 2)

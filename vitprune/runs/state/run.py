@@ -33,6 +33,7 @@ from vitprune.images.split import Split
 from vitprune.model import classifier, families
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
+from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import require_class_token
 from vitprune.pruning import masks
@@ -245,8 +246,10 @@ class Run:
 
     def fits(self) -> None:
         """Raises UserError where the model does not allow what the recipe asks for."""
-        for site in self.sites:
-            masks.width(self.recipe.keep, site.size, self.recipe.round_to)
+        for site in self.sites if self.recipe.whole is None else ():
+            masks.width(self.recipe.share, site.size, self.recipe.round_to)
+        if self.recipe.prunes_attention:
+            attention_sites(self.loaded.model)
         own = self.recipe.criterion
         protocol = self.recipe.paper_protocol
         for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
