@@ -43,7 +43,7 @@ from vitprune.runs.state.run import Run
 States = list[tuple[int, int]]
 DEPTH = 4
 DIFFERENT: States = [(2, 4), (1, 8), (2, 8), (1, 4)]
-EVERY: list[States] = [DIFFERENT, [(1, 4)] * 4, [(2, 8), (0, 0), (1, 8), (2, 8)]]
+EVERY: list[States] = [DIFFERENT, [(1, 4)] * 4, [(2, 4), (0, 0), (1, 8), (2, 8)]]
 
 
 def images(count: int = 7, channels: int = 1) -> Tensor:
@@ -244,7 +244,7 @@ def test_the_card_says_what_it_is_and_what_loads_it(folder: Path, tmp_path: Path
     saved(folder, tmp_path / "slim", EVERY[2], (16, 16, 16, 16))
     (path,) = write_cards({"name": "tiny", "result": {"kept": 0.25}}, tmp_path / "slim")
     text = path.read_text()
-    assert "heads × dimensions of a head by block: 2 × 8, none, 1 × 8, 2 × 8." in text
+    assert "heads × dimensions of a head by block: 2 × 4, none, 1 × 8, 2 × 8." in text
     assert "library_name: vitprune" in text and "vitprune.load" in text and "local-dir:" not in text
     assert "fewer heads or dimensions" in text
 
@@ -268,7 +268,7 @@ def test_the_library_takes_it(folder: Path, tmp_path: Path) -> None:
 def test_its_attention_is_made_smaller_again(folder: Path) -> None:
     model = made_slim(opened(folder).model, EVERY[2])
     sites, given = attention.attention_sites(model), images(24)
-    assert [(site.block, site.heads, site.dim) for site in sites] == [(0, 2, 8), (2, 1, 8), (3, 2, 8)]
+    assert [(site.block, site.heads, site.dim) for site in sites] == [(0, 2, 4), (2, 1, 8), (3, 2, 8)]
     batches = lambda: iter([(given, torch.arange(24) % 3)])  # noqa: E731
     _, moments = statistics.statistics(model, families.ffn_sites(model), sites, batches, 0)
     smaller = copy.deepcopy(model)
@@ -279,15 +279,16 @@ def test_its_attention_is_made_smaller_again(folder: Path) -> None:
     assert smaller(given).isfinite().all()
 
 
-@pytest.mark.parametrize("states", EVERY[::2], ids=str)
-def test_a_whole_run_prunes_it_again(folder: Path, tmp_path: Path, quick: None, states: States) -> None:
+@pytest.mark.usefixtures("quick")
+def test_a_whole_run_prunes_it_again(folder: Path, tmp_path: Path) -> None:
+    states = EVERY[2]
     saved(folder, tmp_path / "slim", states)
     content = recipe_dict(tmp_path / "slim", image_folder(tmp_path / "images", 6), tmp_path / "out")
     content |= {"criterion": {"name": "fisher-obs"}, "recovery": "layerwise", "baselines": []}
     content["export"] = {"onnx": True, "latency_batches": [1]}
     made = pipeline.run(Recipe.model_validate(content), device="cpu")
     assert made["checks"] and all(check["passed"] for check in made["checks"])
-    print(made["notes"], str(made)[:100])
+    assert made["notes"] == []
     out = next(path.parent for path in (tmp_path / "out").rglob("config.json"))
     assert attention.slim(vitprune.load(out)) == {f"blocks.{i}.attn": state for i, state in enumerate(states)}
     assert "fewer heads or dimensions" in (out / "README.md").read_text()
