@@ -289,6 +289,13 @@ MUTANTS = (
            ("test_pipeline.py::test_two_runs_in_one_folder",)),
     Mutant("a link in the output folder is followed", "runs/state/workspace.py", "flags | os.O_NOFOLLOW", "flags",
            ("test_mishaps.py::test_results_do_not_follow_a_link_out_of_the_folder",)),
+    # ---- slim attention
+    Mutant("heads and dimensions are not written", "model/load/saving.py", "(slim := attention.slim(model))", "(slim := {})",
+           ("test_slim_attention.py::test_slim_attention_comes_back_to_equal_outputs",)),
+    Mutant("heads may be more than the architecture's", "model/load/folders.py", "if heads > site.heads or dim > site.dim:",
+           "if dim > site.dim:", ("test_slim_attention.py::test_attention_that_no_model_has",)),
+    Mutant("a run takes heads for dimensions", "runs/state/run.py", "*([slim] if slim else [])", "*([] if slim else [])",
+           ("test_slim_attention.py::test_a_run_knows_models_apart_that_differ_in_their_heads_alone",)),
 )  # fmt: skip
 
 

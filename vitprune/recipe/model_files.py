@@ -10,7 +10,7 @@ from typing import Any
 
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, read_json
-from vitprune.model.load import headers, timm_names
+from vitprune.model.load import headers, stated, timm_names
 from vitprune.recipe import paths
 from vitprune.recipe.inputs import Model
 
@@ -109,12 +109,23 @@ def in_folder(folder: Path, foreign: bool) -> Found:
     args = {key: record[key] for key in ("num_classes", "global_pool") if key in record} | args
     agree(stored, args, str(weights), config.name)
     block = record.get("vitprune")
-    stated, widths = block.get("widths") if isinstance(block, dict) else None, widths_in(stored)
-    stated = list(stated.values()) if isinstance(stated, dict) else stated  # by site name, or of before sites had one
-    if isinstance(stated, list) and widths and stated != widths:
-        raise UserError(f"{weights}: its FFNs have {shown(widths)} hidden units, vitprune.widths says {shown(stated)}")
+    said, widths = block.get("widths") if isinstance(block, dict) else None, widths_in(stored)
+    said = list(said.values()) if isinstance(said, dict) else said  # by site name, or of before sites had one
+    if isinstance(said, list) and widths and said != widths:
+        raise UserError(f"{weights}: its FFNs have {shown(widths)} hidden units, vitprune.widths says {shown(said)}")
+    attention(stated.attention(block.get("attention") if isinstance(block, dict) else None, config), stored, weights)
     outputs = args.get("num_classes") if type(args.get("num_classes")) is int else outputs_in(stored)
     return Found(outputs, labels_in(cfg, outputs) if isinstance(cfg, dict) else None, widths)
+
+
+def attention(slim: stated.Attention, stored: dict[str, tuple[int, ...]], weights: Path) -> None:
+    """Raises UserError where slim attention has other shapes than its heads and dimensions say."""
+    for path, (heads, dim) in slim.items():
+        rows = (*stored.get(f"{path}.qkv.weight", ()), 0)[0]
+        if rows != 3 * heads * dim:
+            raise UserError(
+                f"{weights}: `{path[:60]}.qkv.weight` has {rows} rows, vitprune.attention says 3 · {heads} · {dim}"
+            )
 
 
 def labels_in(cfg: Json, outputs: int | None) -> list[str] | None:

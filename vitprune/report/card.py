@@ -45,7 +45,7 @@ def _front(record: Json, result: Json, config: Json) -> Json:
     cfg = mapping(config.get("pretrained_cfg"))
     tags = ["image-classification", "timm", "vitprune", "pruning", *(["onnx"] if _has_onnx(record) else [])]
     front: Json = {
-        "library_name": "vitprune" if _ragged(config) else "timm",
+        "library_name": "vitprune" if _ragged(config) or _attention(config) else "timm",
         "pipeline_tag": "image-classification",
         "license": clean(cfg.get("license")) or "unknown",  # the Hub's word for one that is not stated
         "tags": tags,
@@ -91,6 +91,14 @@ def _ragged(config: Json) -> bool:
     return len(set(_widths(config))) > 1
 
 
+def _attention(config: Json) -> list[str]:
+    """Heads × dimensions of a head, block by block; nothing where attention is whole."""
+    slim = mapping(mapping(config.get("vitprune")).get("attention"))
+    return [
+        " × ".join(map(clean, sequence(state))) if sequence(state)[:1] != [0] else "none" for state in slim.values()
+    ]
+
+
 def _has_onnx(record: Json) -> bool:
     return any(clean(file.get("path")).endswith("model.onnx") for file in mappings(record.get("files")))
 
@@ -105,9 +113,11 @@ def _what(record: Json, result: Json, config: Json) -> str:
         if len(classes) < len(known)
         else f"It serves all {len(known)} classes of the images."
     )
+    slim = _attention(config)
+    attention = f" Its attention is slim too, heads × dimensions of a head by block: {', '.join(slim)}." if slim else ""
     return (
         f"A `{clean(config.get('architecture'))}` made smaller by vitprune: {share} its FFN hidden units are kept ({shape}), "
-        f"chosen by `{clean(result.get('criterion'))}`; repair: `{clean(result.get('recovery'))}`. {serves}"
+        f"chosen by `{clean(result.get('criterion'))}`; repair: `{clean(result.get('recovery'))}`.{attention} {serves}"
     )
 
 
@@ -147,9 +157,10 @@ def _latency(result: Json) -> str:
 def _use(record: Json, result: Json, config: Json) -> list[str]:
     mine = 'import vitprune\n\nmodel = vitprune.load("FOLDER")  # a timm model in eval mode'
     theirs = 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
-    if _ragged(config):
+    if _ragged(config) or _attention(config):
+        what = "attention has fewer heads or dimensions than its architecture" if _attention(config) else ""
         why = (
-            "The blocks have different widths, which plain timm cannot build: `timm.create_model` ends with "
+            f"The {what or 'blocks have different widths'}, which plain timm cannot build: `timm.create_model` ends with "
             "`unexpected keyword argument 'ragged_widths_need_vitprune_load'`. `vitprune.load` can."
         )
         parts = [why, f"```python\n{mine}\n```"]

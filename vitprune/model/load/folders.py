@@ -5,6 +5,7 @@ Nothing in it is trusted: sizes are checked against the architecture on the meta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,28 @@ from vitprune.core.errors import UserError
 from vitprune.core.errors import one_line as line
 from vitprune.model import kinds
 from vitprune.model.families import ffn_sites
-from vitprune.model.load import build
+from vitprune.model.load import build, stated
 from vitprune.model.load.loaded import RAGGED, Widths, _shapes
 from vitprune.model.load.spec import Args
-from vitprune.model.sites import base, ffn
+from vitprune.model.sites import attention, base, ffn
 from vitprune.model.sites.base import names
 
 BUNDLED = Path(__file__).parents[2] / "demo" / "model"
 MAX_CONFIG = 1 << 20
-MOST_SITES = 4096
 FORBIDDEN_ARGS = {
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "scriptable",
 }  # fmt: skip  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What `config` says that the architecture does not: units of every FFN, (heads, dimensions) of slim attention, and
+    whether every fc2 has a bias that a repair added."""
+
+    config: Path
+    widths: Widths | None
+    attention: stated.Attention
+    biases: bool
 
 
 def files_of(folder: Path) -> tuple[Path, Path]:
@@ -43,8 +54,8 @@ def files_of(folder: Path) -> tuple[Path, Path]:
     return config, weights
 
 
-def checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Widths | None]:
-    """Architecture, model_args and widths of a config.json, checked for type and size."""
+def checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Sizes]:
+    """Architecture, model_args and sizes of a config.json, checked for type and size."""
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
     architecture, args = record.get("architecture"), record.get("model_args") or {}
@@ -60,7 +71,8 @@ def checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Widths | None
     block = record.get("vitprune") or {}
     if not isinstance(block, dict):
         raise UserError(f"{path}: vitprune is not a block of keys")
-    return architecture, args, _widths(block.get("widths"), path)
+    widths, slim = _widths(block.get("widths"), path), stated.attention(block.get("attention"), path)
+    return architecture, args, Sizes(path, widths, slim, block.get("added_biases") is True)
 
 
 def _widths(given: Any, path: Path) -> Widths | None:
@@ -70,7 +82,7 @@ def _widths(given: Any, path: Path) -> Widths | None:
     counts = list(given.values()) if isinstance(given, dict) else given
     if (
         not isinstance(counts, list)
-        or len(counts) > MOST_SITES
+        or len(counts) > stated.MOST_SITES
         or not all(type(w) is int and 1 <= w <= 1 << 20 for w in counts)
     ):
         raise UserError(f"{path}: vitprune.widths must be one positive integer per site")
@@ -85,8 +97,9 @@ def in_range(args: Args, path: Path) -> None:
                 raise UserError(f"{path}: model_args.{key} = {str(number)[:40]} is out of range")
 
 
-def empty(architecture: str, args: Args, widths: Widths | None, config: Path, weights: Path, biases: bool) -> nn.Module:
+def empty(architecture: str, args: Args, sizes: Sizes, weights: Path) -> nn.Module:
     """The empty model, made only after its shapes on the meta device are those of the weights' header."""
+    config = sizes.config
     try:
         with safe_open(weights, "pt") as f:
             stored = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
@@ -94,7 +107,7 @@ def empty(architecture: str, args: Args, widths: Widths | None, config: Path, we
         raise UserError(f"{weights}: not a sound safetensors file ({line(error)}); copy or export it again") from error
     try:
         with torch.device("meta"):
-            plan = resized(build.build(architecture, args), widths, biases)
+            plan = resized(build.build(architecture, args), sizes)
     except UserError:
         raise
     except Exception as error:
@@ -105,14 +118,20 @@ def empty(architecture: str, args: Args, widths: Widths | None, config: Path, we
             raise UserError(
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
-    return resized(build.build(architecture, args), widths, biases)
+    return resized(build.build(architecture, args), sizes)
 
 
-def resized(model: nn.Module, widths: Widths | None, biases: bool) -> nn.Module:
-    """Give every site the number of units in `widths` (fresh weights) and, with `biases`, every fc2 a bias; None leaves
-    the model as it is."""
-    if widths is None:
-        return model
+def resized(model: nn.Module, sizes: Sizes | None) -> nn.Module:
+    """The model itself with these sizes (fresh weights); None leaves it as it is."""
+    if sizes is not None and sizes.widths is not None:
+        _resize_ffns(model, sizes.widths, sizes.biases)
+    if sizes is not None and sizes.attention:
+        _resize_attention(model, sizes)
+    return model
+
+
+def _resize_ffns(model: nn.Module, widths: Widths, biases: bool) -> None:
+    """Give every site the number of units in `widths` and, with `biases`, every fc2 a bias."""
     sites = ffn_sites(model)
     if biases:
         ffn.add_biases(model, sites)
@@ -122,4 +141,24 @@ def resized(model: nn.Module, widths: Widths | None, biases: bool) -> nn.Module:
         widths = dict(zip(names(sites), widths, strict=True))
     for name, site in kinds.named(model, list(widths)).items():
         base.resize(model, site, widths[name])
-    return model
+
+
+def _resize_attention(model: nn.Module, sizes: Sizes) -> None:
+    """Give every attention that is named its heads and dimensions, of those that the architecture has."""
+    try:
+        sites = {site.path: site for site in attention.attention_sites(model)}
+    except UserError as error:
+        raise UserError(f"{sizes.config}: vitprune.attention: {error}") from error
+    for path, (heads, dim) in sizes.attention.items():
+        if path not in sites:
+            raise UserError(f"{sizes.config}: vitprune.attention: this model has no attention {path[:60]!r}")
+        site = sites[path]
+        if heads > site.heads or dim > site.dim:
+            raise UserError(
+                f"{sizes.config}: vitprune.attention: {path} has at most {site.heads} heads of {site.dim} dimensions, "
+                f"not {heads} of {dim}"
+            )
+        if heads and dim != site.dim and not (site.values and site.query_keys):
+            raise UserError(f"{sizes.config}: vitprune.attention: the heads of {path} have {site.dim} dimensions")
+    for path, (heads, dim) in sizes.attention.items():
+        attention.resize(model, sites[path], heads, dim)

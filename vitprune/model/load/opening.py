@@ -47,7 +47,7 @@ def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its pruned widths included."""
+    """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its slim FFNs and attention included."""
     return _ready(_open_folder(Path(folder)).model).to(device)
 
 
@@ -140,10 +140,10 @@ def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
 def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
     config, weights = folders.files_of(folder)
     record = read_json(config, folders.MAX_CONFIG)
-    architecture, args, widths = folders.checked(record, config)
+    architecture, args, sizes = folders.checked(record, config)
     checksums.verify(record, config, weights)
     about = record.get("vitprune") or {}
-    model = folders.empty(architecture, args, widths, config, weights, about.get("added_biases") is True)
+    model = folders.empty(architecture, args, sizes, weights)
     try:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -151,6 +151,6 @@ def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
     assumed = about.get(ASSUMED)
     unsaid = {str(key) for key in assumed} if isinstance(assumed, list) else set()
     loaded = describe(model, architecture, args, Source(record.get("pretrained_cfg"), given, unsaid=unsaid))
-    worked_out = ("widths", "added_biases", ASSUMED, *checksums.KEYS)
+    worked_out = ("widths", "attention", "added_biases", ASSUMED, *checksums.KEYS)
     loaded.about = {key: value for key, value in about.items() if key not in worked_out}
     return loaded

@@ -19,14 +19,15 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.load import checksums
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
 from vitprune.model.load.spec import Args
-from vitprune.model.sites import ffn
+from vitprune.model.sites import attention, ffn
 
 
 def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
     """Write `model` (pruned from `loaded`) as config.json + model.safetensors; `about` joins the `vitprune` block.
 
-    A result of one width for all blocks also loads with plain timm: mlp_ratio says it. One of several widths does not,
-    and timm's error then names what to use. Saving what was loaded from here writes the same bytes.
+    A result of one width for all blocks and whole attention also loads with plain timm: mlp_ratio says it. One of several
+    widths or with slim attention does not, and timm's error then names what to use. Saving what was loaded from here
+    writes the same bytes.
     """
     sites = ffn_sites(model)
     widths = [site.size for site in sites]
@@ -54,6 +55,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
         "pretrained_cfg": _pretrained_cfg(loaded),
         "vitprune": {
             "widths": kinds.sizes(model),
+            **({"attention": slim} if (slim := attention.slim(model)) else {}),
             **({"added_biases": True} if added else {}),
             **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}),
             **about,

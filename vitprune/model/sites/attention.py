@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 from vitprune.model import families, plain
-from vitprune.model.sites.ffn import linear
+from vitprune.model.sites.ffn import bias_of, linear
 
 SMALL = 32  # dimensions of a head up to which they go by fours, and by eights beyond
 BLOCKS = (vit.Block,)
@@ -87,7 +87,10 @@ class AttentionSite:
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
-    """The model's attentions in the order of the forward pass. Raises UserError naming one that does not fit."""
+    """The model's attentions in the order of the forward pass; a block that has none left has no site.
+
+    Raises UserError naming one that does not fit.
+    """
     families.ffn_sites(model)  # a model that is not known is refused in the words that are used everywhere
     if not isinstance(model, families.PLAIN):
         raise UserError(f"attention: that of {type(model).__name__} is not supported, only its FFN units are")
@@ -99,6 +102,8 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
                 f"blocks.{i}: the attention of {type(block).__name__} is not supported, only its FFN units are"
             )
         attn: Any = block.attn
+        if type(attn) is NoAttention:
+            continue
         reason = plain.why_not(attn, KINDS)
         for name, kinds in PARTS.items():
             reason = reason or plain.why_not(getattr(attn, name), kinds)
@@ -111,6 +116,20 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         bare = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
         sites.append(AttentionSite(i, path, attn.num_heads, attn.head_dim, attn.gate is None, bare))
     return sites
+
+
+def slim(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(heads, dimensions) of every attention by its path, (0, 0) where a block has none left; nothing where all of it is
+    whole: H heads of D / H dimensions for a stream of D, as every block here is built."""
+    found, whole = {}, True
+    for i, block in enumerate(model.blocks if isinstance(model, families.PLAIN) else ()):  # type: ignore[arg-type]
+        attn: Any = getattr(block, "attn", None)
+        if isinstance(attn, NoAttention):
+            found[f"blocks.{i}.attn"], whole = (0, 0), False
+        elif isinstance(attn, KINDS):
+            found[f"blocks.{i}.attn"] = (attn.num_heads, attn.head_dim)
+            whole = whole and attn.num_heads * attn.head_dim == attn.qkv.in_features
+    return {} if whole else found
 
 
 class NoAttention(nn.Module):
@@ -127,7 +146,14 @@ class NoAttention(nn.Module):
 
 @torch.no_grad()
 def resize(model: nn.Module, site: AttentionSite, heads: int, dim: int) -> None:
-    """Give the attention H' = `heads` of d' = `dim` dimensions, with weights that have no meaning yet."""
+    """Give the attention H' = `heads` of d' = `dim` dimensions, with weights that have no meaning yet; without heads
+    nothing but a vector is left of it."""
+    if (heads, dim) == (site.heads, site.dim):
+        return
+    if not heads:
+        parent, _, name = site.path.rpartition(".")
+        setattr(model.get_submodule(parent), name, NoAttention(torch.zeros_like(bias_of(linear(model, site.proj)))))
+        return
     qkv, proj = linear(model, site.qkv), linear(model, site.proj)
     width = heads * dim
     first = qkv.weight.new_zeros(3 * width, qkv.in_features), qkv.weight.new_zeros(3 * width)

@@ -34,6 +34,7 @@ from vitprune.model import classifier, families
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.model.sites.attention import attention_sites
+from vitprune.model.sites import attention
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import require_class_token
 from vitprune.pruning import masks
@@ -193,9 +194,11 @@ class Run:
 
     @cached_property
     def model_digest(self) -> str:
-        """Digest of the dense model: architecture, weights, labels, and how its images are prepared."""
+        """Digest of the dense model: architecture, weights, labels, and how its images are prepared. Heads of slim
+        attention cannot be told from the weights."""
         known = (self.loaded.architecture, self.loaded.model_args, self.loaded.labels, self.loaded.data_config)
-        result = hashlib.sha256(digest(*known).encode())
+        slim = attention.slim(self.loaded.model)
+        result = hashlib.sha256(digest(*known, *([slim] if slim else [])).encode())
         for key, value in self.loaded.model.state_dict().items():
             result.update(key.encode())
             result.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

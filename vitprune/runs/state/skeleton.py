@@ -18,7 +18,7 @@ from vitprune.model import families
 from vitprune.model.declared import Foreign
 from vitprune.model.load import build, folders, headers, opening
 from vitprune.model.load.describing import Source, describe
-from vitprune.model.load.loaded import Loaded, Widths, _shapes
+from vitprune.model.load.loaded import Loaded, _shapes
 from vitprune.recipe import inputs
 from vitprune.runs.defaults import Facts
 
@@ -56,10 +56,9 @@ def opened(spec: inputs.Model) -> Loaded:
         prepared = found / "preprocessor_config.json"
         cfg = build.transformers_cfg(read_json(prepared)) if prepared.is_file() else None
         return _described(architecture, args, None, Source(cfg, spec.preprocess), f"{config}: ")
-    architecture, args, widths = folders.checked(record, config)
+    architecture, args, sizes = folders.checked(record, config)
     source = Source(record.get("pretrained_cfg"), spec.preprocess)
-    biases = (record.get("vitprune") or {}).get("added_biases") is True
-    loaded = _described(architecture, args, widths, source, f"{config}: ", biases)
+    loaded = _described(architecture, args, sizes, source, f"{config}: ")
     expected = _shapes(loaded.model)
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):
@@ -82,14 +81,13 @@ def _named(spec: inputs.Model) -> Loaded:
 def _described(
     architecture: str,
     args: dict[str, Any],
-    widths: Widths | None,
+    sizes: folders.Sizes | None,
     source: Source,
     where: str,
-    biases: bool = False,
 ) -> Loaded:
     try:
         with torch.device("meta"):
-            model = folders.resized(build.build(architecture, args), widths, biases)
+            model = folders.resized(build.build(architecture, args), sizes)
     except UserError:
         raise
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
