@@ -267,4 +267,5 @@ def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> 
         _opened.clear()
         own = torch.device(worker.own_device(device))
         _opened[key] = Run(recipe, own, Reporter(quiet=True), folder, workers)
+        _opened[key].__dict__["executor"] = Local()  # a worker has none of its own
     return _opened[key]
