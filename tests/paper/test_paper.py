@@ -217,6 +217,10 @@ def test_the_grid_is_the_papers_protocol(content: dict[str, Any], tmp_path: Path
     assert len(probabilities) == 2
     text = (tmp_path / "out/tiny/paper-figure-6.md").read_text()
     assert "ORACLE-ROUTED" in text and text.count("| jas |") == 12
+    shared = tables.run(
+        recipe.Recipe.model_validate(whole | {"out": str(tmp_path / "shared")}), device="cpu", workers=2
+    )
+    assert shared["rows"] == made["rows"] and not (tmp_path / "shared/tiny/stages/paper").exists()
 
 
 def test_a_grid_that_cannot_be_is_refused(content: dict[str, Any]) -> None:

@@ -177,6 +177,23 @@ def test_what_is_done_is_not_done_again(content: dict[str, Any], monkeypatch: py
     assert len(calls) == 2 * (4 * 2 + 3 * 2)
 
 
+def cells(out: Path) -> dict[str, bytes]:
+    """Every cell, and nothing else beside it."""
+    found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("cells/**/*") if path.is_file()}
+    assert found and all(name.endswith(".json") for name in found)
+    return found
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_leave_no_trace_in_a_comparison(content: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    content |= {"compare": SPEC | {"keep": [0.5], "recovery": ["none", "sequential"], "seeds": [0]}}
+    alone = run(content | {"out": str(tmp_path / "alone")})
+    made = run(content, workers=workers)
+    assert cells(tmp_path / "out") == cells(tmp_path / "alone")
+    assert made["table"] == alone["table"] and made["choices"] == alone["choices"]
+
+
 def test_a_damaged_cell_is_examined_again(content: dict[str, Any], tmp_path: Path) -> None:
     first = run(content)
     files = sorted((tmp_path / "out").rglob("cells/*.json"))

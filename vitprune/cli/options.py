@@ -11,5 +11,5 @@ RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, o
 Out = Annotated[Path | None, typer.Option("--out", help="folder for results instead of the recipe's `out`")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the discovery")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the heavy work")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]

@@ -95,14 +95,16 @@ def compare(
         print(f"Written: {folder / 'compare.md'}, {folder / 'compare.json'}, {folder / 'compare.svg'}")
 
 
-def paper(recipe: RecipeArg, out: Out = None, device: Device = "auto", as_json: AsJson = False) -> None:
+def paper(
+    recipe: RecipeArg, out: Out = None, device: Device = "auto", workers: Workers = 1, as_json: AsJson = False
+) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
     from vitprune.core.progress import Reporter
     from vitprune.paper import tables as paper_tables
 
     loaded = _load(recipe, out)
     record = paper_tables.run(
-        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device)
+        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device), workers=workers
     )
     if as_json:
         print(json.dumps(record, indent=1))

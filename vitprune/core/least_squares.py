@@ -114,19 +114,43 @@ class Moments:
     tokens: int
 
 
-class Stream:
-    """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts."""
+Sums = dict[str, Tensor]
+SAME = "same."  # begins the names of what is not summed: the first part makes it, and the others are given it
 
-    def __init__(self) -> None:
-        self.origin: Tensor | None = None
+
+def plus(total: Sums | None, part: Sums) -> Sums:
+    """The sums of what came before and of the next part; the tensors of `total` are changed in place."""
+    if total is None:
+        return dict(part)
+    for name, value in part.items():
+        if not name.startswith(SAME):
+            total[name] += value
+    return total
+
+
+def same(sums: Sums) -> Sums:
+    """What the parts after the first are given of its sums."""
+    return {name: value for name, value in sums.items() if name.startswith(SAME)}
+
+
+class Stream:
+    """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts.
+
+    `origin`: that mean, where the first batch is another stream's.
+    """
+
+    def __init__(self, origin: Tensor | None = None) -> None:
+        self.origin = origin
         self.total: Tensor | None = None
         self.gram: Tensor | None = None
         self.tokens = 0
 
     def add(self, hidden_BTN: Tensor) -> None:
         rows = hidden_BTN.reshape(-1, hidden_BTN.shape[-1])
-        if self.origin is None or self.total is None or self.gram is None:
+        if self.origin is None:
             self.origin = rows.double().mean(0).to(rows)
+        if self.total is None or self.gram is None:
+            self.origin = self.origin.to(rows)
             self.total = torch.zeros_like(self.origin, dtype=torch.float64)
             self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
         rows = rows - self.origin
@@ -134,6 +158,21 @@ class Stream:
         for chunk in rows.split(8192):
             self.gram += chunk.T @ chunk
         self.tokens += len(rows)
+
+    def sums(self, name: str) -> Sums:
+        """What was summed, by names that begin with `name`, on the CPU."""
+        if self.origin is None or self.total is None or self.gram is None:
+            raise ValueError("no images were given")
+        found = {f"{SAME}{name}.origin": self.origin, f"{name}.total": self.total, f"{name}.gram": self.gram}
+        return {key: value.cpu() for key, value in found.items()} | {f"{name}.tokens": torch.tensor([self.tokens])}
+
+    @classmethod
+    def of(cls, sums: Sums, name: str) -> Stream:
+        """The stream whose `sums` these are."""
+        made = cls(sums[f"{SAME}{name}.origin"])
+        made.total, made.gram = sums[f"{name}.total"], sums[f"{name}.gram"]
+        made.tokens = int(sums[f"{name}.tokens"])
+        return made
 
     def finish(self) -> Moments:
         if self.origin is None or self.total is None or self.gram is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from vitprune.core.errors import UserError
 from vitprune.criteria.settings import Seeded
-from vitprune.criteria.signatures import Row
+from vitprune.criteria.signatures import Row, Summed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,11 @@ def of(file: str, name: str, **how: Any) -> Any:
 def named(file: str, name: str) -> Any:
     """The settings class `name` of a file beside this one, which is read at once and so imports no torch."""
     return getattr(import_module(f"vitprune.criteria.{file}"), name)
+
+
+def _hidden(scores: Any) -> Summed:
+    """Scores from sums of the hidden units alone."""
+    return Summed("hidden", of("statistics.obs", "sums"), scores)
 
 
 CRITERIA: dict[str, Row] = {
@@ -103,10 +108,23 @@ CRITERIA: dict[str, Row] = {
         whole=of("weights.torch_pruning", "hessian"),
         needs=_LEARN,
     ),
-    "variance": Row("VBP, ICCV 2025", whole=of("statistics.variance", "variance", weighted=False), needs=("images",)),
-    "variance-weight": Row("σ²‖W2‖²", whole=of("statistics.variance", "variance", weighted=True), needs=("images",)),
+    "variance": Row(
+        "VBP, ICCV 2025",
+        whole=of("statistics.variance", "variance", weighted=False),
+        needs=("images",),
+        summed=_hidden(of("statistics.variance", "from_sums", weighted=False)),
+    ),
+    "variance-weight": Row(
+        "σ²‖W2‖²",
+        whole=of("statistics.variance", "variance", weighted=True),
+        needs=("images",),
+        summed=_hidden(of("statistics.variance", "from_sums", weighted=True)),
+    ),
     "obs": Row(
-        "optimal brain surgeon on fc2's input, Schur updates", whole=of("statistics.obs", "obs"), needs=("images",)
+        "optimal brain surgeon on fc2's input, Schur updates",
+        whole=of("statistics.obs", "obs"),
+        needs=("images",),
+        summed=_hidden(of("statistics.obs", "from_sums")),
     ),
     "fisher-obs": Row(
         "this tool: OBS costs in the Fisher metric, in nats per image",
@@ -114,6 +132,7 @@ CRITERIA: dict[str, Row] = {
         needs=("images", "gradients"),
         settings=Seeded,
         across_blocks=True,
+        summed=Summed("fisher", of("statistics.fisher_obs", "sums"), of("statistics.fisher_obs", "from_sums")),
     ),
     "class-alignment": Row(
         "value vectors projected to classes, raw",

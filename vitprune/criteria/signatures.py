@@ -11,6 +11,7 @@ from vitprune.criteria.settings import Nothing
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vitprune.core.least_squares import Sums
     from vitprune.criteria.curves import Curve
     from vitprune.model.sites.ffn import FfnSite
 
@@ -47,6 +48,38 @@ class Trained(Protocol):
     ) -> tuple[list[Tensor], nn.Module]: ...
 
 
+class SumsOf(Protocol):
+    """What is summed over batches of images; `classes` are those of all images, `first` the sums of the first part."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        sites: Sequence[FfnSite],
+        batches: Batches,
+        *,
+        classes: Sequence[int],
+        how: Any,
+        first: Sums | None,
+    ) -> Sums: ...
+
+
+class FromSums(Protocol):
+    """What a `WholeScore` gives, from the sums over all of the images."""
+
+    def __call__(
+        self, model: nn.Module, sites: Sequence[FfnSite], found: Sums, *, how: Any
+    ) -> Sequence[Tensor | Curve]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """A criterion by sums over images, which several processes can share. Those of one `name` have the same sums."""
+
+    name: str
+    sums: SumsOf
+    scores: FromSums
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
@@ -59,6 +92,7 @@ class Row:
     so `allocation: auto` cuts them by one threshold.
     `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
     settings say (one that has the setting `tokens` does so by default). `halves`: it needs blocks that come in halves.
+    `summed`: `whole` in two steps, where it needs no more of the images than sums over them.
     """
 
     source: str
@@ -72,6 +106,7 @@ class Row:
     trains: Trained | None = None
     class_token: bool = False
     halves: bool = False
+    summed: Summed | None = None
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -7,14 +7,18 @@ draws anew for every image. Legend: C classes, N hidden units.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitprune.core.errors import UserError
-from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
+from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Rule, Source, class_masks, shown
 from vitprune.recipe.experiments import Paper
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import packed, unpacked
+from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state.run import Run
 
 
@@ -43,7 +47,7 @@ def grid(run: Run, spec: Paper) -> dict[str, Any]:
     assert p is not None
     exam = Exam.open(run, spec, p.probe_per_class)
     dense = exam.of_model(run, run.loaded.model)
-    jobs = [
+    cells = [
         (name, rule, t, share, d)
         for name in ("jas", "activation")
         for rule in spec.rules
@@ -51,17 +55,28 @@ def grid(run: Run, spec: Paper) -> dict[str, Any]:
         for share in spec.p
         for d in depths
     ]
-    rows = []
-    for name, rule, t, share, first in run.reporter.track(jobs, "paper grid", len(jobs)):
-        chosen = class_masks(run, Source(name, t, p.how(name), p.probe_per_class, rule))
-        generator = torch.Generator().manual_seed(run.recipe.split.seed)
-        keep = [
-            zeroed_share(block, share, generator) if i < first else torch.ones_like(block)
-            for i, block in enumerate(chosen)
-        ]
-        about = {"criterion": name, "protocol": "oracle", "units": rule, "t": t, "p": share, "depth": first}
-        rows.append(about | exam.oracle(run, keep))
+    found = run.folder.record("discover")
+    about = {"found": found and found["inputs"], "paper": spec.model_dump(mode="json"), "code": CODE}
+    job = Job("paper grid", cells, functools.partial(_cell, run), about)
+    folder = run.folder.stage_folder("paper")
+    parts = run.reporter.track(run.executor.run(job, folder), "paper grid", len(cells))
+    rows = [unpacked(part) for part in parts]
+    run.folder.clear(folder, set())
     return {**dense, "n": exam.tests, "rows": rows}
+
+
+def _cell(run: Run, cell: tuple[str, Rule, int, float, int]) -> Columns:
+    """The row of one criterion, class set, t, p and depth."""
+    p, spec = run.recipe.paper_protocol, run.recipe.paper
+    assert p is not None and spec is not None
+    name, rule, t, share, first = cell
+    chosen = class_masks(run, Source(name, t, p.how(name), p.probe_per_class, rule))
+    generator = torch.Generator().manual_seed(run.recipe.split.seed)
+    keep = [
+        zeroed_share(block, share, generator) if i < first else torch.ones_like(block) for i, block in enumerate(chosen)
+    ]
+    about = {"criterion": name, "protocol": "oracle", "units": rule, "t": t, "p": share, "depth": first}
+    return packed(about | Exam.open(run, spec, p.probe_per_class).oracle(run, keep))
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -45,7 +45,9 @@ TABLES = {
 }
 
 
-def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "") -> dict[str, Any]:
+def run(
+    recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "", workers: int = 1
+) -> dict[str, Any]:
     """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
     worker.one_process()
     spec = recipe.paper
@@ -53,7 +55,7 @@ def run(recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = Non
         raise UserError("paper: the recipe has no `paper` section; see recipes/paper/table1.yaml")
     of_table = TABLES[spec.table]
     part = recipe.model_copy(update={"baselines": [], "compare": None})
-    with Run.open(part, device, reporter or Reporter(quiet=True)) as run:
+    with Run.open(part, device, reporter or Reporter(quiet=True), workers) as run:
         spec, notes = defaults.table(spec, part, defaults.Facts.of(run.loaded.model, run.sites))
         for note in notes:
             run.reporter.say(f"note: {note}")

@@ -6,10 +6,11 @@ file, so that an interrupted comparison goes on where it was. Nothing is chosen 
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from vitprune.core import claims
@@ -28,11 +29,14 @@ from vitprune.report import grid
 from vitprune.runs import choose, defaults, pipeline, told
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.engine import worker
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import Parts, packed, unpacked
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
 from vitprune.runs.state import skeleton
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 SCHEMA = 1
 Found = dict[Contender, Cell]
@@ -173,15 +177,35 @@ def _choices(run: Run, spec: Compare, seed: int, key: str, found: Found, force: 
 def _of_seed(run: Run, spec: Compare, seed: int, key: str, force: bool) -> Found:
     """The cells of one seed's contenders: read where they are there of the same inputs, else pruned and examined."""
     jobs = [Contender.dense(seed), *(c for c in entrants(spec, seed) if c.criterion != "auto")]
-    found: Found = {}
-    for contender in run.reporter.track(jobs, f"compare, seed {seed}", len(jobs)):
-        path = run.folder.root / "cells" / contender.file_name
-        known = None if force else _read(path, key, "hits")
-        if known is None:
-            known = {"key": key, **Cell.of(run, contender).as_json()}
-            write_sealed(path, known)
-        found[contender] = Cell.from_json(known)
-    return found
+    paths = [run.folder.root / "cells" / contender.file_name for contender in jobs]
+    known = [None if force else _read(path, key, "hits") for path in paths]
+    if None in known:
+        known = list(_examined(run, f"compare, seed {seed}", jobs, known, key, force))
+    return {contender: Cell.from_json(cell) for contender, cell in zip(jobs, known, strict=True) if cell}
+
+
+def _examined(
+    run: Run, label: str, jobs: list[Contender], known: list[Json | None], key: str, force: bool
+) -> Iterator[Json]:
+    """Every contender's cell, written as soon as it is there; what lies beside the cells goes when all of them are."""
+    job = Job("cells", [asdict(contender) for contender in jobs], functools.partial(_cell, run, key), key)
+    folder = run.folder.root / "cells" / PARTS
+    if force:
+        run.folder.clear(folder, set())
+    for position, cell in enumerate(known):
+        if cell:
+            Parts(folder, job).write(position, packed(cell))
+    found = run.reporter.track(run.executor.run(job, folder), label, len(jobs))
+    for contender, was, columns in zip(jobs, known, found, strict=True):
+        cell = unpacked(columns)
+        if was is None:
+            write_sealed(run.folder.root / "cells" / contender.file_name, cell)
+        yield cell
+    run.folder.clear(folder, set())
+
+
+def _cell(run: Run, key: str, contender: Json) -> Columns:
+    return packed({"key": key, **Cell.of(run, Contender(**contender)).as_json()})
 
 
 def _read(path: Path, key: str, needed: str) -> Json | None:

@@ -39,7 +39,7 @@ def run(
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
 
-    `workers` processes share the discovery.
+    `workers` processes share the heavy work.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.device import device_of
-from vitprune.core.least_squares import Stream
+from vitprune.core.least_squares import SAME, Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.settings import Seeded
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.obs import columns, eliminate
 from vitprune.model import families
-from vitprune.model.inside import hooks, pieces
+from vitprune.model.inside import hooks, moments, pieces
 from vitprune.model.inside.pieces import STATISTICS
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
@@ -33,7 +33,12 @@ from vitprune.model.tokens import tokens_read
 
 def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Seeded) -> list[Curve]:
     """Per block the order of removal and its costs, in nats per image."""
-    return curves_of(model, sites, zip(*statistics(model, sites, batches, how.seed), strict=True))
+    return from_sums(model, sites, sums(model, sites, batches, classes=classes_of(batches), how=how), how=how)
+
+
+def from_sums(model: nn.Module, sites: Sequence[FfnSite], found: Sums, *, how: Seeded) -> list[Curve]:
+    """The curves from what `sums` gave, or from that of several parts added up."""
+    return curves_of(model, sites, zip(*of_sums(found, sites), strict=True))
 
 
 def curves_of(model: nn.Module, sites: Sequence[FfnSite], moments: Iterable[tuple[Tensor, Tensor, int]]) -> list[Curve]:
@@ -52,8 +57,35 @@ def statistics(
 
     In the last block C is over the tokens that the head reads and G over all of them: the gradient at the others is 0.
     """
-    among = torch.cat([labels.unique() for _, labels in batches()]).unique()
-    streams = [Stream() for _ in sites]
+    return of_sums(sums(model, sites, batches, classes=classes_of(batches), how=Seeded(seed)), sites)
+
+
+def classes_of(batches: Batches) -> list[int]:
+    """The classes of the images, in order."""
+    found: list[int] = torch.cat([labels.unique() for _, labels in batches()]).unique().tolist()
+    return found
+
+
+def of_sums(found: Sums, sites: Sequence[FfnSite]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """`statistics` from sums."""
+    every = range(len(sites))
+    fishers = [found[f"fisher.{i}"] / int(found[f"rows.{i}"]) for i in every]
+    covariances = [stat.covariance for stat in moments.of_sums(found, sites)]
+    return covariances, fishers, [int(found[f"{SAME}tokens.{i}"]) for i in every]
+
+
+def sums(
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    batches: Batches,
+    *,
+    classes: Sequence[int],
+    how: Seeded,
+    first: Sums | None = None,
+) -> Sums:
+    """What the statistics are made of, summed over batches; predictions are taken among `classes`."""
+    among = torch.tensor(classes, device=device_of(model))
+    streams = moments.streams_of(sites, first)
     fishers: list[Tensor] = []
     tokens, rows = [0] * len(sites), [0] * len(sites)
     read, last = tokens_read(model), families.ffn_sites(model)[-1].block
@@ -73,26 +105,29 @@ def statistics(
 
         with torch.enable_grad(), hooks.hidden_units(model, sites, collect), hooks.ffn_outputs(model, sites, keep):
             log_p = model(images)[:, among].log_softmax(-1)
-            drawn = draw(log_p.detach().double().softmax(-1), images, seed)
+            drawn = draw(log_p.detach().double().softmax(-1), images, how.seed)
             every = range(len(sites))
             grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
         return [hidden[i] for i in every] + list(grads)
 
     for images, _ in batches():
         fits = pieces.room(footprint, device)
-        found = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
+        made = pieces.taken(len(images), lambda rows, x=images: of(x[rows]), STATISTICS, fits, device)  # type: ignore[misc]
         for stream in streams:
-            stream.add(pieces.first_of(found))
+            stream.add(pieces.first_of(made))
         for position in range(len(sites)):
-            grad = pieces.first_of(found)
+            grad = pieces.first_of(made)
             flat = grad.reshape(-1, grad.shape[-1])
             if len(fishers) <= position:
                 fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device))
             fishers[position] += flat.T @ flat
             rows[position] += len(flat)
             tokens[position] = grad.shape[1]
-    covariances = [stream.finish().covariance for stream in streams]
-    return covariances, [(f / n).cpu() for f, n in zip(fishers, rows, strict=True)], tokens
+    found = moments.sums_of(streams)
+    for i in range(len(sites)):
+        found |= {f"fisher.{i}": fishers[i].cpu(), f"rows.{i}": torch.tensor([rows[i]])}
+        found[f"{SAME}tokens.{i}"] = torch.tensor([tokens[i]])
+    return found
 
 
 def root(matrix: Tensor) -> Tensor:

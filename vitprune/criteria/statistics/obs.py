@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core import least_squares
+from vitprune.core.least_squares import Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
@@ -31,8 +32,25 @@ COMPACT = 64  # removals between two compactions of the matrices
 
 def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Curve]:
     """Per block the order of removal and its costs, in squared stream units per token."""
-    stats = moments.moments(model, sites, (x for x, _ in batches()))
-    pairs = zip(sites, stats, strict=True)
+    return from_sums(model, sites, moments.sums(model, sites, (x for x, _ in batches())), how=how)
+
+
+def sums(
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    batches: Batches,
+    *,
+    classes: Sequence[int],
+    how: Nothing,
+    first: Sums | None,
+) -> Sums:
+    """Sums of the hidden units, for `variance` too: classes play no part."""
+    return moments.sums(model, sites, (x for x, _ in batches()), first)
+
+
+def from_sums(model: nn.Module, sites: Sequence[FfnSite], found: Sums, *, how: Nothing) -> list[Curve]:
+    """The curves from the hidden units' sums."""
+    pairs = zip(sites, moments.of_sums(found, sites), strict=True)
     return [Curve(*eliminate(columns(model, site), stat.covariance), "squared stream units") for site, stat in pairs]
 
 

@@ -6,13 +6,16 @@ A part that is missing, damaged or of something else is None, and is computed ag
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from vitprune.core.files import replacing
+from vitprune.core.reading import Json
 from vitprune.runs.engine.base import Columns, Job
 
 
@@ -50,6 +53,16 @@ class Parts:
         made = self.job.work(self.job.items[position])
         self.write(position, made)
         return made
+
+
+def packed(content: Json) -> Columns:
+    """The columns of a part that is a record."""
+    return {"json": np.frombuffer(json.dumps(content).encode(), np.uint8)}
+
+
+def unpacked(columns: Columns) -> Json:
+    """The record that `packed` was given."""
+    return dict(json.loads(columns["json"].tobytes()))
 
 
 def checksum(columns: Columns) -> str:

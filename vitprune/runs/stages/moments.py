@@ -12,16 +12,22 @@ from torch import Tensor
 
 from vitprune.core.files import replacing
 from vitprune.core.least_squares import Moments
+from vitprune.criteria.settings import Nothing
 from vitprune.model.inside import moments as inside_moments
 from vitprune.pruning.repair import names
+from vitprune.runs.stages import sums
+from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 
 def moments(run: Run) -> list[Path]:
     """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
     if not names.needs_moments(run.recovery):
         return []
-    return [_moments_of(run, group, targets) for group, targets in run.classes.sets_and_union().items()]
+    files = [_moments_of(run, group, targets) for group, targets in run.classes.sets_and_union().items()]
+    run.folder.clear(run.folder.stage_folder("moments") / PARTS, set())
+    return files
 
 
 def _moments_file(run: Run, group: str | None) -> Path:
@@ -29,12 +35,11 @@ def _moments_file(run: Run, group: str | None) -> Path:
 
 
 def _moments_of(run: Run, group: str | None, targets: list[int]) -> Path:
-    probe, images, size = run.split.probe, run.images, run.batching.batch
-    index = probe[np.isin(images.labels[probe], targets)]
-    batches = (x for x, _ in images.batches(index, size))
+    probe = run.split.probe
+    index = probe[np.isin(run.images.labels[probe], targets)]
     label = "statistics" + (f" {group}" if group else "")
-    tracked = run.reporter.track(batches, label, len(index), size)
-    stats = inside_moments.moments(run.loaded.model, run.sites, tracked)
+    found = sums.total(run, Asked("moments", "obs", Nothing(), index, run.batching.batch), label)
+    stats = inside_moments.of_sums(found, run.sites)
     columns: dict[str, Tensor] = {}
     for i, stat in enumerate(stats):
         tokens = torch.tensor(stat.tokens)

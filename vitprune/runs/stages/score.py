@@ -30,8 +30,9 @@ from vitprune.images import split
 from vitprune.model.inside import pieces
 from vitprune.model.sites.base import names
 from vitprune.pruning import masks
-from vitprune.runs.stages import attention, image_scores
+from vitprune.runs.stages import attention, image_scores, sums
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
+from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -45,11 +46,11 @@ def discover(run: Run) -> list[Path]:
     needed = discoveries(run)
     for found in needed:
         files += _discover(run, found)
-    _forget_others(run, needed)
     for name in sorted({run.recipe.criterion.name, *run.recipe.baselines} - {"random"}):
         if CRITERIA[name].whole:
             for group, targets in run.classes.sets_and_union().items():
                 files += _whole(run, name, group, targets)
+    _forget_others(run, needed)
     return files
 
 
@@ -74,21 +75,24 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
     c, row = run.recipe.criterion, CRITERIA[name]
     assert row.whole is not None
     index, images = _mixed(run, targets), run.images
+    size = WHOLE_IMAGES if "training" in row.needs else min(run.batching.batch, WHOLE_IMAGES)
     started = time.monotonic()
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x, y in images.batches(
-            index, WHOLE_IMAGES if "training" in row.needs else min(run.batching.batch, WHOLE_IMAGES)
-        ):
+        for x, y in images.batches(index, size):
             yield x.to(run.device), y.to(run.device)
 
+    trained, how = None, c.how(name)
+    found: Sequence[torch.Tensor | Curve]
     with memory.peak(run.device) as highest:
-        trained, how = None, c.how(name)
-        found: Sequence[torch.Tensor | Curve]
         if row.trains and how.train_weights:
             found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
         elif name == "fisher-obs" and run.recipe.prunes_attention:
             found = attention.find(run, batches, how.seed, attention.file_of(run, group))
+        elif row.summed:
+            label = f"discover {name}" + (f" {group}" if group else "")
+            added = sums.total(run, Asked("discover", name, how, index, size), label)
+            found = row.summed.scores(run.loaded.model, run.sites, added, how=how)
         else:
             found = row.whole(run.loaded.model, run.sites, batches, how=how)
     scores = Scores.whole(name, names(run.sites), found)
@@ -161,7 +165,7 @@ def _discover(run: Run, found: Discovery) -> list[Path]:
         f" t={','.join(map(str, found.ts))}" if row.ranks_by == "frequency" else ""
     )
     classes = np.array(run.classes.every(), np.int64)
-    sums: dict[int, Gathered] = {}
+    gathered: dict[int, Gathered] = {}
     chosen: dict[int, list[PathSet]] = {t: [] for t in found.ts}
     smallest = batch = run.batching.images_per_batch(found.nodes)
     started = time.monotonic()
@@ -172,7 +176,7 @@ def _discover(run: Run, found: Discovery) -> list[Path]:
             smallest = min(smallest, int(columns["smallest"][0]))
             for t in found.ts:
                 part = image_scores.of_t(columns, t)
-                sums[t] = paths.plus(sums.get(t), part, classes)
+                gathered[t] = paths.plus(gathered.get(t), part, classes)
                 if row.path_dependent:
                     chosen[t] += _for_gap(part.paths, start, stop, len(index), batch)
     seconds = time.monotonic() - started
@@ -180,7 +184,7 @@ def _discover(run: Run, found: Discovery) -> list[Path]:
     for t in found.ts:
         path = run.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
         with replacing(path) as temporary:
-            temporary.write_bytes(sums[t].to_bytes())
+            temporary.write_bytes(gathered[t].to_bytes())
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
         notes |= {"batch": batch, "smallest_batch": smallest, "peak_memory_mb": _rounded(highest[0]), "group": None}
         notes |= {"shards": folder.relative_to(run.folder.root).as_posix(), "completeness": None}
@@ -219,7 +223,7 @@ def _completeness(run: Run, found: Discovery, chosen: list[PathSet]) -> dict[str
 
 
 def _forget_others(run: Run, needed: list[Discovery]) -> None:
-    """Shards of discoveries that this recipe does not ask for any more."""
+    """Shards of discoveries that this recipe does not ask for any more, and the sums of criteria that are found."""
     jobs = [image_scores.job(run, found, _index(run, found)) for found in needed]
     used = {image_scores.folder_of(run, job).name for job in jobs}
     run.folder.clear(run.folder.stage_folder("discover") / PARTS, used)

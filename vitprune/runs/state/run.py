@@ -33,7 +33,6 @@ from vitprune.images.split import Split
 from vitprune.model import classifier, families
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
-from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites import attention
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import require_class_token
@@ -226,7 +225,7 @@ class Run:
         key = (index.tobytes(), batch)
         if self._streams is None or self._streams[0] != key:
             self._streams = None  # what it holds is free again before the room is measured
-            made = DenseStreams.if_room(self.loaded.model, len(index))
+            made = DenseStreams.if_room(self.loaded.model, len(index) * self.workers)  # who share the memory
             self._streams = None if made is None else (key, made)
         return self._streams[1] if self._streams else None
 
@@ -252,7 +251,7 @@ class Run:
         for site in self.sites if self.recipe.whole is None else ():
             masks.width(self.recipe.share, site.size, self.recipe.round_to)
         if self.recipe.prunes_attention:
-            attention_sites(self.loaded.model)
+            attention.attention_sites(self.loaded.model)
         own = self.recipe.criterion
         protocol = self.recipe.paper_protocol
         for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
@@ -273,4 +272,5 @@ def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> 
         _opened.clear()
         own = torch.device(worker.own_device(device))
         _opened[key] = Run(recipe, own, Reporter(quiet=True), folder, workers)
+        _opened[key].__dict__["executor"] = Local()  # a worker has none of its own
     return _opened[key]

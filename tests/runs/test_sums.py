@@ -1,0 +1,94 @@
+"""Sums over images in parts: the bits of one pass, whoever made which part and however often it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from small import image_folder, model_folder, recipe_dict
+
+from vitprune.core.progress import Reporter
+from vitprune.criteria.catalog import CRITERIA
+from vitprune.criteria.scores import Scores
+from vitprune.model.inside import moments
+from vitprune.model.sites.base import names
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages import score, sums
+from vitprune.runs.stages.sums import Asked
+from vitprune.runs.state.batching import Batching
+from vitprune.runs.state.run import Run
+
+SUMMED = [name for name, row in CRITERIA.items() if row.summed]
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(Batching, "batch", 4)
+    content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 12), tmp_path / "out")
+    content |= {"criterion": {"name": SUMMED[0], "probe_per_class": 9}, "baselines": SUMMED[1:], "recovery": "affine"}
+    return content | {"allocation": "uniform"}
+
+
+def results(out: Path) -> dict[str, bytes]:
+    found = {p.name: p.read_bytes() for p in out.glob("tiny/stages/*/*.safetensors") if p.parent.name != "split"}
+    assert len(found) == len(SUMMED) + 1 and not list(out.glob("tiny/stages/*/parts"))
+    return found
+
+
+@pytest.mark.sample(1)
+def test_workers_leave_no_trace_in_sums(setting: dict[str, Any], tmp_path: Path) -> None:
+    """One pass over all batches is what the parts are held to."""
+    pipeline.run(Recipe.model_validate(setting), "moments", device="cpu")
+    alone = results(tmp_path / "out")
+    run = Run.join(Recipe.model_validate(setting), "cpu", Reporter(quiet=True))
+    index = score._mixed(run, run.classes.every())
+    assert len(index) == 27
+    for name in SUMMED:
+        whole, how = CRITERIA[name].whole, run.recipe.criterion.how(name)
+        assert whole is not None
+        found = whole(run.loaded.model, run.sites, lambda: run.images.batches(index, 4), how=how)
+        made = Scores.whole(name, names(run.sites), found)
+        assert made.to_bytes() == alone[f"{name}-of-all.safetensors"], name
+    stats = moments.moments(run.loaded.model, run.sites, (x for x, _ in run.images.batches(run.split.probe, 4)))
+    kept = load_file(run.folder.stage_folder("moments") / "all.moments.safetensors")
+    assert all(np.array_equal(kept[f"covariance.{i}"], stat.covariance) for i, stat in enumerate(stats))
+    for workers in (2, 3):
+        out = tmp_path / f"by-{workers}"
+        pipeline.run(Recipe.model_validate(setting | {"out": str(out)}), "moments", device="cpu", workers=workers)
+        assert results(out) == alone
+
+
+def test_parts_of_a_stopped_sum_are_taken(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.join(Recipe.model_validate(setting), "cpu", Reporter(quiet=True))
+    pipeline.run(run.recipe, "split", device="cpu")
+    asked = Asked("moments", "obs", CRITERIA["obs"].settings(), run.split.probe, 4)
+    work, made = sums._work, []
+
+    def stops(run: Run, asked: Asked, first: Any, item: list[int]) -> Any:
+        made.append(item[0])
+        if made == [0, 4, 8]:
+            raise KeyboardInterrupt
+        return work(run, asked, first, item)
+
+    monkeypatch.setattr(sums, "_work", stops)
+    with pytest.raises(KeyboardInterrupt):
+        sums.total(run, asked, "")
+    found = sums.total(run, asked, "")
+    assert made == [0, 4, 8, *range(8, len(run.split.probe), 4)]
+    again = sums.total(run, asked, "")
+    assert len(made) == 2 + 1 + len(range(8, len(run.split.probe), 4))
+    assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
+    assert len(list((run.folder.stage_folder("moments") / "parts").rglob("*.safetensors"))) == 1
+
+
+def test_large_sums_have_few_parts() -> None:
+    assert sums.items(8, 8, 8, 1000) == []
+    assert sums.items(8, 30, 8, 1000) == [[8, 16], [16, 24], [24, 30]]
+    few = sums.items(8, 808, 8, sums.BYTES)
+    assert [stop for _, stop in few[:-1]] == [start for start, _ in few[1:]] and few[-1][1] == 808
+    assert len(few) == sums.FEWEST and all((stop - start) % 8 == 0 for start, stop in few)
