@@ -52,7 +52,7 @@ class Asked:
 
 def total(run: Run, asked: Asked, label: str) -> Sums:
     """The sums over all of the images; parts of an interrupted run are taken as they are."""
-    about = {
+    about: dict[str, Any] = {
         "model": run.model_digest,
         "data": run.data_digest,
         "code": version(asked.stage),

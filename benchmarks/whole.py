@@ -1,0 +1,171 @@
+"""The whole model in one budget: KL from dense, top-1 and speed at shares of the multiply-adds, beside FFN units alone.
+
+    python benchmarks/whole.py [--model DIR] [--data DIR] [--quick] [--work DIR]
+
+Every seed is a split of its own; costs and repairs are worked out on the probe split without labels, the test split is read
+once per model. FFN units alone have null where they cannot get there. The speed is that of the first seed's files in ONNX
+Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
+from vitprune.deploy import runtime
+from vitprune.deploy.onnx import exporting
+from vitprune.exam.logits import predictor, test_logits
+from vitprune.exam.metrics import mcnemar
+from vitprune.model import size
+from vitprune.pruning import whole
+from vitprune.recipe.recipe import Recipe
+from vitprune.runs import pipeline
+from vitprune.runs.stages import attention, score
+from vitprune.runs.stages.prune import slimmed
+from vitprune.runs.state.run import Run
+
+BUDGETS, QUICK = (0.5, 0.4, 0.25, 0.2, 0.1), (0.5, 0.25, 0.1)
+BATCH, REPAIR = 32, "layerwise"
+Found = dict[str, Any]
+
+
+def recipe_for(args: argparse.Namespace, seed: int) -> Recipe:
+    made: dict[str, Any] = {
+        "name": f"seed-{seed}",
+        "out": str(args.work),
+        "split": {"seed": seed},
+        "criterion": {"name": "fisher-obs", "probe_per_class": args.probe},
+        "budget": {"macs": 0.5},
+        "baselines": [],
+        "refit_images": args.refit,
+    }
+    if args.model:
+        made["model"] = {"name": f"local-dir:{args.model}"}
+    if args.data:
+        made["data"] = {"path": str(args.data)}
+    return Recipe.model_validate(made)
+
+
+def kl(dense: np.ndarray, slim: np.ndarray) -> float:
+    """Mean over the images of KL(dense ‖ slim), nats."""
+    p, q = log_softmax(dense, 1), log_softmax(slim, 1)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def examined(run: Run, model: Any, targets: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return test_logits(predictor(model), run.images, run.split, run.batching.batch, np.array(targets))
+
+
+def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
+    """Budget → figures of one split, `dense_top1` beside them."""
+    with Run.open(recipe_for(args, seed), "auto", reporter) as run:
+        pipeline.advance(run, "moments")
+        dense, targets = run.loaded.model, run.classes.every()
+        scores, curves = score.scores_of(run, "fisher-obs", run.recipe.criterion.seed), attention.of_file(run, None)
+        before, labels = examined(run, dense, targets)
+        hit = before.argmax(1) == labels
+        found: Found = {"dense_top1": float(hit.mean())}
+        files: dict[str, Path] = {}
+        total = size.macs(dense), size.parameters(dense)
+        for budget in reporter.track(args.budgets, f"budgets, seed {seed}", len(args.budgets)):
+            row: Found = {}
+            for name, used in (("", curves), ("ffn_only_", [])):
+                try:
+                    plan = whole.plan(dense, scores, used, budget, "macs", targets)
+                except UserError:  # FFN units alone do not get there
+                    row |= {f"{name}top1": None, f"{name}kl": None}
+                    continue
+                slim = slimmed(run, plan, REPAIR, None, targets)  # type: ignore[arg-type]
+                after, _ = examined(run, slim, targets)
+                right = after.argmax(1) == labels
+                row |= {f"{name}top1": float(right.mean()), f"{name}kl": kl(before, after)}
+                if name:
+                    continue
+                row["loss_points"] = 100 * float(hit.mean() - right.mean())
+                row["loss_points_ci95"] = _interval(hit, right)
+                row["mcnemar_p"] = mcnemar(hit, right)
+                row["macs_ratio"] = row["macs_ratio_checkpoint"] = size.macs(slim) / total[0]
+                row["params_ratio"] = size.parameters(slim) / total[1]
+                if seed == args.seeds[0]:
+                    files[f"{budget:g}"] = run.folder.root / f"macs-{budget:g}.onnx"
+                    exporting.export(slim, files[f"{budget:g}"], {})
+            found[f"{budget:g}"] = row
+        if files:
+            found["speedup_batch32"] = _speed(run, files)
+        return found
+
+
+def _interval(dense: np.ndarray, slim: np.ndarray) -> list[float]:
+    """95 % interval of the paired loss in points, by the normal approximation."""
+    difference = dense.astype(float) - slim
+    half = 1.96 * difference.std() / len(difference) ** 0.5
+    return [100 * (difference.mean() - half), 100 * (difference.mean() + half)]
+
+
+def _speed(run: Run, files: dict[str, Path]) -> dict[str, float]:
+    """Times faster than the dense file, on real images."""
+    dense = run.folder.root / "dense.onnx"
+    exporting.export(run.loaded.model, dense, {})
+    x, _ = next(run.images.batches(run.split.probe[:BATCH], BATCH))
+    runners = {name: runtime.session(path) for name, path in {"dense": dense, **files}.items()}
+    timed = runtime.interleaved(runners, x.numpy())
+    return {name: 1 / timed[name]["relative"] for name in files}
+
+
+def mean(rows: list[Found], key: str) -> Any:
+    values = [row[key] for row in rows]
+    return None if None in values else statistics.mean(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", type=Path, help="a timm folder; without it the bundled model")
+    parser.add_argument("--data", type=Path, help="a folder of images per class; without it the bundled images")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("runs/whole"))
+    parser.add_argument(
+        "--probe", type=int, default=400, help="probe images per class that the costs are worked out on"
+    )
+    parser.add_argument("--refit", type=int, default=4000, help="probe images of the repair")
+    parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument("--json", type=Path, help="write the last line there too")
+    args = parser.parse_args()
+    args.budgets = QUICK if args.quick else BUDGETS
+    args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
+    reporter = Reporter()
+    found = [one_seed(args, seed, reporter) for seed in args.seeds]
+    budgets: Found = {}
+    for budget in (f"{b:g}" for b in args.budgets):
+        rows = [one[budget] for one in found]
+        of = {key: mean(rows, key) for key in rows[0] if key not in ("loss_points_ci95", "mcnemar_p")}
+        of["loss_points_ci95"] = [row["loss_points_ci95"] for row in rows]
+        of["kl_sd"] = statistics.stdev([row["kl"] for row in rows]) if len(rows) > 1 else None
+        budgets[budget] = of
+        alone = "-" if of["ffn_only_kl"] is None else f"{of['ffn_only_kl']:.4f}"
+        print(
+            f"x{budget}: KL {of['kl']:.4f}, loss {of['loss_points']:.2f} points; FFN alone KL {alone}", file=sys.stderr
+        )
+    made = {
+        "model": str(args.model.name) if args.model else "bundled",
+        "seeds": args.seeds,
+        "dense_top1": statistics.mean(one["dense_top1"] for one in found),
+        "budgets": budgets,
+        "speedup_batch32": found[0]["speedup_batch32"],
+    }
+    line = json.dumps(made)
+    if args.json:
+        args.json.write_text(json.dumps(made, indent=1) + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
