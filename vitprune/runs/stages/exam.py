@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitprune.core.files import write_json
+from vitprune.core.reading import Json
 from vitprune.exam import metrics, oracle
 from vitprune.exam.logits import test_indices
 from vitprune.model import classifier
 from vitprune.pruning import masks
 from vitprune.pruning.repair.names import Recovery
 from vitprune.runs import contenders
-from vitprune.runs.contenders import Contender, Made
+from vitprune.runs.contenders import Contender, Examined, Made
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import examples, specialists
 from vitprune.runs.stages.prune import exported_mask
 from vitprune.runs.stages.score import load
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 
 def evaluate(run: Run) -> list[Path]:
@@ -46,6 +52,7 @@ def evaluate(run: Run) -> list[Path]:
     path = run.folder.stage_folder("evaluate") / "rows.json"
     content = {"rows": [row.as_json() for row in rows], **of_groups, "specialists": specialists.table(run)}
     write_json(path, content)
+    run.folder.clear(run.folder.stage_folder("evaluate") / PARTS, set())
     return [path, *files]
 
 
@@ -74,8 +81,12 @@ def _evaluate_set(
     whole: dict[str, np.ndarray] = {}
     compared: dict[str, Row] = {}
     jobs = _contenders(run, group)
-    for contender in run.reporter.track(jobs, f"evaluate{' ' + group if group else ''}", len(jobs)):
-        found = contenders.examine(run, contender, _ready(run, contender, own))
+    pruned = run.folder.record("prune")
+    about = {"pruned": pruned and pruned["inputs"], "code": version("evaluate"), "device": run.device.type}
+    job = Job("evaluate", [asdict(contender) for contender in jobs], functools.partial(_examined, run), about)
+    parts = run.executor.run(job, run.folder.stage_folder("evaluate") / PARTS / (group or "all"))
+    tracked = run.reporter.track(parts, f"evaluate{' ' + group if group else ''}", len(jobs))
+    for contender, found in zip(jobs, map(_of_columns, tracked), strict=True):
         for row in found.rows:
             rows.append(replace(row, exported=contender == own and row.head == shown))
             if contender == own:
@@ -86,6 +97,23 @@ def _evaluate_set(
     rows = [row.against(compared.get(row.head, compared[shown])) for row in rows]
     index = test_indices(run.images, run.split, np.array(targets))
     return rows, examples.predictions(index, found.labels, **whole), _per_class(run, targets, seen, found.labels)
+
+
+def _examined(run: Run, item: Json) -> Columns:
+    """One contender's rows; the logits of those alone whose predictions are shown."""
+    contender = Contender(**item)
+    own = contenders.own(run, run.recovery, contender.group)
+    found = contenders.examine(run, contender, _ready(run, contender, own))
+    shown = contender == own or contender.is_dense
+    made = packed({"rows": [row.as_json() for row in found.rows]}) | {"labels": found.labels}
+    made["logits"] = found.logits if shown else found.logits[:0]
+    return made | {f"hits.{i}": row.hits for i, row in enumerate(found.rows) if row.hits is not None}
+
+
+def _of_columns(columns: Columns) -> Examined:
+    rows = enumerate(unpacked(columns)["rows"])
+    made = tuple(Row.from_json(row, columns[f"hits.{i}"]) for i, row in rows)
+    return Examined(made, columns["logits"], columns["labels"])
 
 
 def _ready(run: Run, contender: Contender, own: Contender) -> Made | None:

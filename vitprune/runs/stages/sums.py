@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitprune.core import least_squares
 from vitprune.core.least_squares import Sums
+from vitprune.core.reading import Json
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.signatures import Summed
 from vitprune.runs.engine.base import Columns, Job
@@ -52,13 +53,8 @@ class Asked:
 
 def total(run: Run, asked: Asked, label: str) -> Sums:
     """The sums over all of the images; parts of an interrupted run are taken as they are."""
-    about: dict[str, Any] = {
-        "model": run.model_digest,
-        "data": run.data_digest,
-        "code": version(asked.stage),
-        "device": run.device.type,
-    }
-    about |= {"of": asked.summed.name, "batch": asked.batch, **asdict(asked.how)}
+    about: Json = asdict(asked.how) | {"of": asked.summed.name, "batch": asked.batch, "code": version(asked.stage)}
+    about |= {"model": run.model_digest, "data": run.data_digest, "device": run.device.type}
     key = digest_of(asked.index, about)
     folder = run.folder.stage_folder(asked.stage) / PARTS / f"{asked.summed.name}-{key[:16]}"
     whole = Parts(folder, Job(asked.summed.name, ["all"], functools.partial(_work, run, asked, None), key))
