@@ -55,6 +55,8 @@ model: $(VENV)/.installed
 		--no-teacher --third 8 --slack 0.75
 	$(BIN)/python -m vitprune.demo.train --data $(DATA) --work runs/demo-model-3 --start vitprune/demo/model \
 		--no-teacher --third 6 --slack 0.75 --seed 2
+	$(BIN)/python -m vitprune.demo.train --data $(DATA) --work runs/demo-model-4 --start vitprune/demo/model \
+		--no-teacher --third 10 --slack 0.0 --seed 3
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

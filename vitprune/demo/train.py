@@ -10,8 +10,10 @@ which nearly halves the cost, Muon for the matrices. Second part: all patches, A
 dropout of 0.1 on the hidden units, as in the ViT paper's own training from scratch. Third part, short: a dropout of
 0.6 on the hidden units, which gives this small FFN the slack that large pretrained ones have. Warm-up, a constant
 rate, a linear cool-down; an exponential average of the weights is what is saved. A second call with --start goes on
-from there: no teacher, so that the probabilities are the labels' own, and 0.75 of the units dropped. The script
-resumes from its own checkpoint in --work; --epochs may be changed on resume as long as the cool-down has not begun.
+from there: no teacher, so that the probabilities are the labels' own, and 0.75 of the units dropped; a third does so
+again. The last call is ten epochs without hidden dropout (--slack 0.0), as people train models of their own: after
+strong dropout, units at random are nearly as good as chosen ones. The script resumes from its own checkpoint in --work;
+--epochs may be changed on resume as long as the cool-down has not begun.
 
 Legend: B images, C classes, all images are [B, 1, 28, 28] float32, normalised.
 """
