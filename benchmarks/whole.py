@@ -29,7 +29,8 @@ from vitprune.model import size
 from vitprune.pruning import whole
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.stages import attention, score
+from vitprune.runs.results import attention
+from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import slimmed
 from vitprune.runs.state.run import Run
 

@@ -278,7 +278,7 @@ MUTANTS = (
            "loader = yaml.UnsafeLoader(text)", ("test_no_code.py::test_a_recipe_makes_no_object_of_a_tag",)),
     Mutant("weights are unpickled", "model/load/weights/filling.py", 'torch.load(path, "cpu", weights_only=True)',
            'torch.load(path, "cpu", weights_only=False)', UNPICKLED),
-    Mutant("a flipped bit in saved weights is let be", "model/load/checksums.py", 'block["sha256"] != sha256(weights)',
+    Mutant("a flipped bit in saved weights is let be", "model/load/weights/checksums.py", 'block["sha256"] != sha256(weights)',
            'len(block["sha256"]) != len(sha256(weights))',
            ("test_checkpoint.py::test_a_flipped_bit_in_the_weights_is_noticed",)),
     Mutant("a half-written file takes the place", "core/files.py", "    try:\n        yield temporary\n",

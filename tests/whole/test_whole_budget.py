@@ -41,7 +41,7 @@ def run(content: dict[str, Any], out: Path, until: str = "evaluate", **changed: 
 @pytest.fixture(scope="module", name="half")
 def half_run(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("half")
-    return out / "tiny", run(content, out, "export")
+    return out / "tiny", run(content, out, "run")
 
 
 def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Path, dict[str, Any]]) -> None:
@@ -115,10 +115,12 @@ def test_a_family_without_such_attention_prunes_its_ffns_and_says_so(content: di
         "num_classes": 3,
     }
     model = {"name": "beit_base_patch16_224", "args": small}
-    made = run(content, tmp_path, model=model, baselines=[], budget={"macs": 0.8}, data={**content["data"], "labels": "by-order"})
-    assert any(note.startswith("prune: [ffn] and not [ffn, attention]") for note in made["notes"])
+    content = {**content, "model": model, "baselines": [], "budget": {"macs": 0.8}}
+    content["data"] = {**content["data"], "labels": "by-order"}
+    made = run(content, tmp_path)
+    assert any(note.startswith("Default prune: [ffn] and not [ffn, attention]") for note in made["notes"])
     with pytest.raises(UserError, match="attention"):
-        run(content, tmp_path, model=model, baselines=[], budget={"macs": 0.8}, prune=["ffn", "attention"])
+        run(content, tmp_path, prune=["ffn", "attention"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model import families, size
-from vitprune.model.tokens import tokens_per_site
+from vitprune.model.tokens import stream_width, tokens_per_site
 from vitprune.pruning.allocate import options
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.slim_attention import Cut
@@ -31,7 +31,7 @@ from vitprune.pruning.slim_attention import Cut
 class Options:
     """One site's: sizes (whatever says them), cost and price of each [n]."""
 
-    sizes: Sequence[object]
+    sizes: Sequence[Any]
     costs: np.ndarray
     prices: np.ndarray
 
@@ -125,11 +125,11 @@ def plan(
             f"{math.ceil(1000 * least / total) / 1000:g}; raise it"
         )
     taken = [site.sizes[at] for site, at in zip(every, allocate(every, room), strict=True)]
-    cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}  # type: ignore[misc]
+    cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}
     keep = {}
     for site, units in zip(ffns, taken[len(curves) :], strict=True):
         keep[site.name] = torch.ones(site.size, dtype=torch.bool)
-        keep[site.name][scores.curves[site.name].order[: site.size - int(units)]] = False  # type: ignore[call-overload]
+        keep[site.name][scores.curves[site.name].order[: site.size - int(units)]] = False
     return Plan(keep, tuple(classes), {name: cut for name, cut in cuts.items() if not cut.whole})
 
 
@@ -137,7 +137,8 @@ def _options(model: nn.Module, curves: Sequence[AttentionCurve], of: Of) -> list
     """Heads and dimensions of every attention; one head stays."""
     if not curves:
         return []
-    width, tokens = int(model.embed_dim), tokens_per_site(model, families.ffn_sites(model))[0]  # type: ignore[arg-type]
+    ffns = families.ffn_sites(model)
+    width, tokens = stream_width(model, ffns[0]), tokens_per_site(model, ffns)[0]
     made = []
     for curve in curves:
         table = {kept: cost for kept, cost in curve.table().items() if kept[0]}

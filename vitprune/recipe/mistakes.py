@@ -43,7 +43,7 @@ def refuse_aliases(node: yaml.Node | None, where: str) -> None:
 
 def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
     """The first problem as one line: file, line, key, what, and the nearest right key for an unknown one."""
-    first = error.errors()[0]
+    first: Any = error.errors()[0]
     for candidate in error.errors():
         if candidate["type"] == "extra_forbidden":
             first = candidate
@@ -52,7 +52,7 @@ def describe(error: ValidationError, node: yaml.Node | None, where: str) -> str:
     keys = [k for k in keys if k not in ("int", "float", "str", "list", "is-instance[Path]", "[key]")]
     keys = ["groups", "auto"] if keys == ["clusters"] and not line_of(node, keys) else keys
     if keys[:1] == ["whole"] and not line_of(node, ["whole"]):  # written as a mapping under `budget`
-        keys[0], first = "budget", {**first, "loc": ("budget", *first["loc"][1:])}  # type: ignore[misc]
+        keys[0], first = "budget", {**first, "loc": ("budget", *first["loc"][1:])}
     found = node_at(node, first["loc"])
     line = line_of(node, keys)
     if isinstance(found, yaml.ScalarNode) and first["type"] != "extra_forbidden":

@@ -9,8 +9,9 @@ In the last block a and the queries count at the tokens that the head reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -74,68 +75,80 @@ def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, T
     return q, k, v
 
 
+class _Gathered:
+    """The sums of all layers: first the FFNs', then the attentions'."""
+
+    def __init__(self, model: nn.Module, ffns: Sequence[FfnSite], attentions: Sequence[AttentionSite]) -> None:
+        self.attentions, self.first = attentions, len(ffns)
+        self.paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
+        self.blocks = [site.block for site in ffns] + [site.block for site in attentions]
+        self.qkvs = [site.qkv for site in attentions]
+        self.read, self.last = tokens_read(model), families.ffn_sites(model)[-1].block
+        self.inputs, self.fishers = [Stream() for _ in self.paths], [_Sum() for _ in self.paths]
+        self.queries, self.keys = [_Sum() for _ in attentions], [_Sum() for _ in attentions]
+        self.tokens, self.counted = [0] * len(self.paths), [0] * len(self.paths)
+
+    def add(self, found: list[list[Tensor]]) -> None:
+        """What `_one_pass` gave for a batch, in pieces; it is used up."""
+        for position, stream in enumerate(self.inputs):
+            x = pieces.first_of(found)
+            self.counted[position] = x.shape[1]
+            stream.add(x)
+        for position, fisher in enumerate(self.fishers):
+            grad = pieces.first_of(found)
+            self.tokens[position] = grad.shape[1]
+            fisher.add(grad.flatten(0, 1))
+        for position, site in enumerate(self.attentions):
+            q, k, _ = split_heads(site, pieces.first_of(found))
+            asked = q[:, :, self.read] if site.block == self.last else q
+            self.queries[position].add(asked.transpose(0, 1).flatten(1, 2))
+            self.keys[position].add((k - k.mean(2, keepdim=True)).transpose(0, 1).flatten(1, 2))
+
+    def finish(self) -> tuple[list[FfnMoments], list[AttentionMoments]]:
+        """The moments."""
+        covariances = [stream.finish().covariance for stream in self.inputs]
+        means = [fisher.mean() for fisher in self.fishers]
+        of_ffns = [FfnMoments(covariances[i], means[i], self.tokens[i]) for i in range(self.first)]
+        of_attentions = []
+        for i in range(len(self.attentions)):
+            n = self.first + i
+            sides = self.queries[i].mean(), self.keys[i].mean()
+            of_attentions.append(AttentionMoments(covariances[n], means[n], *sides, self.tokens[n], self.counted[n]))
+        return of_ffns, of_attentions
+
+
 def statistics(
     model: nn.Module, ffns: Sequence[FfnSite], attentions: Sequence[AttentionSite], batches: Batches, seed: int
 ) -> tuple[list[FfnMoments], list[AttentionMoments]]:
     """The moments of every FFN and every attention, from one forward and one backward per image."""
     among = torch.cat([labels.unique() for _, labels in batches()]).unique()
-    read, last = tokens_read(model), families.ffn_sites(model)[-1].block
     device, footprint = device_of(model), pieces.footprint(model, ffns)
-    paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
-    blocks = [site.block for site in ffns] + [site.block for site in attentions]
-    qkvs = [site.qkv for site in attentions]
-    inputs, fishers = [Stream() for _ in paths], [_Sum() for _ in paths]
-    queries, keys = [_Sum() for _ in attentions], [_Sum() for _ in attentions]
-    tokens, counted = [0] * len(paths), [0] * len(paths)
-
-    def of(images: Tensor) -> list[Tensor]:
-        """What every layer reads, the gradients at their outputs, what every qkv gives."""
-        seen: dict[int, Tensor] = {}
-        outputs: dict[int, Tensor] = {}
-        made: dict[int, Tensor] = {}
-
-        def reads(position: int, x: Tensor) -> None:
-            seen[position] = (x[:, read] if blocks[position] == last else x).detach()
-
-        def keep(position: int, x: Tensor) -> Tensor:
-            outputs[position] = x if x.requires_grad else x.requires_grad_()
-            return outputs[position]
-
-        def give(position: int, x: Tensor) -> None:
-            made[position] = x.detach()
-
-        with torch.enable_grad(), hooks.layers(model, paths, reads, keep), hooks.layers(model, qkvs, written=give):
-            log_p = model(images)[:, among].log_softmax(-1)
-            drawn = draw(log_p.detach().double().softmax(-1), images, seed)
-            every = range(len(paths))
-            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
-        return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(qkvs))]
-
+    gathered = _Gathered(model, ffns, attentions)
     for images, _ in batches():
-        fits = pieces.room(footprint, device)
-        work: Callable[[slice], list[Tensor]] = lambda rows, x=images: of(x[rows])  # type: ignore[misc] # noqa: E731
-        found = pieces.taken(len(images), work, STATISTICS, fits, device)
-        for position, stream in enumerate(inputs):
-            x = pieces.first_of(found)
-            counted[position] = x.shape[1]
-            stream.add(x)
-        for position, fisher in enumerate(fishers):
-            grad = pieces.first_of(found)
-            tokens[position] = grad.shape[1]
-            fisher.add(grad.flatten(0, 1))
-        for position, site in enumerate(attentions):
-            q, k, _ = split_heads(site, pieces.first_of(found))
-            asked = q[:, :, read] if site.block == last else q
-            queries[position].add(asked.transpose(0, 1).flatten(1, 2))
-            keys[position].add((k - k.mean(2, keepdim=True)).transpose(0, 1).flatten(1, 2))
-    covariances = [stream.finish().covariance for stream in inputs]
-    means = [fisher.mean() for fisher in fishers]
-    n = len(ffns)
-    of_ffns = [FfnMoments(covariances[i], means[i], tokens[i]) for i in range(n)]
-    of_attentions = [
-        AttentionMoments(
-            covariances[n + i], means[n + i], queries[i].mean(), keys[i].mean(), tokens[n + i], counted[n + i]
-        )
-        for i in range(len(attentions))
-    ]
-    return of_ffns, of_attentions
+        work = partial(_one_pass, model, gathered, images, among, seed)
+        gathered.add(pieces.taken(len(images), work, STATISTICS, pieces.room(footprint, device), device))
+    return gathered.finish()
+
+
+def _one_pass(model: nn.Module, of: _Gathered, images: Tensor, among: Tensor, seed: int, rows: slice) -> list[Tensor]:
+    """What every layer reads, the gradients at their outputs, what every qkv gives, for some rows of a batch."""
+    seen: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    made: dict[int, Tensor] = {}
+
+    def reads(position: int, x: Tensor) -> None:
+        seen[position] = (x[:, of.read] if of.blocks[position] == of.last else x).detach()
+
+    def keep(position: int, x: Tensor) -> Tensor:
+        outputs[position] = x if x.requires_grad else x.requires_grad_()
+        return outputs[position]
+
+    def give(position: int, x: Tensor) -> None:
+        made[position] = x.detach()
+
+    with torch.enable_grad(), hooks.layers(model, of.paths, reads, keep), hooks.layers(model, of.qkvs, written=give):
+        log_p = model(images[rows])[:, among].log_softmax(-1)
+        drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
+        every = range(len(of.paths))
+        grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+    return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.qkvs))]

@@ -8,6 +8,7 @@ with a' what the heads give at rank r. The fit has a ridge, and its error is set
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vitprune.criteria.statistics.fisher_obs import root
 from vitprune.model import families
 from vitprune.model.inside import hooks
 from vitprune.model.sites.attention import AttentionSite
+from vitprune.model.sites.ffn import linear
 from vitprune.model.tokens import tokens_read
 
 IMAGES = 256  # that a block is measured on
@@ -74,7 +76,7 @@ def ranks(
 
 
 def _of_one(model: nn.Module, site: AttentionSite, moments: AttentionMoments, images: Sequence[Tensor]) -> Tensor:
-    qkv, proj = model.get_submodule(site.qkv), model.get_submodule(site.proj)
+    qkv = linear(model, site.qkv)
     width, measured = site.heads * site.dim, site.dims[:-1]
     if not site.query_keys or not measured:
         return torch.zeros(site.dim + 1, dtype=torch.float64)
@@ -87,13 +89,13 @@ def _of_one(model: nn.Module, site: AttentionSite, moments: AttentionMoments, im
         if done >= enough:
             break
         done += len(batch)
-        q, k, v = split_heads(site, qkv(hooks.input_of(qkv, lambda batch=batch: model(batch))))  # type: ignore[misc]
+        q, k, v = split_heads(site, qkv(hooks.input_of(qkv, partial(model, batch))))
         q = q[:, :, read]
         whole = _mixed(q @ k.mT, site, v)
         q, k = q @ asked.to(q).mT[None], k @ told.to(k).mT[None]
         for r, fit in fits.items():
             fit.add(_mixed(q[..., :r] @ k[..., :r].mT, site, v), whole)
-    weight = root(moments.fisher) @ proj.weight.double().cpu()  # type: ignore[operator,union-attr]
+    weight = root(moments.fisher) @ linear(model, site.proj).weight.double().cpu()
     found = [0.5 * moments.tokens * fits[r].left(weight) for r in fits]
     rising = np.maximum.accumulate([0.0, *reversed(found)])[::-1]
     return torch.from_numpy(np.interp(np.arange(site.dim + 1), [*fits, site.dim], rising))

@@ -19,11 +19,11 @@ from vitprune.core.errors import one_line as line
 from vitprune.core.reading import opened, read_json
 from vitprune.model import classifier, families
 from vitprune.model.families import ffn_sites
-from vitprune.model.load import build, checksums, folders, timm_names
+from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import ASSUMED, Loaded
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
-from vitprune.model.load.weights import filling
+from vitprune.model.load.weights import checksums, filling
 
 
 def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:

@@ -16,9 +16,9 @@ from vitprune.core.reading import Json
 from vitprune.model import kinds
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
-from vitprune.model.load import checksums
 from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
 from vitprune.model.load.spec import Args
+from vitprune.model.load.weights import checksums
 from vitprune.model.sites import attention, ffn
 
 
@@ -42,11 +42,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
             args["mlp_ratio"] = before if ratio is None else ratio
         if ratio is None:
             args[RAGGED] = True
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    for name in ("model.safetensors", "config.json"):
-        ledger.guard(folder / name, anywhere=True)
-    with replacing(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
+    _write_weights(folder, model)
     record = {
         "architecture": loaded.architecture,
         "num_classes": loaded.outputs,
@@ -64,6 +60,14 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
     record = json.loads(json.dumps(record))  # as it will be read: lists, not tuples
     checksums.add(record, folder / "model.safetensors")
     write_json(folder / "config.json", record)
+
+
+def _write_weights(folder: Path, model: nn.Module) -> None:
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    for name in ("model.safetensors", "config.json"):
+        ledger.guard(folder / name, anywhere=True)
+    with replacing(folder / "model.safetensors") as temporary:
+        temporary.write_bytes(to_bytes(state, metadata={"format": "pt"}))
 
 
 def _pretrained_cfg(loaded: Loaded) -> Json:

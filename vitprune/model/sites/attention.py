@@ -95,7 +95,8 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     if not isinstance(model, families.PLAIN):
         raise UserError(f"attention: that of {type(model).__name__} is not supported, only its FFN units are")
     sites, places = [], plain.shared(model)
-    for i, block in enumerate(model.blocks):  # type: ignore[arg-type]
+    blocks: Any = model.blocks
+    for i, block in enumerate(blocks):
         path = f"blocks.{i}.attn"
         if type(block) not in BLOCKS:
             raise UserError(
@@ -122,7 +123,8 @@ def slim(model: nn.Module) -> dict[str, tuple[int, int]]:
     """(heads, dimensions) of every attention by its path, (0, 0) where a block has none left; nothing where all of it is
     whole: H heads of D / H dimensions for a stream of D, as every block here is built."""
     found, whole = {}, True
-    for i, block in enumerate(model.blocks if isinstance(model, families.PLAIN) else ()):  # type: ignore[arg-type]
+    blocks: Any = model.blocks if isinstance(model, families.PLAIN) else ()
+    for i, block in enumerate(blocks):
         attn: Any = getattr(block, "attn", None)
         if isinstance(attn, NoAttention):
             found[f"blocks.{i}.attn"], whole = (0, 0), False

@@ -25,19 +25,16 @@ class Stage:
     after: tuple[str, ...]
 
 
+def _attention(recipe: Recipe) -> list[str]:
+    return ["attention"] if recipe.prunes_attention else []
+
+
 STAGES = (
     Stage("split", split.split, lambda r: (r.model, r.data.content(), r.split), ()),
     Stage(
         "discover",
         score.discover,
-        lambda r: (
-            r.classes,
-            r.groups,
-            r.criterion,
-            r.baselines,
-            r.paper_protocol,
-            *(["attention"] if r.prunes_attention else ()),
-        ),
+        lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol, *_attention(r)),
         ("split",),
     ),
     Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),

@@ -28,7 +28,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
-from vitprune.runs.stages import attention
+from vitprune.runs.results import attention
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run

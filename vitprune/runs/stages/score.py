@@ -18,7 +18,7 @@ from torch import nn
 from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
-from vitprune.core.reading import digest, read_json
+from vitprune.core.reading import Json, digest, read_json
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
@@ -30,7 +30,8 @@ from vitprune.images import split
 from vitprune.model.inside import pieces
 from vitprune.model.sites.base import names
 from vitprune.pruning import masks
-from vitprune.runs.stages import attention, image_scores, sums
+from vitprune.runs.results import attention
+from vitprune.runs.stages import image_scores, sums
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state.run import Run
@@ -97,24 +98,21 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
             found = row.whole(run.loaded.model, run.sites, batches, how=how)
     scores = Scores.whole(name, names(run.sites), found)
     if not all(bool(block.isfinite().all()) for block in scores.rows):
-        raise UserError(
-            f"criterion `{name}`: gives values that are not finite; check the weights of `{run.recipe.model.name}`"
-        )
+        where = run.recipe.model.name
+        raise UserError(f"criterion `{name}`: gives values that are not finite; check the weights of `{where}`")
     path = _whole_file(run, name, group)
     with replacing(path) as temporary:
         temporary.write_bytes(scores.to_bytes())
     files = [path, path.with_suffix(".json")]
-    if name == "fisher-obs" and run.recipe.prunes_attention:
-        files.append(attention.file_of(run, group))
+    files += [attention.file_of(run, group)] if name == "fisher-obs" and run.recipe.prunes_attention else []
     if trained is not None:
         files.append(_kept(trained, _weights_file(run, name, group)))
     seconds = round(time.monotonic() - started, 2)
     run.reporter.say(f"discover {name}: {seconds:.1f} s")
-    images_read = len(index) if "images" in row.needs else 0
-    notes: dict[str, Any] = {"settings": {"criterion": name, "per_class": c.probe_per_class, **asdict(how)}, "t": None}
-    notes |= {"images": images_read, "seconds": seconds, "batch": None, "smallest_batch": None}
-    notes |= {"peak_memory_mb": _rounded(highest[0])}
-    write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None, "group": group})
+    notes: Json = {"settings": {"criterion": name, "per_class": c.probe_per_class, **asdict(how)}, "t": None}
+    notes |= {"images": len(index) if "images" in row.needs else 0, "seconds": seconds, "group": group}
+    notes |= {"batch": None, "smallest_batch": None, "peak_memory_mb": _rounded(highest[0])}
+    write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None})
     return files
 
 
