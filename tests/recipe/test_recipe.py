@@ -87,6 +87,8 @@ def test_every_default() -> None:
             "pressure": 1e-4,
             "train_weights": False,
         },
+        "whole": None,
+        "prune": None,
         "keep": 0.25,
         "allocation": "auto",
         "budget": "flops",

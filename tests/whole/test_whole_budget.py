@@ -56,6 +56,8 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
     whole = {site.path: [site.heads, site.dim] for site in attention_sites(dense)}
     assert sizes != whole and told["attention"] == sizes and told["budget"] == {"macs": 0.5} and told["keep"] is None
     assert all(check["passed"] for check in made["checks"]), made["checks"]
+    small = {path: sizes[path] for path in sizes if sizes[path] != whole[path]}
+    assert {path: size_of["slim"] for path, size_of in made["model"]["attention"].items()} == small
     ours = [row for row in made["rows"] if row["criterion"] == "fisher-obs"]
     assert {row["keep"] for row in made["rows"] if row["criterion"] != "dense"} == {None}
     assert {row["macs"] for row in made["rows"] if row["criterion"] != "dense"} == {size.macs(slim)}

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     StrictInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -55,16 +56,16 @@ class Recipe(Part):
         description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
-    keep: Keep | None = Field(
-        0.25,
-        description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
-    )
     whole: Whole | None = Field(
         None,
         description="in the place of `keep`, `budget: {macs: 0.25}` or `{params: 0.25}`: what is left of the whole model",
     )
     prune: list[Literal["ffn", "attention"]] | None = Field(
         None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
+    )
+    keep: Keep | None = Field(
+        0.25,
+        description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "auto",
@@ -130,8 +131,6 @@ class Recipe(Part):
     @model_validator(mode="after")
     def keep_or_whole(self) -> Recipe:
         if self.whole is None:
-            if self.keep is None:
-                raise ValueError("give a budget: `keep: 25%`, or `budget: {macs: 0.25}` for the whole model")
             if self.prune not in (None, ["ffn"]):
                 raise ValueError("`prune: attention` goes with a budget of the whole model: `budget: {macs: 0.5}`")
             return self
@@ -161,6 +160,13 @@ class Recipe(Part):
     def prunes_attention(self) -> bool:
         """Whether attention is to be pruned; `adapted` says what the model allows."""
         return self.whole is not None and "attention" in (self.prune or ("ffn", "attention"))
+
+    @field_validator("keep")
+    @classmethod
+    def some_budget(cls, keep: int | float | None, info: ValidationInfo) -> int | float | None:
+        if keep is None and "whole" in info.data and info.data["whole"] is None:
+            raise ValueError("is neither a share nor a count; write `0.25`, `25%` or `25 units`")
+        return keep
 
     @field_validator("name")
     @classmethod

@@ -21,6 +21,7 @@ MAX_PANELS = 12
 def kept_section(record: Json, beside: Beside) -> Section:
     """Widths always; paths and similarity where the record has them."""
     blocks = _widths(mapping(record.get("model")))
+    blocks += _attention(mapping(mapping(record.get("model")).get("attention")))
     blocks += _paths(mapping(record.get("paths")), beside)
     blocks += _similarity(mapping(record.get("class_similarity")), beside)
     return Section("kept", "What was kept?", tuple(blocks))
@@ -35,6 +36,17 @@ def _widths(model: Json) -> list[Block]:
     rows = [_width(index, *pair) for index, pair in enumerate(zip_longest(dense, slim))]
     made = table(caption, ("Block", ">Dense", ">Slim", ">Kept"), rows)
     return [*figure(plots.widths("widths", *values, caption), caption), Fold("Widths as a table", (made,))]
+
+
+def _attention(sizes: Json) -> list[Block]:
+    """Heads and their dimensions, of the attentions that are smaller than they were."""
+    rows = []
+    for name, size in sizes.items():
+        before, after = (sequence(mapping(size).get(key)) for key in ("dense", "slim"))
+        if len(before) == len(after) == 2:
+            shown = [f"{numbers.count(number(heads))} × {numbers.count(number(dim))}" for heads, dim in (before, after)]
+            rows.append(Row((Cell(str(name)), *(Cell(text) for text in shown))))
+    return [table("Attention: heads × dimensions of a head", ("Attention", ">Dense", ">Slim"), rows)] if rows else []
 
 
 def _width(index: int, dense: Any, slim: Any) -> Row:

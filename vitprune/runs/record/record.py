@@ -10,9 +10,10 @@ from typing import Any
 
 from vitprune.core import places
 from vitprune.core.device import machine, versions
-from vitprune.core.reading import digest, read_json, sha256
+from vitprune.core.reading import Json, digest, read_json, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared
+from vitprune.model.sites.attention import attention_sites
 from vitprune.recipe.parse import dump
 from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
@@ -251,9 +252,16 @@ def _evaluated(run: Run, evaluated: dict[str, Any], exported_now: bool) -> dict[
         "widths_dense": dense_widths,
         "widths_slim": pruned["widths"],
     }
+    if pruned.get("attention"):
+        found["model"]["attention"] = _attention(run, pruned["attention"])
     exported = _stage_json(run, "export", f"{group or 'all'}.json") if exported_now else None
     found["latency"] = exported["latency"] if exported else []
     return found
+
+
+def _attention(run: Run, slim: Json) -> Json:
+    dense = {site.name: [site.heads, site.dim] for site in attention_sites(run.loaded.model)}
+    return {name: {"dense": dense[name], "slim": size} for name, size in slim.items()}
 
 
 def _result(run: Run, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
