@@ -95,10 +95,10 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "export.latency_batches": ([2], [EXPORT]),
 }
 # Where results go and how fast; what the choice, the comparison and the tables read has digests of its own; a pair of
-# folders in the place of `path` is another source; `reference` needs other settings beside it.
+# folders in the place of `path` is another source; a budget of the whole model stands in the place of `keep`, see below; `reference` needs other settings beside it.
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
-    "criterion.reference", "clusters", "compare", "paper",
+    "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "prune",
 }  # fmt: skip
 
 
@@ -145,6 +145,23 @@ def test_every_key_of_a_recipe_says_what_it_changes() -> None:
 def test_another_value_does_again_what_depends_on_it(key: str) -> None:
     value, redone = CHANGED[key]
     before, after = digests(BASE), digests(changed(key, value))
+    assert [name for name in before if before[name] != after[name]] == redone
+
+
+@pytest.mark.parametrize(
+    ("other", "redone"),
+    [
+        ({"budget": {"macs": 0.25}}, AFTER_PRUNE),
+        ({"budget": {"params": 0.5}}, AFTER_PRUNE),
+        ({"prune": ["ffn"]}, AFTER_DISCOVER),
+        ({"budget": "flops", "keep": 0.5}, AFTER_DISCOVER),
+    ],
+)
+def test_another_budget_of_the_whole_model_does_again_what_depends_on_it(
+    other: dict[str, Any], redone: list[str]
+) -> None:
+    plain = {k: v for k, v in BASE.items() if k != "keep"} | {"criterion": {"name": "fisher-obs"}}
+    before, after = digests(plain | {"budget": {"macs": 0.5}}), digests(plain | {"budget": {"macs": 0.5}} | other)
     assert [name for name in before if before[name] != after[name]] == redone
 
 
