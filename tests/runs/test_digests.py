@@ -95,7 +95,8 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "export.latency_batches": ([2], [EXPORT]),
 }
 # Where results go and how fast; what the choice, the comparison and the tables read has digests of its own; a pair of
-# folders in the place of `path` is another source; a budget of the whole model stands in the place of `keep`, see below; `reference` needs other settings beside it.
+# folders in the place of `path` is another source; a budget of the whole model stands in the place of `keep`, see below;
+# `reference` needs other settings beside it.
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "prune",
