@@ -6,34 +6,43 @@ Legend: N images [N, C, H, W] as the model takes them (already normalised), labe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vitprune.core.device import device_of
 from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
-from vitprune.model import door, families
+from vitprune.criteria.statistics.attention import statistics
+from vitprune.criteria.statistics.attention_curve import AttentionCurve, curve
+from vitprune.criteria.statistics.ranks import ranks
+from vitprune.model import classifier, door, families
 from vitprune.model.inside import blockwise
+from vitprune.model.sites.attention import attention_sites
+from vitprune.model.sites.ffn import FfnSite, linear
 from vitprune.pruning import budget as budgets
-from vitprune.pruning import prices
+from vitprune.pruning import prices, whole
 from vitprune.pruning.budget import Budget
 from vitprune.pruning.repair.names import Recovery, closed_form
 from vitprune.pruning.repair.repair import Repairer, chosen
 from vitprune.pruning.slimming import slim
+from vitprune.recipe.parts import Whole
 
 
 def prune(
     model: nn.Module,
     scores: Scores,
     *,
-    keep: int | float | str,
+    keep: int | float | str | None = None,
     recovery: Recovery | Literal["auto"] = "auto",
     images: Tensor | Iterable[Tensor] | None = None,
     classes: Sequence[int] | None = None,
     round_to: int | None = None,
     allocation: Literal["uniform", "global", "budgeted", "auto"] = "auto",
-    budget: prices.Price = "flops",
+    budget: prices.Price | Mapping[str, float] = "flops",
     floor: int = 1,
     ridge: float | None = None,
     batch: int = 64,
@@ -44,19 +53,67 @@ def prune(
     price, as `allocation` says (`auto`: one threshold where the scores compare across blocks, else uniform).
     `recovery: auto` is layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no
     labels; needed unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
+
+    In the place of `keep`, `budget={"macs": 0.25}` or `{"params": 0.25}` is what is left of the whole model: attention goes
+    beside the FFNs where the family allows, at the least cost; `scores` are then of `fisher-obs`, and `images` are needed.
     """
-    kept = _asked(keep, recovery)
+    whole_of = _of_whole(keep, budget, scores, allocation)
+    kept = _asked(1.0 if keep is None else keep, recovery)
     model = door.bare("prune", model)
     door.check_batch("prune", batch)
     with door.Inside(model):
         sites = families.ffn_sites(model)
-        asked = Budget(kept, allocation, budget, round_to, floor)
-        plan = asked.plan(scores, sites, prices.of_sites(model, sites, budget), classes)
-        repairer, given = Repairer(chosen(recovery, model), ridge), None
+        repairer, given = Repairer(chosen(recovery, model), ridge), list[Tensor]()
+        if whole_of is not None or repairer.method != "none":
+            wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
+            given = _images_for(wants, model, images, batch)
+        if whole_of is not None:
+            curves = _curves(model, sites, given, classes)
+            plan = whole.plan(model, scores, curves, whole_of.share, whole_of.of, classes or (), round_to, floor)
+        else:
+            price: prices.Price = budget if isinstance(budget, str) else "flops"
+            asked = Budget(kept, allocation, price, round_to, floor)
+            plan = asked.plan(scores, sites, prices.of_sites(model, sites, price), classes)
         if repairer.method != "none":
-            given = _images_for(repairer.method, model, images, batch)
             _tell(model, recovery, repairer.method)
-        return slim(plan, repairer, repairer.prepare(model, None if given is None else lambda: given))
+        return slim(plan, repairer, repairer.prepare(model, (lambda: given) if given else None))
+
+
+def _of_whole(keep: object, budget: object, scores: Scores, allocation: str) -> Whole | None:
+    """The budget of the whole model; None where `keep` is the budget. Raises UserError for both, neither, or scores that
+    are no costs."""
+    if not isinstance(budget, Mapping):
+        if keep is None:
+            raise UserError("prune: give keep=0.25, or budget={'macs': 0.25} for the whole model")
+        return None
+    if keep is not None or allocation != "auto":
+        raise UserError("prune: a budget of the whole model stands in the place of keep and allocation; leave them out")
+    try:
+        found = Whole.model_validate(dict(budget))
+    except ValidationError as error:
+        raise UserError(
+            f"prune: budget {dict(budget)!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+        ) from error
+    if scores.curves is None or any(curve.unit != "nats per image" for curve in scores.curves.values()):
+        raise UserError(f"prune: a budget of the whole model needs scores of `fisher-obs`, not of `{scores.criterion}`")
+    return found
+
+
+def _curves(
+    model: nn.Module, sites: Sequence[FfnSite], images: list[Tensor], classes: Sequence[int] | None
+) -> list[AttentionCurve]:
+    """What the model's attentions cost; none, with a warning, where its family's attention cannot be pruned."""
+    try:
+        found = attention_sites(model)
+    except UserError as error:
+        warnings.warn(f"only FFN units are pruned: {error}", UserWarning, stacklevel=4)
+        return []
+    device = device_of(model)
+    among = torch.arange(classifier.outputs(model)) if classes is None else torch.tensor(sorted(set(classes)))
+    _, moments = statistics(model, sites, found, lambda: ((x.to(device), among) for x in images), 0)
+    measured = ranks(model, found, moments, (x.to(device) for x in images))
+    weights = [linear(model, site.proj).weight.detach().double().cpu() for site in found]
+    return [curve(*parts) for parts in zip(found, weights, moments, measured, strict=True)]
 
 
 def _asked(keep: int | float | str, recovery: str) -> int | float:
@@ -69,13 +126,14 @@ def _asked(keep: int | float | str, recovery: str) -> int | float:
         raise UserError(f"prune: keep {keep!r}: {error}") from error
 
 
-def _images_for(recovery: str, model: nn.Module, images: Tensor | Iterable[Tensor] | None, batch: int) -> list[Tensor]:
-    """The batches that a repair looks at. Raises UserError where there are none."""
+def _images_for(wants: str, model: nn.Module, images: Tensor | Iterable[Tensor] | None, batch: int) -> list[Tensor]:
+    """The batches that are looked at. Raises UserError where there are none."""
     if images is None or (isinstance(images, Tensor) and not len(images)):
-        raise UserError(f"prune: recovery `{recovery}` needs images; pass images=… or recovery='none'")
+        advice = "pass images=… or recovery='none'" if wants.startswith("recovery") else "pass images=…"
+        raise UserError(f"prune: {wants} needs images; {advice}")
     given = door.batches_of("prune", model, images, batch)
     if not given:
-        raise UserError(f"prune: recovery `{recovery}` needs images, and the batches given are none")
+        raise UserError(f"prune: {wants} needs images, and the batches given are none")
     return given
 
 

@@ -91,8 +91,8 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
         elif name == "fisher-obs" and run.recipe.prunes_attention:
             found = attention.find(run, batches, how.seed, attention.file_of(run, group))
         elif row.summed:
-            label = f"discover {name}" + (f" {group}" if group else "")
-            added = sums.total(run, Asked("discover", name, how, index, size), label)
+            asked = Asked("discover", name, how, index, size)
+            added = sums.total(run, asked, f"discover {name} {group or ''}".strip())
             found = row.summed.scores(run.loaded.model, run.sites, added, how=how)
         else:
             found = row.whole(run.loaded.model, run.sites, batches, how=how)
@@ -101,12 +101,9 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
         where = run.recipe.model.name
         raise UserError(f"criterion `{name}`: gives values that are not finite; check the weights of `{where}`")
     path = _whole_file(run, name, group)
-    with replacing(path) as temporary:
-        temporary.write_bytes(scores.to_bytes())
-    files = [path, path.with_suffix(".json")]
+    files = [_write(path, scores.to_bytes()), path.with_suffix(".json")]
     files += [attention.file_of(run, group)] if name == "fisher-obs" and run.recipe.prunes_attention else []
-    if trained is not None:
-        files.append(_kept(trained, _weights_file(run, name, group)))
+    files += [] if trained is None else [_kept(trained, _weights_file(run, name, group))]
     seconds = round(time.monotonic() - started, 2)
     run.reporter.say(f"discover {name}: {seconds:.1f} s")
     notes: Json = {"settings": {"criterion": name, "per_class": c.probe_per_class, **asdict(how)}, "t": None}
@@ -118,9 +115,13 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
 
 def _kept(trained: torch.nn.Module, path: Path) -> Path:
     """The file with the weights that a criterion trained."""
-    state = {key: value.cpu().contiguous() for key, value in trained.state_dict().items()}
+    return _write(path, to_bytes({key: value.cpu().contiguous() for key, value in trained.state_dict().items()}))
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """The file, written whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_bytes(to_bytes(state))
+        temporary.write_bytes(content)
     return path
 
 
