@@ -60,6 +60,7 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
     assert {path: size_of["slim"] for path, size_of in made["model"]["attention"].items()} == small
     ours = [row for row in made["rows"] if row["criterion"] == "fisher-obs"]
     assert {row["keep"] for row in made["rows"] if row["criterion"] != "dense"} == {None}
+    assert {row["allocation"] for row in made["rows"] if row["criterion"] != "dense"} == {"whole"}
     assert {row["macs"] for row in made["rows"] if row["criterion"] != "dense"} == {size.macs(slim)}
     assert [row["recovery"] for row in ours] == ["none", "layerwise"]
 

@@ -66,7 +66,7 @@ def _table(title: str, rows: list[Json]) -> Table:
         name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
         table.add_row(
             escape(name),
-            str(first["keep"]),
+            "whole" if first["keep"] is None else str(first["keep"]),
             first["recovery"],
             first["head"],
             f"{100 * statistics.mean(top1):.2f}{spread}",

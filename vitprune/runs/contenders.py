@@ -25,6 +25,7 @@ from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimm
 from vitprune.runs.state.run import Run
 
 DENSE = "dense"
+WHOLE = "whole"  # the allocation of a row under a budget of the whole model
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def row(
         criterion=contender.criterion,
         keep=contender.keep,
         kept=kept,
-        allocation=allocation_of(contender.criterion, run.recipe.allocation),
+        allocation=WHOLE if contender.keep is None else allocation_of(contender.criterion, run.recipe.allocation),
         recovery=contender.repair,
         group=contender.group,
         classes=tuple(run.classes.name(i) for i in targets),
