@@ -26,7 +26,8 @@ from vitprune.deploy.onnx import exporting
 from vitprune.exam.logits import predictor, test_logits
 from vitprune.exam.metrics import mcnemar
 from vitprune.model import size
-from vitprune.pruning import whole
+from vitprune.pruning.whole import allocation
+from vitprune.pruning.whole.pricing import Macs
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.results import attention
@@ -81,7 +82,7 @@ def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
             row: Found = {}
             for name, used in (("", curves), ("ffn_only_", [])):
                 try:
-                    plan = whole.plan(dense, scores, used, budget, "macs", targets)
+                    plan = allocation.plan(dense, scores, used, budget, Macs(dense), targets)
                 except UserError:  # FFN units alone do not get there
                     row |= {f"{name}top1": None, f"{name}kl": None}
                     continue

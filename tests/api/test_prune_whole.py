@@ -44,7 +44,7 @@ def test_what_does_not_go_together_is_one_line() -> None:
         ({}, "give keep=0.25, or budget="),
         ({"keep": 0.5, "budget": {"macs": 0.5}}, "in the place of keep"),
         ({"budget": {"macs": 2.0}}, "less than or equal to 1"),
-        ({"budget": {"macs": 0.5, "params": 0.5}}, "a share of one thing"),
+        ({"budget": {"macs": 0.5, "params": 0.5}}, "a budget of one thing"),
         ({"budget": {"macs": 0.5}}, "needs images"),
         ({"budget": {"macs": 0.01}, "images": IMAGES}, "is below what is left"),
     ):

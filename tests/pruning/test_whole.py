@@ -17,17 +17,18 @@ from vitprune.criteria.statistics import attention_curve
 from vitprune.model import families
 from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites.ffn import linear
-from vitprune.pruning import slim_attention, whole
+from vitprune.pruning import slim_attention
 from vitprune.pruning.repair import layerwise
+from vitprune.pruning.whole import hulls
 
 
-def random_sites(seed: int) -> list[whole.Options]:
+def random_sites(seed: int) -> list[hulls.Options]:
     draw = np.random.default_rng(seed)
     made = []
     for _ in range(4):
         n = int(draw.integers(2, 6))
         made.append(
-            whole.Options(range(n), np.sort(draw.random(n) ** 3)[::-1], np.cumsum(draw.integers(1, 9, n)).astype(float))
+            hulls.Options(range(n), np.sort(draw.random(n) ** 3)[::-1], np.cumsum(draw.integers(1, 9, n)).astype(float))
         )
     return made
 
@@ -40,22 +41,22 @@ def test_never_above_the_budget_and_close_to_the_best(seed: int) -> None:
     cost = np.array([sum(s.costs[i] for s, i in zip(sites, pick, strict=True)) for pick in every])
     low, high = float(price.min()), float(price.max())
     for budget in np.linspace(low, high, 7):
-        place = every.index(tuple(whole.allocate(sites, float(budget))))
+        place = every.index(tuple(hulls.allocate(sites, float(budget))))
         assert price[place] <= budget + 1e-9
         step = max(float((s.costs[:-1] - s.costs[1:]).max()) for s in sites)
         assert cost[place] <= cost[price <= budget].min() + step
-    assert cost[every.index(tuple(whole.allocate(sites, high)))] == cost.min()
+    assert cost[every.index(tuple(hulls.allocate(sites, high)))] == cost.min()
 
 
 def test_a_budget_below_the_smallest_model_is_refused() -> None:
     sites = random_sites(0)
     with pytest.raises(UserError, match="smallest model is above it"):
-        whole.allocate(sites, sum(float(s.prices.min()) for s in sites) - 1)
+        hulls.allocate(sites, sum(float(s.prices.min()) for s in sites) - 1)
 
 
 def test_an_option_that_costs_more_and_is_dearer_is_never_taken() -> None:
-    site = whole.Options("abc", np.array([3.0, 4.0, 1.0]), np.array([1.0, 2.0, 3.0]))
-    assert whole.hull(site) == [0, 2]
+    site = hulls.Options("abc", np.array([3.0, 4.0, 1.0]), np.array([1.0, 2.0, 3.0]))
+    assert hulls.hull(site) == [0, 2]
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(2, 4), (1, 8), (1, 4), (0, 0)])

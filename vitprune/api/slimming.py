@@ -24,11 +24,13 @@ from vitprune.model.inside import blockwise
 from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites.ffn import FfnSite, linear
 from vitprune.pruning import budget as budgets
-from vitprune.pruning import prices, whole
+from vitprune.pruning import prices
 from vitprune.pruning.budget import Budget
 from vitprune.pruning.repair.names import Recovery, closed_form
 from vitprune.pruning.repair.repair import Repairer, chosen
 from vitprune.pruning.slimming import slim
+from vitprune.pruning.whole.allocation import plan as plan_of_whole
+from vitprune.pruning.whole.pricing import PRICINGS
 from vitprune.recipe.parts import Whole
 
 
@@ -68,12 +70,13 @@ def prune(
             wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
             given = _images_for(wants, model, images, batch)
         if whole_of is not None:
+            asked = PRICINGS[whole_of.of](model)
             curves = _curves(model, sites, given, classes)
-            plan = whole.plan(model, scores, curves, whole_of.share, whole_of.of, classes or (), round_to, floor)
+            plan = plan_of_whole(model, scores, curves, whole_of.amount, asked, classes or (), round_to, floor)
         else:
             price: prices.Price = budget if isinstance(budget, str) else "flops"
-            asked = Budget(kept, allocation, price, round_to, floor)
-            plan = asked.plan(scores, sites, prices.of_sites(model, sites, price), classes)
+            of_ffns = Budget(kept, allocation, price, round_to, floor)
+            plan = of_ffns.plan(scores, sites, prices.of_sites(model, sites, price), classes)
         if repairer.method != "none":
             _tell(model, recovery, repairer.method)
         return slim(plan, repairer, repairer.prepare(model, (lambda: given) if given else None))

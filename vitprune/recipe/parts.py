@@ -54,35 +54,77 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Whole(Part):
-    """A budget of the whole model: one of these."""
+Share = Annotated[float, Field(gt=0, le=1)]
+Size = Annotated[float, Field(gt=0, le=1e6)]
+Points = Annotated[float, Field(ge=0, le=100)]
+Shares = Annotated[list[Share], Field(min_length=1)]
+Sizes = Annotated[list[Size], Field(min_length=1)]
+Word = Literal["macs", "params", "latency", "size_mb", "loss_points"]
 
-    macs: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="share of the multiply-adds that is left"
+
+class Whole(Part):
+    """A budget of the whole model: one of these. A list is a frontier: one model for each."""
+
+    macs: Share | Shares | None = Field(None, description="share of the multiply-adds that is left")
+    params: Share | Shares | None = Field(None, description="share of the parameters that is left")
+    latency: Share | Shares | None = Field(
+        None, description="share of the time of an image that is left, measured here"
     )
-    params: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of the parameters that is left")
+    size_mb: Size | Sizes | None = Field(None, description="megabytes (10^6 bytes) of the fp32 file, at most")
+    loss_points: Points | None = Field(
+        None, description="points of top-1 that the smallest model within them may lose, by the probe images"
+    )
 
     @model_validator(mode="after")
     def one(self) -> Whole:
-        if (self.macs is None) == (self.params is None):
-            raise ValueError("is a share of one thing: `budget: {macs: 0.25}` or `budget: {params: 0.25}`")
+        given = [name for name in _WORDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "is a budget of one thing: `budget: {macs: 0.25}`, or params, latency, size_mb, loss_points in its place"
+            )
+        amounts = getattr(self, given[0])
+        if isinstance(amounts, list) and len(set(amounts)) < len(amounts):
+            raise ValueError(f"`{given[0]}` names one of its values twice")
         return self
 
     @property
-    def of(self) -> Literal["macs", "params"]:
-        """What it is a share of."""
-        return "params" if self.macs is None else "macs"
+    def of(self) -> Word:
+        """What it is a budget of."""
+        return next(name for name in _WORDS if getattr(self, name) is not None)
 
     @property
-    def share(self) -> float:
-        """How much is left, above 0 and at most 1."""
-        found = self.params if self.macs is None else self.macs
-        assert found is not None
-        return found
+    def each(self) -> tuple[Whole, ...]:
+        """The budgets of a frontier, largest first; one that is none, alone."""
+        amounts = getattr(self, self.of)
+        if not isinstance(amounts, list):
+            return (self,)
+        return tuple(Whole.model_validate({self.of: amount}) for amount in sorted(amounts, reverse=True))
+
+    @property
+    def amount(self) -> float:
+        """How much, in its own unit. Raises ValueError for a frontier, which has several."""
+        found = getattr(self, self.of)
+        if isinstance(found, list):
+            raise ValueError("a frontier has several amounts")
+        return float(found)
+
+    @property
+    def spelled(self) -> dict[str, float]:
+        """As it is written: `{"macs": 0.25}`."""
+        return {self.of: self.amount}
 
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""
-        return f"{100 * self.share:g} % of the {'multiply-adds' if self.of == 'macs' else 'parameters'}"
+        return " or ".join(_WORDS[one.of].format(one.amount, 100 * one.amount) for one in self.each)
+
+
+_WORDS: dict[Word, str] = {
+    "macs": "{1:g} % of the multiply-adds",
+    "params": "{1:g} % of the parameters",
+    "latency": "{1:g} % of the time",
+    "size_mb": "{0:g} MB",
+    "loss_points": "a loss of {0:g} points of top-1 at most",
+}
 
 
 def on_any_disk(name: str) -> str:

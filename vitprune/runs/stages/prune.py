@@ -22,12 +22,14 @@ from vitprune.criteria.scores import Scores
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
 from vitprune.model.load import saving
-from vitprune.pruning import masks, prices, surgery, whole
+from vitprune.pruning import masks, prices, surgery
 from vitprune.pruning.budget import Budget
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
+from vitprune.pruning.whole import allocation
+from vitprune.pruning.whole.pricing import PRICINGS
 from vitprune.runs.results import attention
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
@@ -51,7 +53,7 @@ def prune(run: Run) -> list[Path]:
             "classes": [run.classes.name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
-            **({"budget": {recipe.whole.of: recipe.whole.share}} if recipe.whole else {}),
+            **({"budget": {recipe.whole.of: recipe.whole.amount}} if recipe.whole else {}),
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": run.recovery,
@@ -96,8 +98,9 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     scores = scores_of(run, name, recipe.criterion.seed, group)
     if recipe.whole is not None:
         curves = attention.of_file(run, group) if recipe.prunes_attention else []
-        model, (of, left) = run.loaded.model, (recipe.whole.of, recipe.whole.share)
-        return whole.plan(model, scores, curves, left, of, targets, recipe.round_to, recipe.floor)
+        model, left = run.loaded.model, recipe.whole.amount
+        asked = PRICINGS[recipe.whole.of](model)
+        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
