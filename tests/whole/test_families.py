@@ -330,7 +330,7 @@ def test_the_command_lists_what_is_tested_here():
     assert "jas" in by_name["swin"]["all_tokens_only"]
     assert "activation" not in by_name["swin"]["criteria"] + by_name["swin"]["all_tokens_only"]
     assert set(by_name["vit"]["repairs"]) - set(by_name["swin"]["repairs"]) == {
-        "sequential", "layerwise", "sequential+distill", "layerwise+distill",
+        "sequential", "layerwise", "layerwise+head", "sequential+distill", "layerwise+distill",
     }  # fmt: skip
     lines = CliRunner().invoke(app.app, ["models"]).stdout
     assert all(name in lines for name in NAMES)

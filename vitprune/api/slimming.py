@@ -65,7 +65,7 @@ def prune(
     door.check_batch("prune", batch)
     with door.Inside(model):
         sites = families.ffn_sites(model)
-        repairer, given = Repairer(chosen(recovery, model), ridge), list[Tensor]()
+        repairer, given = Repairer(chosen(recovery, model, whole_of is not None), ridge), list[Tensor]()
         if whole_of is not None or repairer.method != "none":
             wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
             given = _images_for(wants, model, images, batch)

@@ -81,8 +81,8 @@ class Recipe(Part):
     round_to: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="widths become multiples of this")
     recovery: Recovery | Literal["auto"] = Field(
         "auto",
-        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too); + distill; "
-        "auto: layerwise where the blocks allow it, else affine",
+        description="none, mean, affine, sequential (fc2 block by block), layerwise (qkv and proj too; + head: the "
+        "classifier); + distill; auto: layerwise where the blocks allow it, else affine; + head under a `budget` mapping",
     )
     ridge: Annotated[float, Field(gt=0)] | None = Field(
         None, description="strength of the repair's ridge; without it 1e-3, or chosen per layer on probe images"

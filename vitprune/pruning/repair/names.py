@@ -10,15 +10,15 @@ if TYPE_CHECKING:  # recipes are read, and checked, without either
 
 Recovery = Literal[
     "none", "mean", "affine", "sequential", "layerwise",
-    "distill", "mean+distill", "affine+distill", "sequential+distill", "layerwise+distill",
+    "layerwise+head", "distill", "mean+distill", "affine+distill", "sequential+distill", "layerwise+distill",
 ]  # fmt: skip
 
 RECOVERIES: tuple[Recovery, ...] = get_args(Recovery)
 
 
 def closed_form(recovery: str) -> str:
-    """The part that is solved: none, mean, affine, sequential or layerwise."""
-    return "none" if recovery == "distill" else recovery.removesuffix("+distill")
+    """How hidden units and attention are repaired, by solving: none, mean, affine, sequential or layerwise."""
+    return "none" if recovery == "distill" else recovery.removesuffix("+distill").removesuffix("+head")
 
 
 def needs_moments(recovery: str) -> bool:

@@ -1,7 +1,7 @@
 """Repair of a model whose units are gone, from images of the probe split; labels play no part.
 
-`sequential` and `layerwise` go block by block (layerwise.py); `+distill` adds a short training by the dense
-model (distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
+`sequential` and `layerwise` go block by block (layerwise.py); `+head` fits the classifier to the dense model's predictions
+after that (head.py), `+distill` adds a short training by the dense model (distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
 pruned units, μ and C the mean and centred covariance of a block's hidden units over all tokens of all probe images (in
 the last block over the tokens that the head reads: what its FFN does to the others is never seen; on a fold of the probe
 split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and b2 = fc2.bias:
@@ -29,7 +29,7 @@ from vitprune.model.inside import blockwise
 from vitprune.model.inside.moments import moments as moments_of
 from vitprune.model.sites import ffn
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair import distill, layerwise
+from vitprune.pruning.repair import distill, head, layerwise
 from vitprune.pruning.repair.fold import _refit_all, _refit_normed
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_images, needs_moments
 from vitprune.pruning.repair.streams import DenseStreams
@@ -38,11 +38,14 @@ DISTILL_EPOCHS = 3
 Batches = Callable[[], Iterable[Tensor]]  # of images [B, C, H, W], the same at every call
 
 
-def chosen(asked: Recovery | Literal["auto"], model: nn.Module) -> Recovery:
-    """The repair; `auto` is layerwise where the blocks come in halves, affine elsewhere."""
+def chosen(asked: Recovery | Literal["auto"], model: nn.Module, whole: bool = False) -> Recovery:
+    """The repair; `auto` is layerwise where the blocks come in halves, affine elsewhere. Under a budget of the whole model
+    the classifier is repaired after them, where it can be."""
     if asked != "auto":
         return asked
-    return "affine" if blockwise.halves(model) is None else "layerwise"
+    if blockwise.halves(model) is None:
+        return "affine"
+    return "layerwise+head" if whole and head.why_not(model) is None else "layerwise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,9 @@ class Repairer:
                 slim, state.dense, state.images(), attention=solved == "layerwise", ridge=self.ridge, track=self.track,
                 kept=state.streams, scratch=self.scratch,
             )  # fmt: skip
+        if self.method.endswith("head"):
+            assert state.images is not None
+            head.refit(slim, state.dense, state.images())
         if self.method.endswith("distill"):
             assert state.images is not None
             distill.distill(slim, state.dense, state.images, epochs=self.epochs)

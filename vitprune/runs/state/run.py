@@ -217,7 +217,7 @@ class Run:
     def recovery(self) -> Recovery:
         """The recipe's repair, `auto` decided by the model."""
         asked = self.recipe.recovery
-        return repair.chosen(asked, self.loaded.model) if asked == "auto" else asked
+        return repair.chosen(asked, self.loaded.model, self.recipe.whole is not None) if asked == "auto" else asked
 
     def dense_streams(self, index: np.ndarray, batch: int) -> DenseStreams | None:
         """Room for the dense model's streams on the images of `index`, for repairs that go block by block; filled by the

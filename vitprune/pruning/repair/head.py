@@ -1,0 +1,111 @@
+"""Repair of the classifier: its last layer, fitted to what the dense model predicts; no labels.
+
+With f what the layer reads in the slim model, p the dense model's probabilities and W0 the layer's weights:
+
+    min over W, b of   mean KL(p ‖ softmax(W f + b)) + r/2 ‖(W − W0)·sd(f)‖²
+
+which is convex. r is what a fifth of the images, kept from the fit, likes best; where they like the old layer best it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.core.device import device_of
+from vitprune.core.errors import UserError
+from vitprune.model import classifier
+from vitprune.model.inside import hooks, pieces
+
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+STEPS = 60
+ENTRIES = 1 << 26  # of the table of probabilities: no more images are read
+HELD_OUT = 5  # every fifth image
+ADVICE = "repair: not enough memory for a single image; free some, or take a device with more"
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why the classifier cannot be refitted; None where it can: one linear layer with a bias that ends in the outputs."""
+    try:
+        layers = classifier.layers_of(model)
+    except UserError as error:
+        return str(error)
+    if len(layers) != 1:
+        return f"the classifier has {len(layers)} layers side by side"
+    return "the classifier has no bias" if layers[0].bias is None else None
+
+
+@torch.no_grad()
+def refit(slim: nn.Module, dense: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Rewrite the classifier of `slim` in place from batches of images [B, C, H, W]. Raises UserError where it is another
+    than one linear layer."""
+    why = why_not(slim)
+    if why is not None:
+        raise UserError(f"recovery: {why}; take layerwise without head")
+    layer = classifier.layers_of(slim)[0]
+    read, told = list[Tensor](), list[Tensor]()
+    most = max(1, ENTRIES // layer.out_features)
+    for images in batches:
+        if sum(map(len, read)) >= most:
+            break
+        x = images.to(device_of(dense))
+        seen = pieces.joined(lambda x: hooks.input_of(layer, lambda: slim(x)), x, advice=ADVICE)
+        if seen.ndim != 2:
+            raise UserError(
+                "recovery: the classifier reads more than one vector of an image; take layerwise without head"
+            )
+        read.append(seen.double())
+        told.append(pieces.joined(dense, x, advice=ADVICE).double())
+    features, target = torch.cat(read), torch.cat(told).softmax(-1)
+    weight, bias = fitted(features, target, layer.weight.double(), layer.bias.double())
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+
+
+def fitted(features: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The new weight [C, D] and bias [C] for features [N, D] and the dense model's probabilities [N, C]; float64."""
+    held = torch.arange(len(features), device=features.device) % HELD_OUT == HELD_OUT - 1
+    if not bool(held.any()):
+        return weight, bias
+    mean, scale = features.mean(0), features.std(0).clamp_min(1e-12)
+    z = (features - mean) / scale
+    start = features @ weight.T + bias
+    best, chosen = _kl(target[held], start[held]), None
+    zero = torch.zeros_like(weight), torch.zeros_like(bias)
+    made = zero
+    for ridge in RIDGES:  # from the strongest on, each from where the one before has come to
+        made = _solve(z[~held], start[~held], target[~held], ridge, made)
+        error = _kl(target[held], start[held] + z[held] @ made[0].T + made[1])
+        if error < best:
+            best, chosen = error, ridge
+    if chosen is None:
+        return weight, bias
+    turned, shift = _solve(z, start, target, chosen, zero)
+    turned = turned / scale
+    return weight + turned, bias + shift - turned @ mean
+
+
+def _kl(target: Tensor, logits: Tensor) -> float:
+    """Mean KL(target ‖ softmax(logits)) without the target's own entropy, nats."""
+    return -float((target * logits.log_softmax(-1)).sum(-1).mean())
+
+
+def _solve(
+    z: Tensor, start: Tensor, target: Tensor, ridge: float, begin: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What is added to weights [C, D] on standardised features z [N, D] and to biases [C], at one ridge."""
+    weight, bias = (part.clone().requires_grad_() for part in begin)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        log_q = (start + z @ weight.T + bias).log_softmax(-1)
+        made = ridge / 2 * weight.square().sum() - (target * log_q).sum(-1).mean()
+        made.backward()
+        return made
+
+    with torch.enable_grad():
+        optimiser.step(loss)
+    return weight.detach(), bias.detach()
