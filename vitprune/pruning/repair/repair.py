@@ -1,10 +1,11 @@
 """Repair of a model whose units are gone, from images of the probe split; labels play no part.
 
 `sequential` and `layerwise` go block by block (layerwise.py); `+head` fits the classifier to the dense model's predictions
-after that (head.py), `+distill` adds a short training by the dense model (distill.py). `mean` and `affine` need only the hidden units of the dense model: with S the kept and P the
-pruned units, μ and C the mean and centred covariance of a block's hidden units over all tokens of all probe images (in
-the last block over the tokens that the head reads: what its FFN does to the others is never seen; on a fold of the probe
-split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and b2 = fc2.bias:
+after that (head.py), `+distill` adds a short training by the dense model (distill.py). `mean` and `affine` need only the
+hidden units of the dense model: with S the kept and P the pruned units, μ and C the mean and centred covariance of a block's
+hidden units over all tokens of all probe images (in the last block over the tokens that the head reads: what its FFN does to
+the others is never seen; on a fold of the probe split leaving them out was worth 0 to 0.9 points), W2 = fc2.weight and
+b2 = fc2.bias:
 
     mean     b2 += W2_P μ_P
     affine   B = C_PS (C_SS + λI)⁻¹;   W2_S += W2_P B;   b2 += W2_P (μ_P − B μ_S)      λ = ridge · mean diag C_SS
