@@ -62,7 +62,7 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
     assert {row["keep"] for row in made["rows"] if row["criterion"] != "dense"} == {None}
     assert {row["allocation"] for row in made["rows"] if row["criterion"] != "dense"} == {"whole"}
     assert {row["macs"] for row in made["rows"] if row["criterion"] != "dense"} == {size.macs(slim)}
-    assert [row["recovery"] for row in ours] == ["none", "layerwise"]
+    assert [row["recovery"] for row in ours] == ["none", "layerwise+head"]
 
 
 def test_masked_is_sliced_where_attention_is_small(half: tuple[Path, dict[str, Any]]) -> None:
