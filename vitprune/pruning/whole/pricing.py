@@ -19,6 +19,14 @@ class Pricing(Protocol):
     name: str
     total: float
 
+    def room(self, amount: float) -> float:
+        """What a budget's `amount` buys: a price."""
+        ...
+
+    def amount(self, price: float) -> float:
+        """The `amount` of a budget that buys this price."""
+        ...
+
     def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
         """What the attention costs with `heads` of `dim` dimensions."""
         ...
@@ -28,7 +36,21 @@ class Pricing(Protocol):
         ...
 
 
-class Macs:
+class Share:
+    """Prices of which a budget is a share: of what the dense model costs."""
+
+    total: float
+
+    def room(self, amount: float) -> float:
+        """That share of the dense model's."""
+        return amount * self.total
+
+    def amount(self, price: float) -> float:
+        """The price over the dense model's."""
+        return price / self.total
+
+
+class Macs(Share):
     """Multiply-adds of an image."""
 
     name = "macs"
@@ -49,7 +71,7 @@ class Macs:
         return np.array([site.cost(self.model, int(k)).macs * self.tokens[site.name] for k in sizes], float)
 
 
-class Parameters:
+class Parameters(Share):
     """Parameters."""
 
     name = "params"
