@@ -16,7 +16,8 @@ from vitprune.model import classifier, size
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.whole import allocation
 from vitprune.pruning.whole.megabytes import Megabytes
-from vitprune.pruning.whole.pricing import PRICINGS, Pricing
+from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
+from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.parts import Whole
 from vitprune.runs.stages.export import metadata
 from vitprune.runs.state.run import Run
@@ -26,9 +27,18 @@ OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of
 
 def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
     """What a class set's model keeps within a budget that is no frontier."""
-    recipe, model = run.recipe, run.loaded.model
-    prices: Pricing = _megabytes(run, targets) if whole.of == "size_mb" else PRICINGS[whole.of](model)
-    return allocation.plan(model, scores, curves, whole.amount, prices, targets, recipe.round_to, recipe.floor)
+    recipe, prices = run.recipe, _prices(run, whole, targets)
+    dense = run.loaded.model
+    return allocation.plan(dense, scores, curves, whole.amount, prices, targets, recipe.round_to, recipe.floor)
+
+
+def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
+    """What sizes cost in the budget's word; multiply-adds are those of the ONNX file where one is written."""
+    if whole.of == "size_mb":
+        return _megabytes(run, targets)
+    if whole.of == "macs":
+        return Macs(run.loaded.model, priced_by_file(whole, run.recipe.export))
+    return PRICINGS[whole.of](run.loaded.model)
 
 
 def _megabytes(run: Run, targets: list[int]) -> Megabytes:
