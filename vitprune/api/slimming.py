@@ -30,7 +30,8 @@ from vitprune.pruning.repair.names import Recovery, closed_form
 from vitprune.pruning.repair.repair import Repairer, chosen
 from vitprune.pruning.slimming import slim
 from vitprune.pruning.whole.allocation import plan as plan_of_whole
-from vitprune.pruning.whole.pricing import PRICINGS
+from vitprune.pruning.whole.megabytes import Megabytes
+from vitprune.pruning.whole.pricing import PRICINGS, Pricing
 from vitprune.recipe.parts import Whole
 
 
@@ -56,8 +57,9 @@ def prune(
     `recovery: auto` is layerwise where the blocks allow it, else affine. `images` are what the repair looks at, no
     labels; needed unless recovery is `none`. The model itself is not changed. Raises UserError for a budget out of range.
 
-    In the place of `keep`, `budget={"macs": 0.25}` or `{"params": 0.25}` is what is left of the whole model: attention goes
-    beside the FFNs where the family allows, at the least cost; `scores` are then of `fisher-obs`, and `images` are needed.
+    In the place of `keep`, `budget={"macs": 0.25}` or `{"params": 0.25}` is what is left of the whole model, and
+    `{"size_mb": 8}` the megabytes of its checkpoint at most: attention goes beside the FFNs where the family allows, at the
+    least cost; `scores` are then of `fisher-obs`, and `images` are needed.
     """
     whole_of = _of_whole(keep, budget, scores, allocation)
     kept = _asked(1.0 if keep is None else keep, recovery)
@@ -70,9 +72,8 @@ def prune(
             wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
             given = _images_for(wants, model, images, batch)
         if whole_of is not None:
-            asked = PRICINGS[whole_of.of](model)
-            curves = _curves(model, sites, given, classes)
-            plan = plan_of_whole(model, scores, curves, whole_of.amount, asked, classes or (), round_to, floor)
+            prices, curves = _prices(whole_of, model), _curves(model, sites, given, classes)
+            plan = plan_of_whole(model, scores, curves, whole_of.amount, prices, classes or (), round_to, floor)
         else:
             price: prices.Price = budget if isinstance(budget, str) else "flops"
             of_ffns = Budget(kept, allocation, price, round_to, floor)
@@ -100,6 +101,17 @@ def _of_whole(keep: object, budget: object, scores: Scores, allocation: str) -> 
     if scores.curves is None or any(curve.unit != "nats per image" for curve in scores.curves.values()):
         raise UserError(f"prune: a budget of the whole model needs scores of `fisher-obs`, not of `{scores.criterion}`")
     return found
+
+
+def _prices(whole: Whole, model: nn.Module) -> Pricing:
+    """What sizes cost in the budget's word. Raises UserError for one that needs more than a model."""
+    if whole.of == "size_mb":
+        return Megabytes(model)
+    if whole.of not in PRICINGS:
+        raise UserError(
+            f"prune: a budget in `{whole.of}` needs a run: give it in a recipe, or macs, params or size_mb here"
+        )
+    return PRICINGS[whole.of](model)
 
 
 def _curves(

@@ -21,22 +21,24 @@ from vitprune.pruning.whole.pricing import Pricing
 
 
 def plan(
-    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], share: float, prices: Pricing,
+    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], amount: float, prices: Pricing,
     classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1,
 ) -> Plan:  # fmt: skip
-    """What FFNs and attentions keep, together within `share` of what the dense model costs, at the least loss.
+    """What FFNs and attentions keep, together within the budget of `amount`, at the least loss.
+
+    `amount` is in the unit of the `prices`: a share of the dense model, or megabytes.
 
     `scores` has a curve for every FFN, in the nats of the attentions' `curves`. Raises UserError where the smallest model
     that these sites allow is above the budget.
     """
     every = [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
-    room, total = share * prices.total, prices.total
-    fixed = total - sum(float(site.prices.max()) for site in every)
+    room = prices.room(amount)
+    fixed = prices.total - sum(float(site.prices.max()) for site in every)
     least = fixed + sum(float(site.prices.min()) for site in every)
     if room < least:
         raise UserError(
-            f"budget: {prices.name}: {share:g} is below what is left of this model when every site is as small as it may "
-            f"be, {math.ceil(1000 * least / total) / 1000:g}; raise it"
+            f"budget: {prices.name}: {amount:g} is below what is left of this model when every site is as small as it may "
+            f"be, {math.ceil(1000 * prices.amount(least)) / 1000:.9g}; raise it"
         )
     taken = [site.sizes[at] for site, at in zip(every, allocate(every, room - fixed), strict=True)]
     cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}

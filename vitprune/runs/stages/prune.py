@@ -28,9 +28,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
-from vitprune.pruning.whole import allocation
-from vitprune.pruning.whole.pricing import PRICINGS
-from vitprune.runs.results import attention
+from vitprune.runs.results import attention, budgets
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run
@@ -98,9 +96,7 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     scores = scores_of(run, name, recipe.criterion.seed, group)
     if recipe.whole is not None:
         curves = attention.of_file(run, group) if recipe.prunes_attention else []
-        model, left = run.loaded.model, recipe.whole.amount
-        asked = PRICINGS[recipe.whole.of](model)
-        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor)
+        return budgets.plan_of(run, recipe.whole, scores, curves, targets)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):

@@ -1,0 +1,67 @@
+"""Plans for a budget of the whole model, in whatever word it is given: counted, weighed, or measured here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from vitprune.core.errors import one_line
+from vitprune.core.files import scratch
+from vitprune.criteria.scores import Scores
+from vitprune.criteria.statistics.attention_curve import AttentionCurve
+from vitprune.deploy.onnx import exporting
+from vitprune.model import classifier, size
+from vitprune.pruning.plan import Plan
+from vitprune.pruning.whole import allocation
+from vitprune.pruning.whole.megabytes import Megabytes
+from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
+from vitprune.recipe.exports import priced_by_file
+from vitprune.recipe.parts import Whole
+from vitprune.runs.stages.export import metadata
+from vitprune.runs.state.run import Run
+
+OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of the dense one's
+
+
+def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
+    """What a class set's model keeps within a budget that is no frontier."""
+    recipe, prices = run.recipe, _prices(run, whole, targets)
+    dense = run.loaded.model
+    return allocation.plan(dense, scores, curves, whole.amount, prices, targets, recipe.round_to, recipe.floor)
+
+
+def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
+    """What sizes cost in the budget's word; multiply-adds are those of the ONNX file where one is written."""
+    if whole.of == "size_mb":
+        return _megabytes(run, targets)
+    if whole.of == "macs":
+        return Macs(run.loaded.model, priced_by_file(whole, run.recipe.export))
+    return PRICINGS[whole.of](run.loaded.model)
+
+
+def _megabytes(run: Run, targets: list[int]) -> Megabytes:
+    """The weight of the class set's files: with the outputs that it keeps, and in ONNX too where that is written."""
+    model = run.loaded.model
+    if not run.classes.keeps_head(targets):
+        model = copy.deepcopy(model)
+        classifier.narrow(model, targets)
+    return Megabytes(model, (lambda dense: _onnx_bytes(run, dense, targets)) if run.recipe.export.onnx else None)
+
+
+def _onnx_bytes(run: Run, model: nn.Module, targets: list[int]) -> int:
+    """Bytes of the model's ONNX file with all that the export writes into it; 0 where it cannot be exported, for then the
+    run goes on without."""
+    run.reporter.say("prune: weighing the ONNX file of the dense model")
+    outputs = list(range(run.loaded.outputs)) if run.classes.keeps_head(targets) else targets
+    about = metadata(run, targets, outputs) | size.size(model)
+    with scratch(run.folder.stage_folder("prune")) as folder:
+        try:
+            exporting.export(model, folder / "dense.onnx", about)
+            return exporting.bytes_of(folder / "dense.onnx") + OPEN_SET
+        except OSError:
+            raise
+        except Exception as error:  # classes of the exporter's own
+            run.reporter.say(f"prune: no ONNX file can be made, so none counts: {one_line(error)}")
+            return 0
