@@ -24,9 +24,9 @@ from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import sampled_labels
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.settings import Nothing, Seeded
+from vitprune.criteria.statistics.elimination import eliminate
 from vitprune.criteria.statistics.fisher_obs import root
 from vitprune.criteria.statistics.fisher_obs import statistics as fisher_statistics
-from vitprune.criteria.statistics.elimination import eliminate
 from vitprune.criteria.weights.settings import Slim
 from vitprune.model import families
 from vitprune.model import tokens as model_tokens
