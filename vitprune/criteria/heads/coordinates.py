@@ -1,7 +1,7 @@
 """Heads and dimensions chosen among those that an attention has, by scores: nothing is rotated.
 
-A head has a score, each of its values' dimensions has one (the row of `qkv` goes with the column of `proj`), and each pair of a
-query's and a key's dimension. The least go first; of equal ones the later.
+A head has a score, each of its values' dimensions has one (the row of `qkv` goes with the column of `proj`), and each pair of
+a query's and a key's dimension. The least go first; of equal ones the later.
 """
 
 from __future__ import annotations
@@ -63,4 +63,4 @@ class Coordinates:
 
 def _first_kept(scores: Tensor) -> Tensor:
     """Places in the order in which they are kept, along the last dimension."""
-    return scores.sort(-1, descending=True, stable=True).indices
+    return scores.sort(dim=-1, descending=True, stable=True).indices
