@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitprune.criteria.statistics import attention, attention_curve, elimination, fisher_obs, obs, ranks, rotation
+from vitprune.criteria.statistics import attention, attention_curve, elimination, fisher_obs, ranks, rotation
 from vitprune.model import families
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import linear
@@ -32,15 +32,6 @@ def small_fixture(tiny_vit: Callable[..., nn.Module], make_images: Callable[...,
     labels = model(images).argmax(1)
     labels[:5] = torch.arange(5)
     return model, images, lambda: iter([(images[:24], labels[:24]), (images[24:], labels[24:])])
-
-
-@pytest.mark.parametrize("n", [20, 150])
-def test_delayed_updates_give_the_order_and_the_costs_of_updates_made_at_once(n: int) -> None:
-    weight, c = matrix(12, n), covariance(n)
-    order, costs = elimination.eliminate(weight, c)
-    expected_order, expected = obs.eliminate(weight, c)
-    assert torch.equal(order, expected_order)
-    assert torch.allclose(costs, expected, rtol=1e-9, atol=0)
 
 
 def test_each_round_takes_the_cheapest_dimension_of_every_head() -> None:

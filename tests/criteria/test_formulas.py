@@ -24,9 +24,9 @@ from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import sampled_labels
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.settings import Nothing, Seeded
+from vitprune.criteria.statistics.elimination import eliminate
 from vitprune.criteria.statistics.fisher_obs import root
 from vitprune.criteria.statistics.fisher_obs import statistics as fisher_statistics
-from vitprune.criteria.statistics.obs import eliminate
 from vitprune.criteria.weights.settings import Slim
 from vitprune.model import families
 from vitprune.model import tokens as model_tokens
@@ -264,15 +264,17 @@ def test_obs_removes_what_the_others_make_up_for(tiny_vit, make_images):
         torch.testing.assert_close(score[0].sort().values, costs.cummax(0).values.float(), rtol=1e-4, atol=1e-12)
 
 
-def test_the_removal_order_does_not_hang_on_when_the_matrices_are_compacted(monkeypatch):
+@pytest.mark.parametrize(("d", "n", "block"), [(4, 30, 4), (40, 30, 64), (12, 150, 64), (16, 768, 64)])
+def test_delayed_updates_give_the_order_and_the_costs_of_updates_made_at_once(monkeypatch, d, n, block):
     generator = torch.Generator().manual_seed(5)
-    rows = torch.randn(90, 30, generator=generator, dtype=torch.float64)
-    weight = torch.randn(4, 30, generator=generator, dtype=torch.float64)
-    plain, plain_costs = eliminate(weight, rows.T @ rows / 90)
-    monkeypatch.setattr("vitprune.criteria.statistics.obs.COMPACT", 4)
-    order, costs = eliminate(weight, rows.T @ rows / 90)
-    assert order.tolist() == plain.tolist()
-    torch.testing.assert_close(costs, plain_costs)
+    rows = torch.randn(3 * n, n, generator=generator, dtype=torch.float64)
+    rows = rows * torch.linspace(0.1, 2, n, dtype=torch.float64) @ torch.randn(n, n, generator=generator).double()
+    weight, covariance = torch.randn(d, n, generator=generator, dtype=torch.float64), rows.T @ rows / (3 * n)
+    expected, expected_costs = reference.eliminate(weight, covariance)
+    monkeypatch.setattr("vitprune.criteria.statistics.elimination.BLOCK", block)
+    order, costs = eliminate(weight, covariance)
+    assert order.tolist() == expected
+    np.testing.assert_allclose(costs, expected_costs, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("name", "unit"), [("obs", "squared stream units"), ("fisher-obs", "nats per image")])

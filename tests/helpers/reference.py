@@ -335,3 +335,23 @@ def same_state(before: dict[str, tuple], after: dict[str, tuple]) -> bool:
     return before.keys() == after.keys() and all(
         len(before[key]) == len(after[key]) and all(map(equal, before[key], after[key])) for key in before
     )
+
+
+def eliminate(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = 1e-3) -> tuple[list[int], list[float]]:
+    """The order of optimal brain surgeon and its costs: the inverse and the weights updated at once after each removal."""
+    n = len(covariance_NN)
+    inverse = np.linalg.inv(
+        (covariance_NN + ridge * covariance_NN.diagonal().mean() * torch.eye(n, dtype=torch.float64)).numpy()
+    )
+    weight, left = weight_DN.numpy().copy(), np.ones(n, bool)
+    order, costs = [], []
+    for _ in range(n):
+        cost = np.where(left, (weight**2).sum(0) / np.where(left, inverse.diagonal(), 1), np.inf)
+        j = int(cost.argmin())
+        row, column = inverse[j] / inverse[j, j], weight[:, j].copy()
+        weight -= np.outer(column, row)
+        inverse -= np.outer(inverse[:, j].copy(), row)
+        left[j] = False
+        order.append(j)
+        costs.append(float(cost[j]))
+    return order, costs

@@ -20,18 +20,22 @@ def criteria(as_json: AsJson = False) -> None:
     rows = [
         {
             "name": name,
+            "sites": row.sites,
             "needs": list(row.needs),
             "ranks_by": row.ranks_by if row.score else "score",
             "source": row.source,
         }
         for name, row in CRITERIA.items()
     ]
-    rows.append({"name": "random", "needs": [], "ranks_by": "score", "source": "a seeded draw"})
+    rows.append(
+        {"name": "random", "sites": ["ffn", "attention"], "needs": [], "ranks_by": "score", "source": "a seeded draw"}
+    )
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        print(f"{row['name']:<24}{', '.join(row['needs']) or 'weights alone':<40}{row['source']}")
+        sites, needs = " + ".join(row["sites"]), ", ".join(row["needs"]) or "weights alone"
+        print(f"{row['name']:<24}{sites:<18}{needs:<40}{row['source']}")
 
 
 def models(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from vitprune.core.errors import UserError
 from vitprune.criteria.settings import Seeded
-from vitprune.criteria.signatures import Row, Summed
+from vitprune.criteria.signatures import OfAttention, Row, Summed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +38,12 @@ def named(file: str, name: str) -> Any:
 def _hidden(scores: Any) -> Summed:
     """Scores from sums of the hidden units alone."""
     return Summed("hidden", of("statistics.obs", "sums"), scores)
+
+
+def _heads(file: str, name: str, sums: str | None = None) -> OfAttention:
+    """What a function of `heads` says of attention, from these sums of FFNs and attentions."""
+    made = of("statistics.attention", "sums", fisher=sums == "fisher")
+    return OfAttention(of(f"heads.{file}", name), (f"{sums}-whole", made) if sums else None)
 
 
 CRITERIA: dict[str, Row] = {
@@ -96,12 +102,15 @@ CRITERIA: dict[str, Row] = {
         "torch-pruning, GroupMagnitudeImportance, p = 1", whole=of("weights.torch_pruning", "magnitude", p=1)
     ),
     "magnitude-l2": Row(
-        "torch-pruning, GroupMagnitudeImportance, p = 2", whole=of("weights.torch_pruning", "magnitude", p=2)
+        "torch-pruning, GroupMagnitudeImportance, p = 2",
+        whole=of("weights.torch_pruning", "magnitude", p=2),
+        attention=_heads("scores", "magnitude"),
     ),
     "taylor": Row(
         "Molchanov et al., 2019; torch-pruning, GroupTaylorImportance",
         whole=of("weights.torch_pruning", "taylor"),
         needs=_LEARN,
+        attention=_heads("scores", "taylor"),
     ),
     "hessian": Row(
         "LeCun et al., 1989; torch-pruning, GroupHessianImportance",
@@ -113,6 +122,7 @@ CRITERIA: dict[str, Row] = {
         whole=of("statistics.variance", "variance", weighted=False),
         needs=("images",),
         summed=_hidden(of("statistics.variance", "from_sums", weighted=False)),
+        attention=_heads("scores", "variance", "plain"),
     ),
     "variance-weight": Row(
         "σ²‖W2‖²",
@@ -125,6 +135,7 @@ CRITERIA: dict[str, Row] = {
         whole=of("statistics.obs", "obs"),
         needs=("images",),
         summed=_hidden(of("statistics.obs", "from_sums")),
+        attention=_heads("obs", "obs", "plain"),
     ),
     "fisher-obs": Row(
         "this tool: OBS costs in the Fisher metric, in nats per image",
@@ -133,6 +144,7 @@ CRITERIA: dict[str, Row] = {
         settings=Seeded,
         across_blocks=True,
         summed=Summed("fisher", of("statistics.fisher_obs", "sums"), of("statistics.fisher_obs", "from_sums")),
+        attention=_heads("obs", "fisher_obs", "fisher"),
     ),
     "class-alignment": Row(
         "value vectors projected to classes, raw",
@@ -178,6 +190,11 @@ def allocation_of(criterion: str, asked: str) -> str:
     if asked != "auto":
         return asked
     return "global" if criterion in CRITERIA and CRITERIA[criterion].across_blocks else "uniform"
+
+
+def covers_attention(criterion: str) -> bool:
+    """Whether a criterion chooses heads and their dimensions beside hidden units; a draw does."""
+    return criterion == "random" or (criterion in CRITERIA and CRITERIA[criterion].attention is not None)
 
 
 def why_not(criterion: str, tokens: str, *, class_token: bool, halves: bool) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vitprune.criteria.settings import Nothing
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from vitprune.core.least_squares import Sums
     from vitprune.criteria.curves import Curve
+    from vitprune.criteria.heads.coordinates import Coordinates
+    from vitprune.criteria.statistics.attention_curve import AttentionCurve
     from vitprune.model.sites.ffn import FfnSite
 
 
@@ -80,6 +82,23 @@ class Summed:
     scores: FromSums
 
 
+class AttentionCurves(Protocol):
+    """Curves of the model's attentions, or scores of their heads and dimensions; `found` are the sums, where it has some."""
+
+    def __call__(
+        self, model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
+    ) -> Sequence[AttentionCurve | Coordinates]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OfAttention:
+    """What a criterion says of heads and their dimensions. `sums`, by their name: those of FFNs and attentions together, in
+    the place of the FFNs' own."""
+
+    curves: AttentionCurves
+    sums: tuple[str, SumsOf] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One criterion: what computes it, what it needs, where it comes from, what it depends on.
@@ -92,7 +111,8 @@ class Row:
     so `allocation: auto` cuts them by one threshold.
     `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
     settings say (one that has the setting `tokens` does so by default). `halves`: it needs blocks that come in halves.
-    `summed`: `whole` in two steps, where it needs no more of the images than sums over them.
+    `summed`: `whole` in two steps, where it needs no more of the images than sums over them. `attention`: it chooses heads
+    and their dimensions too.
     """
 
     source: str
@@ -107,6 +127,17 @@ class Row:
     class_token: bool = False
     halves: bool = False
     summed: Summed | None = None
+    attention: OfAttention | None = None
+
+    def sums(self, attention: bool) -> Summed | None:
+        """What it sums over images, for FFNs alone or with `attention`."""
+        both = self.attention.sums if attention and self.attention else None
+        return replace(self.summed, name=both[0], sums=both[1]) if both and self.summed else self.summed
+
+    @property
+    def sites(self) -> list[str]:
+        """The kinds of sites that it chooses in."""
+        return ["ffn", "attention"] if self.attention else ["ffn"]
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,6 +89,16 @@ def build(
         mask[torch.from_numpy(order[:count].copy())] = True
         masks.append(mask)
     return Plan(dict(zip(scores.sites, masks, strict=True)), tuple(rows) if classes is not None else ())
+
+
+def best(scores: Scores, widths: dict[str, int], classes: Sequence[int]) -> dict[str, Tensor]:
+    """By site name the mask [n] of its best units for `classes`, as many of each site as `widths` says."""
+    found: dict[str, Tensor] = {}
+    for name, units in widths.items():
+        ties = {name: scores.ties[name]} if scores.ties else None
+        one = replace(scores, sites={name: scores.sites[name]}, ties=ties, curves=None)
+        found |= build(one, units, classes=classes).keep
+    return found
 
 
 def _global_counts(

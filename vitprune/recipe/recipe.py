@@ -21,6 +21,7 @@ from pydantic import (
 
 from vitprune.core.errors import UserError
 from vitprune.core.reading import digest
+from vitprune.criteria.catalog import covers_attention
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
@@ -136,9 +137,10 @@ class Recipe(Part):
             return self
         if self.keep is not None:
             raise ValueError("give `keep` or a mapping such as `budget: {macs: 0.25}`, not both")
-        if self.criterion.name != "fisher-obs":
+        if not covers_attention(self.criterion.name):
             raise ValueError(
-                f"a budget of the whole model needs costs in one unit: `criterion: fisher-obs`, not `{self.criterion.name}`"
+                f"a budget of the whole model needs a criterion of heads too, such as `fisher-obs`; `{self.criterion.name}` "
+                "scores hidden units alone (see `vitprune criteria`)"
             )
         for name, asked in (("rounds", self.rounds > 1), ("allocation", self.allocation != "auto")):
             if asked:

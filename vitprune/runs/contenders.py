@@ -19,6 +19,7 @@ from vitprune.model import classifier, size
 from vitprune.model.load import opening
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery
+from vitprune.runs.results import attention
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed
@@ -115,8 +116,11 @@ def make(run: Run, contender: Contender, plan: Plan | None = None) -> Made:
         return Made(run.loaded.model, None)
     name, group, targets = contender.criterion, contender.group, targets_of(run, contender.group)
     if plan is None:
-        scores, by_sizes = score.scores_of(run, name, contender.seed, group), contender.keep is None
-        plan = same_sizes(run, scores, group, targets) if by_sizes else mask_of(run, scores, targets, contender.keep)
+        scores = score.scores_of(run, name, contender.seed, group)
+        if contender.keep is None:
+            plan = same_sizes(run, scores, attention.curves_of(run, name, contender.seed, group), group, targets)
+        else:
+            plan = mask_of(run, scores, targets, contender.keep)
     dense = score.model_of(run, name, group)
     return Made(slimmed(run, plan, contender.repair, group, targets, dense), plan)
 

@@ -12,18 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.core.device import device_of
-from vitprune.core.least_squares import Stream
+from vitprune.core.least_squares import SAME, Stream, Sums
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.signatures import Batches
+from vitprune.criteria.statistics import fisher_obs
 from vitprune.model import families
 from vitprune.model.inside import hooks, pieces
 from vitprune.model.inside.pieces import STATISTICS
-from vitprune.model.sites.attention import AttentionSite
+from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
 
@@ -50,25 +52,6 @@ class AttentionMoments:
     read: int
 
 
-class _Sum:
-    """A mean of second moments [..., n, n], taken part by part."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.rows = 0
-
-    def add(self, x: Tensor) -> None:
-        """Rows [..., rows, n]."""
-        made = (x.mT @ x).double()
-        self.total = made if self.total is None else self.total + made
-        self.rows += x.shape[-2]
-
-    def mean(self) -> Tensor:
-        """The second moment, on the CPU."""
-        assert self.total is not None, "no images were given"
-        return (self.total / self.rows).cpu()
-
-
 def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, H, T, d] from what qkv gives."""
     q, k, v = qkv_BTN.unflatten(-1, (3, site.heads, site.dim)).permute(2, 0, 3, 1, 4)
@@ -76,62 +59,119 @@ def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class _Gathered:
-    """The sums of all layers: first the FFNs', then the attentions'."""
+    """The sums of all layers: first the FFNs', then the attentions'. `fisher`: those of the gradients too."""
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FfnSite], attentions: Sequence[AttentionSite]) -> None:
-        self.attentions, self.first = attentions, len(ffns)
+    def __init__(
+        self,
+        model: nn.Module,
+        ffns: Sequence[FfnSite],
+        attentions: Sequence[AttentionSite],
+        fisher: bool,
+        first: Sums | None,
+    ) -> None:
+        self.attentions, self.fisher = attentions, fisher
         self.paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
         self.blocks = [site.block for site in ffns] + [site.block for site in attentions]
         self.qkvs = [site.qkv for site in attentions]
         self.read, self.last = tokens_read(model), families.ffn_sites(model)[-1].block
-        self.inputs, self.fishers = [Stream() for _ in self.paths], [_Sum() for _ in self.paths]
-        self.queries, self.keys = [_Sum() for _ in attentions], [_Sum() for _ in attentions]
-        self.tokens, self.counted = [0] * len(self.paths), [0] * len(self.paths)
+        of_ffns, of_attentions = range(len(ffns)), [f"attention.{i}" for i in range(len(attentions))]
+        self.names, self.labels = (
+            [*(f"hidden.{i}" for i in of_ffns), *of_attentions],
+            [*map(str, of_ffns), *of_attentions],
+        )
+        self.inputs = [Stream(first[f"{SAME}{name}.origin"] if first else None) for name in self.names]
+        self.made: Sums = {}
 
     def add(self, found: list[list[Tensor]]) -> None:
         """What `_one_pass` gave for a batch, in pieces; it is used up."""
-        for position, stream in enumerate(self.inputs):
+        for label, stream in zip(self.labels, self.inputs, strict=True):
             x = pieces.first_of(found)
-            self.counted[position] = x.shape[1]
+            self.made[f"{SAME}read.{label}"] = torch.tensor([x.shape[1]])
             stream.add(x)
-        for position, fisher in enumerate(self.fishers):
+        for label in self.labels if self.fisher else ():
             grad = pieces.first_of(found)
-            self.tokens[position] = grad.shape[1]
-            fisher.add(grad.flatten(0, 1))
-        for position, site in enumerate(self.attentions):
+            self.made[f"{SAME}tokens.{label}"] = torch.tensor([grad.shape[1]])
+            self._second(f"fisher.{label}", f"rows.{label}", grad.flatten(0, 1))
+        for i, site in enumerate(self.attentions):
             q, k, _ = split_heads(site, pieces.first_of(found))
             asked = q[:, :, self.read] if site.block == self.last else q
-            self.queries[position].add(asked.transpose(0, 1).flatten(1, 2))
-            self.keys[position].add((k - k.mean(2, keepdim=True)).transpose(0, 1).flatten(1, 2))
+            self._second(f"queries.{i}", f"asked.{i}", asked.transpose(0, 1).flatten(1, 2))
+            self._second(f"keys.{i}", f"told.{i}", (k - k.mean(2, keepdim=True)).transpose(0, 1).flatten(1, 2))
 
-    def finish(self) -> tuple[list[FfnMoments], list[AttentionMoments]]:
-        """The moments."""
-        covariances = [stream.finish().covariance for stream in self.inputs]
-        means = [fisher.mean() for fisher in self.fishers]
-        of_ffns = [FfnMoments(covariances[i], means[i], self.tokens[i]) for i in range(self.first)]
-        of_attentions = []
-        for i in range(len(self.attentions)):
-            n = self.first + i
-            sides = self.queries[i].mean(), self.keys[i].mean()
-            of_attentions.append(AttentionMoments(covariances[n], means[n], *sides, self.tokens[n], self.counted[n]))
-        return of_ffns, of_attentions
+    def _second(self, name: str, count: str, x: Tensor) -> None:
+        """Add the second moments of rows [..., rows, n], and how many rows these are."""
+        made, rows = (x.mT @ x).double(), torch.tensor([x.shape[-2]])
+        known = name in self.made
+        self.made[name] = self.made[name] + made if known else made
+        self.made[count] = self.made[count] + rows if known else rows
+
+    def finish(self) -> Sums:
+        """The sums, on the CPU."""
+        found = {name: value.cpu() for name, value in self.made.items()}
+        for name, stream in zip(self.names, self.inputs, strict=True):
+            found |= stream.sums(name)
+        return found
+
+
+def sums(
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    batches: Batches,
+    *,
+    classes: Sequence[int],
+    how: Any,
+    first: Sums | None = None,
+    fisher: bool,
+) -> Sums:
+    """What the moments of FFNs and attentions are made of, summed over batches; those of the FFNs by the names that the
+    criteria of FFNs alone give them. `fisher`: G too, with predictions drawn among `classes`; it takes a backward pass."""
+    return _gathered(model, sites, attention_sites(model), batches, classes, how.seed if fisher else None, first)
+
+
+def of_sums(found: Sums, attentions: Sequence[AttentionSite]) -> list[AttentionMoments]:
+    """The moments of the attentions from sums. Without gradients G is empty and T nothing."""
+    made = []
+    for i in range(len(attentions)):
+        label, graded = f"attention.{i}", f"fisher.attention.{i}" in found
+        fisher = found[f"fisher.{label}"] / found[f"rows.{label}"] if graded else torch.empty(0, 0)
+        sides = found[f"queries.{i}"] / found[f"asked.{i}"], found[f"keys.{i}"] / found[f"told.{i}"]
+        tokens = int(found[f"{SAME}tokens.{label}"]) if graded else 0
+        covariance = Stream.of(found, label).finish().covariance
+        made.append(AttentionMoments(covariance, fisher, *sides, tokens, int(found[f"{SAME}read.{label}"])))
+    return made
 
 
 def statistics(
     model: nn.Module, ffns: Sequence[FfnSite], attentions: Sequence[AttentionSite], batches: Batches, seed: int
 ) -> tuple[list[FfnMoments], list[AttentionMoments]]:
     """The moments of every FFN and every attention, from one forward and one backward per image."""
-    among = torch.cat([labels.unique() for _, labels in batches()]).unique()
+    found = _gathered(model, ffns, attentions, batches, fisher_obs.classes_of(batches), seed, None)
+    of_ffns = [FfnMoments(*parts) for parts in zip(*fisher_obs.of_sums(found, ffns), strict=True)]
+    return of_ffns, of_sums(found, attentions)
+
+
+def _gathered(
+    model: nn.Module,
+    ffns: Sequence[FfnSite],
+    attentions: Sequence[AttentionSite],
+    batches: Batches,
+    classes: Sequence[int],
+    seed: int | None,
+    first: Sums | None,
+) -> Sums:
     device, footprint = device_of(model), pieces.footprint(model, ffns)
-    gathered = _Gathered(model, ffns, attentions)
+    among, of = torch.tensor(classes, device=device), _Gathered(model, ffns, attentions, seed is not None, first)
     for images, _ in batches():
-        work = partial(_one_pass, model, gathered, images, among, seed)
-        gathered.add(pieces.taken(len(images), work, STATISTICS, pieces.room(footprint, device), device))
-    return gathered.finish()
+        work = partial(_one_pass, model, of, images, among, seed)
+        of.add(pieces.taken(len(images), work, STATISTICS, pieces.room(footprint, device), device))
+    return of.finish()
 
 
-def _one_pass(model: nn.Module, of: _Gathered, images: Tensor, among: Tensor, seed: int, rows: slice) -> list[Tensor]:
-    """What every layer reads, the gradients at their outputs, what every qkv gives, for some rows of a batch."""
+def _one_pass(
+    model: nn.Module, of: _Gathered, images: Tensor, among: Tensor, seed: int | None, rows: slice
+) -> list[Tensor]:
+    """What every layer reads, the gradients at their outputs (`seed` None: not these), what every qkv gives, for some rows
+    of a batch."""
     seen: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     made: dict[int, Tensor] = {}
@@ -146,9 +186,16 @@ def _one_pass(model: nn.Module, of: _Gathered, images: Tensor, among: Tensor, se
     def give(position: int, x: Tensor) -> None:
         made[position] = x.detach()
 
-    with torch.enable_grad(), hooks.layers(model, of.paths, reads, keep), hooks.layers(model, of.qkvs, written=give):
-        log_p = model(images[rows])[:, among].log_softmax(-1)
-        drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
-        every = range(len(of.paths))
-        grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+    every, grads = range(len(of.paths)), tuple[Tensor, ...]()
+    written = None if seed is None else keep
+    with (
+        torch.set_grad_enabled(seed is not None),
+        hooks.layers(model, of.paths, reads, written),
+        hooks.layers(model, of.qkvs, written=give),
+    ):
+        logits = model(images[rows])
+        if seed is not None:
+            log_p = logits[:, among].log_softmax(-1)
+            drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
+            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
     return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.qkvs))]

@@ -23,7 +23,8 @@ from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.settings import Seeded
 from vitprune.criteria.signatures import Batches
-from vitprune.criteria.statistics.obs import columns, eliminate
+from vitprune.criteria.statistics.elimination import eliminate
+from vitprune.criteria.statistics.obs import columns
 from vitprune.model import families
 from vitprune.model.inside import hooks, moments, pieces
 from vitprune.model.inside.pieces import STATISTICS

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from vitprune.core import least_squares
 from vitprune.core.least_squares import Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
+from vitprune.criteria.statistics.elimination import eliminate
 from vitprune.model.inside import moments
 from vitprune.model.sites.ffn import FfnSite
-
-COMPACT = 64  # removals between two compactions of the matrices
 
 
 def obs(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Curve]:
@@ -52,32 +48,6 @@ def from_sums(model: nn.Module, sites: Sequence[FfnSite], found: Sums, *, how: N
     """The curves from the hidden units' sums."""
     pairs = zip(sites, moments.of_sums(found, sites), strict=True)
     return [Curve(*eliminate(columns(model, site), stat.covariance), "squared stream units") for site, stat in pairs]
-
-
-def eliminate(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = least_squares.RIDGE) -> tuple[Tensor, Tensor]:
-    """The greedy order: units [N] int64, first removed first, and what each removal costs [N] float64, in that order."""
-    n = len(covariance_NN)
-    strength = ridge * covariance_NN.diagonal().mean().clamp_min(1e-30)
-    inverse = torch.linalg.inv(covariance_NN.double() + strength * torch.eye(n, dtype=torch.float64)).numpy()
-    weight = weight_DN.double().numpy().copy()
-    alive, order, costs = np.arange(n), np.empty(n, np.int64), np.empty(n)
-    for k in range(n):
-        if k and k % COMPACT == 0:  # what is gone is only carried along
-            left = ~np.isin(alive, order[k - COMPACT : k])
-            alive, weight = alive[left], np.ascontiguousarray(weight[:, left])
-            inverse = np.ascontiguousarray(inverse[left][:, left])
-            gone = np.zeros(len(alive), bool)
-        elif not k:
-            gone = np.zeros(n, bool)
-        cost = np.einsum("dn,dn->n", weight, weight) / np.maximum(np.diagonal(inverse), 1e-300)
-        cost[gone] = np.inf
-        j = int(cost.argmin())
-        order[k], costs[k], gone[j] = alive[j], cost[j], True
-        row, column = inverse[j].copy(), weight[:, j].copy()
-        row_scaled = row / row[j]
-        weight -= np.outer(column, row_scaled)
-        inverse -= np.outer(row, row_scaled)
-    return torch.from_numpy(order), torch.from_numpy(costs)
 
 
 def columns(model: nn.Module, site: FfnSite) -> Tensor:

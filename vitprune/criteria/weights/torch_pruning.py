@@ -26,7 +26,7 @@ def magnitude(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, h
 
 def taylor(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how: Nothing) -> list[Tensor]:
     """|w·∂loss/∂w| summed over a unit's weights, the gradient of the mean cross-entropy of all images; per block [1, N]."""
-    grads = _gradients(model, sites, batches, per_image=False)
+    grads = gradients(model, _weights(model, sites), batches, per_image=False)
     return [score[None] for score in bridge.importances(model, sites, "taylor", grads)]
 
 
@@ -35,15 +35,14 @@ def hessian(model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, how
 
     The mean of squares is formed here: torch-pruning 1.6.1's own accumulator keeps only the last image's.
     """
-    grads = _gradients(model, sites, batches, per_image=True)
+    grads = gradients(model, _weights(model, sites), batches, per_image=True)
     return [score[None] for score in bridge.importances(model, sites, "hessian", grads)]
 
 
-def _gradients(
-    model: nn.Module, sites: Sequence[FfnSite], batches: Batches, *, per_image: bool
+def gradients(
+    model: nn.Module, weights: Sequence[nn.Parameter], batches: Batches, *, per_image: bool
 ) -> dict[nn.Parameter, Tensor]:
-    """The mean gradient of the cross-entropy at every FFN's weights, or the mean of its squares over images."""
-    weights = [_weight(model, name) for site in sites for name in (site.fc1, site.gate, site.fc2) if name]
+    """The mean gradient of the cross-entropy at weights, or the mean of its squares over images."""
     sums = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
     flags, count = [w.requires_grad for w in weights], 0
     try:
@@ -61,6 +60,11 @@ def _gradients(
         for w, flag in zip(weights, flags, strict=True):
             w.requires_grad_(flag)
     return {w: (total / max(count, 1)).to(w.dtype) for w, total in zip(weights, sums, strict=True)}
+
+
+def _weights(model: nn.Module, sites: Sequence[FfnSite]) -> list[nn.Parameter]:
+    """Those of every FFN's layers."""
+    return [_weight(model, name) for site in sites for name in (site.fc1, site.gate, site.fc2) if name]
 
 
 def _weight(model: nn.Module, name: str) -> nn.Parameter:

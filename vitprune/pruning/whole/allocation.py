@@ -13,9 +13,11 @@ from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model import families
+from vitprune.pruning import masks
 from vitprune.pruning.allocate import options
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.slim_attention import Cut
+from vitprune.pruning.whole.alike import alike
 from vitprune.pruning.whole.hulls import Options, allocate
 from vitprune.pruning.whole.pricing import Pricing
 
@@ -28,8 +30,9 @@ def plan(
 
     `amount` is in the unit of the `prices`: a share of the dense model, or megabytes.
 
-    `scores` has a curve for every FFN, in the nats of the attentions' `curves`. Raises UserError where the smallest model
-    that these sites allow is above the budget.
+    `scores` has a curve for every FFN, in the unit of the attentions' `curves`. Where it has none, the scores do not compare
+    across sites: every site then keeps the same share. Raises UserError where the smallest model that these sites allow is
+    above the budget.
     """
     every = [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
     room = prices.room(amount)
@@ -40,23 +43,24 @@ def plan(
             f"budget: {prices.name}: {amount:g} is below what is left of this model when every site is as small as it may "
             f"be, {math.ceil(1000 * prices.amount(least)) / 1000:.9g}; raise it"
         )
-    taken = [site.sizes[at] for site, at in zip(every, allocate(every, room - fixed), strict=True)]
+    shared = alike if scores.curves is None else allocate
+    taken = [site.sizes[at] for site, at in zip(every, shared(every, room - fixed), strict=True)]
     cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}
-    keep, found = {}, scores.curves
-    assert found is not None, "these scores are no costs"
-    for site, units in zip(families.ffn_sites(model), taken[len(curves) :], strict=True):
-        keep[site.name] = torch.ones(site.size, dtype=torch.bool)
-        keep[site.name][found[site.name].order[: site.size - int(units)]] = False
+    widths = {s.name: int(units) for s, units in zip(families.ffn_sites(model), taken[len(curves) :], strict=True)}
+    keep = masks.best(scores, widths, classes) if scores.curves is None else {}
+    for name, of in (scores.curves or {}).items():
+        keep[name] = torch.ones(len(of.order), dtype=torch.bool)
+        keep[name][of.order[: len(of.order) - widths[name]]] = False
     return Plan(keep, tuple(classes), {name: cut for name, cut in cuts.items() if not cut.whole})
 
 
 def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | None, floor: int) -> list[Options]:
-    """The widths of every FFN."""
-    assert scores.curves is not None, "these scores are no costs"
-    made = []
+    """The widths of every FFN; without curves they cost nothing that counts."""
+    made, curves = [], scores.curves or {}
     for site in families.ffn_sites(model):
         sizes = options(site.size, round_to, floor)
-        gone = np.concatenate([[0.0], scores.curves[site.name].costs.double().clamp_min(0).cumsum(0).numpy()])
+        costs = curves[site.name].costs if curves else torch.zeros(site.size)
+        gone = np.concatenate([[0.0], costs.double().clamp_min(0).cumsum(0).numpy()])
         made.append(Options(sizes.tolist(), gone[site.size - sizes], prices.ffn(site, sizes)))
     return made
 

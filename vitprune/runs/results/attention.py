@@ -1,49 +1,64 @@
-"""The curves of attentions, found beside those of the FFNs in one pass, and read again."""
+"""The curves of attentions: written beside the scores of FFN units, and read again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vitprune.core.files import replacing
-from vitprune.criteria.curves import Curve
-from vitprune.criteria.statistics import attention
-from vitprune.criteria.statistics.attention_curve import AttentionCurve, curve
-from vitprune.criteria.statistics.fisher_obs import curves_of
-from vitprune.criteria.statistics.ranks import ranks
+from vitprune.core.least_squares import Sums
+from vitprune.criteria.catalog import CRITERIA, covers_attention
+from vitprune.criteria.heads.coordinates import Coordinates
+from vitprune.criteria.heads.scores import random
+from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model.sites.attention import attention_sites
-from vitprune.model.sites.ffn import linear
 from vitprune.runs.state.run import Run
 
 
-def find(run: Run, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]], seed: int, path: Path) -> list[Curve]:
-    """The curves of the FFNs, as `fisher-obs` gives them; those of the attentions are left in the file `path`."""
-    model, sites = run.loaded.model, attention_sites(run.loaded.model)
-    ffns, of_attention = attention.statistics(model, run.sites, sites, batches, seed)
-    measured = ranks(model, sites, of_attention, (x for x, _ in batches()))
+def write(
+    run: Run,
+    name: str,
+    group: str | None,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    found: Sums | None,
+    how: Any,
+) -> None:
+    """Leave the curves of a criterion for a class set in `file_of`; `found` are its sums."""
+    of = CRITERIA[name].attention
+    assert of is not None
     columns: dict[str, Tensor] = {}
-    for site, moments, rank in zip(sites, of_attention, measured, strict=True):
-        weight = linear(model, site.proj).weight.detach().double().cpu()
-        columns |= {f"{site.name}.{name}": x for name, x in curve(site, weight, moments, rank).tensors().items()}
-    with replacing(path) as temporary:
+    for one in of.curves(run.loaded.model, batches, found, how=how):
+        columns |= {f"{one.site.name}.{key}": value.contiguous() for key, value in one.tensors().items()}
+    with replacing(file_of(run, name, group)) as temporary:
         temporary.write_bytes(to_bytes(columns))
-    return curves_of(model, run.sites, [(m.covariance, m.fisher, m.tokens) for m in ffns])
 
 
-def file_of(run: Run, group: str | None) -> Path:
-    """Where the curves for a class set are."""
-    return run.folder.stage_folder("discover") / f"attention-of-{group or 'all'}.safetensors"
+def file_of(run: Run, name: str, group: str | None) -> Path:
+    """Where a criterion's curves for a class set are."""
+    before = "" if name == "fisher-obs" else f"{name}-"
+    return run.folder.stage_folder("discover") / f"{before}attention-of-{group or 'all'}.safetensors"
 
 
 def of_file(run: Run, group: str | None) -> list[AttentionCurve]:
-    """The curves that `find` left."""
-    columns = load_file(file_of(run, group))
-    made = []
-    for site in attention_sites(run.loaded.model):
-        own = {name.removeprefix(f"{site.name}."): x for name, x in columns.items() if name.startswith(f"{site.name}.")}
-        made.append(AttentionCurve.from_tensors(site, own))
+    """The curves of the run's own criterion."""
+    return curves_of(run, run.recipe.criterion.name, run.recipe.criterion.seed, group)
+
+
+def curves_of(run: Run, name: str, seed: int, group: str | None) -> list[AttentionCurve]:
+    """The curves of a criterion; none of one that chooses hidden units alone, or where attention is not pruned."""
+    if not run.recipe.prunes_attention or not covers_attention(name):
+        return []
+    sites = attention_sites(run.loaded.model)
+    if name == "random":
+        return [one.curve for one in random(sites, seed=seed)]
+    columns, made = load_file(file_of(run, name, group)), []
+    for site in sites:
+        own = {key.removeprefix(f"{site.name}."): x for key, x in columns.items() if key.startswith(f"{site.name}.")}
+        of = Coordinates.from_tensors(site, own).curve if "pairs" in own else AttentionCurve.from_tensors(site, own)
+        made.append(of)
     return made

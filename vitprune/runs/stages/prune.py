@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json, read_json
 from vitprune.criteria.scores import Scores
+from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
 from vitprune.model.load import saving
@@ -154,15 +155,15 @@ def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
 
 
-def same_sizes(run: Run, scores: Scores, group: str | None, targets: list[int]) -> Plan:
-    """The exported plan with other hidden units, as many of each FFN, by `scores`: what a criterion of FFN units alone is
-    worth under a budget of the whole model. Attention is the exported one."""
-    ours, keep = exported_mask(run, group, targets), dict[str, Tensor]()
-    for name, units in ours.widths.items():
-        one = {name: scores.sites[name]}
-        ties = {name: scores.ties[name]} if scores.ties else None
-        keep |= masks.build(dataclasses.replace(scores, sites=one, ties=ties, curves=None), units, classes=targets).keep
-    return Plan(keep, tuple(targets), ours.attention)
+def same_sizes(
+    run: Run, scores: Scores, curves: Sequence[AttentionCurve], group: str | None, targets: list[int]
+) -> Plan:
+    """The exported plan with other hidden units, as many of each FFN, by `scores`, and other heads and dimensions, as many
+    of each attention, by `curves`: what a criterion is worth at the same multiply-adds. Without curves, for a criterion of
+    FFN units alone, attention is the exported one."""
+    ours = exported_mask(run, group, targets)
+    cuts = {c.site.name: Cut(c, own.heads, own.dim) for c in curves if (own := ours.attention.get(c.site.name))}
+    return Plan(masks.best(scores, ours.widths, targets), tuple(targets), ours.attention | cuts)
 
 
 def mask_of(run: Run, scores: Scores, targets: list[int], keep: int | float | None = None) -> Plan:

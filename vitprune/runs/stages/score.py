@@ -18,6 +18,7 @@ from torch import nn
 from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
+from vitprune.core.least_squares import Sums
 from vitprune.core.reading import Json, digest, read_json
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import path_scores
@@ -83,26 +84,27 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
         for x, y in images.batches(index, size):
             yield x.to(run.device), y.to(run.device)
 
-    trained, how = None, c.how(name)
+    trained, how, both = None, c.how(name), run.recipe.prunes_attention and row.attention is not None
     found: Sequence[torch.Tensor | Curve]
+    added: Sums | None = None
     with memory.peak(run.device) as highest:
         if row.trains and how.train_weights:
             found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
-        elif name == "fisher-obs" and run.recipe.prunes_attention:
-            found = attention.find(run, batches, how.seed, attention.file_of(run, group))
         elif row.summed:
-            asked = Asked("discover", name, how, index, size)
+            asked = Asked("discover", name, how, index, size, both)
             added = sums.total(run, asked, f"discover {name} {group or ''}".strip())
             found = row.summed.scores(run.loaded.model, run.sites, added, how=how)
         else:
             found = row.whole(run.loaded.model, run.sites, batches, how=how)
+        if both:
+            attention.write(run, name, group, batches, added, how)
     scores = Scores.whole(name, names(run.sites), found)
     if not all(bool(block.isfinite().all()) for block in scores.rows):
         where = run.recipe.model.name
         raise UserError(f"criterion `{name}`: gives values that are not finite; check the weights of `{where}`")
     path = _whole_file(run, name, group)
     files = [_write(path, scores.to_bytes()), path.with_suffix(".json")]
-    files += [attention.file_of(run, group)] if name == "fisher-obs" and run.recipe.prunes_attention else []
+    files += [attention.file_of(run, name, group)] if both else []
     files += [] if trained is None else [_kept(trained, _weights_file(run, name, group))]
     seconds = round(time.monotonic() - started, 2)
     run.reporter.say(f"discover {name}: {seconds:.1f} s")

@@ -42,11 +42,12 @@ class Asked:
     how: Any
     index: np.ndarray
     batch: int
+    attention: bool = False  # of FFNs and attentions together
 
     @property
     def summed(self) -> Summed:
         """How they are made."""
-        found = CRITERIA[self.criterion].summed
+        found = CRITERIA[self.criterion].sums(self.attention)
         assert found is not None
         return found
 

@@ -1,0 +1,1 @@
+"""What criteria say of attention: which heads and dimensions of heads matter."""
