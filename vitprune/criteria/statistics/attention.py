@@ -9,11 +9,13 @@ In the last block a and the queries count at the tokens that the head reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.core.device import device_of
@@ -23,6 +25,7 @@ from vitprune.criteria.signatures import Batches
 from vitprune.model import families
 from vitprune.model.inside import hooks, pieces
 from vitprune.model.inside.pieces import STATISTICS
+from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.attention import AttentionSite
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
@@ -70,9 +73,30 @@ class _Sum:
 
 
 def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, H, T, d] from what qkv gives."""
+    """Queries, keys and values [B, H, T, d] from what qkv gives; their dimensions are of one number."""
     q, k, v = qkv_BTN.unflatten(-1, (3, site.heads, site.dim)).permute(2, 0, 3, 1, 4)
     return q, k, v
+
+
+@contextmanager
+def asked(model: nn.Module, sites: Sequence[AttentionSite], give: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `give(position in sites, queries, keys and values [B, T, 3·H·d])` on every forward: what `qkv` gives where it is
+    called, elsewhere what its weights give of what the attention reads."""
+    called = {i: layers.calls_qkv(model.get_submodule(site.path)) for i, site in enumerate(sites)}
+    direct, others = [i for i in called if called[i]], [i for i in called if not called[i]]
+
+    def read(position: int, x: Tensor) -> None:
+        rows = layers.rows(model.get_submodule(sites[others[position]].path))
+        give(others[position], F.linear(x.detach(), rows[:, :-1], rows[:, -1]))
+
+    def written(position: int, x: Tensor) -> None:
+        give(direct[position], x)
+
+    with (
+        hooks.layers(model, [sites[i].qkv for i in direct], written=written),
+        hooks.layers(model, [sites[i].path for i in others], read),
+    ):
+        yield
 
 
 class _Gathered:
@@ -82,10 +106,10 @@ class _Gathered:
         self.attentions, self.first = attentions, len(ffns)
         self.paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
         self.blocks = [site.block for site in ffns] + [site.block for site in attentions]
-        self.qkvs = [site.qkv for site in attentions]
+        self.asking = [site for site in attentions if site.query_keys]
         self.read, self.last = tokens_read(model), families.ffn_sites(model)[-1].block
         self.inputs, self.fishers = [Stream() for _ in self.paths], [_Sum() for _ in self.paths]
-        self.queries, self.keys = [_Sum() for _ in attentions], [_Sum() for _ in attentions]
+        self.queries, self.keys = [_Sum() for _ in self.asking], [_Sum() for _ in self.asking]
         self.tokens, self.counted = [0] * len(self.paths), [0] * len(self.paths)
 
     def add(self, found: list[list[Tensor]]) -> None:
@@ -98,7 +122,7 @@ class _Gathered:
             grad = pieces.first_of(found)
             self.tokens[position] = grad.shape[1]
             fisher.add(grad.flatten(0, 1))
-        for position, site in enumerate(self.attentions):
+        for position, site in enumerate(self.asking):
             q, k, _ = split_heads(site, pieces.first_of(found))
             asked = q[:, :, self.read] if site.block == self.last else q
             self.queries[position].add(asked.transpose(0, 1).flatten(1, 2))
@@ -110,9 +134,11 @@ class _Gathered:
         means = [fisher.mean() for fisher in self.fishers]
         of_ffns = [FfnMoments(covariances[i], means[i], self.tokens[i]) for i in range(self.first)]
         of_attentions = []
-        for i in range(len(self.attentions)):
+        asking = iter(zip(self.queries, self.keys, strict=True))
+        for i, site in enumerate(self.attentions):
             n = self.first + i
-            sides = self.queries[i].mean(), self.keys[i].mean()
+            whole = torch.eye(site.queries or site.dim, dtype=torch.float64).expand(site.heads, -1, -1)
+            sides = tuple(side.mean() for side in next(asking)) if site.query_keys else (whole, whole)
             of_attentions.append(AttentionMoments(covariances[n], means[n], *sides, self.tokens[n], self.counted[n]))
         return of_ffns, of_attentions
 
@@ -146,9 +172,9 @@ def _one_pass(model: nn.Module, of: _Gathered, images: Tensor, among: Tensor, se
     def give(position: int, x: Tensor) -> None:
         made[position] = x.detach()
 
-    with torch.enable_grad(), hooks.layers(model, of.paths, reads, keep), hooks.layers(model, of.qkvs, written=give):
+    with torch.enable_grad(), hooks.layers(model, of.paths, reads, keep), asked(model, of.asking, give):
         log_p = model(images[rows])[:, among].log_softmax(-1)
         drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
         every = range(len(of.paths))
         grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
-    return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.qkvs))]
+    return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.asking))]
