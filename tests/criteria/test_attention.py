@@ -189,5 +189,5 @@ def test_sites_without_free_queries_keep_their_ranks(small: Any) -> None:
     sites = [AttentionSite(0, "blocks.0.attn", 2, 8, query_keys=False)]
     _, found = attention.statistics(model, families.ffn_sites(model)[:1], sites, batches, 0)
     (one,) = ranks.ranks(model, sites, found, (x for x, _ in batches()))
-    assert not one.any() and sites[0].dims == (8,)
+    assert not one.any() and sites[0].dims == (4, 8) and sites[0].asking(4) == 8
     assert np.isfinite(attention_curve.curve(sites[0], linear(model, sites[0].proj).weight, found[0], one).cost(1, 8))

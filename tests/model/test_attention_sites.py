@@ -44,16 +44,16 @@ def test_the_sites_of_a_vit(tiny_vit: Callable[..., nn.Module]) -> None:
     assert sites[0].dims == (4, 8) and sites[0].values and sites[0].query_keys
 
 
-@pytest.mark.parametrize(("changed", "dims"), [({"qk_norm": True}, (8,)), ({}, (4, 8))])
-def test_a_norm_on_queries_and_keys_leaves_the_heads(
-    tiny_vit: Any, changed: dict[str, Any], dims: tuple[int, ...]
-) -> None:
-    assert attention_sites(tiny_vit(**changed))[0].dims == dims
+def test_a_norm_on_queries_and_keys_leaves_the_values_and_the_heads(tiny_vit: Any) -> None:
+    site = attention_sites(tiny_vit(qk_norm=True))[0]
+    assert site.dims == (4, 8) and not site.query_keys and site.asking(4) == 8
 
 
-def test_what_has_another_attention_is_refused_by_name(tiny_vit: Any) -> None:
-    with pytest.raises(UserError, match=r"blocks\.0\.attn: a norm over all heads"):
-        attention_sites(tiny_vit(scale_attn_norm=True))
+def test_a_norm_behind_the_heads_leaves_the_heads(tiny_vit: Any) -> None:
+    assert attention_sites(tiny_vit(scale_attn_norm=True))[0].dims == (8,)
+
+
+def test_what_has_another_attention_is_refused_by_name() -> None:
     swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=8, depths=(1, 1), num_heads=(1, 1))
     with pytest.raises(UserError, match="SwinTransformer"):
         attention_sites(swin.eval())
@@ -73,7 +73,7 @@ def test_rotations_of_full_rank_are_exact(prepared: tuple[Any, Tensor, Curves]) 
     for curve in curves:
         site, values = curve.site, curve.values[1]
         qkv, proj = linear(slim, site.qkv), linear(slim, site.proj)
-        q, k, v = slim_attention._per_head(qkv, 2)
+        q, k, v = slim_attention._per_head(slim.get_submodule(site.path))
         both = torch.stack([curve.queries @ q, curve.keys @ k, values.front @ v]).flatten(0, 2)
         qkv.weight.copy_(both[:, :-1])
         qkv.bias.copy_(both[:, -1])

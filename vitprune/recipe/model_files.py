@@ -120,12 +120,13 @@ def in_folder(folder: Path, foreign: bool) -> Found:
 
 def attention(slim: stated.Attention, stored: dict[str, tuple[int, ...]], weights: Path) -> None:
     """Raises UserError where slim attention has other shapes than its heads and dimensions say."""
-    for path, (heads, dim) in slim.items():
-        rows = (*stored.get(f"{path}.qkv.weight", ()), 0)[0]
-        if rows != 3 * heads * dim:
-            raise UserError(
-                f"{weights}: `{path[:60]}.qkv.weight` has {rows} rows, vitprune.attention says 3 · {heads} · {dim}"
-            )
+    for path, state in slim.items():
+        layers = ("qkv", "q_proj", "k_proj", "v_proj")
+        rows = sum((*stored.get(f"{path}.{layer}.weight", ()), 0)[0] for layer in layers)
+        if rows != stated.rows(state):
+            heads, queries, *values = state
+            said = f"{heads} · (2 · {queries} + {values[0]})" if values else f"3 · {heads} · {queries}"
+            raise UserError(f"{weights}: `{path[:60]}.qkv.weight` has {rows} rows, vitprune.attention says {said}")
 
 
 def labels_in(cfg: Json, outputs: int | None) -> list[str] | None:

@@ -9,12 +9,14 @@ In the last block a and the queries count at the tokens that the head reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.core.device import device_of
@@ -25,6 +27,7 @@ from vitprune.criteria.statistics import fisher_obs
 from vitprune.model import families
 from vitprune.model.inside import hooks, pieces
 from vitprune.model.inside.pieces import STATISTICS
+from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import tokens_read
@@ -53,9 +56,30 @@ class AttentionMoments:
 
 
 def split_heads(site: AttentionSite, qkv_BTN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, H, T, d] from what qkv gives."""
+    """Queries, keys and values [B, H, T, d] from what qkv gives; their dimensions are of one number."""
     q, k, v = qkv_BTN.unflatten(-1, (3, site.heads, site.dim)).permute(2, 0, 3, 1, 4)
     return q, k, v
+
+
+@contextmanager
+def asked(model: nn.Module, sites: Sequence[AttentionSite], give: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `give(position in sites, queries, keys and values [B, T, 3·H·d])` on every forward: what `qkv` gives where it is
+    called, elsewhere what its weights give of what the attention reads."""
+    called = {i: layers.calls_qkv(model.get_submodule(site.path)) for i, site in enumerate(sites)}
+    direct, others = [i for i in called if called[i]], [i for i in called if not called[i]]
+
+    def read(position: int, x: Tensor) -> None:
+        rows = layers.rows(model.get_submodule(sites[others[position]].path))
+        give(others[position], F.linear(x.detach(), rows[:, :-1], rows[:, -1]))
+
+    def written(position: int, x: Tensor) -> None:
+        give(direct[position], x)
+
+    with (
+        hooks.layers(model, [sites[i].qkv for i in direct], written=written),
+        hooks.layers(model, [sites[i].path for i in others], read),
+    ):
+        yield
 
 
 class _Gathered:
@@ -72,7 +96,7 @@ class _Gathered:
         self.attentions, self.fisher = attentions, fisher
         self.paths = [site.fc2 for site in ffns] + [site.proj for site in attentions]
         self.blocks = [site.block for site in ffns] + [site.block for site in attentions]
-        self.qkvs = [site.qkv for site in attentions]
+        self.asking = [(i, site) for i, site in enumerate(attentions) if site.query_keys]
         self.read, self.last = tokens_read(model), families.ffn_sites(model)[-1].block
         of_ffns, of_attentions = range(len(ffns)), [f"attention.{i}" for i in range(len(attentions))]
         self.names, self.labels = (
@@ -92,7 +116,7 @@ class _Gathered:
             grad = pieces.first_of(found)
             self.made[f"{SAME}tokens.{label}"] = torch.tensor([grad.shape[1]])
             self._second(f"fisher.{label}", f"rows.{label}", grad.flatten(0, 1))
-        for i, site in enumerate(self.attentions):
+        for i, site in self.asking:
             q, k, _ = split_heads(site, pieces.first_of(found))
             asked = q[:, :, self.read] if site.block == self.last else q
             self._second(f"queries.{i}", f"asked.{i}", asked.transpose(0, 1).flatten(1, 2))
@@ -131,10 +155,14 @@ def sums(
 def of_sums(found: Sums, attentions: Sequence[AttentionSite]) -> list[AttentionMoments]:
     """The moments of the attentions from sums. Without gradients G is empty and T nothing."""
     made = []
-    for i in range(len(attentions)):
+    for i, site in enumerate(attentions):
         label, graded = f"attention.{i}", f"fisher.attention.{i}" in found
         fisher = found[f"fisher.{label}"] / found[f"rows.{label}"] if graded else torch.empty(0, 0)
-        sides = found[f"queries.{i}"] / found[f"asked.{i}"], found[f"keys.{i}"] / found[f"told.{i}"]
+        if site.query_keys:
+            sides = found[f"queries.{i}"] / found[f"asked.{i}"], found[f"keys.{i}"] / found[f"told.{i}"]
+        else:
+            whole = torch.eye(site.queries or site.dim, dtype=torch.float64).expand(site.heads, -1, -1)
+            sides = whole, whole
         tokens = int(found[f"{SAME}tokens.{label}"]) if graded else 0
         covariance = Stream.of(found, label).finish().covariance
         made.append(AttentionMoments(covariance, fisher, *sides, tokens, int(found[f"{SAME}read.{label}"])))
@@ -191,11 +219,11 @@ def _one_pass(
     with (
         torch.set_grad_enabled(seed is not None),
         hooks.layers(model, of.paths, reads, written),
-        hooks.layers(model, of.qkvs, written=give),
+        asked(model, [site for _, site in of.asking], give),
     ):
         logits = model(images[rows])
         if seed is not None:
             log_p = logits[:, among].log_softmax(-1)
             drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
             grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
-    return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.qkvs))]
+    return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.asking))]

@@ -78,7 +78,7 @@ class AttentionCurve:
 
     def table(self) -> dict[tuple[int, int], float]:
         """The cost of every (H', d') that the site may have; without heads there is but (0, 0)."""
-        every = [(h, d) for h in range(1, self.site.heads + 1) for d in self.site.dims]
+        every = [(h, d) for h in self.site.counts for d in self.site.dims]
         return {(0, 0): self.cost(0, 0)} | {(h, d): self.cost(h, d) for h, d in every}
 
 

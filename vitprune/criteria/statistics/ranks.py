@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.core.least_squares import RIDGE
@@ -20,6 +21,7 @@ from vitprune.criteria.statistics.attention import AttentionMoments, split_heads
 from vitprune.criteria.statistics.fisher_obs import root
 from vitprune.model import families
 from vitprune.model.inside import hooks
+from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.attention import AttentionSite
 from vitprune.model.sites.ffn import linear
 from vitprune.model.tokens import tokens_read
@@ -76,7 +78,6 @@ def ranks(
 
 
 def _of_one(model: nn.Module, site: AttentionSite, moments: AttentionMoments, images: Sequence[Tensor]) -> Tensor:
-    qkv = linear(model, site.qkv)
     width, measured = site.heads * site.dim, site.dims[:-1]
     if not site.query_keys or not measured:
         return torch.zeros(site.dim + 1, dtype=torch.float64)
@@ -84,23 +85,37 @@ def _of_one(model: nn.Module, site: AttentionSite, moments: AttentionMoments, im
     read = tokens_read(model) if last else slice(None)
     asked, told, _ = rotation.of_queries_and_keys(moments.queries, moments.keys)
     fits = {r: _Fit(width) for r in (0, *measured)}
+    bias = layers.bias_of_positions(model.get_submodule(site.path))
+    bias = bias[:, read] if bias is not None and last else bias
     enough, done = max(IMAGES, -(-ROWS * width // moments.read)), 0
     for batch in images:
         if done >= enough:
             break
         done += len(batch)
-        q, k, v = split_heads(site, qkv(hooks.input_of(qkv, partial(model, batch))))
+        q, k, v = split_heads(site, _qkv(model, site, batch))
         q = q[:, :, read]
-        whole = _mixed(q @ k.mT, site, v)
+        whole = _mixed(q @ k.mT, site, v, bias)
         q, k = q @ asked.to(q).mT[None], k @ told.to(k).mT[None]
         for r, fit in fits.items():
-            fit.add(_mixed(q[..., :r] @ k[..., :r].mT, site, v), whole)
+            fit.add(_mixed(q[..., :r] @ k[..., :r].mT, site, v, bias), whole)
     weight = root(moments.fisher) @ linear(model, site.proj).weight.double().cpu()
     found = [0.5 * moments.tokens * fits[r].left(weight) for r in fits]
     rising = np.maximum.accumulate([0.0, *reversed(found)])[::-1]
     return torch.from_numpy(np.interp(np.arange(site.dim + 1), [*fits, site.dim], rising))
 
 
-def _mixed(logits_BHTT: Tensor, site: AttentionSite, v_BHTd: Tensor) -> Tensor:
+def _qkv(model: nn.Module, site: AttentionSite, images: Tensor) -> Tensor:
+    """Queries, keys and values of the images [B, T, 3·H·d]."""
+    attn = model.get_submodule(site.path)
+    if layers.calls_qkv(attn):
+        qkv = linear(model, site.qkv)
+        return qkv(hooks.input_of(qkv, partial(model, images)))
+    rows = layers.rows(attn)
+    return F.linear(hooks.input_of(attn, partial(model, images)), rows[:, :-1], rows[:, -1])
+
+
+def _mixed(logits_BHTT: Tensor, site: AttentionSite, v_BHTd: Tensor, bias_HTT: Tensor | None = None) -> Tensor:
     """What the heads give together, [B, T, H·d]."""
-    return ((logits_BHTT * site.dim**-0.5).softmax(-1) @ v_BHTd).transpose(1, 2).flatten(2)
+    scaled = logits_BHTT * site.dim**-0.5
+    scaled = scaled if bias_HTT is None else scaled + bias_HTT
+    return (scaled.softmax(-1) @ v_BHTd).transpose(1, 2).flatten(2)

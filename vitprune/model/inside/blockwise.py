@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from vitprune.model import families, plain
 from vitprune.model.inside import hooks
+from vitprune.model.sites.own_attention import OwnAttention
 
 IN_HALVES = (vit.Block, relpos.RelPosBlock, beit.Block, eva.EvaBlock)
-ATTENTIONS = (Attention, AttentionRope, DiffAttention, relpos.RelPosAttention, beit.Attention, eva.EvaAttention)
+ATTENTIONS = (
+    Attention, AttentionRope, DiffAttention, relpos.RelPosAttention, beit.Attention, eva.EvaAttention, OwnAttention,
+)  # fmt: skip
 PASSED_BY = {"drop_path1": plain.IDLE, "drop_path2": plain.IDLE, "ls1": plain.SCALES, "ls2": plain.SCALES,
              "mlp.drop2": plain.IDLE}  # fmt: skip
 Part = Literal["attention", "ffn"]

@@ -32,7 +32,7 @@ FORBIDDEN_ARGS = {
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What `config` says that the architecture does not: units of every FFN, (heads, dimensions) of slim attention, and
+    """What `config` says that the architecture does not: units of every FFN, sizes of slim attention (`stated.Attention`), and
     whether every fc2 has a bias that a repair added."""
 
     config: Path
@@ -149,16 +149,27 @@ def _resize_attention(model: nn.Module, sizes: Sizes) -> None:
         sites = {site.path: site for site in attention.attention_sites(model)}
     except UserError as error:
         raise UserError(f"{sizes.config}: vitprune.attention: {error}") from error
-    for path, (heads, dim) in sizes.attention.items():
+    for path, state in sizes.attention.items():
         if path not in sites:
             raise UserError(f"{sizes.config}: vitprune.attention: this model has no attention {path[:60]!r}")
-        site = sites[path]
-        if heads > site.heads or dim > site.dim:
+        site, (heads, queries, dim) = sites[path], _state(state)
+        most = site.asking(site.dim)
+        if heads > site.heads or dim > site.dim or queries > most:
             raise UserError(
                 f"{sizes.config}: vitprune.attention: {path} has at most {site.heads} heads of {site.dim} dimensions, "
-                f"not {heads} of {dim}"
+                f"not {' of '.join(map(str, state))}"
             )
-        if heads and dim != site.dim and not (site.values and site.query_keys):
-            raise UserError(f"{sizes.config}: vitprune.attention: the heads of {path} have {site.dim} dimensions")
-    for path, (heads, dim) in sizes.attention.items():
-        attention.resize(model, sites[path], heads, dim)
+        whole = (dim == site.dim or site.values) and (queries == most or site.query_keys)
+        if heads and not (whole and (heads == site.heads or site.whole_heads)):
+            raise UserError(
+                f"{sizes.config}: vitprune.attention: {path} has {site.heads} heads of {site.dim} dimensions, of which not "
+                f"all can go; not {' of '.join(map(str, state))}"
+            )
+    for path, state in sizes.attention.items():
+        heads, queries, dim = _state(state)
+        attention.resize(model, sites[path], heads, dim, queries)
+
+
+def _state(state: tuple[int, ...]) -> tuple[int, int, int]:
+    """Heads, dimensions of queries and keys, and of values."""
+    return (state[0], state[1], state[-1])

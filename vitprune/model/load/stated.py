@@ -9,22 +9,31 @@ from vitprune.core.errors import UserError
 
 MOST_SITES = 4096
 MOST = 1 << 16
-Attention = dict[str, tuple[int, int]]  # (heads, dimensions of a head) by path; (0, 0) where a block has none left
+Attention = dict[str, tuple[int, ...]]  # (heads, dimensions of a head) by path, (0, 0) where a block has none left;
+# (heads, dimensions of queries and keys, dimensions of values) where these are others
 
 
 def attention(given: Any, config: Path) -> Attention:
-    """(heads, dimensions) by the attention's path; nothing where all of it is whole. Raises UserError naming the file."""
+    """(heads, dimensions) or (heads, queries', values') by the attention's path; nothing where all of it is whole. Raises UserError naming the file."""
     if given is None:
         return {}
     if not isinstance(given, dict) or len(given) > MOST_SITES or not all(map(_is_state, given.values())):
         raise UserError(
             f"{config}: vitprune.attention must be [heads, dimensions of a head] by path, two positive integers each, "
-            "or [0, 0] for a block without"
+            "[heads, dimensions of queries, other dimensions of values], or [0, 0] for a block without"
         )
-    return {path: (heads, dim) for path, (heads, dim) in given.items()}
+    return {path: tuple(state) for path, state in given.items()}
+
+
+def rows(state: tuple[int, ...]) -> int:
+    """Rows of queries, keys and values together."""
+    heads, queries, values = state if len(state) == 3 else (*state, state[1])
+    return heads * (2 * queries + values)
 
 
 def _is_state(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and 0 <= n <= MOST for n in value):
+    if not isinstance(value, list) or not all(type(n) is int and 0 <= n <= MOST for n in value):
         return False
-    return (value[0] == 0) == (value[1] == 0)
+    if len(value) == 3:  # what is the same is said once
+        return 0 not in value and value[1] != value[2]
+    return len(value) == 2 and (value[0] == 0) == (value[1] == 0)

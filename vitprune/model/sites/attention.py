@@ -1,7 +1,8 @@
 """Attention as a site: how many heads it has and how many dimensions a head has, and which of them can become fewer.
 
-The state of an attention is (H', d'): H' heads with d' dimensions of queries, keys and values each. A slim attention is
-timm's own `Attention(dim, num_heads=H', attn_head_dim=d')`; (0, d') is a block without attention.
+The state of an attention is (H', d'): H' heads with d' dimensions of values each, and as many of queries and keys where
+those can go, else all they had; (0, d') is a block without attention. A slim attention is timm's own
+`Attention(dim, num_heads=H', attn_head_dim=d')` where that can hold it, else `OwnAttention`.
 
 A head can go wherever attention is a sum over heads. Its values' dimensions can be rotated, and go, where nothing stands
 between them and `proj`; its queries' and keys' where nothing stands between them and their product (no norm, no rotary
@@ -16,24 +17,23 @@ from typing import Any
 
 import torch
 from timm.layers.attention import Attention
-from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 from vitprune.model import families, plain
+from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.ffn import bias_of, linear
+from vitprune.model.sites.own_attention import OwnAttention, rows_of
 
 SMALL = 32  # dimensions of a head up to which they go by fours, and by eights beyond
-BLOCKS = (vit.Block,)
-KINDS = (Attention,)
-PARTS = {"qkv": plain.LINEAR, "proj": plain.LINEAR, "attn_drop": plain.IDLE, "proj_drop": plain.IDLE}
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionSite:
-    """One attention: block index, path inside the model, heads H of `dim` dimensions.
+    """One attention: block index, path inside the model, heads H whose values have `dim` dimensions.
 
-    `values`, `query_keys`: whether those dimensions can be rotated and removed; heads can always be.
+    `values`, `query_keys`, `whole_heads`: what can go. `queries`: dimensions of queries and keys where they are others.
+    `gated`: a gate stands behind the heads.
     """
 
     block: int
@@ -42,6 +42,9 @@ class AttentionSite:
     dim: int
     values: bool = True
     query_keys: bool = True
+    whole_heads: bool = True
+    queries: int | None = None
+    gated: bool = False
 
     @property
     def kind(self) -> str:
@@ -60,14 +63,23 @@ class AttentionSite:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The dimensions a head may have, ascending; the last is all of them."""
-        if not (self.values and self.query_keys):
+        """The dimensions that a head's values may have, ascending; the last is all of them."""
+        if not self.values:
             return (self.dim,)
         return (*range(self.multiple, self.dim, self.multiple), self.dim)
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """How many heads there may be, beside none, ascending."""
+        return tuple(range(1, self.heads + 1)) if self.whole_heads else (self.heads,)
+
+    def asking(self, dim: int) -> int:
+        """The dimensions of a head's queries and keys where its values have `dim`."""
+        return dim if self.query_keys else (self.queries or self.dim)
+
+    @property
     def qkv(self) -> str:
-        """The path of the layer that makes queries, keys and values."""
+        """The path of the layer that makes queries, keys and values, where it is one."""
         return f"{self.path}.qkv"
 
     @property
@@ -77,13 +89,23 @@ class AttentionSite:
 
     def macs(self, width: int, tokens: int, read: int, heads: int, dim: int) -> int:
         """Multiply-adds of (heads, dim) for an image of `tokens`, where `read` of them ask and are answered."""
-        return heads * dim * (2 * width * (tokens + read) + 2 * tokens * read)
+        asked = self.asking(dim)
+        layers = width * (asked + dim) * (tokens + read) + (width * dim * read if self.gated else 0)
+        return heads * (layers + tokens * read * (asked + dim))
 
     def parameters(self, model: nn.Module, heads: int, dim: int) -> int:
         """Parameters of (heads, dim)."""
-        qkv, proj = linear(model, self.qkv), linear(model, self.proj)
-        per_unit = 3 * (qkv.in_features + (qkv.bias is not None)) + proj.out_features
-        return heads * dim * per_unit + (proj.out_features if proj.bias is not None else 0)
+        attn = model.get_submodule(self.path)
+        if (heads, dim) == (self.heads, self.dim):
+            return sum(weight.numel() for weight in attn.parameters())
+        proj = linear(model, self.proj)
+        left = proj.out_features if proj.bias is not None else 0
+        if not heads:
+            return left
+        fixed, per_head, per_value = layers.beside(attn)
+        into = layers.reads(attn) + layers.has_bias(attn)
+        per_head += (2 * self.asking(dim) + dim) * into + dim * (proj.out_features + per_value)
+        return heads * per_head + fixed + left
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
@@ -98,39 +120,49 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     blocks: Any = model.blocks
     for i, block in enumerate(blocks):
         path = f"blocks.{i}.attn"
-        if type(block) not in BLOCKS:
+        if type(block) not in layers.BLOCKS:
             raise UserError(
                 f"blocks.{i}: the attention of {type(block).__name__} is not supported, only its FFN units are"
             )
-        attn: Any = block.attn
-        if type(attn) is NoAttention:
+        if type(block.attn) is NoAttention:
             continue
-        reason = plain.why_not(attn, KINDS)
-        for name, kinds in PARTS.items():
-            reason = reason or plain.why_not(getattr(attn, name), kinds)
-        if reason is None and any(id(weight) in places for weight in attn.parameters()):
+        reason = layers.why_not(block.attn)
+        if reason is None and any(id(weight) in places for weight in block.attn.parameters()):
             reason = "shares its weights with another layer"
-        if reason is None and type(attn.norm) is not nn.Identity:
-            reason = "a norm over all heads stands in front of its projection; only its FFN units can go"
         if reason is not None:
             raise UserError(f"{path}: {reason}")
-        bare = type(attn.q_norm) is nn.Identity and type(attn.k_norm) is nn.Identity
-        sites.append(AttentionSite(i, path, attn.num_heads, attn.head_dim, attn.gate is None, bare))
+        sites.append(_site(model, i, path, block.attn))
     return sites
 
 
-def slim(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(heads, dimensions) of every attention by its path, (0, 0) where a block has none left; nothing where all of it is
-    whole: H heads of D / H dimensions for a stream of D, as every block here is built."""
-    found, whole = {}, True
+def _site(model: nn.Module, i: int, path: str, attn: Any) -> AttentionSite:
+    """The site, and what of it can go."""
+    heads, queries, dim = layers.shape(attn)
+    rotary, per_head = layers.from_outside(model)
+    gated = getattr(attn, "gate", None) is not None
+    values = not gated and layers.idle(attn, "norm")
+    bare = layers.idle(attn, "q_norm") and layers.idle(attn, "k_norm") and not rotary and not per_head
+    return AttentionSite(
+        i, path, heads, dim, values=values, query_keys=values and bare and queries == dim, whole_heads=not per_head,
+        queries=None if queries == dim else queries, gated=gated,
+    )  # fmt: skip
+
+
+def slim(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """(heads, dimensions) of every attention by its path, (heads, queries' and keys' dimensions, values') where these are
+    others, (0, 0) where a block has none left; nothing where all of it is whole, as the architecture has it."""
+    found: dict[str, tuple[int, ...]] = {}
+    whole = True
     blocks: Any = model.blocks if isinstance(model, families.PLAIN) else ()
     for i, block in enumerate(blocks):
         attn: Any = getattr(block, "attn", None)
         if isinstance(attn, NoAttention):
             found[f"blocks.{i}.attn"], whole = (0, 0), False
-        elif isinstance(attn, KINDS):
-            found[f"blocks.{i}.attn"] = (attn.num_heads, attn.head_dim)
-            whole = whole and attn.num_heads * attn.head_dim == attn.qkv.in_features
+        elif isinstance(attn, layers.KINDS):
+            heads, queries, dim = layers.shape(attn)
+            found[f"blocks.{i}.attn"] = (heads, dim) if queries == dim else (heads, queries, dim)
+            own = type(attn) is OwnAttention or (type(attn) is Attention and heads * dim != attn.qkv.in_features)
+            whole = whole and not own
     return {} if whole else found
 
 
@@ -146,29 +178,42 @@ class NoAttention(nn.Module):
         return self.bias.expand_as(x)
 
 
+def fits(attn: nn.Module, queries: int, dim: int) -> bool:
+    """Whether timm's own class can hold it with these dimensions of queries and values."""
+    return type(attn) is Attention and queries == dim
+
+
 @torch.no_grad()
-def resize(model: nn.Module, site: AttentionSite, heads: int, dim: int) -> None:
-    """Give the attention H' = `heads` of d' = `dim` dimensions, with weights that have no meaning yet; without heads
-    nothing but a vector is left of it."""
-    if (heads, dim) == (site.heads, site.dim):
+def resize(model: nn.Module, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> None:
+    """Give the attention H' = `heads` of d' = `dim` dimensions (and `queries` for queries and keys), with weights that have
+    no meaning yet; without heads nothing but a vector is left of it."""
+    asked = site.asking(dim) if queries is None else queries
+    if (heads, asked, dim) == (site.heads, site.asking(site.dim), site.dim):
         return
+    attn: Any = model.get_submodule(site.path)
     if not heads:
-        parent, _, name = site.path.rpartition(".")
-        setattr(model.get_submodule(parent), name, NoAttention(torch.zeros_like(bias_of(linear(model, site.proj)))))
+        _replace(model, site, NoAttention(torch.zeros_like(bias_of(attn.proj))))
         return
-    qkv, proj = linear(model, site.qkv), linear(model, site.proj)
-    width = heads * dim
+    if not fits(attn, asked, dim):
+        _replace(model, site, OwnAttention(attn, torch.arange(heads, device="cpu"), asked, dim, layers.has_bias(attn)))
+        return
+    qkv, proj, width = attn.qkv, attn.proj, heads * dim
     first = qkv.weight.new_zeros(3 * width, qkv.in_features), qkv.weight.new_zeros(3 * width)
     second = proj.weight.new_zeros(proj.out_features, width), proj.weight.new_zeros(proj.out_features)
     put(model, site, heads, dim, first, second)
-    cut_gate(model, site, torch.arange(heads))
+    cut_rows(model, site, torch.arange(heads, device="cpu"))
+
+
+def _replace(model: nn.Module, site: AttentionSite, made: nn.Module) -> None:
+    parent, _, name = site.path.rpartition(".")
+    setattr(model.get_submodule(parent), name, made)
 
 
 @torch.no_grad()
 def put(
     model: nn.Module, site: AttentionSite, heads: int, dim: int, qkv: Sequence[Tensor], proj: Sequence[Tensor]
 ) -> None:
-    """Give the attention these weights and biases [3·H'·d', D], [3·H'·d'] and [D, H'·d'], [D]; a layer that has no bias
+    """Give timm's attention these weights and biases [3·H'·d', D], [3·H'·d'] and [D, H'·d'], [D]; a layer that has no bias
     gets none. Weights and metadata together."""
     attn: Any = model.get_submodule(site.path)
     for layer, (weight, bias) in ((attn.qkv, qkv), (attn.proj, proj)):
@@ -181,11 +226,30 @@ def put(
 
 
 @torch.no_grad()
-def cut_gate(model: nn.Module, site: AttentionSite, heads: Tensor) -> None:
-    """Leave only these heads' [k] rows of the gate on what the heads give, where there is one."""
-    gate: Any = getattr(model.get_submodule(site.path), "gate", None)
-    if gate is not None:
-        rows = (heads[:, None] * site.dim + torch.arange(site.dim)).flatten().to(gate.weight.device)
-        for name, value in list(gate.named_parameters(recurse=False)):
-            setattr(gate, name, nn.Parameter(value[rows].clone(), requires_grad=value.requires_grad))
-        gate.out_features = len(rows)
+def put_own(
+    model: nn.Module, site: AttentionSite, heads: Tensor, parts: Sequence[Tensor], columns_HDd: Tensor, bias: Tensor
+) -> None:
+    """Put an `OwnAttention` of these heads [k] in the place: [weight bias] of queries, keys and values per head
+    [k, d, D + 1], proj's columns and bias."""
+    old: Any = model.get_submodule(site.path)
+    made = OwnAttention(old, heads, parts[0].shape[1], parts[2].shape[1], layers.has_bias(old)).train(old.training)
+    layers.put_rows(made, torch.cat([part.flatten(0, 1) for part in parts]))
+    made.proj.weight.copy_(columns_HDd.transpose(0, 1).flatten(1))
+    if made.proj.bias is not None:
+        made.proj.bias.copy_(bias)
+    _replace(model, site, made)
+
+
+def without(model: nn.Module, site: AttentionSite) -> None:
+    """Leave nothing of the attention but the bias of its projection."""
+    _replace(model, site, NoAttention(bias_of(linear(model, site.proj)).clone()))
+
+
+@torch.no_grad()
+def cut_rows(model: nn.Module, site: AttentionSite, heads: Tensor) -> None:
+    """Leave only these heads' [k] rows of the gate and of the norm on what the heads give, where there are some."""
+    attn: Any = model.get_submodule(site.path)
+    units = (heads[:, None].cpu() * site.dim + torch.arange(site.dim, device="cpu")).flatten()
+    for name in ("gate", "norm"):
+        if (made := rows_of(getattr(attn, name, None), units)) is not None:
+            setattr(attn, name, made)

@@ -128,7 +128,8 @@ class _Work:
         if qkv:
             # slim, it gives other queries, keys and values than the dense one: what it should give is what it would of the
             # dense stream
-            through = theirs.qkv if mine.qkv.weight.shape == theirs.qkv.weight.shape else copy.deepcopy(mine.qkv)
+            same = type(mine) is type(theirs) and mine.qkv.weight.shape == theirs.qkv.weight.shape
+            through = theirs.qkv if same else copy.deepcopy(mine.qkv)
             self.refit(mine.qkv, inputs, through=through)
         else:
             for _ in inputs:
