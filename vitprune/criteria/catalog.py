@@ -132,6 +132,7 @@ CRITERIA: dict[str, Row] = {
         needs=("images", "gradients"),
         settings=Seeded,
         across_blocks=True,
+        attention=True,
         summed=Summed("fisher", of("statistics.fisher_obs", "sums"), of("statistics.fisher_obs", "from_sums")),
     ),
     "class-alignment": Row(
@@ -178,6 +179,16 @@ def allocation_of(criterion: str, asked: str) -> str:
     if asked != "auto":
         return asked
     return "global" if criterion in CRITERIA and CRITERIA[criterion].across_blocks else "uniform"
+
+
+def prices_whole(criterion: str) -> bool:
+    """Whether a budget of the whole model, attention beside the FFNs, can be shared out by a criterion's costs."""
+    return criterion in CRITERIA and CRITERIA[criterion].attention
+
+
+def whole_criteria() -> str:
+    """The criteria that can, for a line of text."""
+    return ", ".join(f"`{name}`" for name in CRITERIA if prices_whole(name))
 
 
 def why_not(criterion: str, tokens: str, *, class_token: bool, halves: bool) -> str | None:

@@ -92,7 +92,8 @@ class Row:
     so `allocation: auto` cuts them by one threshold.
     `trains`: `whole` where `train_weights` asks for weights as well. `class_token`: it looks at that token whatever the
     settings say (one that has the setting `tokens` does so by default). `halves`: it needs blocks that come in halves.
-    `summed`: `whole` in two steps, where it needs no more of the images than sums over them.
+    `summed`: `whole` in two steps, where it needs no more of the images than sums over them. `attention`: it has costs of
+    attention too, in the unit of its FFN units', so a budget of the whole model can be shared out by it.
     """
 
     source: str
@@ -107,6 +108,7 @@ class Row:
     class_token: bool = False
     halves: bool = False
     summed: Summed | None = None
+    attention: bool = False
 
     @property
     def uses(self) -> tuple[str, ...]:

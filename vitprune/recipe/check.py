@@ -60,7 +60,7 @@ def budget(recipe: Recipe, found: Found) -> None:
     if not found.widths:
         return
     least = min(found.widths)
-    compared = recipe.compare.keep if recipe.compare else []
+    compared = (recipe.compare.keep if recipe.compare else None) or []
     for name, value in [("keep", recipe.keep), *(("compare.keep", k) for k in compared)]:
         if isinstance(value, int) and value > least:
             raise UserError(f"{name}: {words(value)} per block, but a block has only {least}")

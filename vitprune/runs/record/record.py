@@ -48,7 +48,7 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
         "name": recipe.name,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
-        "recipe": told.recipe(recipe, root).model_dump(mode="json"),
+        "recipe": told.recipe(recipe, root).written(),
         "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
         "machine": machine(run.device),

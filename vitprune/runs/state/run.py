@@ -231,6 +231,8 @@ class Run:
 
     def adapt(self) -> None:
         """Defaults that the model does not allow become others, and it is said; what the recipe asks for stays."""
+        for line in self.recipe.advice:
+            self.reporter.note(line)
         self.recipe, notes = defaults.adapted(self.recipe, self.loaded.model, self.sites)
         for note in notes:
             if note not in self.notes:
