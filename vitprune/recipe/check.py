@@ -48,6 +48,7 @@ def exclusive(recipe: Recipe) -> None:
             raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
         if "auto" in spec.criteria and len(spec.criteria) < 3:
             raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+        spec.first(recipe.criterion.name)
     if recipe.paper is not None and recipe.paper.table in ("table-2", "figure-6") and recipe.paper_protocol is None:
         raise UserError(f"paper: {recipe.paper.table} needs a `paper_protocol` section; see recipes/paper/")
     for first, second in itertools.combinations((recipe.groups or {}).items(), 2):

@@ -11,7 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from vitprune.criteria.catalog import how_of
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import how_of, prices_whole, whole_criteria
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.parts import Keep, Part, Seed, Whole
@@ -79,6 +80,15 @@ class Compare(Part):
         if whole is None or {"keep", "budget"} & self.model_fields_set or "auto" in self.criteria:
             return self
         return self.model_copy(update={"keep": None, "budget": [Whole(macs=0.5), Whole(macs=0.25)]})
+
+    def first(self, own: str) -> str:
+        """The criterion of every split's own run. Under a budget of the whole model the others get its sizes: the recipe's,
+        or the first of the comparison that prices attention; raises UserError where none does."""
+        named = [str(name) for name in self.criteria if name != "auto"]
+        found = named if self.budget is None else [name for name in (own, *named) if prices_whole(name)]
+        if not found:
+            raise UserError(f"compare: budgets of the whole model need one of {whole_criteria()} among the criteria")
+        return found[0]
 
     def choices(self) -> set[str]:
         """What `auto` may choose among."""

@@ -182,7 +182,7 @@ class Recipe(Part):
     @property
     def prunes_attention(self) -> bool:
         """Whether attention is to be pruned; `adapted` says what the model allows."""
-        return self.whole is not None and "attention" in (self.prune or ())
+        return self.whole is not None and "attention" in (self.prune or ("ffn", "attention"))
 
     @property
     def advice(self) -> list[str]:
@@ -205,7 +205,9 @@ class Recipe(Part):
     @classmethod
     def a_mapping_or_an_old_word(cls, given: Any) -> Any:
         if given not in _OLD:
-            raise ValueError("is a mapping of one word, such as `{macs: 0.25}`: macs, params, latency, size_mb, loss_points")
+            raise ValueError(
+                "is a mapping of one word, such as `{macs: 0.25}`: macs, params, latency, size_mb, loss_points"
+            )
         return given
 
     @field_validator("name")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model import families
 from vitprune.pruning.allocate import options
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.slim_attention import Cut
+from vitprune.pruning.whole import reach
 from vitprune.pruning.whole.hulls import Options, allocate
 from vitprune.pruning.whole.pricing import Pricing
 
@@ -33,11 +32,7 @@ def plan(
     room, total = share * prices.total, prices.total
     fixed = total - sum(float(site.prices.max()) for site in every)
     least = fixed + sum(float(site.prices.min()) for site in every)
-    if room < least:
-        raise UserError(
-            f"budget: {prices.name}: {share:g} is below what is left of this model when every site is as small as it may "
-            f"be, {math.ceil(1000 * least / total) / 1000:g}; raise it"
-        )
+    reach.require(share, least, prices)
     taken = [site.sizes[at] for site, at in zip(every, allocate(every, room - fixed), strict=True)]
     cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}
     keep, found = {}, scores.curves

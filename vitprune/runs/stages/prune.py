@@ -28,8 +28,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
-from vitprune.pruning.whole import allocation
-from vitprune.pruning.whole.pricing import PRICINGS
+from vitprune.pruning.whole import allocation, reach
 from vitprune.runs.results import attention
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
@@ -95,12 +94,9 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
     """
     recipe, name = run.recipe, run.recipe.criterion.name
-    scores = scores_of(run, name, recipe.criterion.seed, group)
     if recipe.whole is not None:
-        curves = attention.of_file(run, group) if recipe.prunes_attention else []
-        model, left = run.loaded.model, recipe.whole.amount
-        asked = PRICINGS[recipe.whole.of](model)
-        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor)
+        return whole_plan(run, name, group, targets, (recipe.whole.of, recipe.whole.amount))
+    scores = scores_of(run, name, recipe.criterion.seed, group)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
@@ -109,6 +105,15 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
         slim = slimmed(run, so_far, run.recovery, group, targets, dense)
         scores = _in_dense_numbering(_again(run, slim, n, group, targets), so_far)
     return mask_of(run, scores, targets)
+
+
+def whole_plan(run: Run, name: str, group: str | None, targets: list[int], budget: tuple[str, float]) -> Plan:
+    """What a criterion that prices attention too keeps under a budget of the whole model: its word and its amount."""
+    recipe, model = run.recipe, run.loaded.model
+    scores = scores_of(run, name, recipe.criterion.seed, group)
+    curves = attention.of_file(run, group) if recipe.prunes_attention else []
+    asked = reach.priced(budget[0], model)
+    return allocation.plan(model, scores, curves, budget[1], asked, targets, recipe.round_to, recipe.floor)
 
 
 def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
@@ -158,10 +163,10 @@ def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
 
 
-def same_sizes(run: Run, scores: Scores, group: str | None, targets: list[int]) -> Plan:
-    """The exported plan with other hidden units, as many of each FFN, by `scores`: what a criterion of FFN units alone is
-    worth under a budget of the whole model. Attention is the exported one."""
-    ours, keep = exported_mask(run, group, targets), dict[str, Tensor]()
+def same_sizes(ours: Plan, scores: Scores, targets: list[int]) -> Plan:
+    """The plan with other hidden units, as many of each FFN, by `scores`: what a criterion of FFN units alone is worth
+    under a budget of the whole model. Attention is that of the plan."""
+    keep: dict[str, Tensor] = {}
     for name, units in ours.widths.items():
         one = {name: scores.sites[name]}
         ties = {name: scores.ties[name]} if scores.ties else None
