@@ -69,9 +69,7 @@ def test_the_file_is_the_model_in_every_batch_and_every_precision(
     precision.to_fp16(path, tmp_path / "fp16.onnx")
     half = runtime.predict(runtime.session(tmp_path / "fp16.onnx"), given)
     assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
-    sweep = precision.to_int8(
-        path, tmp_path / "int8.onnx", [given[:24], given[24:]], [given], expected.argmax(1), 5.0
-    )
+    sweep = precision.to_int8(path, tmp_path / "int8.onnx", [given[:24], given[24:]], [given], expected.argmax(1), 5.0)
     whole = runtime.predict(runtime.session(tmp_path / "int8.onnx"), given)
     assert 100 * (whole.argmax(1) != expected.argmax(1)).mean() <= 5.0
     last = 4 if states[-1][0] else 0  # queries, keys and values apart, and proj

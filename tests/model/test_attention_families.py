@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import vitprune
-from vitprune.core.errors import UserError
 from vitprune.criteria.statistics import attention_curve, ranks
 from vitprune.criteria.statistics.attention import statistics
-from vitprune.deploy.onnx import exporting
 from vitprune.model import families
 from vitprune.model.load import opening, saving
 from vitprune.model.sites import attention, attention_layers

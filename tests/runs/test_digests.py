@@ -17,6 +17,7 @@ from small import FOLDERS, image_folder, model_folder, picture, quicken, recipe_
 from vitprune.criteria.attribution.settings import Jas
 from vitprune.criteria.catalog import CRITERIA, how_of, settings
 from vitprune.model import families
+from vitprune.recipe import parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.pipeline import STAGES
@@ -100,7 +101,8 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 # `reference` needs other settings beside it.
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
-    "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "prune",
+    "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.latency", "whole.size_mb",
+    "whole.loss_points", "prune",
 }  # fmt: skip
 
 
@@ -167,6 +169,18 @@ def test_another_budget_of_the_whole_model_does_again_what_depends_on_it(
     plain = {k: v for k, v in BASE.items() if k != "keep"} | {"criterion": {"name": "fisher-obs"}}
     before, after = digests(plain | {"budget": {"macs": 0.5}}), digests(plain | {"budget": {"macs": 0.5}} | other)
     assert [name for name in before if before[name] != after[name]] == redone
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("name: a\nkeep: 0.25\n", "f06419a292750898"),
+        ("name: a\ncriterion: {name: jas}\n", "b2a8399219b77185"),
+        ("name: a\nkeep: 25 units\nallocation: budgeted\nbudget: latency\nfloor: 2\nround_to: 8\n", "965aae959d3db362"),
+    ],
+)
+def test_the_hash_of_a_recipe_by_keep_is_what_it_was(text: str, known: str) -> None:
+    assert parse.parse(text).fingerprint()[:16] == known
 
 
 @pytest.mark.parametrize("known", ["model_digest", "data_digest"])

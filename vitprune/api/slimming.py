@@ -21,7 +21,7 @@ from vitprune.criteria.statistics.attention_curve import AttentionCurve, curve
 from vitprune.criteria.statistics.ranks import ranks
 from vitprune.model import classifier, door, families
 from vitprune.model.inside import blockwise
-from vitprune.model.sites.attention import attention_sites
+from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import FfnSite, linear
 from vitprune.pruning import budget as budgets
 from vitprune.pruning import prices
@@ -29,9 +29,9 @@ from vitprune.pruning.budget import Budget
 from vitprune.pruning.repair.names import Recovery, closed_form
 from vitprune.pruning.repair.repair import Repairer, chosen
 from vitprune.pruning.slimming import slim
+from vitprune.pruning.whole import reach
 from vitprune.pruning.whole.allocation import plan as plan_of_whole
-from vitprune.pruning.whole.megabytes import Megabytes
-from vitprune.pruning.whole.pricing import PRICINGS, Pricing
+from vitprune.pruning.whole.pricing import Pricing
 from vitprune.recipe.parts import Whole
 
 
@@ -72,8 +72,10 @@ def prune(
             wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
             given = _images_for(wants, model, images, batch)
         if whole_of is not None:
-            prices, curves = _prices(whole_of, model), _curves(model, sites, given, classes)
-            plan = plan_of_whole(model, scores, curves, whole_of.amount, prices, classes or (), round_to, floor)
+            asked, found = _prices(whole_of, model), _attentions(model)
+            reach.require(whole_of.amount, reach.least(model, found, asked, round_to, floor), asked)
+            curves = _curves(model, sites, found, given, classes)
+            plan = plan_of_whole(model, scores, curves, whole_of.amount, asked, classes or (), round_to, floor)
         else:
             price: prices.Price = budget if isinstance(budget, str) else "flops"
             of_ffns = Budget(kept, allocation, price, round_to, floor)
@@ -98,6 +100,8 @@ def _of_whole(keep: object, budget: object, scores: Scores, allocation: str) -> 
         raise UserError(
             f"prune: budget {dict(budget)!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
         ) from error
+    if isinstance(getattr(found, found.of), list) or found.of == "loss_points":
+        raise UserError(f"prune: budget {dict(budget)!r}: one amount of what is left, please, such as {{'macs': 0.25}}")
     if scores.curves is None or any(curve.unit != "nats per image" for curve in scores.curves.values()):
         raise UserError(f"prune: a budget of the whole model needs scores of `fisher-obs`, not of `{scores.criterion}`")
     return found
@@ -105,23 +109,32 @@ def _of_whole(keep: object, budget: object, scores: Scores, allocation: str) -> 
 
 def _prices(whole: Whole, model: nn.Module) -> Pricing:
     """What sizes cost in the budget's word. Raises UserError for one that needs more than a model."""
-    if whole.of == "size_mb":
-        return Megabytes(model)
-    if whole.of not in PRICINGS:
+    found = reach.priced(whole.of, model)
+    if found is None:
         raise UserError(
             f"prune: a budget in `{whole.of}` needs a run: give it in a recipe, or macs, params or size_mb here"
         )
-    return PRICINGS[whole.of](model)
+    return found
+
+
+def _attentions(model: nn.Module) -> list[AttentionSite]:
+    """The model's attentions; none, with a warning, where its family's cannot be pruned."""
+    try:
+        return attention_sites(model)
+    except UserError as error:
+        warnings.warn(f"only FFN units are pruned: {error}", UserWarning, stacklevel=4)
+        return []
 
 
 def _curves(
-    model: nn.Module, sites: Sequence[FfnSite], images: list[Tensor], classes: Sequence[int] | None
+    model: nn.Module,
+    sites: Sequence[FfnSite],
+    found: Sequence[AttentionSite],
+    images: list[Tensor],
+    classes: Sequence[int] | None,
 ) -> list[AttentionCurve]:
-    """What the model's attentions cost; none, with a warning, where its family's attention cannot be pruned."""
-    try:
-        found = attention_sites(model)
-    except UserError as error:
-        warnings.warn(f"only FFN units are pruned: {error}", UserWarning, stacklevel=4)
+    """What the model's attentions cost."""
+    if not found:
         return []
     device = device_of(model)
     among = torch.arange(classifier.outputs(model)) if classes is None else torch.tensor(sorted(set(classes)))

@@ -70,16 +70,17 @@ def recipe_check(
     from vitprune.recipe import parse
 
     loaded = parse.load(recipe)
-    notes: list[str] = []
+    notes = loaded.advice
     found = precheck.check(loaded, parse.beside(recipe))
     if model:
         from vitprune.cli import full_check
 
-        loaded, notes = full_check.check(loaded, found)
+        loaded, more = full_check.check(loaded, found)
+        notes += more
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        print(json.dumps(loaded.model_dump(mode="json"), indent=1))
+        print(json.dumps(loaded.written(), indent=1))
     elif show:
         print(parse.dump(loaded), end="")
     else:

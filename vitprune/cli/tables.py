@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.reading import Json
+from vitprune.report.reading.values import budget_text
 
 
 def as_json(record: Json, verb: str, folder: Path) -> Json:
@@ -66,7 +67,7 @@ def _table(title: str, rows: list[Json]) -> Table:
         name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
         table.add_row(
             escape(name),
-            "whole" if first["keep"] is None else str(first["keep"]),
+            budget_text(first) or str(first["keep"]),
             first["recovery"],
             first["head"],
             f"{100 * statistics.mean(top1):.2f}{spread}",
@@ -81,6 +82,8 @@ def _table(title: str, rows: list[Json]) -> Table:
 def _draws_together(rows: list[Json]) -> list[list[Json]]:
     groups: dict[tuple[Any, ...], list[Json]] = {}
     for row in rows:
-        key = tuple(str(row[k]) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol"))
+        key = tuple(
+            str(row.get(k)) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol", "budget")
+        )
         groups.setdefault(key, []).append(row)
     return list(groups.values())

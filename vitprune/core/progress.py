@@ -20,6 +20,13 @@ class Reporter:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
+        self._noted: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """One line, the first time."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.say(f"note: {text}")
 
     def say(self, text: str) -> None:
         """One line."""

@@ -197,6 +197,11 @@ def covers_attention(criterion: str) -> bool:
     return criterion == "random" or (criterion in CRITERIA and CRITERIA[criterion].attention is not None)
 
 
+def whole_criteria() -> str:
+    """The criteria that do, for a line of text."""
+    return ", ".join(f"`{name}`" for name in (*CRITERIA, "random") if covers_attention(name))
+
+
 def why_not(criterion: str, tokens: str, *, class_token: bool, halves: bool) -> str | None:
     """Why a criterion cannot look at a model whose head reads a class token or not, whose blocks come in halves or not."""
     row = CRITERIA.get(criterion)

@@ -59,6 +59,18 @@ def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = No
     return _closed(logits, head).argmax(1) == labels
 
 
+def kl(dense: np.ndarray, logits: np.ndarray, head: Sequence[int] | None = None) -> float:
+    """Mean over the images of KL(dense ‖ other) in nats, from logits [N, C] of both; `head` as in `metrics`."""
+    columns = slice(None) if head is None else list(head)
+    p, q = (_log_softmax(found[:, columns].astype(np.float64)) for found in (dense, logits))
+    return max(float((np.exp(p) * (p - q)).sum(1).mean()), 0.0)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
 def _closed(logits: np.ndarray, head: Sequence[int] | None) -> np.ndarray:
     """The logits with the outputs outside `head` at minus infinity."""
     if head is None:

@@ -48,6 +48,7 @@ def exclusive(recipe: Recipe) -> None:
             raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
         if "auto" in spec.criteria and len(spec.criteria) < 3:
             raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
+        spec.first(recipe.criterion.name)
     if recipe.paper is not None and recipe.paper.table in ("table-2", "figure-6") and recipe.paper_protocol is None:
         raise UserError(f"paper: {recipe.paper.table} needs a `paper_protocol` section; see recipes/paper/")
     for first, second in itertools.combinations((recipe.groups or {}).items(), 2):
@@ -60,7 +61,7 @@ def budget(recipe: Recipe, found: Found) -> None:
     if not found.widths:
         return
     least = min(found.widths)
-    compared = recipe.compare.keep if recipe.compare else []
+    compared = (recipe.compare.keep if recipe.compare else None) or []
     for name, value in [("keep", recipe.keep), *(("compare.keep", k) for k in compared)]:
         if isinstance(value, int) and value > least:
             raise UserError(f"{name}: {words(value)} per block, but a block has only {least}")

@@ -11,10 +11,11 @@ from pydantic import (
     model_validator,
 )
 
-from vitprune.criteria.catalog import how_of
+from vitprune.core.errors import UserError
+from vitprune.criteria.catalog import covers_attention, how_of, whole_criteria
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import CriterionName
-from vitprune.recipe.parts import Keep, Part, Seed
+from vitprune.recipe.parts import Keep, Part, Seed, Whole
 
 
 class PaperProtocol(Part):
@@ -39,19 +40,55 @@ class Compare(Part):
     among: list[CriterionName] | None = Field(
         None, min_length=2, description="what `auto` chooses among; without it all the criteria but random"
     )
-    keep: list[Keep] = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
+    keep: list[Keep] | None = Field([0.5, 0.25, 0.125], min_length=1, description="budgets, as `keep`")
+    budget: list[Whole] | None = Field(
+        None,
+        min_length=1,
+        description="in the place of `keep`, budgets of the whole model, as `budget`; without either, and where the recipe "
+        "itself has such a budget, `[{macs: 0.5}, {macs: 0.25}]`",
+    )
     recovery: list[Recovery] = Field(["none", "affine"], min_length=1, description="repairs, as `recovery`")
     seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="seeds of the split; of the draw too for `random`")
 
     @model_validator(mode="after")
+    def keep_or_budget(self) -> Compare:
+        if self.budget is None:
+            if self.keep is None:
+                raise ValueError("give `keep` or `budget`, a list of one or the other")
+            return self
+        if self.keep is not None and "keep" in self.model_fields_set:
+            raise ValueError("give `keep` or `budget`, not both")
+        if any(budget.of == "loss_points" or isinstance(getattr(budget, budget.of), list) for budget in self.budget):
+            raise ValueError("`budget` is a list of mappings of one amount each, such as `[{macs: 0.5}, {macs: 0.25}]`")
+        if "auto" in self.criteria:
+            raise ValueError("`auto` chooses by shares of FFN units; it goes with `keep`, not with `budget`")
+        self.__dict__["keep"] = None
+        return self
+
+    @model_validator(mode="after")
     def nothing_twice(self) -> Compare:
-        for name in ("criteria", "among", "keep", "recovery", "seeds"):
+        for name in ("criteria", "among", "keep", "budget", "recovery", "seeds"):
             values = getattr(self, name) or []
             if len({(type(v), v) for v in values}) < len(values):
                 raise ValueError(f"`{name}` names one of its values twice")
         if self.among is not None and ("auto" not in self.criteria or not set(self.among) <= self.choices()):
             raise ValueError("`among` goes with `auto` and names other criteria of the comparison, not `random`")
         return self
+
+    def under(self, whole: Whole | None) -> Compare:
+        """This section in a recipe with that budget of the whole model: where neither list was given, it is of such."""
+        if whole is None or {"keep", "budget"} & self.model_fields_set or "auto" in self.criteria:
+            return self
+        return self.model_copy(update={"keep": None, "budget": [Whole(macs=0.5), Whole(macs=0.25)]})
+
+    def first(self, own: str) -> str:
+        """The criterion of every split's own run. Under a budget of the whole model the others get its sizes: the recipe's,
+        or the first of the comparison that prices attention; raises UserError where none does."""
+        named = [str(name) for name in self.criteria if name != "auto"]
+        found = named if self.budget is None else [name for name in (own, *named) if covers_attention(name)]
+        if not found:
+            raise UserError(f"compare: budgets of the whole model need one of {whole_criteria()} among the criteria")
+        return found[0]
 
     def choices(self) -> set[str]:
         """What `auto` may choose among."""

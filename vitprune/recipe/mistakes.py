@@ -139,8 +139,9 @@ def line_of(node: yaml.Node | None, keys: list[str]) -> int | None:
 def fields_at(keys: list[str]) -> list[str]:
     """Names of the keys allowed in the section that `keys` lead to."""
     section: type[BaseModel] = Recipe
-    for key in keys:
+    for key in ["whole" if keys[:1] == ["budget"] else key for key in keys]:
         field = section.model_fields.get(key)
         inner = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner += [item for part in inner for item in getattr(part, "__args__", ())]  # of a list
         section = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), section)
     return list(section.model_fields)

@@ -93,4 +93,4 @@ def parse(text: str, where: str = "recipe") -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default spelled out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(recipe.written(), sort_keys=False, allow_unicode=True)

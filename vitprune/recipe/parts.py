@@ -113,6 +113,11 @@ class Whole(Part):
         """As it is written: `{"macs": 0.25}`."""
         return {self.of: self.amount}
 
+    @property
+    def written(self) -> dict[str, float | list[float]]:
+        """The same, a frontier with its list."""
+        return {self.of: getattr(self, self.of)}
+
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""
         return " or ".join(_WORDS[one.of].format(one.amount, 100 * one.amount) for one in self.each)

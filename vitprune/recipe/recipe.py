@@ -15,13 +15,14 @@ from pydantic import (
     PrivateAttr,
     StrictInt,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from vitprune.core.errors import UserError
-from vitprune.core.reading import digest
-from vitprune.criteria.catalog import covers_attention
+from vitprune.core.reading import Json, digest
+from vitprune.criteria.catalog import covers_attention, whole_criteria
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
@@ -35,6 +36,13 @@ class Origin:
     """Where a recipe was read from; no part of what it says, so all are equal."""
 
     file: Path | None = field(default=None, compare=False)
+
+
+_OLD = ("parameters", "flops", "latency")
+OldBudget = Annotated[
+    Literal["parameters", "flops", "latency"],
+    WithJsonSchema({"anyOf": [Whole.model_json_schema(), {"enum": list(_OLD), "type": "string"}]}),
+]
 
 
 class Recipe(Part):
@@ -57,23 +65,25 @@ class Recipe(Part):
         description="own: other classes' outputs are removed (default of `groups` of two or more); all: kept",
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
-    whole: Whole | None = Field(
-        None,
-        description="in the place of `keep`, `budget: {macs: 0.25}` or `{params: 0.25}`: what is left of the whole model",
-    )
+    whole: Whole | None = Field(None, description="what `budget` says as a mapping")
     prune: list[Literal["ffn", "attention"]] | None = Field(
         None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
     )
     keep: Keep | None = Field(
-        0.25,
-        description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
+        None,
+        description="budget of the FFNs alone: `25%` or a float up to 1.0 is a share of their hidden units, `25 units` a count "
+        "per block. Without `keep` and without a `budget` mapping: `budget: {macs: 0.5}`, and `keep: 25%` in recipes of FFN "
+        "units (their criterion, `allocation`, `rounds`, `compare` or the paper's sections say so)",
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "auto",
         description="every block the same share, one threshold for all, the best widths, or as the criterion likes",
     )
-    budget: Literal["parameters", "flops", "latency"] = Field(
-        "flops", description="allocation budgeted: what `keep` is a share of, counted or measured on the FFNs"
+    budget: OldBudget = Field(
+        "flops",
+        description="in the place of `keep`, what is left of the whole model: `{macs: 0.25}`, or `params`, `latency`, "
+        "`size_mb`, `loss_points`; a word (parameters, flops, latency) under `allocation: budgeted` says what `keep` is a "
+        "share of",
     )
     floor: Annotated[StrictInt, Field(ge=1)] = Field(1, description="units each block keeps at least, if not uniform")
     rounds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(
@@ -125,12 +135,14 @@ class Recipe(Part):
                 raise ValueError("give `budget` or `whole`, not both; they are two words for one thing")
             given = {**given, "whole": given["budget"]}
             del given["budget"]
-        if given.get("whole") is not None and given.get("keep") is None:
-            return {**given, "keep": None}
         return given
 
     @model_validator(mode="after")
     def keep_or_whole(self) -> Recipe:
+        """One of the two, and what goes with it. Defaults are no `model_fields_set`, so that they may give way to others."""
+        if self.whole is None and self.keep is None:
+            self.__dict__.update({"keep": 0.25} if self._of_ffns() else {"whole": Whole(macs=0.5)})
+        self.__dict__["compare"] = self.compare and self.compare.under(self.whole)
         if self.whole is None:
             if self.prune not in (None, ["ffn"]):
                 raise ValueError("`prune: attention` goes with a budget of the whole model: `budget: {macs: 0.5}`")
@@ -139,15 +151,24 @@ class Recipe(Part):
             raise ValueError("give `keep` or a mapping such as `budget: {macs: 0.25}`, not both")
         if not covers_attention(self.criterion.name):
             raise ValueError(
-                f"a budget of the whole model needs a criterion of heads too, such as `fisher-obs`; `{self.criterion.name}` "
-                "scores hidden units alone (see `vitprune criteria`)"
+                f"a budget of the whole model needs a criterion of heads too: {whole_criteria()}; "
+                f"`{self.criterion.name}` scores hidden units alone and goes with `keep`"
             )
         for name, asked in (("rounds", self.rounds > 1), ("allocation", self.allocation != "auto")):
             if asked:
                 raise ValueError(f"`{name}` does not go with a budget of the whole model, which is cut at once")
         if (self.prune is not None and sorted(set(self.prune)) != sorted(self.prune)) or self.prune == ["attention"]:
             raise ValueError("`prune` is `[ffn]` or `[ffn, attention]`")
+        self.__dict__["prune"] = self.prune or ["ffn", "attention"]
         return self
+
+    def _of_ffns(self) -> bool:
+        """Whether a recipe without `keep` and without a mapping is of FFN units: its criterion knows no others, it scores in
+        rounds, says how or of what widths are shared out, or has a section whose figures are of shares of units."""
+        shared = self.allocation != "auto" or "budget" in self.model_fields_set
+        compared = self.compare is not None and self.compare.budget is None
+        of_paper = self.paper is not None or self.paper_protocol is not None
+        return not covers_attention(self.criterion.name) or self.rounds > 1 or shared or compared or of_paper
 
     @property
     def share(self) -> int | float:
@@ -163,12 +184,31 @@ class Recipe(Part):
         """Whether attention is to be pruned; `adapted` says what the model allows."""
         return self.whole is not None and "attention" in (self.prune or ("ffn", "attention"))
 
+    @property
+    def advice(self) -> list[str]:
+        """A line for words that are still read and have better ones."""
+        if self.allocation != "budgeted":
+            return []
+        return [
+            f"allocation: budgeted: `budget: {self.budget}` counts the FFNs alone; `budget: {{macs: 0.25}}` in the place of "
+            "`keep`, `allocation` and `budget` is a share of the whole model, attention with it."
+        ]
+
     @field_validator("keep")
     @classmethod
     def some_budget(cls, keep: int | float | None, info: ValidationInfo) -> int | float | None:
         if keep is None and "whole" in info.data and info.data["whole"] is None:
             raise ValueError("is neither a share nor a count; write `0.25`, `25%` or `25 units`")
         return keep
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def a_mapping_or_an_old_word(cls, given: Any) -> Any:
+        if given not in _OLD:
+            raise ValueError(
+                "is a mapping of one word, such as `{macs: 0.25}`: macs, params, latency, size_mb, loss_points"
+            )
+        return given
 
     @field_validator("name")
     @classmethod
@@ -282,6 +322,24 @@ class Recipe(Part):
         """The budget of the whole model, where there is one: what goes by `keep` is as it was."""
         found = self.model_dump(mode="json", include={"whole", "prune"}) if self.whole else {}
         return found | ({"shortcut": True} if priced_by_file(self.whole, self.export) else {})
+
+    def written(self) -> Json:
+        """The recipe as a file tells it: every default spelled out, and of the words for the budget those that apply."""
+        made = self.model_dump(mode="json")
+        if self.compare is not None:
+            budgets = self.compare.budget
+            if budgets is None:
+                del made["compare"]["budget"]
+            else:
+                del made["compare"]["keep"]
+                made["compare"]["budget"] = [one.written for one in budgets]
+        if self.whole is not None:
+            idle = {"keep", "budget", "allocation", "rounds"}
+            made["whole"] = self.whole.written
+        else:
+            idle = {"whole"} | ({"budget"} if self.allocation != "budgeted" else set())
+            idle |= {"prune"} if self.prune is None else set()
+        return {"budget" if name == "whole" else name: part for name, part in made.items() if name not in idle}
 
     @property
     def own_head(self) -> bool:

@@ -18,10 +18,10 @@ data:
 split: {seed: 0, probe: 0.8}  # 80 % of each class to choose with, 20 % for the exam
 # classes: [tench, goldfish]  # prune for these classes only; without it for all of them
 criterion: {name: fisher-obs, probe_per_class: 40}   # see `vitprune criteria`; jas for the paper's neuron paths
-keep: 25%                     # share of the FFNs' hidden units; `400 units` is a count per block
-# budget: {macs: 0.25}        # in the place of keep, allocation: a quarter of all multiply-adds, attention too
-allocation: auto              # one threshold for all blocks; uniform: one width, which plain timm can load too
-round_to: 64                  # widths as multiples of this, for the hardware's sake
+budget: {macs: 0.5}           # half of the model's multiply-adds are left; or params, latency, size_mb, loss_points
+# prune: [ffn]                # leave attention as it is; without it heads and their dimensions go beside FFN units
+# keep: 25%                   # in the place of budget, share of the FFNs' hidden units; `400 units` per block
+# round_to: 64                # widths of the FFNs as multiples of this, for the hardware's sake
 recovery: auto                # layer by layer, from probe images without labels; or none, mean, affine, sequential
 baselines: [activation, random]
 export: {onnx: true, latency_batches: [1, 8, 32]}

@@ -6,6 +6,7 @@ import math
 from io import StringIO
 
 from vitprune.core.reading import Json
+from vitprune.report.reading.values import budget_text
 
 
 def markdown(record: Json) -> str:
@@ -15,16 +16,21 @@ def markdown(record: Json) -> str:
         f"# {record['name']}: criteria compared",
         "",
         f"Dense: {_percent(dense)} top-1{_masked(dense)}. Test split of {len(seeds)} seed(s) of the split "
-        f"({', '.join(map(str, seeds))}), mean ± standard deviation; {record['allocation']} allocation. *p*: exact McNemar "
+        f"({', '.join(map(str, seeds))}), mean ± standard deviation; {_shared(record)}. *p*: exact McNemar "
         "test on the same images against the best other criterion of the same budget and repair, the largest over the "
         "seeds; not corrected for the number of comparisons. *p of the loss*: the same test against the dense model.",
         "",
-        "| keep | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
+        f"| {'budget' if _whole(record) else 'keep'} | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
         "|---:|---|---|---:|---:|---:|---:|---:|",
     ]
-    for row in sorted(record["table"], key=lambda r: (-r["kept"], r["recovery"], -r["top1"])):
+    for row in sorted(record["table"], key=lambda r: (*_size(r), r["recovery"], -r["top1"])):
         sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
-        shown = [f"{row['keep']:g}", row["recovery"], row["criterion"], _percent(row) + _masked(row)]
+        shown = [
+            budget_text(row) or f"{row['keep']:g}",
+            row["recovery"],
+            row["criterion"],
+            _percent(row) + _masked(row),
+        ]
         shown += [
             f"{row['loss_points']:.2f}{sd}",
             format(row["loss_p"], ".2g"),
@@ -50,7 +56,8 @@ def markdown(record: Json) -> str:
 
 
 def plot(record: Json) -> str:
-    """Top-1 against the share kept, one curve per criterion, one panel per repair, the dense line; SVG."""
+    """Top-1 against the share kept, or the multiply-adds left under budgets of the whole model: one curve per criterion,
+    one panel per repair, the dense line; SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -65,13 +72,14 @@ def plot(record: Json) -> str:
             for k, name in enumerate(criteria):
                 own = sorted(
                     (r for r in record["table"] if (r["recovery"], r["criterion"]) == (recovery, name)),
-                    key=lambda r: r["kept"],
+                    key=lambda r: _left(record, r),
                 )
                 error = [100 * (r["top1_sd"] or 0.0) for r in own]
-                x, y = [100 * r["kept"] for r in own], [100 * r["top1"] for r in own]
+                x, y = [100 * _left(record, r) for r in own], [100 * r["top1"] for r in own]
                 axis.errorbar(x, y, error, label=name, color=colours[k % 20], marker="o", ms=3, lw=1, capsize=2)
-            axis.set(title=f"recovery: {recovery}", xlabel="hidden units kept, % (log scale)", xscale="log")
-            ticks = sorted({100 * r["kept"] for r in record["table"]})
+            what = "multiply-adds left" if _whole(record) else "hidden units kept"
+            axis.set(title=f"recovery: {recovery}", xlabel=f"{what}, % (log scale)", xscale="log")
+            ticks = sorted({100 * _left(record, r) for r in record["table"]})
             axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axis.minorticks_off()
         axes[0].set_ylabel("top-1 on the test split, %")
@@ -93,6 +101,24 @@ def sentence(why: Json) -> str:
         f"Criterion `auto` took `{why['chosen']}`: {reason} top-1 on {why['n']} probe images held out for the choice{more}, "
         f"at keep {why['keep']:g} with recovery {why['recovery']} ({shown}). The test split played no part."
     )
+
+
+def _whole(record: Json) -> bool:
+    return any(row.get("budget") for row in record["table"])
+
+
+def _shared(record: Json) -> str:
+    return "budgets of the whole model" if _whole(record) else f"{record['allocation']} allocation"
+
+
+def _size(row: Json) -> tuple[str, float]:
+    """What rows are sorted by: the larger model first."""
+    word, amount = next(iter((row.get("budget") or {}).items()), ("", row["kept"]))
+    return word, -amount
+
+
+def _left(record: Json, row: Json) -> float:
+    return float(row["macs"] / record["dense"]["macs"] if _whole(record) else row["kept"])
 
 
 def _masked(row: Json) -> str:

@@ -27,7 +27,7 @@ from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
 from vitprune.runs import choose, defaults, pipeline, told
-from vitprune.runs.contenders import Cell, Contender
+from vitprune.runs.contenders import WHOLE, Cell, Contender
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts, packed, unpacked
@@ -40,11 +40,14 @@ from vitprune.runs.state.workspace import PARTS
 
 SCHEMA = 1
 Found = dict[Contender, Cell]
+Size = tuple[int | float | None, tuple[str, float] | None]  # `keep`, or a budget of the whole model
 
 
 def entrants(spec: Compare, seed: int) -> list[Contender]:
     """Every contender of one seed that is pruned, in the order of the recipe; `auto` is chosen among the others."""
-    return [Contender(c, k, r, seed) for k in spec.keep for r in spec.recovery for c in spec.criteria]
+    sizes: list[Size] = [(keep, None) for keep in spec.keep or ()]
+    sizes += [(None, (budget.of, budget.amount)) for budget in spec.budget or ()]
+    return [Contender(c, k, r, seed, budget=b) for k, b in sizes for r in spec.recovery for c in spec.criteria]
 
 
 def compare(
@@ -70,9 +73,13 @@ def compare(
     choices: list[Json] = []
     for seed in spec.seeds:
         with Run.open(_part(recipe, spec, names, seed), device, reporter, workers) as run:
-            for budget in spec.keep:
+            for keep in spec.keep or ():
                 for site in run.sites:
-                    masks.width(budget, site.size, recipe.round_to)
+                    masks.width(keep, site.size, recipe.round_to)
+            if spec.budget:
+                run.adapt()
+            for budget in spec.budget or ():
+                run.reaches(budget)
             inputs, _ = pipeline.advance(run, "moments", force)
             notes += [note for note in run.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
@@ -85,7 +92,7 @@ def compare(
 
 def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     """The recipe and its `compare` section, with the defaults that its model allows, and the notes that say so."""
-    spec = recipe.compare or Compare()
+    spec = recipe.compare or Compare().under(recipe.whole)
     if recipe.data.probe and len(spec.seeds) > 1:
         raise UserError("compare: data.probe and data.test are one split, not several; set compare.seeds: [0]")
     if recipe.groups is not None:
@@ -94,6 +101,7 @@ def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     if {"criteria", "recovery"} - spec.model_fields_set:  # a default may not fit the model
         spec, notes = defaults.comparison(spec, recipe, skeleton.facts(recipe.model))
         recipe = recipe.model_copy(update={"compare": spec}) if notes else recipe
+    spec.first(recipe.criterion.name)
     return recipe, spec, notes
 
 
@@ -103,10 +111,9 @@ def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Rec
         update={
             "name": f"seed-{seed}",
             "out": recipe.out / recipe.name / "compare",
-            "keep": spec.keep[0],
-            "whole": None,
-            "prune": None,
-            "criterion": recipe.criterion.model_copy(update={"name": names[0]}),
+            **({"keep": spec.keep[0], "whole": None, "prune": None} if spec.keep else {}),
+            **({"keep": None, "whole": spec.budget[0], "allocation": "auto", "rounds": 1} if spec.budget else {}),
+            "criterion": recipe.criterion.model_copy(update={"name": spec.first(recipe.criterion.name)}),
             "split": recipe.split.model_copy(update={"seed": seed}),
             "baselines": list(names),
             "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
@@ -123,7 +130,7 @@ def _record(recipe: Recipe, spec: Compare, found: Found, costs: list[Json]) -> J
         "name": recipe.name,
         "model": recipe.model.name if recipe.model.name == "bundled" else Path(recipe.model.name).name,
         "classes": recipe.classes,
-        "allocation": recipe.allocation,
+        "allocation": WHOLE if spec.budget else recipe.allocation,
         "seeds": list(spec.seeds),
         "dense": _summary([found[Contender.dense(s)] for s in spec.seeds]),
         "table": [_line(contender, spec, found) for contender in entrants(spec, spec.seeds[0])],
@@ -159,7 +166,7 @@ def _choices(run: Run, spec: Compare, seed: int, key: str, found: Found, force: 
     among = [c for c in spec.criteria if c in (spec.among or spec.choices())]
     key = digest(key, among)
     inner, made = None, []
-    for keep in spec.keep:
+    for keep in spec.keep or ():
         for recovery in spec.recovery:
             contender = Contender("auto", keep, recovery, seed)
             path = run.folder.root / "cells" / contender.file_name
@@ -224,6 +231,7 @@ def _summary(of_seeds: Sequence[Cell]) -> Json:
         "kept": _mean(rows, "kept"),
         "params": round(_mean(rows, "params")),
         "macs": round(_mean(rows, "macs")),
+        **{key: _mean(rows, key) for key in ("macs_ratio", "kl") if all(getattr(row, key) is not None for row in rows)},
         "n": [row.n for row in rows],
     }
 
@@ -247,6 +255,7 @@ def _line(contender: Contender, spec: Compare, found: Found) -> Json:
     return {
         "criterion": contender.criterion,
         "keep": contender.keep,
+        "budget": None if contender.budget is None else dict([contender.budget]),
         "recovery": contender.repair,
         "allocation": list(dict.fromkeys(cell.whole.allocation for cell in mine)),
         **_summary(mine),

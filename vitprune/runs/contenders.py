@@ -22,7 +22,7 @@ from vitprune.pruning.repair.names import Recovery
 from vitprune.runs.results import attention
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
-from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed
+from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed, whole_plan
 from vitprune.runs.state.run import Run
 
 DENSE = "dense"
@@ -32,13 +32,15 @@ WHOLE = "whole"  # the allocation of a row under a budget of the whole model
 @dataclass(frozen=True, slots=True)
 class Contender:
     """What a model is made by. `seed` is that of the split, or of the draw where the criterion is `random`; `group` names
-    the class set it serves (None: every class of the run). `keep` None: under the run's budget of the whole model."""
+    the class set it serves (None: every class of the run). `keep` None: under a `budget` of the whole model, its word and its
+    amount."""
 
     criterion: str
     keep: int | float | None
     repair: Recovery
     seed: int
     group: str | None = None
+    budget: tuple[str, float] | None = None
 
     @classmethod
     def dense(cls, seed: int, group: str | None = None) -> Contender:
@@ -56,7 +58,7 @@ class Contender:
         if self.is_dense:
             return f"dense-s{self.seed}.json"
         kind = "n" if isinstance(self.keep, int) else "r"
-        kept = "whole" if self.keep is None else f"{kind}{self.keep:g}"
+        kept = "{}{:g}".format(*self.budget) if self.budget else f"{kind}{self.keep:g}"
         return f"{self.criterion}-{kept}-{self.repair}-s{self.seed}.json"
 
 
@@ -95,7 +97,13 @@ def own(run: Run, repair: Recovery, group: str | None = None) -> Contender:
     """The run's own criterion and budget; with the run's repair, what is exported."""
     recipe = run.recipe
     seed = recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed
-    return Contender(recipe.criterion.name, recipe.keep, repair, seed, group)
+    return Contender(recipe.criterion.name, recipe.keep, repair, seed, group, budget_of(run))
+
+
+def budget_of(run: Run) -> tuple[str, float] | None:
+    """The run's budget of the whole model, its word and its amount; None where it goes by `keep`."""
+    whole = run.recipe.whole
+    return None if whole is None else (whole.of, whole.amount)
 
 
 def targets_of(run: Run, group: str | None) -> list[int]:
@@ -116,21 +124,46 @@ def make(run: Run, contender: Contender, plan: Plan | None = None) -> Made:
         return Made(run.loaded.model, None)
     name, group, targets = contender.criterion, contender.group, targets_of(run, contender.group)
     if plan is None:
-        scores = score.scores_of(run, name, contender.seed, group)
-        if contender.keep is None:
-            plan = same_sizes(run, scores, attention.curves_of(run, name, contender.seed, group), group, targets)
-        else:
-            plan = mask_of(run, scores, targets, contender.keep)
+        plan = _plan(run, contender, targets)
     dense = score.model_of(run, name, group)
     return Made(slimmed(run, plan, contender.repair, group, targets, dense), plan)
+
+
+def _plan(run: Run, contender: Contender, targets: list[int]) -> Plan:
+    """What the contender's criterion keeps at its budget. Under one of the whole model a criterion that knows FFN units alone
+    chooses as many of them as the run's own criterion leaves, beside the attention that this leaves."""
+    name, group, budget = contender.criterion, contender.group, contender.budget
+    scores, own = score.scores_of(run, name, contender.seed, group), run.recipe.criterion
+    if budget is None:
+        return mask_of(run, scores, targets, contender.keep)
+    curves = attention.curves_of(run, name, contender.seed, group)
+    if name == own.name or (curves and scores.curves is not None):
+        return whole_plan(run, scores, curves, targets, budget)
+    if budget == budget_of(run) and run.folder.record("prune"):
+        return same_sizes(exported_mask(run, group, targets), scores, curves, targets)
+    sizes = score.scores_of(run, own.name, own.seed, group), attention.of_file(run, group)
+    return same_sizes(whole_plan(run, *sizes, targets, budget), scores, curves, targets)
+
+
+def dense_logits(run: Run, targets: list[int]) -> np.ndarray:
+    """The dense model's logits [N, C] on the test images of a class set; those of the last one are kept."""
+    key = tuple(targets)
+    if run.dense_logits is None or run.dense_logits[0] != key:
+        run.dense_logits = (key, _logits(run, run.loaded.model, targets)[0])
+    return run.dense_logits[1]
+
+
+def _logits(run: Run, model: nn.Module, targets: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return test_logits(predictor(model), run.images, run.split, run.batching.batch, np.array(targets))
 
 
 def examine(run: Run, contender: Contender, made: Made | None = None) -> Examined:
     """The contender's rows on the test images of its class set; `made` is its model where it is there already."""
     made = make(run, contender) if made is None else made
     targets, outputs = targets_of(run, contender.group), run.loaded.outputs
-    predict = predictor(made.model)
-    logits, labels = test_logits(predict, run.images, run.split, run.batching.batch, np.array(targets))
+    logits, labels = _logits(run, made.model, targets)
+    if contender.is_dense:
+        run.dense_logits = (tuple(targets), logits)
     heads: tuple[Head, ...] = ("all", "masked") if len(targets) < outputs else ("all",)
     if logits.shape[1] < outputs:
         heads = ("masked",)  # the other outputs are gone: there is no head that has them all
@@ -153,6 +186,7 @@ def row(
     targets = targets_of(run, contender.group)
     open_outputs = targets if head == "masked" else None
     m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
+    kinds = ["ffn"] if contender.budget is None else run.recipe.prune or ["ffn", "attention"]
     return Row(
         criterion=contender.criterion,
         keep=contender.keep,
@@ -170,6 +204,10 @@ def row(
         params=costs[0],
         macs=costs[1],
         n=m.n,
+        sites=() if contender.is_dense else tuple(kinds),
+        budget=None if contender.budget is None else dict([contender.budget]),
+        macs_ratio=costs[1] / run.dense_macs,
+        kl=0.0 if contender.is_dense else metrics.kl(dense_logits(run, targets), logits, open_outputs),
         hits=metrics.hits(logits, labels, open_outputs),
     )
 

@@ -18,8 +18,10 @@ from vitprune.model.inside import blockwise
 from vitprune.model.sites.attention import attention_sites
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning.repair.repair import chosen
+from vitprune.pruning.whole import reach
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Compare, Paper
+from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.recipe import Recipe
 
 INSTEAD: dict[str, CriterionName] = {"activation": "mean-activation"}  # of a default, where only the second applies
@@ -77,8 +79,10 @@ def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple
     for step in (_tokens, _criterion, _baselines, _t, _sites, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
-    recipe, more = _recovery(recipe, model)
-    return recipe, notes + more
+    for last in (_budget, _recovery):
+        recipe, more = last(recipe, model)
+        notes += more
+    return recipe, notes
 
 
 def comparison(spec: Compare, recipe: Recipe, facts: Facts) -> tuple[Compare, list[str]]:
@@ -161,10 +165,25 @@ def _baselines(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
 
 
 def _sites(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
-    if not recipe.prunes_attention or recipe.prune is not None or facts.no_attention is None:
+    if not recipe.prunes_attention or "prune" in recipe.model_fields_set or facts.no_attention is None:
         return recipe, []
     note = f"prune: [ffn] and not [ffn, attention] ({_reason(facts.no_attention)})."
     return recipe.model_copy(update={"prune": ["ffn"]}), [note]
+
+
+def _budget(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
+    if recipe.whole is None or "whole" in recipe.model_fields_set:
+        return recipe, []
+    try:
+        attentions = attention_sites(model) if recipe.prunes_attention else []
+        prices = reach.priced(recipe.whole.of, model, priced_by_file(recipe.whole, recipe.export))
+        assert prices is not None  # a default is in multiply-adds
+        smallest = reach.least(model, attentions, prices, recipe.round_to, recipe.floor)
+        reach.require(recipe.whole.amount, smallest, prices)
+    except UserError as error:
+        note = f"keep: 25% and not budget: {{macs: {recipe.whole.amount:g}}} ({_reason(str(error))})."
+        return recipe.model_copy(update={"whole": None, "prune": None, "keep": 0.25}), [note]
+    return recipe, []
 
 
 def _protocol(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:

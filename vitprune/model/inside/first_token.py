@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models import vision_transformer as vit

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from vitprune.core.errors import UserError
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model import families
@@ -17,6 +15,7 @@ from vitprune.pruning import masks
 from vitprune.pruning.allocate import options
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.slim_attention import Cut
+from vitprune.pruning.whole import reach
 from vitprune.pruning.whole.alike import alike
 from vitprune.pruning.whole.hulls import Options, allocate
 from vitprune.pruning.whole.pricing import Pricing
@@ -38,11 +37,7 @@ def plan(
     room = prices.room(amount)
     fixed = prices.total - sum(float(site.prices.max()) for site in every)
     least = fixed + sum(float(site.prices.min()) for site in every)
-    if room < least:
-        raise UserError(
-            f"budget: {prices.name}: {amount:g} is below what is left of this model when every site is as small as it may "
-            f"be, {math.ceil(1000 * prices.amount(least)) / 1000:.9g}; raise it"
-        )
+    reach.require(amount, least, prices)
     shared = alike if scores.curves is None else allocate
     taken = [site.sizes[at] for site, at in zip(every, shared(every, room - fixed), strict=True)]
     cuts = {c.site.name: Cut(c, *kept) for c, kept in zip(curves, taken, strict=False)}

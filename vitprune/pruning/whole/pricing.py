@@ -101,6 +101,3 @@ class Parameters(Share):
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers."""
         return np.array([site.cost(self.model, int(k)).parameters for k in sizes], float)
-
-
-PRICINGS: dict[str, type[Macs] | type[Parameters]] = {"macs": Macs, "params": Parameters}

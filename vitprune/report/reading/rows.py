@@ -10,7 +10,7 @@ from vitprune.core.reading import Json
 from vitprune.report.reading.values import clean, interval, mappings, number
 
 # What makes two rows the same setting; everything else is a measurement or the seed.
-SETTING = ("criterion", "keep", "allocation", "recovery", "protocol", "t", "group", "classes", "head")
+SETTING = ("criterion", "keep", "allocation", "recovery", "protocol", "t", "group", "classes", "head", "budget")
 MEASURED = ("kept", "top1", "mean_true_probability", "params", "macs", "n", "top1_change_points")
 
 

@@ -6,7 +6,7 @@ from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.plots import plots
 from vitprune.report.reading.rows import Line, dense_for, lines, setting
-from vitprune.report.reading.values import clean, mapping, number
+from vitprune.report.reading.values import budget_text, clean, mapping, number
 
 Rows = list[Json]
 
@@ -25,8 +25,10 @@ def captioned(text: str, facet: str) -> str:
 
 
 def kept_text(line: Line) -> str:
-    """The budget as asked: a share, or a number of units with the share it came to."""
+    """The budget as asked: a share, a number of units or a budget of the whole model with the share it came to."""
     keep, kept = line.row.get("keep"), line.values["kept"]
+    if asked := budget_text(line.row):
+        return f"{asked} ({numbers.share(kept)} of the FFN units)" if kept is not None else asked
     if isinstance(keep, int) and not isinstance(keep, bool) and not line.dense:
         units = numbers.plural(keep, "unit")
         return f"{units} ({numbers.share(kept)})" if kept is not None else units

@@ -7,7 +7,7 @@ from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Heading, Row, Text, figure, missing, table
 from vitprune.report.plots import plots
 from vitprune.report.reading.beside import Beside
-from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+from vitprune.report.reading.values import budget_text, clean, mapping, mappings, number, ratio, sequence
 
 MAX_CURVES = 8
 
@@ -45,9 +45,12 @@ def splits_blocks(record: Json, beside: Beside) -> list[Block]:
         Text(text),
         table("Criteria and budgets over the splits", columns, map(_row, lines)),
     ]
-    drawn, left = _points(lines)
-    caption = "Top-1 over the splits against the share kept, ± one standard deviation"
-    svg = plots.accuracy_curves("splits", drawn, number(dense.get("top1")), caption, "FFN units kept, %")
+    whole = any(budget_text(row) for row in lines)
+    drawn, left = _points(lines, number(dense.get("macs")) if whole else None)
+    what = "multiply-adds left" if whole else "share kept"
+    caption = f"Top-1 over the splits against the {what}, ± one standard deviation"
+    axis = "multiply-adds left, %" if whole else "FFN units kept, %"
+    svg = plots.accuracy_curves("splits", drawn, number(dense.get("top1")), caption, axis)
     more = f"; the {MAX_CURVES} best criteria, {left} more are in the table" if left else ""
     return [*blocks, *figure(svg, caption + more)]
 
@@ -57,7 +60,7 @@ def over_splits(record: Json, beside: Beside) -> str:
     found, result = beside.json(record.get("compare")), mapping(record.get("result"))
     if not found or found.get("classes") != mapping(record.get("recipe")).get("classes"):
         return ""
-    keys = ("criterion", "keep", "recovery")
+    keys = ("criterion", "keep", "budget", "recovery")
     same = (row for row in mappings(found.get("table")) if all(row.get(key) == result.get(key) for key in keys))
     line = next(same, None)
     return f"over {len(sequence(found.get('seeds')))} splits {_mean(line, 'top1')}" if line else ""
@@ -74,7 +77,8 @@ def _order(row: Json) -> tuple[float, str, float]:
 
 
 def _row(row: Json) -> Row:
-    kept, top1, p = number(row.get("kept")), number(row.get("top1")), number(row.get("mcnemar_p"))
+    asked, kept = budget_text(row), number(row.get("kept"))
+    top1, p = number(row.get("top1")), number(row.get("mcnemar_p"))
     loss, sd, ahead = (number(row.get(key)) for key in ("loss_points", "loss_points_sd", "ahead_points"))
     tested = number(row.get("loss_p"))
     shown = numbers.points(loss).removeprefix("+") + (f" ± {sd:.2f}" if sd is not None else "")
@@ -82,7 +86,7 @@ def _row(row: Json) -> Row:
         (
             Cell(clean(row.get("criterion"))),
             Cell(clean(row.get("recovery"))),
-            Cell(numbers.share(kept), kept),
+            Cell(f"{asked} ({numbers.share(kept)} of the FFN units)" if asked else numbers.share(kept), kept),
             Cell(_mean(row, "top1"), top1),
             Cell(shown, loss),
             Cell(numbers.probability(tested), tested),
@@ -93,8 +97,9 @@ def _row(row: Json) -> Row:
     )
 
 
-def _points(lines: list[Json]) -> tuple[list[plots.Point], int]:
-    """Points of the best criteria, one panel per recovery, and how many criteria are left out."""
+def _points(lines: list[Json], macs: float | None) -> tuple[list[plots.Point], int]:
+    """Points of the best criteria, one panel per recovery, and how many criteria are left out; by the share of FFN units
+    kept, or of the dense model's `macs` where they are given."""
     best: dict[str, float] = {}
     for row in lines:
         name = clean(row.get("criterion"))
@@ -103,7 +108,8 @@ def _points(lines: list[Json]) -> tuple[list[plots.Point], int]:
     points = []
     for name in names:
         for row in lines:
-            top1, kept, sd = number(row.get("top1")), number(row.get("kept")), number(row.get("top1_sd"))
+            top1, sd = number(row.get("top1")), number(row.get("top1_sd"))
+            kept = ratio(row.get("macs"), macs) if macs else number(row.get("kept"))
             if clean(row.get("criterion")) == name and top1 is not None and kept is not None:
                 low, high = (top1 - sd, top1 + sd) if sd is not None else (None, None)
                 points.append(plots.Point(clean(row.get("recovery")), name, top1, low, high, 100 * kept))

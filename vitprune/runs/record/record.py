@@ -49,7 +49,7 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
         "name": recipe.name,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
-        "recipe": told.recipe(recipe, root).model_dump(mode="json"),
+        "recipe": told.recipe(recipe, root).written(),
         "recipe_yaml": dump(told.recipe(recipe, root)),
         "versions": versions(),
         "machine": machine(run.device),
@@ -149,7 +149,10 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
                 detail = "images whose top-1 differs"
                 checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, detail))
             if priced_by_file(run.recipe.whole, run.recipe.export) and (macs := shortcut.macs_of(exported)):
-                share, detail = macs / size.macs(run.loaded.model), "multiply-adds of the fp32 file, of the dense model's"
+                share, detail = (
+                    macs / size.macs(run.loaded.model),
+                    "multiply-adds of the fp32 file, of the dense model's",
+                )
                 checks.append(_check(f"budget of the ONNX file{label}", share, run.recipe.whole.amount, detail))
             made = [check for file in exported["files"] for check in file.get("checks", [])]
             checks += [_check(f"{c['name']}{label}", c["value"], c["limit"], c["detail"]) for c in made]

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from vitprune.core.errors import one_line
+from vitprune.core.errors import UserError, one_line
 from vitprune.core.files import scratch
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
 from vitprune.model import classifier, size
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.whole import allocation
+from vitprune.pruning.whole import allocation, reach
 from vitprune.pruning.whole.megabytes import Megabytes
-from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
+from vitprune.pruning.whole.pricing import Pricing
 from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.parts import Whole
 from vitprune.runs.stages.export import metadata
@@ -36,9 +36,10 @@ def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
     """What sizes cost in the budget's word; multiply-adds are those of the ONNX file where one is written."""
     if whole.of == "size_mb":
         return _megabytes(run, targets)
-    if whole.of == "macs":
-        return Macs(run.loaded.model, priced_by_file(whole, run.recipe.export))
-    return PRICINGS[whole.of](run.loaded.model)
+    found = reach.priced(whole.of, run.loaded.model, priced_by_file(whole, run.recipe.export))
+    if found is None:
+        raise UserError(f"budget: {whole.of}: sites have no price in it here; there are macs, params and size_mb")
+    return found
 
 
 def _megabytes(run: Run, targets: list[int]) -> Megabytes:

@@ -26,6 +26,8 @@ class Paired:
 class Row:
     """What was examined, how well it did and what it costs; accuracies are fractions, `kept` is of all units.
 
+    `sites`: which kinds were pruned; `budget`: that of the whole model, as a mapping; `macs_ratio`: to the dense model; `kl`:
+    mean KL(dense ‖ row) in nats on the same images with the same head. These are None in rows of before they were written.
     `exported` and `paired` stand in the rows of a run only. `hits` says which of the n images were right, bool [n].
     """
 
@@ -47,6 +49,10 @@ class Row:
     params: int
     macs: int
     n: int
+    sites: tuple[str, ...] | None = None
+    budget: dict[str, float] | None = None
+    macs_ratio: float | None = None
+    kl: float | None = None
     exported: bool | None = None
     paired: Paired | None = None
     hits: np.ndarray | None = field(default=None, compare=False, repr=False)
@@ -54,7 +60,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """The row as report.json has it; `hits` is left out, and so is what stands in the rows of a run only."""
         made: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
-        made |= {name: list(made[name]) for name in _LISTS}
+        made |= {name: list(made[name]) for name in _LISTS if made[name] is not None}
         if self.exported is not None:
             made["exported"] = self.exported
         if self.paired is not None:
@@ -65,8 +71,8 @@ class Row:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], hits: np.ndarray | None = None) -> Row:
         """The row that `as_json` gave, with its hits; anything else in `content` is passed over."""
-        given = {name: content[name] for name in _PLAIN}
-        return cls(**given | {name: tuple(given[name]) for name in _LISTS}, hits=hits)
+        given = {name: content.get(name) if name in _LATER else content[name] for name in _PLAIN}
+        return cls(**given | {name: tuple(given[name]) for name in _LISTS if given[name] is not None}, hits=hits)
 
     def against(self, ours: Row) -> Row:
         """This row with the test against `ours`, on the same images."""
@@ -78,5 +84,6 @@ class Row:
         return replace(self, paired=Paired(metrics.mcnemar(mine, other), only))
 
 
-_LISTS = ("classes", "top1_ci95")
+_LISTS = ("classes", "top1_ci95", "sites")
+_LATER = ("sites", "budget", "macs_ratio", "kl")  # not in the rows of 0.1.0
 _PLAIN = tuple(name for name in Row.__dataclass_fields__ if name not in ("exported", "paired", "hits"))

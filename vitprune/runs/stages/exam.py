@@ -64,7 +64,8 @@ def _contenders(run: Run, group: str | None) -> list[Contender]:
     if "random" in recipe.baselines:
         names += [("random", s) for s in range(recipe.random_draws) if ("random", s) != names[0]]
     repairs: tuple[Recovery, ...] = ("none", run.recovery)
-    pruned = [Contender(n, recipe.keep, how, seed, group) for n, seed in names for how in dict.fromkeys(repairs)]
+    keep, budget, every = own.keep, own.budget, dict.fromkeys(repairs)
+    pruned = [Contender(n, keep, how, seed, group, budget) for n, seed in names for how in every]
     return [Contender.dense(recipe.split.seed, group), *pruned]
 
 

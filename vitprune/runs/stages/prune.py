@@ -29,6 +29,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
+from vitprune.recipe.parts import Whole
 from vitprune.runs.results import attention, budgets
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
@@ -94,10 +95,10 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     repaired so far; units already gone stand below all others in them. Every repair starts from the dense weights.
     """
     recipe, name = run.recipe, run.recipe.criterion.name
-    scores = scores_of(run, name, recipe.criterion.seed, group)
     if recipe.whole is not None:
-        curves = attention.of_file(run, group) if recipe.prunes_attention else []
-        return budgets.plan_of(run, recipe.whole, scores, curves, targets)
+        scores = scores_of(run, name, recipe.criterion.seed, group)
+        return whole_plan(run, scores, attention.of_file(run, group), targets, (recipe.whole.of, recipe.whole.amount))
+    scores = scores_of(run, name, recipe.criterion.seed, group)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
@@ -106,6 +107,13 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
         slim = slimmed(run, so_far, run.recovery, group, targets, dense)
         scores = _in_dense_numbering(_again(run, slim, n, group, targets), so_far)
     return mask_of(run, scores, targets)
+
+
+def whole_plan(
+    run: Run, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int], budget: tuple[str, float]
+) -> Plan:
+    """What a criterion that chooses in attention too keeps under a budget of the whole model: its word and its amount."""
+    return budgets.plan_of(run, Whole.model_validate({budget[0]: budget[1]}), scores, curves, targets)
 
 
 def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[int]) -> Scores:
@@ -155,13 +163,10 @@ def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
 
 
-def same_sizes(
-    run: Run, scores: Scores, curves: Sequence[AttentionCurve], group: str | None, targets: list[int]
-) -> Plan:
-    """The exported plan with other hidden units, as many of each FFN, by `scores`, and other heads and dimensions, as many
-    of each attention, by `curves`: what a criterion is worth at the same multiply-adds. Without curves, for a criterion of
-    FFN units alone, attention is the exported one."""
-    ours = exported_mask(run, group, targets)
+def same_sizes(ours: Plan, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
+    """The plan with other hidden units, as many of each FFN, by `scores`, and other heads and dimensions, as many of each
+    attention, by `curves`: what a criterion is worth at the same multiply-adds. Without curves, for a criterion of FFN
+    units alone, attention is that of the plan."""
     cuts = {c.site.name: Cut(c, own.heads, own.dim) for c in curves if (own := ours.attention.get(c.site.name))}
     return Plan(masks.best(scores, ours.widths, targets), tuple(targets), ours.attention | cuts)
 

@@ -30,7 +30,7 @@ from vitprune.images.sources.base import Source
 from vitprune.images.sources.contents import Contents
 from vitprune.images.sources.opening import open_source
 from vitprune.images.split import Split
-from vitprune.model import classifier, families
+from vitprune.model import classifier, families, size
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.model.sites import attention
@@ -40,9 +40,11 @@ from vitprune.pruning import masks
 from vitprune.pruning.repair import repair
 from vitprune.pruning.repair.names import Recovery
 from vitprune.pruning.repair.streams import DenseStreams
+from vitprune.pruning.whole import reach
 from vitprune.recipe import paths
+from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.parse import dump
-from vitprune.recipe.parts import BY_ORDER
+from vitprune.recipe.parts import BY_ORDER, Whole
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import defaults, told
 from vitprune.runs.engine import worker
@@ -61,7 +63,7 @@ class Run:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
     `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `notes`: which defaults
-    became others.
+    became others. `dense_logits`: those of the exam's last class set, what every row of it is held against.
     """
 
     recipe: Recipe
@@ -73,6 +75,7 @@ class Run:
     shared: bool = True
     notes: list[str] = field(default_factory=list, init=False)
     _classes: ClassSets | None = field(default=None, init=False, repr=False)
+    dense_logits: tuple[tuple[int, ...], np.ndarray] | None = field(default=None, init=False, repr=False)
     _streams: tuple[tuple[bytes, int], DenseStreams] | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -214,6 +217,11 @@ class Run:
         return found if self.classes.mapping is None else digest(found, self.classes.mapping.fingerprint())
 
     @cached_property
+    def dense_macs(self) -> int:
+        """Multiply-adds of an image in the dense model."""
+        return size.macs(self.loaded.model)
+
+    @cached_property
     def recovery(self) -> Recovery:
         """The recipe's repair, `auto` decided by the model."""
         asked = self.recipe.recovery
@@ -231,6 +239,8 @@ class Run:
 
     def adapt(self) -> None:
         """Defaults that the model does not allow become others, and it is said; what the recipe asks for stays."""
+        for line in self.recipe.advice:
+            self.reporter.note(line)
         self.recipe, notes = defaults.adapted(self.recipe, self.loaded.model, self.sites)
         for note in notes:
             if note not in self.notes:
@@ -248,10 +258,10 @@ class Run:
 
     def fits(self) -> None:
         """Raises UserError where the model does not allow what the recipe asks for."""
+        if self.recipe.whole is not None:
+            self.reaches(self.recipe.whole)
         for site in self.sites if self.recipe.whole is None else ():
             masks.width(self.recipe.share, site.size, self.recipe.round_to)
-        if self.recipe.prunes_attention:
-            attention.attention_sites(self.loaded.model)
         own = self.recipe.criterion
         protocol = self.recipe.paper_protocol
         for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
@@ -259,6 +269,19 @@ class Run:
         if protocol is not None:
             require_class_token(self.loaded.model, "jas` of `paper_protocol")
         masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
+
+    def reaches(self, budget: Whole) -> None:
+        """Raises UserError for a budget of the whole model that its sites cannot reach; no cost is worked out for that."""
+        model, r = self.loaded.model, self.recipe
+        attentions = attention.attention_sites(model) if r.prunes_attention else []
+        if len(budget.each) > 1:
+            raise UserError(
+                f"budget: {budget.of}: several amounts are several models; give one, such as {budget.of}: 0.5"
+            )
+        prices = reach.priced(budget.of, model, priced_by_file(budget, r.export))
+        if prices is not None:
+            smallest = reach.least(model, attentions, prices, r.round_to, r.floor)
+            reach.require(budget.each[-1].amount, smallest, prices)
 
 
 _opened: dict[str, Run] = {}  # in a worker: the run it works for
