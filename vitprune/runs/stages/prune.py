@@ -30,7 +30,7 @@ from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.pruning.whole import allocation
 from vitprune.pruning.whole.pricing import PRICINGS
-from vitprune.runs.results import attention
+from vitprune.runs.results import attention, losses
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run
@@ -53,7 +53,7 @@ def prune(run: Run) -> list[Path]:
             "classes": [run.classes.name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
-            **({"budget": {recipe.whole.of: recipe.whole.amount}} if recipe.whole else {}),
+            **({"budget": recipe.whole.spelled | losses.settled(run, group).spelled} if recipe.whole else {}),
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": run.recovery,
@@ -98,9 +98,9 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     scores = scores_of(run, name, recipe.criterion.seed, group)
     if recipe.whole is not None:
         curves = attention.of_file(run, group) if recipe.prunes_attention else []
-        model, left = run.loaded.model, recipe.whole.amount
-        asked = PRICINGS[recipe.whole.of](model)
-        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor)
+        model, whole = run.loaded.model, losses.settled(run, group)
+        asked = PRICINGS[whole.of](model)
+        return allocation.plan(model, scores, curves, whole.amount, asked, targets, recipe.round_to, recipe.floor)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
