@@ -242,7 +242,7 @@ MUTANTS = (
            ("test_losses.py::test_each_probe_image_is_judged_once_by_a_model_that_never_saw_it",)),
     Mutant("the loss itself, not its bound, is held against the budget", "runs/results/loss_search.py",
            '"within": bound <= asked', '"within": made["loss_points"] <= asked',
-           ("test_losses.py::test_what_is_told",)),
+           ("test_losses.py::test_the_smallest_within_is_found",)),
     Mutant("the largest share within a loss is taken", "runs/results/loss_search.py", "taken = tried[shares[max(within, 0)]]",
            "taken = tried[max(tried)]", ("test_losses.py::test_the_smallest_within_is_found",)),
     # ---- nothing old passes for new
