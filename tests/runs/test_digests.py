@@ -99,7 +99,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 # `reference` needs other settings beside it.
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
-    "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "prune",
+    "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.loss_points", "prune",
 }  # fmt: skip
 
 
@@ -154,6 +154,7 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
     [
         ({"budget": {"macs": 0.25}}, AFTER_PRUNE),
         ({"budget": {"params": 0.5}}, AFTER_PRUNE),
+        ({"budget": {"loss_points": 1.0}}, AFTER_PRUNE),
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
         ({"budget": "flops", "keep": 0.5}, AFTER_DISCOVER),
     ],
