@@ -105,3 +105,21 @@ def test_the_committed_budget_is_the_object_that_is_promised(script: Any, model:
         for row in budgets.values():
             assert {"specialist_top1", "dense_head_mask_top1", "generic_top1", "generic_mask_group_refit_top1",
                     "mcnemar_p"} <= set(row)  # fmt: skip
+
+
+def test_a_loss_is_told_as_chosen_and_as_it_came_out(script: Any) -> None:
+    tried = [{"macs": 0.5, "within": True}]
+    chosen = {
+        "macs": 0.5,
+        "within": True,
+        "loss_points": 0.4,
+        "bound_points": 0.9,
+        "n": 80,
+        "tried": tried,
+        "group": None,
+    }
+    dense = {"criterion": "dense", "top1": 0.9, "macs": 200, "mcnemar_p": 0.25}
+    slim = {"criterion": "fisher-obs", "top1": 0.88, "macs": 98, "n": 50, "top1_change_points": -2.0}
+    made = script("losses").figures({"losses": [chosen], "rows": [dense, slim], "result": slim})
+    assert made["probe"] == {name: x for name, x in chosen.items() if name != "group"} and made["macs_ratio"] == 0.49
+    assert made["test"] == {"dense_top1": 0.9, "top1": 0.88, "loss_points": 2.0, "n": 50, "mcnemar_p": 0.25}

@@ -157,6 +157,7 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
     [
         ({"budget": {"macs": 0.25}}, AFTER_PRUNE),
         ({"budget": {"params": 0.5}}, AFTER_PRUNE),
+        ({"budget": {"loss_points": 1.0}}, AFTER_PRUNE),
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
         ({"export": {"shortcut": False}}, AFTER_PRUNE),  # the price of the last block is another
         ({"export": {"onnx": False}}, AFTER_PRUNE),

@@ -100,8 +100,12 @@ def _of_whole(keep: object, budget: object, scores: Scores, allocation: str) -> 
         raise UserError(
             f"prune: budget {dict(budget)!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
         ) from error
-    if isinstance(getattr(found, found.of), list) or found.of == "loss_points":
+    if isinstance(getattr(found, found.of), list):
         raise UserError(f"prune: budget {dict(budget)!r}: one amount of what is left, please, such as {{'macs': 0.25}}")
+    if found.of == "loss_points":
+        raise UserError(
+            "prune: budget loss_points: needs labels to judge by; take a recipe (`vitprune run`), or budget={'macs': 0.25}"
+        )
     if scores.curves is None or any(curve.unit != "nats per image" for curve in scores.curves.values()):
         raise UserError(f"prune: a budget of the whole model needs scores of `fisher-obs`, not of `{scores.criterion}`")
     return found

@@ -118,6 +118,23 @@ def first_per_class(indices: np.ndarray, class_of: np.ndarray, count: int) -> np
     return np.concatenate(every).astype(np.int64) if every else np.zeros(0, np.int64)
 
 
+def folds(
+    indices: np.ndarray, class_of: np.ndarray, count: int, seed: int, contents: Mapping[int, bytes] | None = None
+) -> np.ndarray:
+    """Which of `count` folds each of the images is in, [N]: those of a class are shuffled and dealt out in turn.
+
+    Images with the same `contents` are in one fold, also where they are of several classes.
+    """
+    contents, dealt, turn = contents or {}, dict[Any, int](), 0
+    for c in np.unique(class_of[indices]).tolist():
+        alike = list(dict.fromkeys(contents.get(i, i) for i in indices[class_of[indices] == c].tolist()))
+        for k in np.random.default_rng([seed, c, count]).permutation(len(alike)).tolist():
+            if alike[k] not in dealt:
+                dealt[alike[k]] = turn % count
+                turn += 1
+    return np.array([dealt[contents.get(i, i)] for i in indices.tolist()], np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Probe and test indices into an image source, disjoint; per class `probe_share`, None where both were given."""

@@ -45,4 +45,4 @@ class Export(Part):
 
 def priced_by_file(whole: Whole | None, export: Export) -> bool:
     """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
-    return whole is not None and whole.of == "macs" and export.onnx and export.shortcut
+    return whole is not None and whole.of in ("macs", "loss_points") and export.onnx and export.shortcut

@@ -16,6 +16,7 @@ from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
 from vitprune.runs.record import matrices, record
+from vitprune.runs.results import loss_search
 from vitprune.runs.stages.order import STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
@@ -67,6 +68,8 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
         if stage.name == "discover" and run.recipe.criterion.name == "auto":
             run.recipe, run.choice = choose.choose(run, force)
             run.reporter.say(grid.sentence(run.choice))
+        if stage.name == "prune" and "prune" in UP_TO[verb]:
+            loss_search.search(run, force)
         if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, run, inputs)
             done.append(_do(stage, run, inputs[stage.name], force))

@@ -21,6 +21,7 @@ from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs import told
 from vitprune.runs.record import matrices
+from vitprune.runs.results import losses
 from vitprune.runs.stages import score, shortcut
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
 from vitprune.runs.state.run import Run
@@ -65,6 +66,9 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     record["hashes"] = _hashes(run)
     if run.choice:
         record["choice"] = {name: value for name, value in run.choice.items() if name != "key"}
+    if "prune" in ran and (found := losses.every(run)):
+        record["losses"] = found
+        record["notes"] += [losses.sentence(one) for one in found]
     record["checks"] = _checks(run, ran)
     record["files"] = _files(run, ran)
     record["export"] = {"files": _exported(run, ran), "failed": _left_out(run, ran)}

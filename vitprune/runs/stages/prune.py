@@ -30,7 +30,7 @@ from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe.parts import Whole
-from vitprune.runs.results import attention, budgets
+from vitprune.runs.results import attention, budgets, losses
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state.run import Run
@@ -53,7 +53,7 @@ def prune(run: Run) -> list[Path]:
             "classes": [run.classes.name(i) for i in targets],
             "recipe_hash": recipe.fingerprint(),
             "keep": recipe.keep,
-            **({"budget": {recipe.whole.of: recipe.whole.amount}} if recipe.whole else {}),
+            **({"budget": recipe.whole.spelled | losses.settled(run, group).spelled} if recipe.whole else {}),
             "kept": plan.kept,
             "criterion": recipe.criterion.name,
             "recovery": run.recovery,
@@ -96,8 +96,8 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     """
     recipe, name = run.recipe, run.recipe.criterion.name
     if recipe.whole is not None:
-        scores = scores_of(run, name, recipe.criterion.seed, group)
-        return whole_plan(run, scores, attention.of_file(run, group), targets, (recipe.whole.of, recipe.whole.amount))
+        scores, settled = scores_of(run, name, recipe.criterion.seed, group), losses.settled(run, group)
+        return whole_plan(run, scores, attention.of_file(run, group), targets, (settled.of, settled.amount))
     scores = scores_of(run, name, recipe.criterion.seed, group)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)

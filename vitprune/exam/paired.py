@@ -1,0 +1,38 @@
+"""How much of top-1 a model may have lost at most, from the images that only one of two models gets right.
+
+Tango's score interval for the difference of paired proportions (T. Tango, Statistics in Medicine 17, 1998, 891-908), its
+upper end at one-sided 95 %. It has the exact variance under each loss that it tries, not that of the images at hand, so it
+is never a single point: without a differing image among n it is z² / (n + z²).
+"""
+
+from __future__ import annotations
+
+from scipy.stats import norm
+
+ONE_SIDED = 0.95
+HALVINGS = 60
+
+
+def upper(lost: int, gained: int, n: int, level: float = ONE_SIDED) -> float:
+    """The largest loss of a share right that goes with `lost` and `gained` among n images: those that only the first model
+    gets right, and those that only the second does."""
+    z = float(norm.ppf(level))
+    low, high = (lost - gained) / n, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(lost, gained, n, middle) >= -z else (low, middle)
+    return high
+
+
+def score(lost: int, gained: int, n: int, loss: float) -> float:
+    """How many standard errors lost − gained is above n·loss, with the variance that is likeliest where `loss` is true."""
+    above = lost - gained - n * loss
+    if above == 0:
+        return 0.0
+    middle = (2 * n - lost + gained) * loss - lost - gained
+    inner = max(0.0, middle * middle + 8 * n * gained * loss * (1 - loss))
+    likeliest = max(
+        0.0, (inner**0.5 - middle) / (4 * n)
+    )  # the share that only the second gets right, where loss is true
+    variance = n * (2 * likeliest + loss * (1 - loss))
+    return above / variance**0.5 if variance > 0 else float("-inf")
