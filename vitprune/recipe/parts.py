@@ -113,6 +113,16 @@ class Whole(Part):
         """As it is written: `{"macs": 0.25}`."""
         return {self.of: self.amount}
 
+    @property
+    def several(self) -> bool:
+        """Whether it is a frontier."""
+        return isinstance(getattr(self, self.of), list)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its model in the folder of a frontier: `macs-0.25`."""
+        return f"{self.of}-{self.amount:.12g}"
+
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""
         return " or ".join(_WORDS[one.of].format(one.amount, 100 * one.amount) for one in self.each)

@@ -23,6 +23,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine import worker
+from vitprune.runs.record import frontier
 from vitprune.runs.results import attention
 from vitprune.runs.stages.prune import main_mask
 from vitprune.runs.stages.score import model_of, scores_of
@@ -46,7 +47,8 @@ def outlook(
     with Run.open(recipe, device, reporter or Reporter(quiet=True), workers) as run, memory.refused("plan", run.device):
         _, done = pipeline.advance(run, "discover", force)
         dense = _figures(run.loaded.model)
-        plans = [_told(run, dense, group, targets) for group, targets in run.classes.sets().items()]
+        every = [(one, *item) for one in frontier.runs(run) for item in one.classes.sets().items()]
+        plans = [_told(one, dense, group, targets) for one, group, targets in every]
         made: Json = {"name": run.recipe.name, "folder": str(run.folder.root), "criterion": run.recipe.criterion.name}
         return made | {"dense": dense, "plans": plans, "notes": run.notes, "stages": done}
 
