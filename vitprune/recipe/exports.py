@@ -29,8 +29,8 @@ class Export(Part):
     budget: float | None = Field(
         None,
         gt=0,
-        description="of a frontier (`budget: {macs: [0.5, 0.25]}`) the one that gets ONNX files, and that the run's own folder "
-        "has too; without it all get them",
+        description="of a frontier (`budget: {macs: [0.5, 0.25]}`) the one that gets ONNX files and that the run's own "
+        "folder has too; without it all get them",
     )
     latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = Field(
         [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
