@@ -108,6 +108,7 @@ def test_every_default() -> None:
             "onnx": True,
             "precisions": ["fp32"],
             "int8_floor_points": 0.5,
+            "budget": None,
             "latency_batches": [1, 8, 32],
             "shortcut": True,
         },

@@ -16,7 +16,7 @@ from vitprune.report.reading.values import budget_text
 
 def as_json(record: Json, verb: str, folder: Path) -> Json:
     """The essentials of a record and where its files are."""
-    kept = ("name", "complete", "missing", "result", "results", "rows", "checks", "stages", "hashes")
+    kept = ("name", "complete", "missing", "result", "results", "frontier", "rows", "checks", "stages", "hashes")
     found: Json = {key: record[key] for key in kept if key in record}
     found["folder"] = str(folder)
     if verb == "run":
@@ -35,6 +35,9 @@ def show(record: Json, verb: str, folder: Path) -> None:
             console.print(
                 _table("Paper's protocol, oracle-routed: mask chosen by the true label, class token only", oracle)
             )
+    measured = [line for line in record.get("frontier", []) if "top1" in line]
+    if measured:
+        console.print(_frontier(measured))
     result = record.get("result")
     if result:
         model = record["model"]
@@ -67,7 +70,7 @@ def _table(title: str, rows: list[Json]) -> Table:
         name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
         table.add_row(
             escape(name),
-            budget_text(first) or str(first["keep"]),
+            _asked(first),
             first["recovery"],
             first["head"],
             f"{100 * statistics.mean(top1):.2f}{spread}",
@@ -79,11 +82,36 @@ def _table(title: str, rows: list[Json]) -> Table:
     return table
 
 
+def _asked(row: Json) -> str:
+    """The budget of a row: `macs 0.25`, or what it keeps."""
+    if row["keep"] is not None:
+        return str(row["keep"])
+    return ", ".join(f"{word} {amount:g}" for word, amount in (row.get("budget") or {}).items()) or "whole"
+
+
+def _frontier(lines: list[Json]) -> Table:
+    table = Table(title="Every budget's model", title_justify="left")
+    for name in ("budget", "top-1", "change", "p", "MACs left", "parameters left", "latency left", "folder"):
+        table.add_column(name, justify="left" if name in ("budget", "folder") else "right")
+    for line in lines:
+        latency = line.get("latency_ratio")
+        table.add_row(
+            _asked(line | {"keep": None}),
+            f"{100 * line['top1']:.2f}",
+            f"{line['top1_change_points']:+.2f}",
+            f"{line['mcnemar_p']:.2g}",
+            f"{line['macs_ratio']:.3f}",
+            f"{line['params_ratio']:.3f}",
+            "" if latency is None else f"{latency:.3f}",
+            line["folder"],
+        )
+    return table
+
+
 def _draws_together(rows: list[Json]) -> list[list[Json]]:
     groups: dict[tuple[Any, ...], list[Json]] = {}
     for row in rows:
-        key = tuple(
-            str(row.get(k)) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol", "budget")
-        )
+        names = ("criterion", "keep", "budget", "recovery", "head", "group", "t", "protocol")
+        key = tuple(str(row.get(k)) for k in names)
         groups.setdefault(key, []).append(row)
     return list(groups.values())

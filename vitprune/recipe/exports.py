@@ -26,6 +26,12 @@ class Export(Part):
         le=100,
         description="points of top-1 that int8 may cost on the probe split, else products stay in fp32",
     )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="of a frontier (`budget: {macs: [0.5, 0.25]}`) the one that gets ONNX files and that the run's own "
+        "folder has too; without it all get them",
+    )
     latency_batches: list[Annotated[StrictInt, Field(ge=1, le=4096)]] = Field(
         [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
     )
@@ -41,6 +47,17 @@ class Export(Part):
         if "fp32" not in precisions or len(set(precisions)) < len(precisions):
             raise ValueError("name fp32, which the others are made from, and nothing twice")
         return precisions
+
+    def refuse(self, whole: Whole | None, groups: bool) -> None:
+        """Raise ValueError where a frontier, or the budget of it that is to be exported, does not go with the rest."""
+        amounts = [one.amount for one in whole.each] if whole is not None and whole.several else []
+        if amounts and groups:
+            raise ValueError(
+                "a frontier (a list of budgets) is for one class set: no `groups`, or one recipe per group"
+            )
+        if self.budget is not None and self.budget not in amounts:
+            known = f"one of {', '.join(f'{a:g}' for a in amounts)}" if amounts else "there is none here"
+            raise ValueError(f"`export.budget: {self.budget:g}` names a budget of a frontier, {known}")
 
 
 def priced_by_file(whole: Whole | None, export: Export) -> bool:

@@ -118,6 +118,16 @@ class Whole(Part):
         """The same, a frontier with its list."""
         return {self.of: getattr(self, self.of)}
 
+    @property
+    def several(self) -> bool:
+        """Whether it is a frontier."""
+        return isinstance(getattr(self, self.of), list)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its model in the folder of a frontier: `macs-0.25`."""
+        return f"{self.of}-{self.amount:.12g}"
+
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""
         return " or ".join(_WORDS[one.of].format(one.amount, 100 * one.amount) for one in self.each)

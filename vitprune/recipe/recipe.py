@@ -170,6 +170,16 @@ class Recipe(Part):
         of_paper = self.paper is not None or self.paper_protocol is not None
         return not covers_attention(self.criterion.name) or self.rounds > 1 or shared or compared or of_paper
 
+    @model_validator(mode="after")
+    def one_frontier(self) -> Recipe:
+        self.export.refuse(self.whole, bool(self.groups or self.clusters))
+        return self
+
+    @property
+    def frontier(self) -> tuple[Whole, ...]:
+        """The budgets of which each gets a model of its own; none where there is one model."""
+        return self.whole.each if self.whole is not None and self.whole.several else ()
+
     @property
     def share(self) -> int | float:
         """`keep`. Raises UserError where the budget is another, for what goes by `keep` alone."""

@@ -1,4 +1,4 @@
-"""A record as a document: the seven questions in order, warnings first."""
+"""A record as a document: the seven questions in order (an eighth of a frontier), warnings first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vitprune.report.reading.values import clean, mapping, sequence
 from vitprune.report.sections.classes import classes_section
 from vitprune.report.sections.contenders import comparison_section
 from vitprune.report.sections.deploy import deploy_section
+from vitprune.report.sections.frontier import frontier_sections
 from vitprune.report.sections.kept import kept_section
 from vitprune.report.sections.reproduce import reproduce_section
 from vitprune.report.sections.result import result_section
@@ -23,6 +24,7 @@ def document(record: Json, beside: Beside) -> Document:
     name = clean(record.get("name")) or "unnamed run"
     sections = (
         result_section(record, beside),
+        *frontier_sections(record),
         trust_section(record),
         comparison_section(record, beside),
         classes_section(record, beside),

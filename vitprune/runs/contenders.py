@@ -19,7 +19,7 @@ from vitprune.model import classifier, size
 from vitprune.model.load import opening
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery
-from vitprune.runs.results import attention
+from vitprune.runs.results import attention, losses
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed, whole_plan
@@ -97,13 +97,15 @@ def own(run: Run, repair: Recovery, group: str | None = None) -> Contender:
     """The run's own criterion and budget; with the run's repair, what is exported."""
     recipe = run.recipe
     seed = recipe.criterion.seed if recipe.criterion.name == "random" else recipe.split.seed
-    return Contender(recipe.criterion.name, recipe.keep, repair, seed, group, budget_of(run))
+    return Contender(recipe.criterion.name, recipe.keep, repair, seed, group, budget_of(run, group))
 
 
-def budget_of(run: Run) -> tuple[str, float] | None:
+def budget_of(run: Run, group: str | None) -> tuple[str, float] | None:
     """The run's budget of the whole model, its word and its amount; None where it goes by `keep`."""
-    whole = run.recipe.whole
-    return None if whole is None else (whole.of, whole.amount)
+    if run.recipe.whole is None:
+        return None
+    whole = losses.settled(run, group)
+    return whole.of, whole.amount
 
 
 def targets_of(run: Run, group: str | None) -> list[int]:
@@ -139,7 +141,7 @@ def _plan(run: Run, contender: Contender, targets: list[int]) -> Plan:
     curves = attention.curves_of(run, name, contender.seed, group)
     if name == own.name or (curves and scores.curves is not None):
         return whole_plan(run, scores, curves, targets, budget)
-    if budget == budget_of(run) and run.folder.record("prune"):
+    if budget == budget_of(run, group) and run.folder.record("prune"):
         return same_sizes(exported_mask(run, group, targets), scores, curves, targets)
     sizes = score.scores_of(run, own.name, own.seed, group), attention.of_file(run, group)
     return same_sizes(whole_plan(run, *sizes, targets, budget), scores, curves, targets)

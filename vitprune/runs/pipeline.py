@@ -15,11 +15,11 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
-from vitprune.runs.record import matrices, record
+from vitprune.runs.record import frontier, matrices, record
 from vitprune.runs.results import loss_search
 from vitprune.runs.stages.order import STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
-from vitprune.runs.state.workspace import PARTS
+from vitprune.runs.state.workspace import PARTS, SHARED
 
 UP_TO: dict[str, tuple[str, ...]] = {"split": ("split",)}
 UP_TO |= {"discover": ("split", "discover"), "moments": ("split", "discover", "moments")}
@@ -49,15 +49,41 @@ def run(
         raise UserError(f"--workers {workers}: at least one process is needed")
     worker.one_process()
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
-        _, done = advance(run, verb, force)
+        inputs, done = advance(run, verb, force)
+        if run.recipe.frontier:
+            return _frontier(run, verb, inputs, done, command, force)
         made = record.build(run, done, command)
         if verb == "run":
             record.write(made | matrices.write(run, made), run.folder.root)
         return made
 
 
+def _frontier(
+    run: Run, verb: str, inputs: dict[str, str], done: list[dict[str, Any]], command: str, force: bool
+) -> dict[str, Any]:
+    """Every budget's model from the run's one discovery, in a folder of its own; the record of all of them."""
+    stages = [stage for stage in STAGES if stage.name in UP_TO[verb] and stage.name not in SHARED]
+    found: list[dict[str, Any]] = []
+    for inner in frontier.runs(run) if stages else ():
+        run.reporter.say(f"frontier: {inner.folder.root.name}")
+        inner.write_recipe(inner.folder.root)
+        own = dict(inputs)
+        for stage in stages:
+            own[stage.name] = stage_digest(stage, inner, own)
+        made = record.build(inner, [*done, *(_do(stage, inner, own[stage.name], force) for stage in stages)], command)
+        if verb == "run":
+            record.write(made, inner.folder.root)
+        found.append(made)
+    frontier.to_root(run, [stage.name for stage in stages])
+    made = frontier.merged(run.recipe, record.build(run, done, command), found)
+    if verb == "run":
+        record.write(made, run.folder.root)
+    return made
+
+
 def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Do every stage up to a verb's last that is not done; their input digests, and what was done."""
+    """Do every stage up to a verb's last that is not done; their input digests, and what was done. Of a frontier those
+    that its budgets have in common."""
     run.preflight()
     run.write_recipe(run.folder.root)
     inputs: dict[str, str] = {}
@@ -70,7 +96,7 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
             run.reporter.say(grid.sentence(run.choice))
         if stage.name == "prune" and "prune" in UP_TO[verb]:
             loss_search.search(run, force)
-        if stage.name in UP_TO[verb]:
+        if stage.name in UP_TO[verb] and (stage.name in SHARED or not run.recipe.frontier):
             inputs[stage.name] = stage_digest(stage, run, inputs)
             done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done

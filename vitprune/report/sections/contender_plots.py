@@ -36,19 +36,26 @@ def kept_text(line: Line) -> str:
 
 
 def honest_plot(key: str, facet: str, rows: Rows) -> str:
-    """Dots per criterion and recovery; curves over the share kept where there are three budgets or more."""
+    """Dots per criterion and recovery; curves over the share kept where there are three budgets or more, over the MACs
+    that are left where those are of the whole model."""
     drawn = _drawn(rows)
     title = captioned("Top-1 of every honest row, with error bars and the dense line", facet)
-    budgets, allocations = ({line.text(key) for line in drawn} for key in ("keep", "allocation"))
+    budgets, allocations = {_budget(line) for line in drawn}, {line.text("allocation") for line in drawn}
     names = [line.text("criterion") + (f", {line.text('allocation')}" * (len(allocations) > 1)) for line in drawn]
     if len(budgets) > 2:
+        whole, dense = any(line.text("budget") for line in drawn), _dense_macs(rows)
+        left = [line.values["macs"] if whole else line.values["kept"] for line in drawn]
         points = [
-            _point(line, line.text("recovery") or "none", name, _percent(line.values["kept"]))
-            for line, name in zip(drawn, names, strict=True)
+            _point(
+                line, line.text("recovery") or "none", name, None if x is None else 100 * x / (dense if whole else 1.0)
+            )
+            for line, name, x in zip(drawn, names, left, strict=True)
         ]
-        return plots.accuracy_curves(key, points, _dense(rows, rows), title, "FFN units kept, %")
+        return plots.accuracy_curves(
+            key, points, _dense(rows, rows), title, "MACs left, %" if whole else "FFN units kept, %"
+        )
     if len(budgets) > 1:
-        names = [f"{name}, {kept_text(line)}" for line, name in zip(drawn, names, strict=True)]
+        names = [f"{name}, {line.text('budget') or kept_text(line)}" for line, name in zip(drawn, names, strict=True)]
     points = [_point(line, name, line.text("recovery") or "none") for line, name in zip(drawn, names, strict=True)]
     return plots.accuracy_dots(key, points, _dense(rows, rows), title)
 
@@ -83,8 +90,15 @@ def _point(line: Line, name: str, series: str, x: float | None = None) -> plots.
     return plots.Point(name, series, top1, line.low, line.high, x)
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _budget(line: Line) -> str:
+    return line.text("budget") or line.text("keep")
+
+
+def _dense_macs(rows: Rows) -> float:
+    """Multiply-adds of the dense model; of the largest one where there is no dense row."""
+    known = [value for row in rows if (value := number(row.get("macs"))) is not None]
+    dense = number(mapping(dense_for(rows, rows[0]) if rows else None).get("macs"))
+    return dense or max(known, default=0.0) or 1.0
 
 
 def _dense(rows: Rows, among: Rows) -> float | None:

@@ -72,7 +72,7 @@ def _unknown(record: Json) -> list[Block]:
 
 
 def _table(caption: str, found: Sequence[Line], exported: Sequence[str], tone: Any = "") -> Block:
-    optional = [key for key in ("group", "head", "allocation", "t") if _varies(found, key)]
+    optional = [key for key in ("group", "head", "budget", "allocation", "t") if _varies(found, key)]
     columns = ["Criterion", "Recovery", *(">t" if key == "t" else key.capitalize() for key in optional)]
     tested = any(line.p is not None for line in found)
     columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * tested), ">Kept", ">True-class probability"]
@@ -117,6 +117,7 @@ def _order(line: Line) -> tuple[Any, ...]:
         line.text("group"),
         line.text("head"),
         not line.dense,
+        -(line.values["macs"] or 0.0) if line.text("budget") else 0.0,
         -(line.values["kept"] or 0.0),
         -top1 if top1 is not None else 1.0,
     )
@@ -127,8 +128,8 @@ def _t(line: Line) -> float:
 
 
 def _varies(found: Sequence[Line], key: str) -> bool:
-    """Whether a setting tells rows apart (the dense model has no allocation and no t)."""
-    values = {line.text(key) for line in found if not (line.dense and key in ("allocation", "t"))}
+    """Whether a setting tells rows apart (the dense model has no budget, no allocation and no t)."""
+    values = {line.text(key) for line in found if not (line.dense and key in ("budget", "allocation", "t"))}
     return len(values) > 1 or (key == "t" and values not in (set(), {""}))
 
 

@@ -87,7 +87,8 @@ class Run:
         root = run.folder.root
         claims.refuse_inputs(root, recipe.model.folders())
         with run.folder.locked():
-            claims.refuse_strangers(root, recipe.groups or (), recipe.file)
+            below = recipe.groups or [one.folder for one in recipe.frontier]
+            claims.refuse_strangers(root, below, recipe.file)
             try:
                 yield run
             except OSError as error:
@@ -129,6 +130,15 @@ class Run:
         loaded = self.loaded if model is None else replace(self.loaded, model=model)
         inner.__dict__.update(same, loaded=loaded, split_record=self.split_record if split is None else split)
         return inner
+
+    def beside(self, folder: Path, recipe: Recipe) -> Run:
+        """A run of another budget, in a folder inside this one's: split, discovery and statistics are this run's, and so
+        are the workers and the dense model's streams."""
+        made = self.inside(folder, recipe)
+        made.folder, made.shared, made.notes = Workspace(folder, self.folder.root), self.shared, self.notes
+        same = {name: getattr(self, name) for name in ("executor", "dense_streams", "model_digest")}
+        made.__dict__.update(same)
+        return made
 
     @cached_property
     def executor(self) -> Executor:

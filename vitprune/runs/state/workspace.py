@@ -25,17 +25,20 @@ from vitprune.core.ledger import TEMPORARY, Ledger
 from vitprune.core.reading import read_sealed, sha256
 
 PARTS = "parts"
+SHARED = ("split", "discover", "moments")  # stages that the budgets of a frontier have in common
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folder exported/<name> of one run."""
+    """The folder exported/<name> of one run. `above`: that of the frontier it is a budget of."""
 
     root: Path
+    above: Path | None = None
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps what later stages read."""
-        return self.root / "stages" / stage
+        root = self.above if self.above is not None and stage in SHARED else self.root
+        return root / "stages" / stage
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """The record of a finished stage, or None."""

@@ -1,0 +1,78 @@
+"""The verb `plan`: what a run would keep, before it does."""
+
+from __future__ import annotations
+
+import json
+
+from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+from vitprune.cli.runs import _load
+from vitprune.core.reading import Json
+
+
+def plan(
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+    workers: Workers = 1,
+) -> None:
+    """What a run would keep of every block, what it is predicted to cost, and how large the model would be."""
+    from vitprune.core.progress import Reporter
+
+    loaded, reporter = _load(recipe, out), Reporter()
+    reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
+    from vitprune.runs.results import planning
+
+    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=workers)
+    if as_json:
+        print(json.dumps(made, indent=1))
+    else:
+        show(made)
+
+
+def show(made: Json) -> None:
+    """A table and a line for every model on standard output."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 110)
+    for one in made["plans"]:
+        table = Table(title=escape(_title(one)), title_justify="left")
+        for column in ("block", "heads x dims", "units", "nats", "without attention", "without FFN"):
+            table.add_column(column, justify="right")
+        for row in one["blocks"]:
+            dense, gone = row["dense"], row["gone"]
+            heads = "" if row["heads"] is None else _of(f"{row['heads']} x {row['dim']}", dense)
+            units = f"{row['units']} of {dense['units']}" if "units" in row else ""
+            table.add_row(
+                str(row["block"]), heads, units, *map(_nats, (row["nats"], gone.get("attention"), gone.get("ffn")))
+            )
+        console.print(table)
+        console.print(_line(one), soft_wrap=True, markup=False)
+    console.print(
+        f"The curves are in {made['folder']}; `vitprune run` goes on from there.", soft_wrap=True, markup=False
+    )
+
+
+def _title(one: Json) -> str:
+    asked = ", ".join(f"{word} {amount:g}" for word, amount in (one["budget"] or {"keep": one["keep"]}).items())
+    return f"{one['group']}: {asked}" if one["group"] else asked
+
+
+def _of(kept: str, dense: Json) -> str:
+    whole = f"{dense['heads']} x {dense['dim']}"
+    return kept if kept == whole else f"{kept} of {whole}"
+
+
+def _nats(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if value >= 0.00005 or value == 0 else f"{value:.0e}"
+
+
+def _line(one: Json) -> str:
+    predicted = "" if one["nats"] is None else f"predicted loss {_nats(one['nats'])} nats per image; "
+    return (
+        f"{predicted}MACs {one['macs'] / 1e6:.1f} M (x {one['macs_ratio']:.3f}), parameters {one['params']:,} "
+        f"(x {one['params_ratio']:.3f}), model.safetensors {one['bytes'] / 1e6:.2f} MB (x {one['bytes_ratio']:.3f})"
+    )
