@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from vitprune.pruning.repair.names import Recovery
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 DENSE = "dense"
@@ -115,7 +116,8 @@ def make(run: Run, contender: Contender, plan: Plan | None = None) -> Made:
         return Made(run.loaded.model, None)
     name, group, targets = contender.criterion, contender.group, targets_of(run, contender.group)
     if plan is None:
-        scores, by_sizes = score.scores_of(run, name, contender.seed, group), contender.keep is None
+        t, by_sizes = lengths.of(run, name, contender.keep), contender.keep is None
+        scores = score.scores_of(run, name, contender.seed, group, t)
         plan = same_sizes(run, scores, group, targets) if by_sizes else mask_of(run, scores, targets, contender.keep)
     dense = score.model_of(run, name, group)
     return Made(slimmed(run, plan, contender.repair, group, targets, dense), plan)
@@ -194,6 +196,8 @@ class Cell:
     def of(cls, run: Run, contender: Contender) -> Cell:
         """The contender made and examined; its logits are not kept."""
         rows = examine(run, contender).rows
+        if lengths.needs_t(contender.criterion):
+            rows = tuple(replace(row, t=lengths.of(run, contender.criterion, contender.keep)) for row in rows)
         return cls(rows[0], rows[1] if len(rows) > 1 else None)
 
     @property

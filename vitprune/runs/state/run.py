@@ -60,8 +60,8 @@ CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pix
 class Run:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
-    `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `notes`: which defaults
-    became others.
+    `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `keeps`: the
+    budgets that its scores are for, where it is not the recipe's own alone. `notes`: which defaults became others.
     """
 
     recipe: Recipe
@@ -71,6 +71,7 @@ class Run:
     workers: int = 1
     choice: dict[str, Any] | None = None
     shared: bool = True
+    keeps: tuple[int | float | None, ...] = ()
     notes: list[str] = field(default_factory=list, init=False)
     _classes: ClassSets | None = field(default=None, init=False, repr=False)
     _streams: tuple[tuple[bytes, int], DenseStreams] | None = field(default=None, init=False, repr=False)
@@ -258,7 +259,8 @@ class Run:
             catalog.applies(name, own.tokens, self.loaded.model)
         if protocol is not None:
             require_class_token(self.loaded.model, "jas` of `paper_protocol")
-        masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
+        asked = [] if own.t == "auto" else [own.t]
+        masks.check_t(max([1, *asked, *(protocol.t if protocol else ())]), self.sites)
 
 
 _opened: dict[str, Run] = {}  # in a worker: the run it works for
