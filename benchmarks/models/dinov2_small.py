@@ -8,17 +8,16 @@ The weights (Apache-2.0) lie in that package's ONNX file, a saliency model over 
 layers are told by the names of the biases behind them, the position embeddings are resampled to the model's grid. `fashion`:
 56 pixels (17 tokens), the head from the first 1,200 training images of each class of Debian's dataset-fashion-mnist,
 examined on its 10,000 test images. `clothing`: 98 pixels (50 tokens), the head from 37 % of each class's photos of
-alexeygrigorev/clothing-dataset-small (CC0; a checkout of it), examined on the others, which --rest copies into folders
-for `--data` of the benchmarks. The head is a multinomial logistic regression with an L2 penalty chosen on a fifth of its
-images. OUT is a timm folder in fp16: config.json and model.safetensors, `local-dir:OUT` to timm and to vitprune. The last
-line is one JSON object.
+alexeygrigorev/clothing-dataset-small (CC0; a checkout of it), examined on the others, which --rest writes into folders for
+`--data` of the benchmarks, 160 pixels at the short side. The head is a multinomial logistic regression with an L2 penalty
+chosen on a fifth of its images. OUT is a timm folder in fp16: config.json and model.safetensors, `local-dir:OUT` to timm and
+to vitprune. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -137,20 +136,29 @@ def fashion(data: Path) -> tuple[list[str], list[Any], Tensor, list[Any], Tensor
     )
 
 
+def small(photo: Path, copy: Path) -> None:
+    """The photo with a short side of 160 pixels."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(photo).convert("RGB")
+    scale = 160 / min(image.size)
+    image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC).save(
+        copy, quality=88
+    )
+
+
 def clothing(data: Path, rest: Path | None) -> tuple[list[str], list[Any], Tensor, list[Any], Tensor]:
     """The same of the photos: 37 % of each class, drawn by a fixed seed, and the others."""
     classes = sorted(path.name for path in (data / "train").iterdir() if path.is_dir())
-    used: list[list[Path]] = [[], []]
+    draw, used = np.random.default_rng(0), list[list[Path]]([[], []])
     labels: list[list[int]] = [[], []]
     for c, name in enumerate(classes):
-        files = sorted(data.glob(f"*/{name}/*.jpg"), key=lambda path: path.name)
-        order = np.random.default_rng(c).permutation(len(files))
+        files = sorted(data.glob(f"*/{name}/*.jpg"))
+        order = draw.permutation(len(files))
         for part, rows in enumerate(np.split(order, [int(SHARE * len(files))])):
             used[part] += [files[i] for i in rows]
             labels[part] += [c] * len(rows)
-            for i in rows if part and rest else ():
-                (rest / name).mkdir(parents=True, exist_ok=True)  # type: ignore[operator]
-                shutil.copy(files[i], rest / name / files[i].name)  # type: ignore[operator]
+    for path, c in zip(used[1], labels[1], strict=True) if rest else ():
+        small(path, rest / classes[c] / f"{path.stem[:8]}.jpg")  # type: ignore[operator]
     return classes, used[0], torch.tensor(labels[0]), used[1], torch.tensor(labels[1])
 
 
