@@ -26,11 +26,11 @@ FIRST = frozenset({  # the settings of version 0.1.0, which stand in the digests
 })  # fmt: skip
 
 
-def _length(given: Any) -> int | str:
+def _length(given: Any) -> Any:
     """Units per block of a path. Raises ValueError for what is neither a count nor `auto`."""
     if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
         raise ValueError("is a count of hidden units from 1 on, or `auto`")
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 Length = Annotated[
