@@ -157,7 +157,7 @@ MUTANTS = (
            "sum(p.numel() for p in model.parameters() if p.ndim > 1)", FIGURES),
     Mutant("every random draw is the same", "criteria/statistics/random.py", "manual_seed(seed)", "manual_seed(0)", DRAWS),
     Mutant("the exam draws one random mask for all", "runs/contenders.py",
-           "score.scores_of(run, name, contender.seed, group)", "score.scores_of(run, name, 0, group)", DRAWS),
+           "score.scores_of(run, name, contender.seed, group, t)", "score.scores_of(run, name, 0, group, t)", DRAWS),
     Mutant("oracle rows are called honest", "runs/stages/exam.py", 'protocol="oracle", t=t',
            'protocol="honest", t=t', ORACLE),
     Mutant("the honest table takes every row", "report/reading/rows.py", 'if row.get("protocol") == protocol', "if protocol",

@@ -67,7 +67,6 @@ def test_every_default() -> None:
         "criterion": {
             "name": "fisher-obs",
             "among": ["fisher-obs", "obs", "variance", "mean-activation", "fisher", "taylor", "joint-gates", "jas"],
-            "t": 50,
             "probe_per_class": 40,
             "exact_per_class": None,
             "formula": "jas",
@@ -168,6 +167,8 @@ def test_unknown_key_unlike_any_lists_the_known_ones() -> None:
         ("name: a\nsplit: {probe: 0}\n", 2, "split.probe"),
         ("name: a\nsplit: {probe: .nan}\n", 2, "split.probe"),
         ("name: a\ncriterion: {t: 0}\n", 2, "criterion.t"),
+        ("name: a\ncriterion: {t: all}\n", 2, "criterion.t"),
+        ("name: a\ncriterion: {t: true}\n", 2, "criterion.t"),
         ("name: a\ncriterion: {t: 5.0}\n", 2, "criterion.t"),
         ('name: a\ncriterion: {t: "5"}\n', 2, "criterion.t"),
         ("name: a\ncriterion: {nodes: 1001}\n", 2, "criterion.nodes"),

@@ -26,7 +26,7 @@ from vitprune.runs.stages import image_scores, versions
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
     "name": "a", "model": {"name": "vit", "checkpoint": "first.pth"}, "data": {"path": "i"}, "paper_protocol": {"t": [1]},
-    "criterion": {"name": "jas", "candidates": "each"}, "keep": 0.5, "recovery": "affine",
+    "criterion": {"name": "jas", "candidates": "each", "t": 2}, "keep": 0.5, "recovery": "affine",
 }  # fmt: skip
 # Key → another value, and the stages that it does again.
 AFTER_DISCOVER = [DISCOVER, PRUNE, EVALUATE, EXPORT]
@@ -55,7 +55,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "groups": ({"g": ["a"]}, EVERY[1:]),
     "head": ("all", AFTER_PRUNE),
     "criterion.name": ("obs", AFTER_DISCOVER),
-    "criterion.t": (3, AFTER_DISCOVER),
+    "criterion.t": (3, AFTER_DISCOVER),  # for `auto` see below
     "criterion.probe_per_class": (3, AFTER_DISCOVER),
     "criterion.exact_per_class": (3, AFTER_DISCOVER),
     "criterion.formula": ("joint-ig", AFTER_DISCOVER),
@@ -120,7 +120,8 @@ def leaves(section: type[BaseModel], before: str = "") -> list[str]:
 
 def digests(content: dict[str, Any], **known: str) -> dict[str, str]:
     """Stage → the digest of its inputs."""
-    run = SimpleNamespace(recipe=Recipe.model_validate(content), device=torch.device("cpu"))
+    run = SimpleNamespace(recipe=Recipe.model_validate(content), device=torch.device("cpu"), keeps=())
+    run.sites = [SimpleNamespace(size=size) for size in (96, 64)]
     run.__dict__.update({"model_digest": "m", "data_digest": "d"} | known)
     found: dict[str, str] = {}
     for stage in STAGES:
@@ -183,6 +184,29 @@ def test_another_budget_of_the_whole_model_does_again_what_depends_on_it(
 )
 def test_the_hash_of_a_recipe_by_keep_is_what_it_was(text: str, known: str) -> None:
     assert parse.parse(text).fingerprint()[:16] == known
+
+
+@pytest.mark.parametrize(
+    ("keep", "t"), [({"keep": 0.5}, 32), ({"keep": 0.01}, 1), ({"keep": "25 units"}, 25), ({"keep": 400}, 64)]
+)
+def test_t_auto_is_the_t_that_it_comes_to(keep: dict[str, Any], t: int) -> None:
+    """`keep` of the smallest block's units; a digest has the number, so that another budget is another discovery."""
+    plain = {k: v for k, v in BASE.items() if k not in ("keep", "criterion")} | keep | {"baselines": ["activation"]}
+    auto, asked = ({"criterion": {"name": "jas"} | more} for more in ({}, {"t": t}))
+    assert digests(plain | auto) == digests(plain | auto | {"criterion": {"name": "jas", "t": "auto"}})
+    assert digests(plain | auto)[DISCOVER] == digests(plain | asked)[DISCOVER]
+    other = digests(plain | auto | {"keep": 0.25})
+    assert [name for name, made in digests(plain | auto).items() if made != other[name]] == AFTER_DISCOVER
+
+
+def test_what_needs_no_t_is_not_discovered_again_for_another_budget() -> None:
+    plain = {k: v for k, v in BASE.items() if k != "criterion"}
+    for made in ({"name": "fisher-obs"}, {"name": "fisher"}):
+        content = plain | {"criterion": made, "baselines": ["mean-activation"]}
+        asked = content | {"criterion": made | {"t": 50}}
+        before, after = digests(content), digests(content | {"keep": 0.25})
+        assert [name for name in before if before[name] != after[name]] == AFTER_PRUNE
+        assert before[DISCOVER] == digests(asked)[DISCOVER]  # as it was when 50 was the default
 
 
 @pytest.mark.parametrize("known", ["model_digest", "data_digest"])

@@ -79,8 +79,7 @@ def test_the_minimal_recipe_passes_for_every_family(name: str, images: Path) -> 
     assert made.baselines == (["activation", "random"] if classes else ["mean-activation", "random"])
     assert ("baselines: `mean-activation` in the place of `activation`" in said) == (not classes)
     assert ("recovery: affine" in said) == ("layerwise" not in row["repairs"]) and made.recovery == "auto"
-    assert made.criterion.t == min(50, min(opened(made.model.model_dump_json()).widths))
-    assert ("criterion.t" in said) == (made.criterion.t < 50 and classes)  # of the other baselines none has paths
+    assert made.criterion.t == "auto" and "criterion.t" not in said
     assert (made.criterion.name, made.allocation, made.export.precisions) == ("fisher-obs", "auto", ["fp32"])
     again, more = settled(parse.parse(parse.dump(made)))  # what was settled is itself a recipe that passes
     assert again == made and set(more) <= {note for note in notes if note.startswith("recovery")}
@@ -128,7 +127,7 @@ def test_other_defaults_that_give_way(images: Path) -> None:
     args = small.model.args | {"mlp_dim": 8}
     model = small.model.model_copy(update={"args": args})
     made, notes = settled(small.model_copy(update={"model": model}))
-    assert made.paper_protocol is not None and made.paper_protocol.t == [1, 5] and made.criterion.t == 8
+    assert made.paper_protocol is not None and made.paper_protocol.t == [1, 5] and made.criterion.t == "auto"
     assert any(note.startswith("paper_protocol.t: 1, 5,") for note in notes)
     made, notes = settled(minimal(CLASS_TOKEN, images, criterion={"name": "vit-slim", "train_weights": True}))
     assert made.recovery == "none" and any(note.startswith("recovery: none") for note in notes)

@@ -33,6 +33,7 @@ from vitprune.paper.protocol import Rule, Source, class_paths, tested
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Paper
 from vitprune.recipe.recipe import Recipe
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 FACTORS = {"removal": 0.0, "enhancement": 2.0}
@@ -99,7 +100,8 @@ def table(run: Run, spec: Paper) -> dict[str, Any]:
 def _of_class(run: Run, name: str, rule: Rule) -> Tensor:
     """Every class's path, one unit per block, from the discovery on the probe split: [C, L, 1]."""
     c = run.recipe.criterion
-    return class_paths(run, Source(name, c.t, c.how(name), c.images_per_class(name), rule))[:, :, None].to(run.device)
+    source = Source(name, lengths.of(run, name, run.recipe.keep), c.how(name), c.images_per_class(name), rule)
+    return class_paths(run, source)[:, :, None].to(run.device)
 
 
 def probe_criteria(recipe: Recipe) -> list[CriterionName]:

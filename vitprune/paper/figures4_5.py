@@ -18,6 +18,7 @@ from vitprune.criteria.paths import PathSet
 from vitprune.paper.protocol import Source, class_paths
 from vitprune.recipe.experiments import Paper
 from vitprune.runs.stages import score
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
@@ -42,8 +43,9 @@ def check(run: Run, spec: Paper) -> None:
 def _found(run: Run) -> tuple[Source, PathSet]:
     """The recipe's own discovery with its paths."""
     c = run.recipe.criterion
-    source = Source(c.name, c.t, c.how(c.name), c.images_per_class(c.name))
-    return source, score.columns(run, c.name, c.t, source.how, c.images_per_class(c.name))
+    t = lengths.of(run, c.name, run.recipe.keep)
+    source = Source(c.name, t, c.how(c.name), c.images_per_class(c.name))
+    return source, score.columns(run, c.name, t, source.how, c.images_per_class(c.name))
 
 
 def _drawn(run: Run, spec: Paper, default: int) -> list[int]:

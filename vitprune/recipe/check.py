@@ -68,7 +68,7 @@ def budget(recipe: Recipe, found: Found) -> None:
         if isinstance(value, float) and int(value * least + 1e-9) < 1:
             raise UserError(f"{name}: {words(value)} of {least} hidden units leaves none; keep at least one per block")
     protocol = recipe.paper_protocol
-    asked = [recipe.criterion.t] if "t" in recipe.criterion.model_fields_set else []
+    asked = [] if recipe.criterion.t == "auto" else [recipe.criterion.t]
     asked += protocol.t if protocol and "t" in protocol.model_fields_set else []
     if asked and max(asked) > least:
         raise UserError(f"t: {max(asked)} units per block are asked for, but a block has {least}; choose 1 to {least}")

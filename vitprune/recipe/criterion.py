@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from pydantic import (
     Field,
+    PlainValidator,
     SerializerFunctionWrapHandler,
     StrictInt,
+    WithJsonSchema,
     create_model,
     model_serializer,
     model_validator,
@@ -24,12 +26,28 @@ FIRST = frozenset({  # the settings of version 0.1.0, which stand in the digests
 })  # fmt: skip
 
 
+def _length(given: Any) -> Any:
+    """Units per block of a path. Raises ValueError for what is neither a count nor `auto`."""
+    if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise ValueError("is a count of hidden units from 1 on, or `auto`")
+    return given
+
+
+Length = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_length),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+]
+
+
 class Section(Part):
     """What ranks the hidden units. The settings from `formula` on belong to the criteria that integrate gradients."""
 
     name: str = Field("fisher-obs", description="`vitprune criteria` lists what each needs and where it comes from")
     among: list[str] = Field(AMONG, min_length=2, description="what `auto` chooses among, on a probe fold")
-    t: Annotated[StrictInt, Field(ge=1)] = Field(50, description="units per image and block")
+    t: Length = Field(
+        "auto", description="units per image and block; auto: `keep` of a block's, 50 where the budget is no `keep`"
+    )
     probe_per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="probe images per class for discovery")
     exact_per_class: Annotated[StrictInt, Field(ge=1)] | None = Field(
         None, description="knowledge-attribution: fewer probe images per class, as it runs every unit alone"
@@ -57,7 +75,7 @@ class Section(Part):
     def as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The section without the settings of others at their defaults: a new row makes no finished run another one.
 
-        Those in FIRST always stand there.
+        Those in FIRST always stand there; `t: auto` does not, what it comes to is the budget's and the model's to say.
         """
         own = catalog.CRITERIA[self.name].uses if self.name in catalog.CRITERIA else ()
         fields = type(self).model_fields
@@ -65,6 +83,7 @@ class Section(Part):
             name for name in catalog.settings()
             if name in fields and name not in (*FIRST, *own) and getattr(self, name) == fields[name].default
         }  # fmt: skip
+        idle |= {"t"} if self.t == "auto" else set()
         return {name: value for name, value in plain(self).items() if name not in idle}
 
     def images_per_class(self, name: str) -> int:

@@ -321,7 +321,9 @@ class Recipe(Part):
             "refit_images",
             "distill_epochs",
         }
-        return digest(self.model_dump(mode="json", include=chosen) | {"data": self.data.content()} | self._of_whole())
+        made = self.model_dump(mode="json", include=chosen) | {"data": self.data.content()} | self._of_whole()
+        made["criterion"].setdefault("t", "auto" if self.whole is None else 50)
+        return digest(made)
 
     def pruning(self) -> dict[str, Any]:
         """What masks and repair depend on beside scores, budget and kind of repair."""

@@ -26,6 +26,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.contenders import Cell, Contender
 from vitprune.runs.stages import moments, score
 from vitprune.runs.stages.versions import version
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 SHARE = 0.75  # of the probe split, to discover and repair with
@@ -79,7 +80,8 @@ def prepare(run: Run, among: Sequence[str], force: bool = False) -> Run:
 def _key(inner: Run) -> str:
     """What a choice depends on."""
     code = version("discover")
-    return digest(code, inner.split_record, inner.model_digest, inner.data_digest, inner.recipe.model_dump(mode="json"))
+    recipe = inner.recipe.model_dump(mode="json") | {"criterion": lengths.told(inner)}
+    return digest(code, inner.split_record, inner.model_digest, inner.data_digest, recipe)
 
 
 def best(inner: Run, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:

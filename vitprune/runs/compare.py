@@ -34,7 +34,7 @@ from vitprune.runs.engine.parts import Parts, packed, unpacked
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
-from vitprune.runs.state import skeleton
+from vitprune.runs.state import lengths, skeleton
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -80,7 +80,9 @@ def compare(
                 run.adapt()
             for budget in spec.budget or ():
                 run.reaches(budget)
+            run.keeps = tuple(spec.keep or (None,))
             inputs, _ = pipeline.advance(run, "moments", force)
+            notes += [note for note in lengths.notes(run, names) if note not in notes]
             notes += [note for note in run.notes if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
             found |= _of_seed(run, spec, seed, key, force)
@@ -256,6 +258,7 @@ def _line(contender: Contender, spec: Compare, found: Found) -> Json:
         "criterion": contender.criterion,
         "keep": contender.keep,
         "budget": None if contender.budget is None else dict([contender.budget]),
+        "t": mine[0].whole.t,
         "recovery": contender.repair,
         "allocation": list(dict.fromkeys(cell.whole.allocation for cell in mine)),
         **_summary(mine),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from vitprune.runs.results import attention, losses
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.prune import exported_mask, mask_of, same_sizes, slimmed, whole_plan
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 DENSE = "dense"
@@ -135,7 +136,8 @@ def _plan(run: Run, contender: Contender, targets: list[int]) -> Plan:
     """What the contender's criterion keeps at its budget. Under one of the whole model a criterion that knows FFN units alone
     chooses as many of them as the run's own criterion leaves, beside the attention that this leaves."""
     name, group, budget = contender.criterion, contender.group, contender.budget
-    scores, own = score.scores_of(run, name, contender.seed, group), run.recipe.criterion
+    t, own = lengths.of(run, name, contender.keep), run.recipe.criterion
+    scores = score.scores_of(run, name, contender.seed, group, t)
     if budget is None:
         return mask_of(run, scores, targets, contender.keep)
     curves = attention.curves_of(run, name, contender.seed, group)
@@ -238,6 +240,8 @@ class Cell:
     def of(cls, run: Run, contender: Contender) -> Cell:
         """The contender made and examined; its logits are not kept."""
         rows = examine(run, contender).rows
+        if lengths.needs_t(contender.criterion):
+            rows = tuple(replace(row, t=lengths.of(run, contender.criterion, contender.keep)) for row in rows)
         return cls(rows[0], rows[1] if len(rows) > 1 else None)
 
     @property

@@ -76,7 +76,7 @@ class Facts:
 def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple[Recipe, list[str]]:
     """The recipe with defaults that the model allows, and a note for each that became another."""
     facts, notes = Facts.of(model, sites), []
-    for step in (_tokens, _criterion, _baselines, _t, _sites, _protocol):
+    for step in (_tokens, _criterion, _baselines, _sites, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
     for last in (_budget, _recovery):
@@ -132,15 +132,6 @@ def _tokens(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
     return _with(recipe, tokens="all"), [
         f"criterion.tokens: all for {names}, as this model's head reads no class token."
     ]
-
-
-def _t(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
-    t, least = recipe.criterion.t, facts.smallest
-    if t <= least or "t" in recipe.criterion.model_fields_set:
-        return recipe, []
-    used = _users(recipe, lambda row: row.score is not None and (row.ranks_by == "frequency" or row.path_dependent))
-    notes = [f"criterion.t: {least} and not {t}, as a block of this model has {least} hidden units."] if used else []
-    return _with(recipe, t=least), notes
 
 
 def _criterion(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:

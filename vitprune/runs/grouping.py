@@ -13,6 +13,7 @@ from vitprune.core.reading import digest, read_sealed
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
 from vitprune.see.groups import groups
@@ -33,7 +34,7 @@ def resolve(run: Run, force: bool = False) -> Recipe:
     targets = inner.classes.every()
     if k > len(targets):
         raise UserError(f"groups.auto: {k} groups of {len(targets)} classes; ask for {len(targets)} at most")
-    parts = [CODE, record, run.model_digest, run.data_digest, name.model_dump(mode="json"), k]
+    parts = [CODE, record, run.model_digest, run.data_digest, lengths.told(inner), k]
     key, path = digest(*parts), inner.folder.root / "groups.json"
     known = None if force else read_sealed(path)
     if known is None or known.get("key") != key:

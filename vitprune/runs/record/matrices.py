@@ -15,6 +15,7 @@ from vitprune.core.files import replacing
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.scores import Scores
 from vitprune.runs.stages import score
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
@@ -26,10 +27,10 @@ def scores(run: Run) -> Scores | None:
     """How often each unit is on the paths of each class, or None where the criterion finds no paths."""
     c = run.recipe.criterion
     ranked = CRITERIA[c.name].ranks_by if c.name in CRITERIA else None
-    found = (
-        ranked == "frequency"
-        and score.result_file(run, c.name, c.t, c.how(c.name), c.images_per_class(c.name)).is_file()
-    )
+    if ranked != "frequency":
+        return None
+    t = lengths.of(run, c.name, run.recipe.keep)
+    found = score.result_file(run, c.name, t, c.how(c.name), c.images_per_class(c.name)).is_file()
     return score.scores_of(run, c.name) if found else None
 
 

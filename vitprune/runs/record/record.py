@@ -24,6 +24,7 @@ from vitprune.runs.record import matrices
 from vitprune.runs.results import losses
 from vitprune.runs.stages import score, shortcut
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
 
@@ -218,7 +219,7 @@ def _discovered(run: Run) -> dict[str, Any]:
     best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
     found: dict[str, Any] = {
         "paths": {
-            "t": run.recipe.criterion.t,
+            "t": lengths.of(run, run.recipe.criterion.name, run.recipe.keep),
             "images": scores.images,
             "most_frequent": dict(zip(names, best, strict=True)),
         }

@@ -12,6 +12,7 @@ from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import exam, export, moments, prune, score, split
 from vitprune.runs.stages.versions import version
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 
@@ -46,10 +47,16 @@ STAGES = (
 
 def stage_digest(stage: Stage, run: Run, earlier: dict[str, str]) -> str:
     """What a stage's result depends on: its recipe parts, the stages before it, and for the first the model and data."""
-    parts = [part.model_dump(mode="json") if hasattr(part, "model_dump") else part for part in _flat(stage, run)]
+    parts = [_told(part, run) for part in _flat(stage, run)]
     roots = [] if stage.after else [run.model_digest, run.data_digest]
     code = version(stage.name)
     return digest(stage.name, code, run.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots)
+
+
+def _told(part: Any, run: Run) -> Any:
+    if part is run.recipe.criterion:
+        return lengths.told(run)
+    return part.model_dump(mode="json") if hasattr(part, "model_dump") else part
 
 
 def _flat(stage: Stage, run: Run) -> list[Any]:

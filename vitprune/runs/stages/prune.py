@@ -33,6 +33,7 @@ from vitprune.recipe.parts import Whole
 from vitprune.runs.results import attention, budgets, losses
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 
 
@@ -120,7 +121,8 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
     """The criterion's scores of the model as it is after round n."""
     recipe, folder = run.recipe, run.folder.stage_folder("prune") / f"round-{n}-{group or 'all'}"
     smallest = min(site.size for site in families.ffn_sites(slim))
-    criterion = recipe.criterion.model_copy(update={"t": min(recipe.criterion.t, smallest)})
+    t = min(lengths.of(run, recipe.criterion.name, recipe.keep), smallest)
+    criterion = recipe.criterion.model_copy(update={"t": t})
     update = {
         "groups": None,
         "classes": [run.classes.name(i) for i in targets],

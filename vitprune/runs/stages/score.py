@@ -35,6 +35,7 @@ from vitprune.runs.results import attention
 from vitprune.runs.stages import image_scores, sums
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.stages.sums import Asked
+from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -133,7 +134,7 @@ def discoveries(run: Run) -> list[Discovery]:
     needed: dict[tuple[str, Any, int], set[int]] = {}
     for name in {c.name, *recipe.baselines} - {"random"}:
         if CRITERIA[name].score:
-            needed.setdefault((name, c.how(name), c.images_per_class(name)), set()).add(c.t)
+            needed.setdefault((name, c.how(name), c.images_per_class(name)), set()).update(lengths.every(run, name))
     if recipe.paper_protocol:
         p = recipe.paper_protocol
         for name in ("jas", "activation"):
@@ -262,11 +263,13 @@ def notes_of(run: Run) -> list[dict[str, Any]]:
     return [dict(read_json(path)) for path in sorted(folder.glob("*.json")) if path.name != "stage.json"]
 
 
-def scores_of(run: Run, criterion: str, seed: int = 0, group: str | None = None) -> Scores:
-    """A criterion's scores for a class set at the recipe's own settings, from the discover stage."""
+def scores_of(run: Run, criterion: str, seed: int = 0, group: str | None = None, t: int | None = None) -> Scores:
+    """A criterion's scores for a class set at the recipe's own settings, from the discover stage; `t` None: that of the
+    recipe's own budget."""
     if criterion == "random":
         return random(run.sites, seed=seed)
     c = run.recipe.criterion
     if CRITERIA[criterion].whole:
         return Scores.from_file(_whole_file(run, criterion, group), criterion, names(run.sites))
-    return load(run, criterion, c.t, c.how(criterion), c.images_per_class(criterion))
+    t = lengths.of(run, criterion, run.recipe.keep) if t is None else t
+    return load(run, criterion, t, c.how(criterion), c.images_per_class(criterion))

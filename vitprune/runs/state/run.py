@@ -62,8 +62,9 @@ CONTENTS = "contents.safetensors"  # of the split: a digest of every image's pix
 class Run:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
-    `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `notes`: which defaults
-    became others. `dense_logits`: those of the exam's last class set, what every row of it is held against.
+    `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `keeps`: the budgets that its
+    scores are for, where it is not the recipe's own alone. `notes`: which defaults became others. `dense_logits`: those of
+    the exam's last class set, what every row of it is held against.
     """
 
     recipe: Recipe
@@ -73,6 +74,7 @@ class Run:
     workers: int = 1
     choice: dict[str, Any] | None = None
     shared: bool = True
+    keeps: tuple[int | float | None, ...] = ()
     notes: list[str] = field(default_factory=list, init=False)
     _classes: ClassSets | None = field(default=None, init=False, repr=False)
     dense_logits: tuple[tuple[int, ...], np.ndarray] | None = field(default=None, init=False, repr=False)
@@ -278,7 +280,8 @@ class Run:
             catalog.applies(name, own.tokens, self.loaded.model)
         if protocol is not None:
             require_class_token(self.loaded.model, "jas` of `paper_protocol")
-        masks.check_t(max([self.recipe.criterion.t, *(protocol.t if protocol else ())]), self.sites)
+        asked = [] if own.t == "auto" else [own.t]
+        masks.check_t(max([1, *asked, *(protocol.t if protocol else ())]), self.sites)
 
     def reaches(self, budget: Whole) -> None:
         """Raises UserError for a budget of the whole model that its sites cannot reach; no cost is worked out for that."""
