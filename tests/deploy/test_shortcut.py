@@ -1,4 +1,4 @@
-"""The ONNX file whose last block is there for the class token alone: equal to torch, cheaper, and the base of fp16 and int8."""
+"""The ONNX file whose last block is there for the class token alone: equal to torch, cheaper, the base of fp16 and int8."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitprune.deploy.onnx import exporting, precision, rewrites
 from vitprune.model import size
 from vitprune.model.inside import first_token
 from vitprune.model.sites import attention
-from vitprune.runs.stages import shortcut
+from vitprune.runs.results import shortcut
 
 ABOUT = {"labels": list(LABELS)}
 
@@ -69,9 +69,7 @@ def test_the_file_is_the_model_in_every_batch_and_every_precision(
     precision.to_fp16(path, tmp_path / "fp16.onnx")
     half = runtime.predict(runtime.session(tmp_path / "fp16.onnx"), given)
     assert np.abs(half - expected).max() < 0.05 * np.abs(expected).max()
-    sweep = precision.to_int8(
-        path, tmp_path / "int8.onnx", [given[:24], given[24:]], [given], expected.argmax(1), 5.0
-    )
+    sweep = precision.to_int8(path, tmp_path / "int8.onnx", [given[:24], given[24:]], [given], expected.argmax(1), 5.0)
     whole = runtime.predict(runtime.session(tmp_path / "int8.onnx"), given)
     assert 100 * (whole.argmax(1) != expected.argmax(1)).mean() <= 5.0
     last = 4 if states[-1][0] else 0  # queries, keys and values apart, and proj

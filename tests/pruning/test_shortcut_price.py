@@ -1,4 +1,4 @@
-"""The price of a model whose last block is there for the class token alone: predicted = counted, and never above the budget."""
+"""The price of a model whose last block is there for the class token alone: predicted = counted, never above the budget."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def costs() -> Found:
     sites, ffns = attention_sites(model), families.ffn_sites(model)
     batches = lambda: iter([(images, torch.arange(60) % 5)])  # noqa: E731
     of_ffns, moments = statistics.statistics(model, ffns, sites, batches, 0)
-    made = [attention_curve.curve(s, linear(model, s.proj).weight, m, None) for s, m in zip(sites, moments, strict=True)]
+    made = [
+        attention_curve.curve(s, linear(model, s.proj).weight, m, None) for s, m in zip(sites, moments, strict=True)
+    ]
     curves = fisher_obs.curves_of(model, ffns, [(m.covariance, m.fisher, m.tokens) for m in of_ffns])
     return model, Scores.whole("fisher-obs", [site.name for site in ffns], curves), made
 

@@ -54,7 +54,9 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
     assert file["macs"] == size.macs(slim, shortcut=True) < size.macs(slim) and file["shortcut"]
     assert 0.4 < file["macs"] / size.macs(dense) <= 0.5
     assert made["model"]["macs_exported"] == file["macs"] and made["model"]["macs_slim"] == size.macs(slim)
-    said = [note for note in made["notes"] if note.startswith("Budget: 50 % of the multiply-adds is that of the ONNX files")]
+    said = [
+        note for note in made["notes"] if note.startswith("Budget: 50 % of the multiply-adds is that of the ONNX files")
+    ]
     assert len(said) == 1 and f"{100 * size.macs(slim) / size.macs(dense):.1f} %" in said[0]
     held = [check for check in made["checks"] if check["name"] == "budget of the ONNX file"]
     assert [(check["value"], check["limit"]) for check in held] == [(file["macs"] / size.macs(dense), 0.5)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models import vision_transformer as vit
@@ -50,11 +49,10 @@ def of(model: nn.Module) -> nn.Module:
     """
     reason = why_not(model)
     assert reason is None, reason
-    made: Any = copy.copy(model)
+    made, blocks = copy.copy(model), [*model.get_submodule("blocks").children()]
     made._modules = dict(model._modules)
-    blocks: Any = model.blocks
-    made.blocks = nn.Sequential(*blocks[:-1], FirstToken(blocks[-1]))
-    return made  # type: ignore[no-any-return]
+    made.add_module("blocks", nn.Sequential(*blocks[:-1], FirstToken(blocks[-1])))
+    return made
 
 
 class FirstToken(nn.Module):
@@ -69,11 +67,12 @@ class FirstToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block on the class token, which asks all of them."""
-        block = self.block
+        block, first = self.block, x[:, :1]
         if type(block.attn) is NoAttention:  # every token by itself
-            return block(x[:, :1])  # type: ignore[no-any-return]
-        z = x[:, :1] + block.ls1(self.attended(block.norm1(x)))
-        return z + block.ls2(block.mlp(block.norm2(z)))  # type: ignore[no-any-return]
+            alone: Tensor = block(first)
+            return alone
+        z: Tensor = first + block.ls1(self.attended(block.norm1(x)))
+        return z + block.ls2(block.mlp(block.norm2(z)))
 
     def attended(self, x: Tensor) -> Tensor:
         """What the attention gives for the first token, [B, 1, D]."""
@@ -86,7 +85,8 @@ class FirstToken(nn.Module):
         out = attn.norm(out.transpose(1, 2).flatten(2))
         if attn.gate is not None:
             out = out * attn.gate(first).sigmoid()
-        return attn.proj(out)  # type: ignore[no-any-return]
+        written: Tensor = attn.proj(out)
+        return written
 
 
 def _rows(layer: nn.Linear, part: int, size: int) -> nn.Linear:

@@ -21,7 +21,8 @@ from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs import told
 from vitprune.runs.record import matrices
-from vitprune.runs.stages import score, shortcut
+from vitprune.runs.results import shortcut
+from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
@@ -149,7 +150,10 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
                 detail = "images whose top-1 differs"
                 checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, detail))
             if priced_by_file(run.recipe.whole, run.recipe.export) and (macs := shortcut.macs_of(exported)):
-                share, detail = macs / size.macs(run.loaded.model), "multiply-adds of the fp32 file, of the dense model's"
+                share, detail = (
+                    macs / size.macs(run.loaded.model),
+                    "multiply-adds of the fp32 file, of the dense model's",
+                )
                 checks.append(_check(f"budget of the ONNX file{label}", share, run.recipe.whole.amount, detail))
             made = [check for file in exported["files"] for check in file.get("checks", [])]
             checks += [_check(f"{c['name']}{label}", c["value"], c["limit"], c["detail"]) for c in made]
