@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -12,13 +13,15 @@ from vitprune.core.files import scratch
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
+from vitprune.deploy.stopwatch import Stopwatch
 from vitprune.model import classifier, size
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.whole import allocation
+from vitprune.pruning.whole import allocation, timed
 from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import PRICINGS, Pricing
+from vitprune.pruning.whole.timed import Files, Timed
 from vitprune.recipe.parts import Whole
-from vitprune.runs.stages.export import metadata
+from vitprune.runs.stages.export import LATENCY_BATCH, metadata
 from vitprune.runs.state.run import Run
 
 OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of the dense one's
@@ -26,9 +29,18 @@ OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of
 
 def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
     """What a class set's model keeps within a budget that is no frontier."""
-    recipe, model = run.recipe, run.loaded.model
+    model, sizes = run.loaded.model, (targets, run.recipe.round_to, run.recipe.floor)
+    if whole.of == "latency":
+        with scratch(run.folder.root) as folder:
+            return timed.plan(_timed(run, folder), scores, curves, whole.amount, *sizes)
     prices: Pricing = _megabytes(run, targets) if whole.of == "size_mb" else PRICINGS[whole.of](model)
-    return allocation.plan(model, scores, curves, whole.amount, prices, targets, recipe.round_to, recipe.floor)
+    return allocation.plan(model, scores, curves, whole.amount, prices, *sizes)
+
+
+def _timed(run: Run, folder: Path) -> Timed:
+    """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
+    clock = Files(Stopwatch(max(run.recipe.export.latency_batches, default=LATENCY_BATCH)), folder)
+    return Timed(run.loaded.model, clock, run.folder.stage_folder("latency") / "table.json", run.reporter.say)
 
 
 def _megabytes(run: Run, targets: list[int]) -> Megabytes:
