@@ -44,7 +44,8 @@ def written(model: nn.Module, path: Path, asked: bool = True) -> list[str]:
     """What is said on the way."""
     said: list[str] = []
     run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(export=SimpleNamespace(shortcut=asked)), reporter=SimpleNamespace(say=said.append)
+        recipe=SimpleNamespace(export=SimpleNamespace(onnx=True, shortcut=asked)),
+        reporter=SimpleNamespace(say=said.append),
     )
     shortcut.write(run, model, path, ABOUT, images(7))
     return said

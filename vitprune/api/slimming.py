@@ -72,8 +72,8 @@ def prune(
             wants = f"recovery `{repairer.method}`" if whole_of is None else "a budget of the whole model"
             given = _images_for(wants, model, images, batch)
         if whole_of is not None:
-            prices, curves = _prices(whole_of, model), _curves(model, sites, given, classes)
-            plan = plan_of_whole(model, scores, curves, whole_of.amount, prices, classes or (), round_to, floor)
+            asked, curves = _prices(whole_of, model), _curves(model, sites, given, classes)
+            plan = plan_of_whole(model, scores, curves, whole_of.amount, asked, classes or (), round_to, floor)
         else:
             price: prices.Price = budget if isinstance(budget, str) else "flops"
             of_ffns = Budget(kept, allocation, price, round_to, floor)

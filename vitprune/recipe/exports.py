@@ -43,6 +43,7 @@ class Export(Part):
         return precisions
 
 
-def priced_by_file(whole: Whole | None, export: Export) -> bool:
-    """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
-    return whole is not None and whole.of == "macs" and export.onnx and export.shortcut
+def of_file(whole: Whole | None, export: Export) -> bool:
+    """Whether a budget is that of an ONNX file with the shortcut, which differs from the checkpoint in what is counted."""
+    counted = whole is not None and whole.of in ("macs", "latency", "size_mb")
+    return counted and export.onnx and export.shortcut

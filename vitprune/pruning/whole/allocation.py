@@ -31,10 +31,8 @@ def plan(
     `scores` has a curve for every FFN, in the nats of the attentions' `curves`. Raises UserError where the smallest model
     that these sites allow is above the budget.
     """
-    every = [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
-    room = prices.room(amount)
-    fixed = prices.total - sum(float(site.prices.max()) for site in every)
-    least = fixed + sum(float(site.prices.min()) for site in every)
+    every = options_of(model, scores, curves, prices, round_to, floor)
+    room, (fixed, least) = prices.room(amount), ends(every, prices)
     if room < least:
         raise UserError(
             f"budget: {prices.name}: {amount:g} is below what is left of this model when every site is as small as it may "
@@ -48,6 +46,19 @@ def plan(
         keep[site.name] = torch.ones(site.size, dtype=torch.bool)
         keep[site.name][found[site.name].order[: site.size - int(units)]] = False
     return Plan(keep, tuple(classes), {name: cut for name, cut in cuts.items() if not cut.whole})
+
+
+def options_of(
+    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], prices: Pricing, round_to: int | None, floor: int
+) -> list[Options]:  # fmt: skip
+    """What every attention, then every FFN may be."""
+    return [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
+
+
+def ends(every: Sequence[Options], prices: Pricing) -> tuple[float, float]:
+    """The price of what is outside of the sites, and of the smallest model."""
+    fixed = prices.total - sum(float(site.prices.max()) for site in every)
+    return fixed, fixed + sum(float(site.prices.min()) for site in every)
 
 
 def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | None, floor: int) -> list[Options]:
