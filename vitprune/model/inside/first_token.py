@@ -29,8 +29,9 @@ def why_not(model: nn.Module) -> str | None:
     layout = families.token_layout(model)
     if not layout.class_token or (layout.start, layout.stop) != (0, 1):
         return "its head reads other tokens than the class token"
-    reason = plain.touched(model) or plain.why_not(model.blocks, families.ROWS) or plain.touched(model.norm)
-    block: Any = model.blocks[-1]
+    blocks, norm = model.get_submodule("blocks"), model.get_submodule("norm")
+    block: Any = [*blocks.children()][-1]
+    reason = plain.touched(model) or plain.why_not(blocks, families.ROWS) or plain.touched(norm)
     reason = reason or plain.why_not(block, (vit.Block,))
     for name, kinds in BLOCK.items():
         reason = reason or plain.why_not(getattr(block, name), kinds)
