@@ -1,11 +1,13 @@
 """The whole model in one budget: KL from dense, top-1 and speed at shares of the multiply-adds, beside FFN units alone.
 
-    python benchmarks/whole.py [--model DIR] [--data DIR] [--quick] [--work DIR]
+    python benchmarks/whole.py [--model DIR] [--data DIR] [--quick] [--work DIR] [--latency 0.4]
 
 Every seed is a split of its own; costs and repairs are worked out on the probe split without labels, the test split is read
 once per model. FFN units alone have null where they cannot get there. Multiply-adds are those of the exported file over the
-dense model's without the shortcut of the last block, the checkpoint's beside them. The speed is that of the first seed's files in ONNX
-Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. The last line is one JSON object.
+dense model's without the shortcut of the last block, the checkpoint's beside them. The speed is that of the first seed's files
+in ONNX Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. --latency: nothing of this, but a
+run with that share of the dense model's time as its budget, and what its files take afterwards. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from scipy.special import log_softmax
 
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
+from vitprune.core.reading import read_json
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting
 from vitprune.exam.logits import predictor, test_logits
@@ -42,7 +46,7 @@ BATCH, REPAIR = 32, "layerwise"
 Found = dict[str, Any]
 
 
-def recipe_for(args: argparse.Namespace, seed: int) -> Recipe:
+def recipe_for(args: argparse.Namespace, seed: int, **changed: Any) -> Recipe:
     made: dict[str, Any] = {
         "name": f"seed-{seed}",
         "out": str(args.work),
@@ -56,7 +60,22 @@ def recipe_for(args: argparse.Namespace, seed: int) -> Recipe:
         made["model"] = {"name": f"local-dir:{args.model}"}
     if args.data:
         made["data"] = {"path": str(args.data)}
-    return Recipe.model_validate(made)
+    return Recipe.model_validate(made | changed)
+
+
+def timed(args: argparse.Namespace, reporter: Reporter) -> Found:
+    """What the files of a run whose budget is a share of the dense model's time take afterwards, timed anew."""
+    recipe = recipe_for(args, args.seeds[0], name="latency", budget={"latency": args.latency})
+    started = time.monotonic()
+    pipeline.run(recipe, "prune", reporter=reporter)
+    seconds = time.monotonic() - started
+    pipeline.run(recipe, "export", reporter=reporter)
+    folder = args.work / recipe.name
+    row = next(r for r in read_json(folder / "stages" / "export" / "all.json")["latency"] if r["batch"] == BATCH)
+    table = read_json(folder / "stages" / "latency" / "table.json")
+    kept = {key: row[key] for key in ("dense_ms", "slim_ms", "ratio_quartiles", "rounds", "notes", "other_cores")}
+    tried = list(table["ratios"].values())
+    return {"asked": args.latency, "measured": row["ratio"], **kept, "tried": tried, "seconds": seconds}
 
 
 def kl(dense: np.ndarray, slim: np.ndarray) -> float:
@@ -150,11 +169,17 @@ def main() -> None:
     )
     parser.add_argument("--refit", type=int, default=4000, help="probe images of the repair")
     parser.add_argument("--seeds", type=int, nargs="*")
+    parser.add_argument(
+        "--latency", type=float, help="a share of the dense model's time: run with it, and time the files"
+    )
     parser.add_argument("--json", type=Path, help="write the last line there too")
     args = parser.parse_args()
     args.budgets = QUICK if args.quick else BUDGETS
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     reporter = Reporter()
+    if args.latency:
+        show(args, {"model": str(args.model.name) if args.model else "bundled", "latency": timed(args, reporter)})
+        return
     found = [one_seed(args, seed, reporter) for seed in args.seeds]
     budgets: Found = {}
     for budget in (f"{b:g}" for b in args.budgets):
@@ -174,10 +199,13 @@ def main() -> None:
         "budgets": budgets,
         "speedup_batch32": found[0]["speedup_batch32"],
     }
-    line = json.dumps(made)
+    show(args, made)
+
+
+def show(args: argparse.Namespace, made: Found) -> None:
     if args.json:
         args.json.write_text(json.dumps(made, indent=1) + "\n")
-    print(line)
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

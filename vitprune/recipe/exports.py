@@ -60,6 +60,7 @@ class Export(Part):
             raise ValueError(f"`export.budget: {self.budget:g}` names a budget of a frontier, {known}")
 
 
-def priced_by_file(whole: Whole | None, export: Export) -> bool:
-    """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
-    return whole is not None and whole.of in ("macs", "loss_points") and export.onnx and export.shortcut
+def of_file(whole: Whole | None, export: Export) -> bool:
+    """Whether a budget is that of an ONNX file with the shortcut, which differs from the checkpoint in what is counted."""
+    counted = whole is not None and whole.of in ("macs", "loss_points", "latency", "size_mb")
+    return counted and export.onnx and export.shortcut

@@ -21,7 +21,7 @@ from vitprune.pruning.repair.repair import chosen
 from vitprune.pruning.whole import reach
 from vitprune.recipe.criterion import CriterionName
 from vitprune.recipe.experiments import Compare, Paper
-from vitprune.recipe.exports import priced_by_file
+from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 
 INSTEAD: dict[str, CriterionName] = {"activation": "mean-activation"}  # of a default, where only the second applies
@@ -167,7 +167,7 @@ def _budget(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
         return recipe, []
     try:
         attentions = attention_sites(model) if recipe.prunes_attention else []
-        prices = reach.priced(recipe.whole.of, model, priced_by_file(recipe.whole, recipe.export))
+        prices = reach.priced(recipe.whole.of, model, of_file(recipe.whole, recipe.export))
         assert prices is not None  # a default is in multiply-adds
         smallest = reach.least(model, attentions, prices, recipe.round_to, recipe.floor)
         reach.require(recipe.whole.amount, smallest, prices)

@@ -111,6 +111,8 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
         return {"name": stage.name, **cost, "skipped": True}
     if force:
         folder.clear(folder.stage_folder(stage.name) / PARTS, set())
+        if stage.name == "discover":
+            folder.clear(folder.stage_folder("latency"), set())
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()

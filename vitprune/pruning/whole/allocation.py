@@ -33,10 +33,8 @@ def plan(
     across sites: every site then keeps the same share. Raises UserError where the smallest model that these sites allow is
     above the budget.
     """
-    every = [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
-    room = prices.room(amount)
-    fixed = prices.total - sum(float(site.prices.max()) for site in every)
-    least = fixed + sum(float(site.prices.min()) for site in every)
+    every = options_of(model, scores, curves, prices, round_to, floor)
+    room, (fixed, least) = prices.room(amount), ends(every, prices)
     reach.require(amount, least, prices)
     shared = alike if scores.curves is None else allocate
     taken = [site.sizes[at] for site, at in zip(every, shared(every, room - fixed), strict=True)]
@@ -47,6 +45,19 @@ def plan(
         keep[name] = torch.ones(len(of.order), dtype=torch.bool)
         keep[name][of.order[: len(of.order) - widths[name]]] = False
     return Plan(keep, tuple(classes), {name: cut for name, cut in cuts.items() if not cut.whole})
+
+
+def options_of(
+    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], prices: Pricing, round_to: int | None, floor: int
+) -> list[Options]:  # fmt: skip
+    """What every attention, then every FFN may be."""
+    return [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
+
+
+def ends(every: Sequence[Options], prices: Pricing) -> tuple[float, float]:
+    """The price of what is outside of the sites, and of the smallest model."""
+    fixed = prices.total - sum(float(site.prices.max()) for site in every)
+    return fixed, fixed + sum(float(site.prices.min()) for site in every)
 
 
 def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | None, floor: int) -> list[Options]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -12,14 +13,17 @@ from vitprune.core.files import scratch
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
+from vitprune.deploy.stopwatch import Stopwatch
 from vitprune.model import classifier, size
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.whole import allocation, reach
+from vitprune.pruning.whole import allocation, reach, timed
 from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import Pricing
-from vitprune.recipe.exports import priced_by_file
+from vitprune.pruning.whole.timed import Files, Timed
+from vitprune.recipe.exports import of_file
 from vitprune.recipe.parts import Whole
-from vitprune.runs.stages.export import metadata
+from vitprune.runs.results import shortcut
+from vitprune.runs.stages.export import LATENCY_BATCH, metadata
 from vitprune.runs.state.run import Run
 
 OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of the dense one's
@@ -27,19 +31,29 @@ OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of
 
 def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
     """What a class set's model keeps within a budget that is no frontier."""
-    recipe, prices = run.recipe, _prices(run, whole, targets)
-    dense = run.loaded.model
-    return allocation.plan(dense, scores, curves, whole.amount, prices, targets, recipe.round_to, recipe.floor)
+    model, sizes = run.loaded.model, (targets, run.recipe.round_to, run.recipe.floor)
+    if whole.of == "latency":
+        with scratch(run.folder.root) as folder:
+            return timed.plan(_timed(run, folder), scores, curves, whole.amount, *sizes)
+    return allocation.plan(model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes)
 
 
 def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
     """What sizes cost in the budget's word; multiply-adds are those of the ONNX file where one is written."""
     if whole.of == "size_mb":
         return _megabytes(run, targets)
-    found = reach.priced(whole.of, run.loaded.model, priced_by_file(whole, run.recipe.export))
+    found = reach.priced(whole.of, run.loaded.model, of_file(whole, run.recipe.export))
     if found is None:
-        raise UserError(f"budget: {whole.of}: sites have no price in it here; there are macs, params and size_mb")
+        raise UserError(f"budget: {whole.of}: sites have no price in it before a search")
     return found
+
+
+def _timed(run: Run, folder: Path) -> Timed:
+    """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
+    short = shortcut.used(run.recipe.export, run.loaded.model)
+    clock = Files(Stopwatch(max(run.recipe.export.latency_batches, default=LATENCY_BATCH)), folder, short)
+    path = run.folder.stage_folder("latency") / "table.json"
+    return Timed(run.loaded.model, clock, path, run.reporter.say, 1 if short else None)
 
 
 def _megabytes(run: Run, targets: list[int]) -> Megabytes:
@@ -59,7 +73,8 @@ def _onnx_bytes(run: Run, model: nn.Module, targets: list[int]) -> int:
     about = metadata(run, targets, outputs) | size.size(model)
     with scratch(run.folder.stage_folder("prune")) as folder:
         try:
-            exporting.export(model, folder / "dense.onnx", about)
+            short, told = shortcut.of(run.recipe.export, model)
+            exporting.export(short, folder / "dense.onnx", about | told)
             return exporting.bytes_of(folder / "dense.onnx") + OPEN_SET
         except OSError:
             raise

@@ -42,7 +42,7 @@ from vitprune.pruning.repair.names import Recovery
 from vitprune.pruning.repair.streams import DenseStreams
 from vitprune.pruning.whole import reach
 from vitprune.recipe import paths
-from vitprune.recipe.exports import priced_by_file
+from vitprune.recipe.exports import of_file
 from vitprune.recipe.parse import dump
 from vitprune.recipe.parts import BY_ORDER, Whole
 from vitprune.recipe.recipe import Recipe
@@ -291,7 +291,7 @@ class Run:
             raise UserError(
                 f"budget: {budget.of}: several amounts are several models; give one, such as {budget.of}: 0.5"
             )
-        prices = reach.priced(budget.of, model, priced_by_file(budget, r.export))
+        prices = reach.priced(budget.of, model, of_file(budget, r.export))
         if prices is not None:
             smallest = reach.least(model, attentions, prices, r.round_to, r.floor)
             reach.require(budget.each[-1].amount, smallest, prices)
