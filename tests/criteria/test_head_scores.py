@@ -36,7 +36,7 @@ def small_fixture(tiny_vit: Callable[..., nn.Module], make_images: Callable[...,
     return model, images, torch.arange(20) % 5
 
 
-def curves(name: str, small: tuple[Any, Tensor, Tensor]) -> list[AttentionCurve | Coordinates]:
+def curves(name: str, small: tuple[Any, Tensor, Tensor]) -> list[Any]:
     """Of a model's attentions, by a row of the table."""
     model, images, labels = small
     if name == "random":
