@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
     from vitprune.core.least_squares import Sums
     from vitprune.criteria.curves import Curve
-    from vitprune.criteria.heads.coordinates import Coordinates
-    from vitprune.criteria.statistics.attention_curve import AttentionCurve
+    from vitprune.model.sites.attention import AttentionSite
     from vitprune.model.sites.ffn import FfnSite
 
 
@@ -82,12 +81,21 @@ class Summed:
     scores: FromSums
 
 
+class OneAttention(Protocol):
+    """A curve of one attention, or scores of its heads and dimensions, and the tensors that it is made of again."""
+
+    @property
+    def site(self) -> AttentionSite: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
 class AttentionCurves(Protocol):
-    """Curves of the model's attentions, or scores of their heads and dimensions; `found` are the sums, where it has some."""
+    """One for each of the model's attentions; `found` are the sums, where it has some."""
 
     def __call__(
         self, model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
-    ) -> Sequence[AttentionCurve | Coordinates]: ...
+    ) -> Sequence[OneAttention]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def magnitude(model: nn.Module, batches: Batches, found: Sums | None, *, how: An
 def taylor(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
     """Of the weights times their mean gradients."""
     sites = attention_sites(model)
-    layers = [linear(model, path).weight for site in sites for path in (site.qkv, site.proj)]
+    layers = [torch_pruning.weight(model, path) for site in sites for path in (site.qkv, site.proj)]
     grads = torch_pruning.gradients(model, layers, batches, per_image=False)
     made = []
     for site, qkv, proj in zip(sites, layers[::2], layers[1::2], strict=True):

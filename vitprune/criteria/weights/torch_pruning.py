@@ -64,10 +64,11 @@ def gradients(
 
 def _weights(model: nn.Module, sites: Sequence[FfnSite]) -> list[nn.Parameter]:
     """Those of every FFN's layers."""
-    return [_weight(model, name) for site in sites for name in (site.fc1, site.gate, site.fc2) if name]
+    return [weight(model, name) for site in sites for name in (site.fc1, site.gate, site.fc2) if name]
 
 
-def _weight(model: nn.Module, name: str) -> nn.Parameter:
+def weight(model: nn.Module, name: str) -> nn.Parameter:
+    """That of a linear layer."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter)
     return layer.weight

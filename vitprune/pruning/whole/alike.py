@@ -32,7 +32,7 @@ def _within(sites: Sequence[Options], budget: float) -> list[int]:
     orders, shares = [], []
     for site in sites:
         every = [_share(size, site.sizes[_largest(site)]) for size in site.sizes]
-        orders.append(np.array(sorted(range(len(every)), key=lambda i, every=every: every[i])))
+        orders.append(np.array(sorted(range(len(every)), key=every.__getitem__)))
         shares.append(np.array([every[i][0] for i in orders[-1]]))
     at = np.unique(np.concatenate(shares))[::-1]
     places = [np.maximum(np.searchsorted(own, at + 1e-12) - 1, 0) for own in shares]

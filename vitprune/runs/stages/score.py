@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,18 +87,11 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
 
     trained, how, both = None, c.how(name), run.recipe.prunes_attention and row.attention is not None
     found: Sequence[torch.Tensor | Curve]
-    added: Sums | None = None
     with memory.peak(run.device) as highest:
         if row.trains and how.train_weights:
             found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
-        elif row.summed:
-            asked = Asked("discover", name, how, index, size, both)
-            added = sums.total(run, asked, f"discover {name} {group or ''}".strip())
-            found = row.summed.scores(run.loaded.model, run.sites, added, how=how)
         else:
-            found = row.whole(run.loaded.model, run.sites, batches, how=how)
-        if both:
-            attention.write(run, name, group, batches, added, how)
+            found = _of_all_sites(run, Asked("discover", name, how, index, size, both), group, batches)
     scores = Scores.whole(name, names(run.sites), found)
     if not all(bool(block.isfinite().all()) for block in scores.rows):
         where = run.recipe.model.name
@@ -114,6 +107,23 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
     notes |= {"batch": None, "smallest_batch": None, "peak_memory_mb": _rounded(highest[0])}
     write_json(path.with_suffix(".json"), notes | {"shards": None, "completeness": None})
     return files
+
+
+def _of_all_sites(
+    run: Run, asked: Asked, group: str | None, batches: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+) -> Sequence[torch.Tensor | Curve]:
+    """What a criterion says of the FFNs; what it says of the attentions, if that is asked, is left in a file."""
+    row, model, how = CRITERIA[asked.criterion], run.loaded.model, asked.how
+    assert row.whole is not None
+    added: Sums | None = None
+    if row.summed:
+        added = sums.total(run, asked, f"discover {asked.criterion} {group or ''}".strip())
+        found = row.summed.scores(model, run.sites, added, how=how)
+    else:
+        found = row.whole(model, run.sites, batches, how=how)
+    if asked.attention:
+        attention.write(run, asked.criterion, group, batches, added, how)
+    return found
 
 
 def _kept(trained: torch.nn.Module, path: Path) -> Path:
