@@ -11,9 +11,14 @@ import pytest
 from small import contents, image_folder, leftovers, model_folder, quicken, recipe_dict
 
 import vitprune
+from vitprune.cli import tables
 from vitprune.model import size
 from vitprune.recipe.parts import Whole
 from vitprune.recipe.recipe import Recipe
+from vitprune.report.document import document
+from vitprune.report.page.blocks import Figure, Table
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import plain
 from vitprune.runs import pipeline
 from vitprune.runs.results import attention, planning
 from vitprune.runs.stages import order
@@ -190,3 +195,38 @@ def test_what_does_not_go_with_a_frontier_is_refused(content: Made, changed: Mad
 def test_folders_are_named_by_the_budget() -> None:
     assert [one.folder for one in Whole(size_mb=[8, 1.5]).each] == ["size_mb-8", "size_mb-1.5"]
     assert Whole(macs=[0.5]).several and not Whole(macs=0.5).several
+
+
+def test_the_page_shows_every_budget_and_marks_the_headline(both: tuple[Path, Made]) -> None:
+    root, made = both
+    page = document(plain(made), Beside(root))
+    own = next(section for section in page.sections if section.key == "frontier")
+    models = next(block for block in own.blocks if isinstance(block, Table))
+    assert [row.cells[0].text for row in models.rows] == ["macs 0.7", "macs 0.5"]
+    assert [block.caption.split(",")[0] for block in own.blocks if isinstance(block, Figure)] == [
+        "Top-1 against the multiply-adds that are left",
+        "Top-1 against the latency that is left in ONNX Runtime",
+    ]
+    rows = next(block for s in page.sections if s.key == "comparison" for block in s.blocks if isinstance(block, Table))
+    budget = [rows.title(i) for i in range(len(rows.columns))].index("Budget")
+    assert [row.cells[budget].text for row in rows.rows if row.tag == "exported"] == ["macs 0.5"]
+    beside = next(
+        b
+        for s in page.sections
+        if s.key == "trust"
+        for b in s.blocks
+        if isinstance(b, Table) and "headline" in b.caption
+    )
+    assert [row.cells[3].sort for row in beside.rows] == [made["frontier"][1]["dense_top1"], made["result"]["top1"]]
+    alone = {key: value for key, value in made.items() if key != "frontier"}
+    assert "frontier" not in [section.key for section in document(plain(alone), Beside(root)).sections]
+    schema = json.loads((Path(vitprune.__file__).parent / "report/schema.json").read_text("utf-8"))
+    described = schema["properties"]["frontier"]["items"]["properties"]
+    assert all(line.keys() <= described.keys() for line in made["frontier"])
+
+
+def test_the_command_shows_every_budget(both: tuple[Path, Made], capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show(both[1], "run", both[0])
+    shown = capsys.readouterr().out
+    assert "Every budget's model" in shown and shown.count("macs 0.7") == 5 and shown.count("macs-0.5") >= 1
+    assert tables.as_json(both[1], "run", both[0])["frontier"] == both[1]["frontier"]

@@ -32,6 +32,8 @@ def frontier_sections(record: Json) -> tuple[Section, ...]:
     dense = number(lines[0].get("dense_top1"))
     for key, label, caption in PLOTS:
         points = [point for line in lines if (point := _point(line, key)) is not None]
+        if len(points) < 2:
+            continue
         blocks += figure(plots.accuracy_curves(f"frontier-{key}", points, dense, caption, label), caption)
     if doubts := [
         f"{budget_text(line)}: {clean(note)}" for line in lines for note in sequence(line.get("latency_notes"))

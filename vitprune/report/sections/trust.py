@@ -118,7 +118,9 @@ def _references(record: Json) -> list[Block]:
     found: list[Row] = []
     for group, result in exported.items():
         slim = mapping(result)
-        alike = {key: slim.get(key) for key in ("criterion", "keep", "recovery", "seed")} | {"protocol": "honest"}
+        alike = {key: slim.get(key) for key in ("criterion", "keep", "budget", "recovery", "seed")} | {
+            "protocol": "honest"
+        }
         for what, wanted in (("dense", {"criterion": "dense"}), ("exported", alike)):
             for head, name in (("all", "all outputs"), ("masked", "only the target classes")):
                 keys = wanted | {"head": head, "group": slim.get("group"), "protocol": "honest"}

@@ -73,6 +73,7 @@ def merged(recipe: Recipe, base: Json, found: Sequence[Json]) -> Json:
     pairs = list(zip(budgets, found, strict=True))
     made = base | {key: lead[key] for key in HEADLINE if key in lead}
     if "rows" in lead:
+        made["result"] = lead["result"] | {"budget": budgets[first].spelled}
         made["rows"] = _rows(lead, pairs)
         made["predictions"] = {group: f"{folder}/{path}" for group, path in lead["predictions"].items()}
         made["worst"] = {g: [_under(folder, row, "thumbnail") for row in rows] for g, rows in lead["worst"].items()}
