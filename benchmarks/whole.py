@@ -3,9 +3,11 @@
     python benchmarks/whole.py [--model DIR] [--data DIR] [--quick] [--work DIR] [--latency 0.4]
 
 Every seed is a split of its own; costs and repairs are worked out on the probe split without labels, the test split is read
-once per model. FFN units alone have null where they cannot get there. The speed is that of the first seed's files in ONNX
-Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. --latency: nothing of this, but a run
-with that share of the dense model's time as its budget, and what its files take afterwards. The last line is one JSON object.
+once per model. FFN units alone have null where they cannot get there. Multiply-adds are those of the exported file over the
+dense model's without the shortcut of the last block, the checkpoint's beside them. The speed is that of the first seed's
+files in ONNX Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. --latency: nothing of this,
+but a run with that share of the dense model's time as its budget, and what its files take afterwards. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from vitprune.deploy.onnx import exporting
 from vitprune.exam.logits import predictor, test_logits
 from vitprune.exam.metrics import mcnemar
 from vitprune.model import size
+from vitprune.model.inside import first_token
 from vitprune.pruning.whole import allocation
 from vitprune.pruning.whole.pricing import Macs
 from vitprune.recipe.recipe import Recipe
@@ -100,7 +103,7 @@ def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
             row: Found = {}
             for name, used in (("", curves), ("ffn_only_", [])):
                 try:
-                    plan = allocation.plan(dense, scores, used, budget, Macs(dense), targets)
+                    plan = allocation.plan(dense, scores, used, budget, Macs(dense, shortcut=True), targets)
                 except UserError:  # FFN units alone do not get there
                     row |= {f"{name}top1": None, f"{name}kl": None}
                     continue
@@ -113,11 +116,12 @@ def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
                 row["loss_points"] = 100 * float(hit.mean() - right.mean())
                 row["loss_points_ci95"] = _interval(hit, right)
                 row["mcnemar_p"] = mcnemar(hit, right)
-                row["macs_ratio"] = row["macs_ratio_checkpoint"] = size.macs(slim) / total[0]
+                row["macs_ratio"] = size.macs(slim, shortened(slim)) / total[0]
+                row["macs_ratio_checkpoint"] = size.macs(slim) / total[0]
                 row["params_ratio"] = size.parameters(slim) / total[1]
                 if seed == args.seeds[0]:
                     files[f"{budget:g}"] = run.folder.root / f"macs-{budget:g}.onnx"
-                    exporting.export(slim, files[f"{budget:g}"], {})
+                    exporting.export(first_token.of(slim) if shortened(slim) else slim, files[f"{budget:g}"], {})
             found[f"{budget:g}"] = row
         if files:
             found["speedup_batch32"] = _speed(run, files)
@@ -131,10 +135,18 @@ def _interval(dense: np.ndarray, slim: np.ndarray) -> list[float]:
     return [100 * (difference.mean() - half), 100 * (difference.mean() + half)]
 
 
+def shortened(model: Any) -> bool:
+    """Whether the exported file's last block is there for the class token alone."""
+    return first_token.why_not(model) is None
+
+
 def _speed(run: Run, files: dict[str, Path]) -> dict[str, float]:
-    """Times faster than the dense file, on real images."""
-    dense = run.folder.root / "dense.onnx"
-    exporting.export(run.loaded.model, dense, {})
+    """Times faster than the dense file without the shortcut, on real images; `dense_shortcut` is the dense file with it."""
+    dense, model = run.folder.root / "dense.onnx", run.loaded.model
+    exporting.export(model, dense, {})
+    if shortened(model):
+        files = {**files, "dense_shortcut": run.folder.root / "dense-shortcut.onnx"}
+        exporting.export(first_token.of(model), files["dense_shortcut"], {})
     x, _ = next(run.images.batches(run.split.probe[:BATCH], BATCH))
     runners = {name: runtime.session(path) for name, path in {"dense": dense, **files}.items()}
     timed = runtime.interleaved(runners, x.numpy())

@@ -108,6 +108,7 @@ def test_every_default() -> None:
             "precisions": ["fp32"],
             "int8_floor_points": 0.5,
             "latency_batches": [1, 8, 32],
+            "shortcut": True,
         },
         "out": Path("exported"),
     }

@@ -90,6 +90,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "paper_protocol.nodes": (3, AFTER_DISCOVER),
     "paper_protocol.probe_per_class": (3, AFTER_DISCOVER),
     "export.onnx": (False, [EXPORT]),
+    "export.shortcut": (False, [EXPORT]),
     "export.precisions": (["fp32", "fp16"], [EXPORT]),
     "export.int8_floor_points": (1.0, [EXPORT]),
     "export.latency_batches": ([2], [EXPORT]),
@@ -155,6 +156,8 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
         ({"budget": {"macs": 0.25}}, AFTER_PRUNE),
         ({"budget": {"params": 0.5}}, AFTER_PRUNE),
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
+        ({"export": {"shortcut": False}}, AFTER_PRUNE),  # the price of the last block is another
+        ({"export": {"onnx": False}}, AFTER_PRUNE),
         ({"budget": "flops", "keep": 0.5}, AFTER_DISCOVER),
     ],
 )

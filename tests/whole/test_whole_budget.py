@@ -50,7 +50,16 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
         opening.open_model(Recipe.model_validate(content).model, torch.device("cpu")).model,
         vitprune.load(folder),
     )
-    assert 0.4 < size.macs(slim) / size.macs(dense) <= 0.5
+    file = json.loads((folder / "stages" / "export" / "all.json").read_text())["files"][0]
+    assert file["macs"] == size.macs(slim, shortcut=True) < size.macs(slim) and file["shortcut"]
+    assert 0.4 < file["macs"] / size.macs(dense) <= 0.5
+    assert made["model"]["macs_exported"] == file["macs"] and made["model"]["macs_slim"] == size.macs(slim)
+    said = [
+        note for note in made["notes"] if note.startswith("Budget: 50 % of the multiply-adds is that of the ONNX files")
+    ]
+    assert len(said) == 1 and f"{100 * size.macs(slim) / size.macs(dense):.1f} %" in said[0]
+    held = [check for check in made["checks"] if check["name"] == "budget of the ONNX file"]
+    assert [(check["value"], check["limit"]) for check in held] == [(file["macs"] / size.macs(dense), 0.5)]
     told = json.loads((folder / "config.json").read_text())["vitprune"]
     sizes = {site.path: [site.heads, site.dim] for site in attention_sites(slim)}
     whole = {site.path: [site.heads, site.dim] for site in attention_sites(dense)}
@@ -63,6 +72,14 @@ def test_the_road_ends_within_the_budget(content: dict[str, Any], half: tuple[Pa
     assert {row["allocation"] for row in made["rows"] if row["criterion"] != "dense"} == {"whole"}
     assert {row["macs"] for row in made["rows"] if row["criterion"] != "dense"} == {size.macs(slim)}
     assert [row["recovery"] for row in ours] == ["none", "layerwise"]
+
+
+@pytest.mark.parametrize("export", [{"onnx": False}, {"shortcut": False, "latency_batches": [1]}])
+def test_without_the_shortcut_the_checkpoint_is_within_the_budget(
+    content: dict[str, Any], tmp_path: Path, export: dict[str, Any]
+) -> None:
+    made = run(content, tmp_path, export=export)
+    assert made["model"]["macs_slim"] <= 0.5 * made["model"]["macs_dense"]
 
 
 def test_masked_is_sliced_where_attention_is_small(half: tuple[Path, dict[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from pydantic import (
     field_validator,
 )
 
-from vitprune.recipe.parts import Part
+from vitprune.recipe.parts import Part, Whole
 
 
 class Export(Part):
@@ -30,9 +30,19 @@ class Export(Part):
         [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
     )
 
+    shortcut: bool = Field(
+        True,
+        description="the last block for the class token alone, where the head reads no other; exact, or written without",
+    )
+
     @field_validator("precisions")
     @classmethod
     def fp32_and_nothing_twice(cls, precisions: list[str]) -> list[str]:
         if "fp32" not in precisions or len(set(precisions)) < len(precisions):
             raise ValueError("name fp32, which the others are made from, and nothing twice")
         return precisions
+
+
+def priced_by_file(whole: Whole | None, export: Export) -> bool:
+    """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
+    return whole is not None and whole.of == "macs" and export.onnx and export.shortcut

@@ -146,10 +146,12 @@ def _without_remarks(proto: onnx.ModelProto) -> None:
 
 
 def facts(path: Path) -> Json:
-    """Opset and node counts of a file, as it says them itself."""
+    """Opset, node counts, multiply-adds of an image and whether it has the shortcut, as the file says them itself."""
     proto = onnx.load(str(path), load_external_data=False)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return {"opset": opset, "nodes": rewrites.node_counts(proto)}
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    macs = json.loads(told["macs"])["total"] if "macs" in told else None
+    return {"opset": opset, "nodes": rewrites.node_counts(proto), "macs": macs, "shortcut": "shortcut" in told}
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -32,21 +32,24 @@ def fuse(proto: ModelProto) -> int:
             readers.setdefault(name, []).append(node)
     count = 0
     for node in [n for n in graph.node if n.op_type == "Attention" and n.domain == ""]:
-        found = _surroundings(node, makers, readers, values)
+        found = _surroundings(node, makers, readers, values) or _apart(node, makers, readers, values)
         if found is None:
             continue
-        qkv, heads, last = found
-        stem = _unused(graph, f"{last.output[0]}_split")
-        parts = [f"{stem}_{part}" for part in "qkv"]
-        split = helper.make_node("Split", [qkv], parts, name=stem, axis=-1, num_outputs=3)
+        parts, heads, last = found
+        split = []
+        if len(parts) == 1:
+            stem = _unused(graph, f"{last.output[0]}_split")
+            made = [f"{stem}_{part}" for part in "qkv"]
+            split = [helper.make_node("Split", parts, made, name=stem, axis=-1, num_outputs=3)]
+            parts = made
         scale = {a.name: a.f for a in node.attribute if a.name == "scale"}
         attention = helper.make_node(
             "Attention", parts, [last.output[0]], name=node.name, q_num_heads=heads, kv_num_heads=heads, **scale
         )
         at = list(graph.node).index(last)
         graph.node.remove(last)
-        graph.node.insert(at, attention)
-        graph.node.insert(at, split)
+        for new in [attention, *split]:
+            graph.node.insert(at, new)
         count += 1
     drop_unused(graph)
     return count
@@ -93,7 +96,7 @@ def add_bias_in_gemm(proto: ModelProto) -> int:
 
 def _surroundings(
     node: NodeProto, makers: dict[str, NodeProto], readers: dict[str, list[NodeProto]], values: Values
-) -> tuple[str, int, NodeProto] | None:
+) -> tuple[list[str], int, NodeProto] | None:
     """The qkv tensor [B, T, 3·D], the number of heads and the Reshape behind the attention, or None."""
     if len([name for name in node.input if name]) != 3:
         return None
@@ -111,13 +114,38 @@ def _surroundings(
         return None
     shape = makers.get(first.input[0])
     dims = _list(values, shape, 1) if shape is not None and shape.op_type == "Reshape" else None
-    behind = readers.get(node.output[0], [])
-    if dims is None or len(dims) != 5 or dims[2] != 3 or len(behind) != 1 or _perm(behind[0]) != [0, 2, 1, 3]:
+    last = _behind(node, readers)
+    if shape is None or dims is None or len(dims) != 5 or dims[2] != 3 or last is None:
         return None
-    last = readers.get(behind[0].output[0], [])
-    if shape is None or len(last) != 1 or last[0].op_type != "Reshape":
+    return [shape.input[0]], dims[3], last
+
+
+def _apart(
+    node: NodeProto, makers: dict[str, NodeProto], readers: dict[str, list[NodeProto]], values: Values
+) -> tuple[list[str], int, NodeProto] | None:
+    """As `_surroundings`, where one query asks, and a layer each made it, the keys and the values [B, T, D]; or None."""
+    if len([name for name in node.input if name]) != 3:
         return None
-    return shape.input[0], dims[3], last[0]
+    found, heads, asking = [], set(), []
+    for turn in (makers.get(name) for name in node.input[:3]):
+        shape = makers.get(turn.input[0]) if turn is not None and _perm(turn) == [0, 2, 1, 3] else None
+        dims = _list(values, shape, 1) if shape is not None and shape.op_type == "Reshape" else None
+        if shape is None or dims is None or len(dims) != 4:
+            return None
+        found.append(shape.input[0])
+        heads.add(dims[2])
+        asking.append(dims[1])
+    last = _behind(node, readers)
+    return (found, heads.pop(), last) if len(heads) == 1 and asking[0] == 1 and last is not None else None
+
+
+def _behind(node: NodeProto, readers: dict[str, list[NodeProto]]) -> NodeProto | None:
+    """The Reshape to [B, T, D] behind the attention, or None."""
+    turned = readers.get(node.output[0], [])
+    if len(turned) != 1 or _perm(turned[0]) != [0, 2, 1, 3]:
+        return None
+    last = readers.get(turned[0].output[0], [])
+    return last[0] if len(last) == 1 and last[0].op_type == "Reshape" else None
 
 
 def _list(values: Values, node: NodeProto, position: int) -> list[int] | None:

@@ -8,13 +8,14 @@ import numpy as np
 from torch import nn
 
 from vitprune.model import families, size
+from vitprune.model.inside import first_token
 from vitprune.model.sites.attention import AttentionSite
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.tokens import stream_width, tokens_per_site
 
 
 class Pricing(Protocol):
-    """Prices of one model. `name`: the budget's word; `total`: what the dense model costs."""
+    """Prices of one model. `name`: the budget's word; `total`: what the dense model costs by them."""
 
     name: str
     total: float
@@ -51,20 +52,34 @@ class Share:
 
 
 class Macs(Share):
-    """Multiply-adds of an image."""
+    """Multiply-adds of an image. `shortcut`: of a file whose last block is there for the class token alone, where the model
+    allows it; what a budget is a share of is the dense model without."""
 
     name = "macs"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, shortcut: bool = False) -> None:
         ffns = families.ffn_sites(model)
-        self.model, self.total = model, float(size.macs(model))
+        self.shortcut = shortcut and first_token.why_not(model) is None
+        self.model, self.dense, self.last = model, float(size.macs(model)), ffns[-1]
+        self.total = float(size.macs(model, self.shortcut))
         self.width = stream_width(model, ffns[0])
         self.tokens = {site.name: count for site, count in zip(ffns, tokens_per_site(model, ffns), strict=True)}
         self.every = self.tokens[ffns[0].name]
+        if self.shortcut:
+            self.tokens[self.last.name] = 1
+
+    def room(self, amount: float) -> float:
+        """That share of the dense model's, all of whose blocks are there for every token."""
+        return amount * self.dense
+
+    def amount(self, price: float) -> float:
+        """The price over the dense model's."""
+        return price / self.dense
 
     def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
         """Those of its layers and of its two products."""
-        return float(site.macs(self.width, self.every, self.every, heads, dim))
+        read = 1 if self.shortcut and site.block == self.last.block else self.every
+        return float(site.macs(self.width, self.every, read, heads, dim))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers at all tokens that it sees."""

@@ -141,6 +141,9 @@ def _size(model: Json, result: Json) -> Number:
         for key, label in (("params", "parameters"), ("macs", "MACs"))
         if shares[key] is not None
     ]
+    exported = number(model.get("macs_exported"))
+    if exported is not None and exported != slim["macs"]:
+        detail.append(f"{numbers.compact(exported)} MACs in the ONNX file")
     value = " / ".join(numbers.share(shares[key], 0) for key in ("params", "macs"))
     return Number(value, "of the parameters / of the MACs left", "; ".join(detail))
 

@@ -15,11 +15,13 @@ from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
 from vitprune.deploy.stopwatch import Stopwatch
 from vitprune.model import classifier, size
+from vitprune.model.inside import first_token
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.whole import allocation, timed
 from vitprune.pruning.whole.megabytes import Megabytes
-from vitprune.pruning.whole.pricing import PRICINGS, Pricing
+from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
 from vitprune.pruning.whole.timed import Files, Timed
+from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.parts import Whole
 from vitprune.runs.stages.export import LATENCY_BATCH, metadata
 from vitprune.runs.state.run import Run
@@ -33,13 +35,22 @@ def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCu
     if whole.of == "latency":
         with scratch(run.folder.root) as folder:
             return timed.plan(_timed(run, folder), scores, curves, whole.amount, *sizes)
-    prices: Pricing = _megabytes(run, targets) if whole.of == "size_mb" else PRICINGS[whole.of](model)
-    return allocation.plan(model, scores, curves, whole.amount, prices, *sizes)
+    return allocation.plan(model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes)
+
+
+def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
+    """What sizes cost in the budget's word; multiply-adds are those of the ONNX file where one is written."""
+    if whole.of == "size_mb":
+        return _megabytes(run, targets)
+    if whole.of == "macs":
+        return Macs(run.loaded.model, priced_by_file(whole, run.recipe.export))
+    return PRICINGS[whole.of](run.loaded.model)
 
 
 def _timed(run: Run, folder: Path) -> Timed:
     """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
-    clock = Files(Stopwatch(max(run.recipe.export.latency_batches, default=LATENCY_BATCH)), folder)
+    export = run.recipe.export
+    clock = Files(Stopwatch(max(export.latency_batches, default=LATENCY_BATCH)), folder, export.shortcut)
     return Timed(run.loaded.model, clock, run.folder.stage_folder("latency") / "table.json", run.reporter.say)
 
 
@@ -60,7 +71,7 @@ def _onnx_bytes(run: Run, model: nn.Module, targets: list[int]) -> int:
     about = metadata(run, targets, outputs) | size.size(model)
     with scratch(run.folder.stage_folder("prune")) as folder:
         try:
-            exporting.export(model, folder / "dense.onnx", about)
+            exporting.export(first_token.written(model, run.recipe.export.shortcut), folder / "dense.onnx", about)
             return exporting.bytes_of(folder / "dense.onnx") + OPEN_SET
         except OSError:
             raise

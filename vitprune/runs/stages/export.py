@@ -14,7 +14,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.files import write_json
 from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
-from vitprune.deploy import runtime, timing
+from vitprune.deploy import bench, runtime, timing
 from vitprune.deploy.onnx import exporting, precision_checks
 from vitprune.deploy.onnx.precision import Sweep, to_fp16, to_int8
 from vitprune.deploy.predict import calibrate
@@ -22,6 +22,7 @@ from vitprune.exam import logits
 from vitprune.model import families
 from vitprune.model import size as model_size
 from vitprune.model.load import opening
+from vitprune.runs.stages import shortcut
 from vitprune.runs.state.run import Run
 
 LATENCY_BATCH = 32
@@ -64,7 +65,6 @@ def _of_one(
     """The record of one slim model's files, and the files; its latency beside that of the `dense` one."""
     slim = opening.load(folder, run.device)
     about, open_set = metadata(run, targets, _outputs(run, targets)), _open_set(run, slim, targets)
-    about |= model_size.size(slim)
     made, sweep = _written(run, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed)
     examined = _examined(run, slim, made, targets, failed)
     if sweep and "int8" in examined:
@@ -77,7 +77,7 @@ def _of_one(
         "dense_parity": None,
         "files": list(examined.values()),
         "failed": failed,
-        "latency": _latency(run, dense, folder / FILES["fp32"], about) if fp32 and dense else [],
+        "latency": _latency(run, dense, folder / FILES["fp32"]) if fp32 and dense else [],
         "open_set": open_set,
         "sha256": fp32.get("sha256"),
     }
@@ -114,7 +114,7 @@ def _written(
     def write(precision: str) -> bool:
         nonlocal sweep
         if precision == "fp32":
-            exporting.export(slim, paths["fp32"], about)
+            shortcut.write(run, slim, paths["fp32"], about, _real(run))
         elif precision == "fp16":
             to_fp16(paths["fp32"], paths["fp16"])
         else:
@@ -261,10 +261,10 @@ def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int
     }
 
 
-def _latency(run: Run, dense: Path, slim: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+def _latency(run: Run, dense: Path, slim: Path) -> list[dict[str, Any]]:
     """Dense and slim timed in turn, with what speaks against each figure."""
     sessions = {"dense": runtime.session(dense, in_turn=True), "slim": runtime.session(slim, in_turn=True)}
-    macs = about["macs"]["total"] / model_size.size(run.loaded.model)["macs"]["total"]
+    macs = bench.facts_of(sessions["slim"])["macs"] / bench.facts_of(sessions["dense"])["macs"]
     rows = []
     for batch in sorted({*run.recipe.export.latency_batches, LATENCY_BATCH}):
         shape = (batch, *families.input_shape(run.loaded.model))
