@@ -46,3 +46,17 @@ class Export(Part):
 def priced_by_file(whole: Whole | None, export: Export) -> bool:
     """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
     return whole is not None and whole.of == "macs" and export.onnx and export.shortcut
+
+
+def timed_batch(export: Export) -> int:
+    """The batch at which a budget in time is measured: the largest that the latency is told for."""
+    return max(export.latency_batches, default=32)
+
+
+def sized_by_files(whole: Whole | None, export: Export) -> dict[str, bool | int]:
+    """What a plan depends on of how its files are written and timed; nothing where it does not."""
+    if whole is not None and whole.of == "size_mb":
+        return {"onnx": export.onnx}
+    if whole is not None and whole.of == "latency":
+        return {"batch": timed_batch(export), "shortcut": export.shortcut}
+    return {"shortcut": True} if priced_by_file(whole, export) else {}

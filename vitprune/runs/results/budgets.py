@@ -21,9 +21,9 @@ from vitprune.pruning.whole import allocation, timed
 from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
 from vitprune.pruning.whole.timed import Files, Timed
-from vitprune.recipe.exports import priced_by_file
+from vitprune.recipe.exports import priced_by_file, timed_batch
 from vitprune.recipe.parts import Whole
-from vitprune.runs.stages.export import LATENCY_BATCH, metadata
+from vitprune.runs.stages.export import metadata
 from vitprune.runs.state.run import Run
 
 OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of the dense one's
@@ -50,7 +50,7 @@ def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
 def _timed(run: Run, folder: Path) -> Timed:
     """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
     export = run.recipe.export
-    clock = Files(Stopwatch(max(export.latency_batches, default=LATENCY_BATCH)), folder, export.shortcut)
+    clock = Files(Stopwatch(timed_batch(export)), folder, export.shortcut)
     return Timed(run.loaded.model, clock, run.folder.stage_folder("latency") / "table.json", run.reporter.say)
 
 
