@@ -4,10 +4,10 @@
 
 Every seed is a split of its own; costs and repairs are worked out on the probe split without labels, the test split is read
 once per model. FFN units alone have null where they cannot get there. Multiply-adds are those of the exported file over the
-dense model's without the shortcut of the last block, the checkpoint's beside them. The speed is that of the first seed's
-files in ONNX Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. --latency: nothing of this,
-but a run with that share of the dense model's time as its budget, and what its files take afterwards. The last line is one
-JSON object.
+dense model's without the shortcut of the last block, the checkpoint's beside them. The speed is that of the first seed's files
+in ONNX Runtime, batch 32, dense and slim in turn. --quick: one seed, x0.5, x0.25 and x0.1. --latency: nothing of this, but a
+run with that share of the dense model's time as its budget, and what its files take afterwards. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

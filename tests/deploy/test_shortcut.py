@@ -1,4 +1,4 @@
-"""The ONNX file whose last block is there for the class token alone: equal to torch, cheaper, and the base of fp16 and int8."""
+"""The ONNX file whose last block is there for the class token alone: equal to torch, cheaper, the base of fp16 and int8."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitprune.deploy.onnx import exporting, precision, rewrites
 from vitprune.model import size
 from vitprune.model.inside import first_token
 from vitprune.model.sites import attention
-from vitprune.runs.stages import shortcut
+from vitprune.runs.results import shortcut
 
 ABOUT = {"labels": list(LABELS)}
 
@@ -44,7 +44,8 @@ def written(model: nn.Module, path: Path, asked: bool = True) -> list[str]:
     """What is said on the way."""
     said: list[str] = []
     run: Any = SimpleNamespace(
-        recipe=SimpleNamespace(export=SimpleNamespace(shortcut=asked)), reporter=SimpleNamespace(say=said.append)
+        recipe=SimpleNamespace(export=SimpleNamespace(onnx=True, shortcut=asked)),
+        reporter=SimpleNamespace(say=said.append),
     )
     shortcut.write(run, model, path, ABOUT, images(7))
     return said

@@ -1,4 +1,4 @@
-"""The price of a model whose last block is there for the class token alone: predicted = counted, and never above the budget."""
+"""The price of a model whose last block is there for the class token alone: predicted = counted, never above the budget."""
 
 from __future__ import annotations
 

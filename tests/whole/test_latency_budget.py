@@ -228,7 +228,7 @@ def run(content: dict[str, Any], out: Path, clock: Fake, force: bool = False, **
     """The batches that a run with this clock was to time."""
     batches: list[int] = []
 
-    def files(watch: Stopwatch, *_: Any) -> Fake:
+    def files(watch: Stopwatch, *_: object) -> Fake:
         batches.append(watch.batch)
         return clock
 

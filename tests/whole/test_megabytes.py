@@ -55,7 +55,8 @@ def run(content: dict[str, Any], out: Path, until: str = "prune", **changed: Any
 
 def onnx_bytes(folder: Path) -> Callable[..., int]:
     def weigh(model: nn.Module, shortcut: bool = True) -> int:
-        exporting.export(first_token.written(model, shortcut), folder / "model.onnx", {})
+        short = shortcut and first_token.why_not(model) is None
+        exporting.export(first_token.of(model) if short else model, folder / "model.onnx", {})
         return exporting.bytes_of(folder / "model.onnx")
 
     return weigh

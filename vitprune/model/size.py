@@ -21,7 +21,9 @@ def parameters(model: nn.Module) -> int:
 def macs(model: nn.Module, shortcut: bool = False) -> int:
     """Multiply-adds of one image: half of torch's FLOP count (linear, convolution and attention products).
 
-    `shortcut`: with the last block for the class token alone. Attention is written out as products: which fused kernels torch counts differs between its releases and devices.
+    `shortcut`: with the last block for the class token alone.
+
+    Attention is written out as products: which fused kernels torch counts differs between its releases and devices.
     """
     example = next(model.parameters()).new_zeros(1, *families.input_shape(model))
     model = first_token.of(model) if shortcut else model

@@ -43,9 +43,10 @@ class Export(Part):
         return precisions
 
 
-def priced_by_file(whole: Whole | None, export: Export) -> bool:
-    """Whether a budget is that of the exported ONNX file, which has fewer multiply-adds than the checkpoint."""
-    return whole is not None and whole.of == "macs" and export.onnx and export.shortcut
+def of_file(whole: Whole | None, export: Export) -> bool:
+    """Whether a budget is that of an ONNX file with the shortcut, which differs from the checkpoint in what is counted."""
+    counted = whole is not None and whole.of in ("macs", "latency", "size_mb")
+    return counted and export.onnx and export.shortcut
 
 
 def timed_batch(export: Export) -> int:
@@ -55,8 +56,9 @@ def timed_batch(export: Export) -> int:
 
 def sized_by_files(whole: Whole | None, export: Export) -> dict[str, bool | int]:
     """What a plan depends on of how its files are written and timed; nothing where it does not."""
+    found: dict[str, bool | int] = {"shortcut": True} if of_file(whole, export) else {}
     if whole is not None and whole.of == "size_mb":
-        return {"onnx": export.onnx}
+        found["onnx"] = export.onnx
     if whole is not None and whole.of == "latency":
-        return {"batch": timed_batch(export), "shortcut": export.shortcut}
-    return {"shortcut": True} if priced_by_file(whole, export) else {}
+        found["batch"] = timed_batch(export)
+    return found

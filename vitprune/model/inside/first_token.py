@@ -29,8 +29,9 @@ def why_not(model: nn.Module) -> str | None:
     layout = families.token_layout(model)
     if not layout.class_token or (layout.start, layout.stop) != (0, 1):
         return "its head reads other tokens than the class token"
-    reason = plain.touched(model) or plain.why_not(model.blocks, families.ROWS) or plain.touched(model.norm)
-    block: Any = model.blocks[-1]
+    blocks, norm = model.get_submodule("blocks"), model.get_submodule("norm")
+    block: Any = [*blocks.children()][-1]
+    reason = plain.touched(model) or plain.why_not(blocks, families.ROWS) or plain.touched(norm)
     reason = reason or plain.why_not(block, (vit.Block,))
     for name, kinds in BLOCK.items():
         reason = reason or plain.why_not(getattr(block, name), kinds)
@@ -49,16 +50,10 @@ def of(model: nn.Module) -> nn.Module:
     """
     reason = why_not(model)
     assert reason is None, reason
-    made: Any = copy.copy(model)
+    made, blocks = copy.copy(model), [*model.get_submodule("blocks").children()]
     made._modules = dict(model._modules)
-    blocks: Any = model.blocks
-    made.blocks = nn.Sequential(*blocks[:-1], FirstToken(blocks[-1]))
-    return made  # type: ignore[no-any-return]
-
-
-def written(model: nn.Module, shortcut: bool) -> nn.Module:
-    """The model as an ONNX file has it: `of` it where that is asked for and can be, else itself."""
-    return of(model) if shortcut and why_not(model) is None else model
+    made.add_module("blocks", nn.Sequential(*blocks[:-1], FirstToken(blocks[-1])))
+    return made
 
 
 class FirstToken(nn.Module):
@@ -73,11 +68,12 @@ class FirstToken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block on the class token, which asks all of them."""
-        block = self.block
+        block, first = self.block, x[:, :1]
         if type(block.attn) is NoAttention:  # every token by itself
-            return block(x[:, :1])  # type: ignore[no-any-return]
-        z = x[:, :1] + block.ls1(self.attended(block.norm1(x)))
-        return z + block.ls2(block.mlp(block.norm2(z)))  # type: ignore[no-any-return]
+            alone: Tensor = block(first)
+            return alone
+        z: Tensor = first + block.ls1(self.attended(block.norm1(x)))
+        return z + block.ls2(block.mlp(block.norm2(z)))
 
     def attended(self, x: Tensor) -> Tensor:
         """What the attention gives for the first token, [B, 1, D]."""
@@ -90,7 +86,8 @@ class FirstToken(nn.Module):
         out = attn.norm(out.transpose(1, 2).flatten(2))
         if attn.gate is not None:
             out = out * attn.gate(first).sigmoid()
-        return attn.proj(out)  # type: ignore[no-any-return]
+        written: Tensor = attn.proj(out)
+        return written
 
 
 def _rows(layer: nn.Linear, part: int, size: int) -> nn.Linear:

@@ -67,7 +67,7 @@ class Files:
     def ratio(self, dense: nn.Module, slim: nn.Module) -> float:
         """The slim file's time over the dense one's, in turn."""
         path = self.folder / "slim.onnx"
-        exporting.export(first_token.written(slim, self.shortcut), path, {})
+        exporting.export(first_token.of(slim) if self.shortcut else slim, path, {})
         return self.watch.ratio(self._dense(dense), path)
 
     def _dense(self, model: nn.Module) -> Path:

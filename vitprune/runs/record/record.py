@@ -14,14 +14,14 @@ from vitprune.core.reading import Json, digest, read_json, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared
 from vitprune.model.sites.attention import attention_sites
-from vitprune.recipe.exports import priced_by_file
 from vitprune.recipe.parse import dump
 from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs import told
 from vitprune.runs.record import matrices
-from vitprune.runs.stages import score, shortcut
+from vitprune.runs.results import shortcut
+from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
@@ -71,7 +71,7 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     record |= _discovered(run)
     if evaluated:
         record |= _evaluated(run, evaluated, "export" in ran)
-        record["notes"] += shortcut.note(recipe.whole, recipe.export, record["model"])
+        record["notes"] += shortcut.note(recipe, record["model"])
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]
@@ -148,12 +148,7 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
                 differing = a["n"] - a["same_top1"]
                 detail = "images whose top-1 differs"
                 checks.append(_check(f"ONNX top-1 on the test split{label}", differing, 0, detail))
-            if priced_by_file(run.recipe.whole, run.recipe.export) and (macs := shortcut.macs_of(exported)):
-                share, detail = (
-                    macs / size.macs(run.loaded.model),
-                    "multiply-adds of the fp32 file, of the dense model's",
-                )
-                checks.append(_check(f"budget of the ONNX file{label}", share, run.recipe.whole.amount, detail))
+            checks += shortcut.check(run.recipe, exported, size.macs(run.loaded.model), label)
             made = [check for file in exported["files"] for check in file.get("checks", [])]
             checks += [_check(f"{c['name']}{label}", c["value"], c["limit"], c["detail"]) for c in made]
     return checks

@@ -15,14 +15,14 @@ from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
 from vitprune.deploy.stopwatch import Stopwatch
 from vitprune.model import classifier, size
-from vitprune.model.inside import first_token
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.whole import allocation, timed
 from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import PRICINGS, Macs, Pricing
 from vitprune.pruning.whole.timed import Files, Timed
-from vitprune.recipe.exports import priced_by_file, timed_batch
+from vitprune.recipe.exports import of_file, timed_batch
 from vitprune.recipe.parts import Whole
+from vitprune.runs.results import shortcut
 from vitprune.runs.stages.export import metadata
 from vitprune.runs.state.run import Run
 
@@ -43,14 +43,14 @@ def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
     if whole.of == "size_mb":
         return _megabytes(run, targets)
     if whole.of == "macs":
-        return Macs(run.loaded.model, priced_by_file(whole, run.recipe.export))
+        return Macs(run.loaded.model, of_file(whole, run.recipe.export))
     return PRICINGS[whole.of](run.loaded.model)
 
 
 def _timed(run: Run, folder: Path) -> Timed:
     """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
     export = run.recipe.export
-    clock = Files(Stopwatch(timed_batch(export)), folder, export.shortcut)
+    clock = Files(Stopwatch(timed_batch(export)), folder, shortcut.used(export, run.loaded.model))
     return Timed(run.loaded.model, clock, run.folder.stage_folder("latency") / "table.json", run.reporter.say)
 
 
@@ -71,7 +71,8 @@ def _onnx_bytes(run: Run, model: nn.Module, targets: list[int]) -> int:
     about = metadata(run, targets, outputs) | size.size(model)
     with scratch(run.folder.stage_folder("prune")) as folder:
         try:
-            exporting.export(first_token.written(model, run.recipe.export.shortcut), folder / "dense.onnx", about)
+            short, told = shortcut.of(run.recipe.export, model)
+            exporting.export(short, folder / "dense.onnx", about | told)
             return exporting.bytes_of(folder / "dense.onnx") + OPEN_SET
         except OSError:
             raise

@@ -22,7 +22,7 @@ from vitprune.exam import logits
 from vitprune.model import families
 from vitprune.model import size as model_size
 from vitprune.model.load import opening
-from vitprune.runs.stages import shortcut
+from vitprune.runs.results import shortcut
 from vitprune.runs.state.run import Run
 
 LATENCY_BATCH = 32
