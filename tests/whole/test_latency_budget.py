@@ -36,8 +36,13 @@ from vitprune.runs.results import budgets
 class Fake:
     """A clock by the number of weights, bent, so that a sum of parts is not the whole."""
 
-    def __init__(self, bend: Callable[[float], float] = lambda share: 0.1 + 0.9 * share**0.7, cpu: str = "one") -> None:
-        self.bend, self.cpu, self.asked = bend, cpu, list[str]()
+    def __init__(
+        self,
+        bend: Callable[[float], float] = lambda share: 0.1 + 0.9 * share**0.7,
+        cpu: str = "one",
+        shortcut: bool = False,
+    ) -> None:
+        self.bend, self.cpu, self.shortcut, self.asked = bend, cpu, shortcut, list[str]()
 
     def facts(self) -> Json:
         return {"cpu": self.cpu}
@@ -69,7 +74,7 @@ class Costs:
         return timed.plan(Timed(self.model, clock, path, print), self.scores, self.curves, amount, **options)
 
     def share(self, clock: Fake, plan: Plan) -> float:
-        return 1.0 if plan.whole else clock.ratio(self.model, surgery.slim(self.model, plan))
+        return clock.ratio(self.model, surgery.slim(self.model, plan))
 
 
 @pytest.fixture(scope="module", name="costs")
@@ -153,6 +158,20 @@ def test_prices_lie_between_what_was_measured_and_never_fall(costs: Costs, tmp_p
         for a, f in zip(attention_sites(model), families.ffn_sites(model), strict=True)
     )
     assert sites > 0
+
+
+def test_the_last_block_for_one_token_costs_what_it_takes_and_the_dense_model_does_not(
+    costs: Costs, tmp_path: Path
+) -> None:
+    plain = Timed(costs.model, Fake(), tmp_path / "plain.json", print).prices
+    clock = Fake(shortcut=True)
+    short = Timed(costs.model, clock, tmp_path / "short.json", print).prices
+    assert {kind.read for kind in short.kinds.values()} == {1, 17}
+    assert [name for name, kind in short.kinds.items() if kind.read == 1] == ["blocks.5.mlp", "blocks.5.attn"]
+    assert short.dense == pytest.approx(plain.dense) == plain.total
+    assert len(short.table.kinds) == 2 * len(plain.table.kinds)
+    made = costs.plan(clock, 0.7, tmp_path / "short.json")
+    assert timed.NEAR * 0.7 <= costs.share(clock, made) <= 0.7
 
 
 def test_a_disturbed_measurement_costs_its_own_size_alone() -> None:

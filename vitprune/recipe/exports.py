@@ -64,3 +64,18 @@ def of_file(whole: Whole | None, export: Export) -> bool:
     """Whether a budget is that of an ONNX file with the shortcut, which differs from the checkpoint in what is counted."""
     counted = whole is not None and whole.of in ("macs", "loss_points", "latency", "size_mb")
     return counted and export.onnx and export.shortcut
+
+
+def timed_batch(export: Export) -> int:
+    """The batch at which a budget in time is measured: the largest that the latency is told for."""
+    return max(export.latency_batches, default=32)
+
+
+def sized_by_files(whole: Whole | None, export: Export) -> dict[str, bool | int]:
+    """What a plan depends on of how its files are written and timed; nothing where it does not."""
+    found: dict[str, bool | int] = {"shortcut": True} if of_file(whole, export) else {}
+    if whole is not None and whole.of == "size_mb":
+        found["onnx"] = export.onnx
+    if whole is not None and whole.of == "latency":
+        found["batch"] = timed_batch(export)
+    return found

@@ -26,7 +26,7 @@ from vitprune.criteria.catalog import covers_attention, whole_criteria
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
-from vitprune.recipe.exports import Export, of_file
+from vitprune.recipe.exports import Export, sized_by_files
 from vitprune.recipe.inputs import Data, Model, SplitSpec
 from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, Whole, on_any_disk
 
@@ -333,7 +333,7 @@ class Recipe(Part):
     def _of_whole(self) -> dict[str, Any]:
         """The budget of the whole model, where there is one: what goes by `keep` is as it was."""
         found = self.model_dump(mode="json", include={"whole", "prune"}) if self.whole else {}
-        return found | ({"shortcut": True} if of_file(self.whole, self.export) else {})
+        return found | sized_by_files(self.whole, self.export)
 
     def written(self) -> Json:
         """The recipe as a file tells it: every default spelled out, and of the words for the budget those that apply."""

@@ -6,7 +6,7 @@ of their own, and the dense model. Between the grid's sizes times are interpolat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -22,7 +22,6 @@ from vitprune.model import families
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import FfnSite, linear
 from vitprune.model.tokens import tokens_per_site
-from vitprune.pruning.whole.pricing import Share
 
 GRID = 8, 8, 12  # at most so many numbers of heads, of dimensions, of hidden units
 STEP = 16  # hidden units that a processor's kernels take at a time: others cost as much as the next multiple
@@ -101,14 +100,14 @@ class Table:
         return cls(float(read["dense_ms"]), {name: np.array(t, float) for name, t in read["pieces_ms"].items()})
 
 
-def kinds(model: nn.Module, last: int | None = None) -> dict[str, Kind]:
-    """The kind of every site by its name. `last`: of the last block only so many tokens are asked for in the ONNX file."""
+def kinds(model: nn.Module, shortcut: bool = False) -> dict[str, Kind]:
+    """The kind of every site by its name. `shortcut`: of the last block one token alone is asked for in the ONNX file."""
     ffns, found = families.ffn_sites(model), dict[str, Kind]()
     tokens = dict(zip([site.name for site in ffns], tokens_per_site(model, ffns), strict=True))
     end = max(site.block for site in ffns)
     for site in ffns:
         seen, parts = tokens[site.name], site.parts + (site.gate is not None)
-        read = seen if last is None or site.block < end else last
+        read = 1 if shortcut and site.block == end else seen
         act = "gelu" if isinstance(model.get_submodule(site.act), nn.GELU) else "silu"
         width = linear(model, site.fc2).out_features
         found[site.name] = FfnKind(width, seen, read, site.size, parts, site.norm is not None, act)
@@ -118,7 +117,7 @@ def kinds(model: nn.Module, last: int | None = None) -> dict[str, Kind]:
         attentions = []
     for of in attentions:
         seen = tokens[ffns[0].name]
-        read = seen if last is None or of.block < end else last
+        read = 1 if shortcut and of.block == end else seen
         found[of.name] = AttentionKind(linear(model, of.qkv).in_features, seen, read, of.heads, of.dims)
     return found
 
@@ -128,9 +127,9 @@ def name_of(kind: Kind) -> str:
     return f"{type(kind).__name__} " + " ".join(f"{key}={value}" for key, value in asdict(kind).items())
 
 
-def measured(found: dict[str, Kind], dense: float, timer: Timer) -> Table:
+def measured(found: Collection[Kind], dense: float, timer: Timer) -> Table:
     """The table of a model's kinds, all measured in turn."""
-    every = sorted(set(found.values()), key=name_of)
+    every = sorted(set(found), key=name_of)
     sizes = [(kind, size) for kind in every for size in product(*kind.grid)]
     times = timer.pieces([partial(kind.graph, *size) for kind, size in sizes])
     made, at = {}, 0
@@ -149,15 +148,25 @@ def _monotone(times: np.ndarray) -> np.ndarray:
     return times
 
 
-class Latency(Share):
-    """Milliseconds of a batch. What is not of a site is what remains of the dense model's time."""
+class Latency:
+    """Milliseconds of a batch, of which a budget is a share: of the dense model's. What is not of a site is what remains of
+    that model's time; its sites are of the kinds `plain`, those of the files that are priced of the kinds `found`."""
 
     name = "latency"
 
-    def __init__(self, found: dict[str, Kind], table: Table) -> None:
+    def __init__(self, found: dict[str, Kind], plain: dict[str, Kind], table: Table) -> None:
         self.kinds, self.table = found, table
-        sites = sum(float(table.kinds[name_of(kind)].flat[-1]) for kind in found.values())
-        self.total = sites + max(table.dense - sites, REST * table.dense)
+        sites, written = (sum(float(table.kinds[name_of(k)].flat[-1]) for k in of.values()) for of in (plain, found))
+        rest = max(table.dense - sites, REST * table.dense)
+        self.dense, self.total = sites + rest, written + rest
+
+    def room(self, amount: float) -> float:
+        """That share of the dense model's."""
+        return amount * self.dense
+
+    def amount(self, price: float) -> float:
+        """The price over the dense model's."""
+        return price / self.dense
 
     def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
         """The attention's, between the sizes measured."""

@@ -46,12 +46,17 @@ class Clock(Timer, Protocol):
         """The slim model's time over the dense one's."""
         ...
 
+    @property
+    def shortcut(self) -> bool:
+        """Whether the last block is timed for the class token alone, where the model allows it."""
+        ...
+
 
 class Files:
-    """Models as ONNX files in a folder for temporary ones, timed by a stopwatch."""
+    """Models as ONNX files in a folder for temporary ones, timed by a stopwatch. `shortcut`: the last block of the slim ones
+    is there for the class token alone, where the model allows it; the dense one is written without."""
 
     def __init__(self, watch: Stopwatch, folder: Path, shortcut: bool = False) -> None:
-        """`shortcut`: the last block of slim files is there for the class token alone."""
         self.watch, self.folder, self.shortcut = watch, folder, shortcut
         self.facts, self.pieces = watch.facts, watch.pieces
 
@@ -76,12 +81,10 @@ class Timed:
     """What was measured of a model: the table of shapes, and whole models by their sizes. It is in the file `path`; what
     that does not have of this model on this machine is measured by the `clock` when it is asked for."""
 
-    def __init__(
-        self, model: nn.Module, clock: Clock, path: Path, say: Callable[[str], None], last: int | None = None
-    ) -> None:
-        """`last`: how many tokens of the last block are asked for in the ONNX file; None: all."""
+    def __init__(self, model: nn.Module, clock: Clock, path: Path, say: Callable[[str], None]) -> None:
         self.model, self.clock, self.path, self.say = model, clock, path, say
-        kinds = latency.kinds(model, last)
+        self.shortcut = clock.shortcut and first_token.why_not(model) is None
+        plain, kinds = latency.kinds(model), latency.kinds(model, self.shortcut)
         self.of = clock.facts() | {"sites": digest({site: latency.name_of(kind) for site, kind in kinds.items()})}
         read = read_sealed(path) or {}
         self.ratios: dict[str, float] = dict(read["ratios"]) if read.get("of") == self.of else {}
@@ -89,13 +92,13 @@ class Timed:
             self.table = Table.of(read)
         else:
             say("latency: measuring what every size of attention and FFN takes here")
-            self.table = latency.measured(kinds, clock.dense(model), clock)
+            self.table = latency.measured({*plain.values(), *kinds.values()}, clock.dense(model), clock)
             self._keep()
-        self.prices = Latency(kinds, self.table)
+        self.prices = Latency(kinds, plain, self.table)
 
     def ratio(self, plan: Plan) -> float:
         """The time of the plan's model over the dense one's."""
-        if plan.whole:
+        if plan.whole and not self.shortcut:
             return 1.0
         name = ", ".join(sizes_of(plan))
         if name not in self.ratios:
@@ -123,16 +126,17 @@ def plan(
     """
     model, prices = timed.model, timed.prices
     _, least = allocation.ends(allocation.options_of(model, scores, curves, prices, round_to, floor), prices)
-    target = (AIM if amount < 1 else 1) * amount * prices.total
-    points, found = [(prices.total, 1.0)], list[tuple[float, Plan]]()
+    target = prices.room(AIM * amount if amount < 1 else 1)
+    points, found = [(prices.room(1), 1.0)], list[tuple[float, Plan]]()
     for _ in range(ROUNDS):
         price = max(target, least * (1 + 1e-9))
-        made = allocation.plan(model, scores, curves, price / prices.total, prices, classes, round_to, floor)
+        made = allocation.plan(model, scores, curves, prices.amount(price), prices, classes, round_to, floor)
         ratio = timed.ratio(made)
-        timed.say(f"latency: x {price / prices.total:.3f} by its parts is x {ratio:.3f} of the dense model's time")
+        timed.say(f"latency: x {prices.amount(price):.3f} by its parts is x {ratio:.3f} of the dense model's time")
         points.append((price, ratio))
         found += [(ratio, made)] if ratio <= amount else []
-        if NEAR * amount <= ratio <= amount or (target < least and ratio > amount):
+        ends = target < least and ratio > amount, made.whole and ratio <= amount
+        if NEAR * amount <= ratio <= amount or any(ends):
             break
         target = _aim(points, AIM * amount)
     if not found:

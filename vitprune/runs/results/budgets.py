@@ -20,10 +20,10 @@ from vitprune.pruning.whole import allocation, reach, timed
 from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import Pricing
 from vitprune.pruning.whole.timed import Files, Timed
-from vitprune.recipe.exports import of_file
+from vitprune.recipe.exports import of_file, timed_batch
 from vitprune.recipe.parts import Whole
 from vitprune.runs.results import shortcut
-from vitprune.runs.stages.export import LATENCY_BATCH, metadata
+from vitprune.runs.stages.export import metadata
 from vitprune.runs.state.run import Run
 
 OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of the dense one's
@@ -50,10 +50,9 @@ def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:
 
 def _timed(run: Run, folder: Path) -> Timed:
     """What was measured of the run's model at the largest batch that its latency is told for; kept beside the run."""
-    short = shortcut.used(run.recipe.export, run.loaded.model)
-    clock = Files(Stopwatch(max(run.recipe.export.latency_batches, default=LATENCY_BATCH)), folder, short)
-    path = run.folder.stage_folder("latency") / "table.json"
-    return Timed(run.loaded.model, clock, path, run.reporter.say, 1 if short else None)
+    export = run.recipe.export
+    clock = Files(Stopwatch(timed_batch(export)), folder, shortcut.used(export, run.loaded.model))
+    return Timed(run.loaded.model, clock, run.folder.stage_folder("latency") / "table.json", run.reporter.say)
 
 
 def _megabytes(run: Run, targets: list[int]) -> Megabytes:
