@@ -94,7 +94,9 @@ def test_a_comparison_is_of_shares_or_of_mappings(text: str, keep: Any, budget: 
     assert made.compare is not None and made.compare.keep == keep
     assert (made.compare.budget and [one.spelled for one in made.compare.budget]) == budget
     section = made.written()["compare"]
-    assert (section.get("keep"), section.get("budget")) == (keep, budget) and len({"keep", "budget"} & set(section)) == 1
+    assert (section.get("keep"), section.get("budget")) == (keep, budget) and len(
+        {"keep", "budget"} & set(section)
+    ) == 1
     assert parse.parse(parse.dump(made)) == made
 
 
@@ -147,4 +149,8 @@ def test_old_words_are_read_with_one_line_of_advice(tmp_path: Path) -> None:
 
 def test_an_editor_knows_the_mapping() -> None:
     kinds = Recipe.model_json_schema()["properties"]["budget"]["anyOf"]
-    assert set(kinds[0]["properties"]) == set(Whole.model_fields) and kinds[1]["enum"] == ["parameters", "flops", "latency"]
+    assert set(kinds[0]["properties"]) == set(Whole.model_fields) and kinds[1]["enum"] == [
+        "parameters",
+        "flops",
+        "latency",
+    ]
