@@ -129,7 +129,7 @@ def test_what_does_not_go_together_is_one_line_in_the_users_words(text: str, tol
 def test_a_comparison_of_budgets_needs_a_criterion_that_prices_attention() -> None:
     ffn = [name for name in CRITERIA if not prices_whole(name)][:2]
     content = {"name": "a", "criterion": {"name": "jas"}, "compare": {"budget": [{"macs": 0.5}], "criteria": ffn}}
-    with pytest.raises(UserError, match="budgets of the whole model need one of .*`fisher-obs`"):
+    with pytest.raises(UserError, match=r"budgets of the whole model need one of .*`fisher-obs`"):
         check.exclusive(Recipe.model_validate(content))
     content["criterion"] = {"name": "fisher-obs"}
     check.exclusive(Recipe.model_validate(content))
