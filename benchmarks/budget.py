@@ -51,7 +51,7 @@ def recipe_for(args: argparse.Namespace, seed: int, groups: bool) -> Recipe:
     """The recipe of one seed: all classes, or one class set per group."""
     model = f"local-dir:{args.model}" if args.model else "bundled"
     names = [OURS[0]] if groups else sorted({OURS[0], *(criterion for criterion, _ in BASELINES)})
-    made = parse("name: budget\ncriterion: {name: fisher-obs}")
+    made = parse("name: budget\nkeep: 25%\ncriterion: {name: fisher-obs}")
     update: dict[str, Any] = {
         "name": f"{'groups' if groups else 'all'}-seed-{seed}",
         "out": args.work,

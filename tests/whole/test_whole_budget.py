@@ -165,6 +165,6 @@ def test_what_does_not_go_together_is_refused(content: dict[str, Any], changed: 
 
 
 def test_attention_needs_a_budget_of_the_whole(content: dict[str, Any]) -> None:
-    plain = {key: value for key, value in content.items() if key != "budget"}
+    plain = {key: value for key, value in content.items() if key != "budget"} | {"keep": 0.5}
     with pytest.raises(ValueError, match="goes with a budget of the whole model"):
         Recipe.model_validate(plain | {"prune": ["ffn", "attention"]})

@@ -71,9 +71,9 @@ class Recipe(Part):
     )
     keep: Keep | None = Field(
         None,
-        description="budget of the FFNs alone: `25%` or a float up to 1.0 is a share of their hidden units, `25 units` a count "
-        "per block. Without `keep` and without a `budget` mapping: `budget: {macs: 0.5}`, and `keep: 25%` in recipes of FFN "
-        "units (their criterion, `allocation`, `rounds`, `compare` or the paper's sections say so)",
+        description="budget of the FFNs alone: `25%` or a float up to 1.0 is a share of their hidden units, `25 units` a "
+        "count per block. Without `keep` and without a `budget` mapping: `budget: {macs: 0.5}`, but `keep: 25%` in recipes of "
+        "FFN units (their criterion, `allocation`, `rounds`, `compare` or the paper's sections say so)",
     )
     allocation: Literal["uniform", "global", "budgeted", "auto"] = Field(
         "auto",
@@ -349,7 +349,7 @@ class Recipe(Part):
             idle = {"keep", "budget", "allocation", "rounds"}
             made["whole"] = self.whole.written
         else:
-            idle = {"whole"} | ({"budget"} if self.allocation != "budgeted" else set())
+            idle = {"whole"} | ({"budget"} if self.allocation != "budgeted" and self.budget == "flops" else set())
             idle |= {"prune"} if self.prune is None else set()
         return {"budget" if name == "whole" else name: part for name, part in made.items() if name not in idle}
 

@@ -20,7 +20,8 @@ def markdown(record: Json) -> str:
         "test on the same images against the best other criterion of the same budget and repair, the largest over the "
         "seeds; not corrected for the number of comparisons. *p of the loss*: the same test against the dense model.",
         "",
-        f"| {'budget' if _whole(record) else 'keep'} | recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
+        f"| {'budget' if _whole(record) else 'keep'} "
+        "| recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
         "|---:|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in sorted(record["table"], key=lambda r: (*_size(r), r["recovery"], -r["top1"])):
