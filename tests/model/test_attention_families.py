@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import vitprune
-from vitprune.core.errors import UserError
 from vitprune.criteria.statistics import attention_curve, ranks
 from vitprune.criteria.statistics.attention import statistics
-from vitprune.deploy.onnx import exporting
 from vitprune.model import families
+from vitprune.model.inside import blockwise, hooks
 from vitprune.model.load import opening, saving
 from vitprune.model.sites import attention, attention_layers
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import linear
 from vitprune.model.sites.own_attention import OwnAttention
+from vitprune.model.tokens import tokens_per_site
 from vitprune.pruning import slim_attention, surgery
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import layerwise
+from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe import inputs
 
@@ -52,6 +50,10 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope, axial": ("vit_small_patch16_rope_224", {}, "vh"),
     "rope, mixed": ("vit_small_patch16_rope_mixed_224", {}, "v"),
     "gated": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": [2, 2], "attn_gated": True}, "h"),
+    "post-norm": ("vit_base_patch16_rpn_224", {}, "vqh"),
+    "post-norm, relpos": ("vit_relpos_small_patch16_rpn_224", {}, "vqh"),
+    "post-norm, eva": ("eva02_base_patch14_224", {"use_post_norm": True}, "vh"),
+    "side by side": ("vit_small_patch16_18x2_224", {}, "vqh"),
     "naflexvit": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": [2, 2]}, "vqh"),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES)
@@ -156,10 +158,10 @@ def test_a_slim_head_by_hand(case: str) -> None:
     site, values = curve.site, curve.values[-1]
     slim = copy.deepcopy(model)
     Cut(curve, site.counts[-1], 4).write(slim)
-    own: Any = slim.blocks[0].attn
+    own: Any = slim.get_submodule(site.path)
     asked = site.asking(4)
     assert attention_layers.shape(own) == (2, asked, 4)
-    q, k, v = slim_attention._per_head(model.blocks[0].attn)
+    q, k, v = slim_attention._per_head(model.get_submodule(site.path))
     if site.query_keys:  # their product at the dense kernel's scale
         logits = [curve.keys[h, :4].mT @ curve.queries[h, :4] @ q[h] for h in range(2)]
         torch.testing.assert_close(
@@ -196,16 +198,12 @@ def test_macs_and_parameters_are_those_that_are_counted(case: str) -> None:
 
 
 def given_to(model: nn.Module, attn: nn.Module) -> dict[str, Any]:
-    from vitprune.model.inside import hooks
-
     with hooks.keywords_of([attn]) as given:
         model(images_for(model, 1))
     return given[0]
 
 
 def tokens_of(model: Any) -> int:
-    from vitprune.model.tokens import tokens_per_site
-
     return tokens_per_site(model, families.ffn_sites(model)[:1])[0]
 
 
@@ -221,11 +219,33 @@ def flops_of_positions(attn: Any) -> int:
 @each
 def test_the_repair_comes_closer(case: str) -> None:
     model = tiny(case)
+    if blockwise.halves(model) is None:
+        return
     x = images_for(model, 60)
     slim, _ = cut(case)
     before = float((slim(x) - model(x)).norm())
     layerwise.repair(slim, model, iter([x[:30], x[30:]]), attention=True)
     assert float((slim(x) - model(x)).norm()) < 0.8 * before
+
+
+@each
+def test_the_repair_of_its_projection_alone_comes_closer(case: str) -> None:
+    """`affine` and `mean`, for blocks of any form; without heads the bias is right in the mean."""
+    model = tiny(case)
+    x = images_for(model, 60)
+    sites = attention_sites(model)
+    gap = {}
+    for how in ("none", "mean", "affine"):
+        slim, cuts = cut(case)
+        plan = Plan(
+            {site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}, (), cuts
+        )
+        repairer = Repairer(how)  # type: ignore[arg-type]
+        repairer.repair(slim, plan, repairer.prepare(model, lambda: [x[:30], x[30:]]))
+        gap[how] = float((slim(x) - model(x)).norm())
+    assert gap["affine"] < 0.85 * gap["none"], gap
+    assert gap["mean"] < gap["none"]
+    assert len(cuts) == len(sites)
 
 
 @each

@@ -89,6 +89,7 @@ def test_every_default() -> None:
         },
         "whole": None,
         "prune": None,
+        "attention_dims": "equal",
         "keep": 0.25,
         "allocation": "auto",
         "budget": "flops",

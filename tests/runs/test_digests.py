@@ -100,6 +100,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "prune",
+    "attention_dims",
 }  # fmt: skip
 
 
@@ -155,6 +156,7 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
         ({"budget": {"macs": 0.25}}, AFTER_PRUNE),
         ({"budget": {"params": 0.5}}, AFTER_PRUNE),
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
+        ({"attention_dims": "free"}, AFTER_PRUNE),
         ({"budget": "flops", "keep": 0.5}, AFTER_DISCOVER),
     ],
 )

@@ -63,6 +63,9 @@ class Recipe(Part):
     prune: list[Literal["ffn", "attention"]] | None = Field(
         None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
     )
+    attention_dims: Literal["equal", "free"] = Field(
+        "equal", description="free: queries and keys may keep other dimensions than values; finer, and slower to run"
+    )
     keep: Keep | None = Field(
         0.25,
         description="the budget: `25%` or a float up to 1.0 is a share of the hidden units, `25 units` a count per block",
@@ -130,6 +133,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def keep_or_whole(self) -> Recipe:
+        if self.attention_dims == "free" and not self.prunes_attention:
+            raise ValueError("`attention_dims` goes with `prune: attention` and a budget of the whole model")
         if self.whole is None:
             if self.prune not in (None, ["ffn"]):
                 raise ValueError("`prune: attention` goes with a budget of the whole model: `budget: {macs: 0.5}`")
@@ -278,7 +283,8 @@ class Recipe(Part):
 
     def _of_whole(self) -> dict[str, Any]:
         """The budget of the whole model, where there is one: what goes by `keep` is as it was."""
-        return self.model_dump(mode="json", include={"whole", "prune"}) if self.whole else {}
+        names = {"whole", "prune", *(["attention_dims"] if self.attention_dims == "free" else [])}
+        return self.model_dump(mode="json", include=names) if self.whole else {}
 
     @property
     def own_head(self) -> bool:

@@ -22,14 +22,15 @@ from vitprune.pruning.whole.pricing import Pricing
 
 def plan(
     model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], share: float, prices: Pricing,
-    classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1,
+    classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1, free: bool = False,
 ) -> Plan:  # fmt: skip
     """What FFNs and attentions keep, together within `share` of what the dense model costs, at the least loss.
 
-    `scores` has a curve for every FFN, in the nats of the attentions' `curves`. Raises UserError where the smallest model
+    `scores` has a curve for every FFN, in the nats of the attentions' `curves`. `free`: queries and keys may have other
+    dimensions than values. Raises UserError where the smallest model
     that these sites allow is above the budget.
     """
-    every = [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
+    every = [*_of_attentions(curves, prices, free), *_of_ffns(model, scores, prices, round_to, floor)]
     room, total = share * prices.total, prices.total
     fixed = total - sum(float(site.prices.max()) for site in every)
     least = fixed + sum(float(site.prices.min()) for site in every)
@@ -59,11 +60,11 @@ def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | 
     return made
 
 
-def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing) -> list[Options]:
+def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing, free: bool) -> list[Options]:
     """Heads and dimensions of every attention; one head stays."""
     made = []
     for curve in curves:
-        table = {kept: cost for kept, cost in curve.table().items() if kept[0]}
+        table = {kept: cost for kept, cost in curve.table(free).items() if kept[0]}
         of = np.array([prices.attention(curve.site, *kept) for kept in table], float)
         made.append(Options(list(table), np.array(list(table.values())), of))
     return made

@@ -19,8 +19,8 @@ class Pricing(Protocol):
     name: str
     total: float
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
-        """What the attention costs with `heads` of `dim` dimensions."""
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
+        """What the attention costs with `heads` of `dim` dimensions, `queries` of queries and keys."""
         ...
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ class Macs:
         self.tokens = {site.name: count for site, count in zip(ffns, tokens_per_site(model, ffns), strict=True)}
         self.every = self.tokens[ffns[0].name]
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
         """Those of its layers and of its two products."""
-        return float(site.macs(self.width, self.every, self.every, heads, dim))
+        return float(site.macs(self.width, self.every, self.every, heads, dim, queries))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers at all tokens that it sees."""
@@ -57,9 +57,9 @@ class Parameters:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.total = model, float(size.parameters(model))
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
         """Those of its layers."""
-        return float(site.parameters(self.model, heads, dim))
+        return float(site.parameters(self.model, heads, dim, queries))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers."""

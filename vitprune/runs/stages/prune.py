@@ -70,7 +70,7 @@ def prune(run: Run) -> list[Path]:
             run.write_recipe(folder)
             made.append("recipe.yaml")
         check = run.folder.stage_folder("prune") / f"{group or 'all'}.json"
-        sizes = {name: [cut.heads, cut.dim] for name, cut in plan.attention.items()}
+        sizes = {name: cut.sizes for name, cut in plan.attention.items()}
         told = {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference}
         write_json(check, told | ({"attention": sizes} if sizes else {}))
         files += [folder / name for name in made] + [check]
@@ -100,7 +100,8 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
         curves = attention.of_file(run, group) if recipe.prunes_attention else []
         model, left = run.loaded.model, recipe.whole.amount
         asked = PRICINGS[recipe.whole.of](model)
-        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor)
+        free = recipe.attention_dims == "free"
+        return allocation.plan(model, scores, curves, left, asked, targets, recipe.round_to, recipe.floor, free)
     dense = model_of(run, name, group)
     share = recipe.share if isinstance(recipe.share, float) else recipe.share / min(s.size for s in run.sites)
     for n in range(1, recipe.rounds):
@@ -154,7 +155,7 @@ def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     kept = load_file(run.folder.root / (group or "") / "masks.safetensors")
     told = read_json(run.folder.stage_folder("prune") / f"{group or 'all'}.json").get("attention") or {}
     curves = {curve.site.name: curve for curve in (attention.of_file(run, group) if told else [])}
-    cuts = {name: Cut(curves[name], heads, dim) for name, (heads, dim) in told.items()}
+    cuts = {name: Cut(curves[name], *sizes) for name, sizes in told.items()}
     return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
 
 
