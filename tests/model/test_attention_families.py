@@ -7,14 +7,17 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune.criteria.statistics import attention_curve, ranks
 from vitprune.criteria.statistics.attention import statistics
-from vitprune.model import families
+from vitprune.deploy.onnx import exporting
+from vitprune.model import families, size
 from vitprune.model.inside import blockwise, hooks
 from vitprune.model.load import opening, saving
 from vitprune.model.sites import attention, attention_layers
@@ -75,6 +78,20 @@ def opened(case: str) -> Any:
 def tiny(case: str) -> Any:
     """In float64."""
     return copy.deepcopy(opened(case).model).double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter reads all its operators' sources at every export: once is enough here."""
+    monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(operators))
+
+
+from_torchlib = _registration.ONNXRegistry.from_torchlib
+
+
+@functools.cache
+def operators(opset_version: int) -> Any:
+    return from_torchlib(opset_version=opset_version)
 
 
 def images_for(model: nn.Module, count: int = 24) -> Tensor:
@@ -171,6 +188,47 @@ def test_a_slim_head_by_hand(case: str) -> None:
     kept = values.kept(4)
     expected = torch.stack([(values.front[h] @ v[h])[kept[h]] for h in range(2)])
     torch.testing.assert_close(slim_attention._per_head(own)[2], expected)
+
+
+@pytest.mark.parametrize(("heads", "dim", "queries"), [(2, 4, 8), (1, 8, 4), (2, 8, 4)])
+def test_queries_and_values_of_different_sizes(heads: int, dim: int, queries: int, tmp_path: Path) -> None:
+    """Where both can go they need not go together: masked as sliced, priced as counted, saved and loaded."""
+    model = tiny("vit")
+    cuts = {curve.site.name: Cut(curve, heads, dim, queries) for curve in curves("vit")}
+    plan = Plan({site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}, (), cuts)
+    x = images_for(model, 4)
+    assert surgery.masked_vs_sliced(model, plan, x) < 1e-10
+    slim = surgery.slim(model, plan)
+    tokens, sites = tokens_of(model), [cut.curve.site for cut in cuts.values()]
+    asked = (heads, dim, queries)
+    gone = sum(site.parameters(model, 2, 8) - site.parameters(model, *asked) for site in sites)
+    assert size.parameters(model) - size.parameters(slim) == gone
+    macs = sum(site.macs(16, tokens, tokens, 2, 8) - site.macs(16, tokens, tokens, *asked) for site in sites)
+    assert size.macs(model) - size.macs(slim) == macs
+    for curve in curves("vit"):
+        free, share = curve.table(free=True), heads / 2
+        assert curve.table().items() <= free.items() and len(free) == 1 + 2 * 4
+        assert free[asked] == pytest.approx(
+            curve.cost(heads, dim) + share * float(curve.ranks[queries] - curve.ranks[dim])
+        )
+    single = surgery.slim(opened("vit").model, plan)
+    saving.save(tmp_path / "a", opened("vit"), single, {})
+    again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'a'}"))
+    assert set(attention.slim(again.model).values()) == {(heads, queries, dim)}
+    assert torch.equal(again.model(x.float()), single(x.float()))
+
+
+@each
+@pytest.mark.usefixtures("one_registry")
+@pytest.mark.sample(2)
+def test_onnx_gives_the_same(case: str, tmp_path: Path) -> None:
+    slim, _ = cut(case, opened(case).model.eval())
+    exporting.export(slim, tmp_path / "m.onnx", {})
+    differences = exporting.parity(slim, tmp_path / "m.onnx", images_for(slim, 7))
+    assert set(differences) == {1, 2, 7} and max(differences.values()) < 1e-4 * float(
+        slim(images_for(slim, 7)).abs().max()
+    )
+    assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} == {""}
 
 
 @each

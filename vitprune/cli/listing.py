@@ -84,7 +84,7 @@ def _examined(name: str) -> Json:
     try:
         widths = sorted({site.size for site in ffn_sites(model)})
         token_layout(model)
-        found = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
+        found: Json = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
         found["sites"] = {"ffn": None} | {kind: stays(model).get(kind) for kind in WHAT}
     except UserError as error:
         return {"why_not": str(error)}

@@ -138,8 +138,9 @@ class _Gathered:
         for i, site in enumerate(self.attentions):
             n = self.first + i
             whole = torch.eye(site.queries or site.dim, dtype=torch.float64).expand(site.heads, -1, -1)
-            sides = tuple(side.mean() for side in next(asking)) if site.query_keys else (whole, whole)
-            of_attentions.append(AttentionMoments(covariances[n], means[n], *sides, self.tokens[n], self.counted[n]))
+            queries, keys = (side.mean() for side in next(asking)) if site.query_keys else (whole, whole)
+            found = AttentionMoments(covariances[n], means[n], queries, keys, self.tokens[n], self.counted[n])
+            of_attentions.append(found)
         return of_ffns, of_attentions
 
 
