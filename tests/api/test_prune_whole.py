@@ -28,12 +28,23 @@ def test_attention_goes_beside_the_ffns_within_the_budget() -> None:
 
 
 def test_a_family_whose_attention_stays_says_so() -> None:
-    args = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "num_classes": 3}
-    model, images = timm.create_model("beit_base_patch16_224", **args).eval(), torch.randn(12, 3, 32, 32)
+    args = {"img_size": 16, "window_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "num_classes": 3}
+    model = timm.create_model("swin_tiny_patch4_window7_224", **args).eval()
+    images = torch.randn(12, 3, 16, 16)
     scores = vitprune.discover(model, images, torch.arange(12) % 3)
     with pytest.warns(UserWarning, match="only FFN units are pruned"):
         slim = vitprune.prune(model, scores, budget={"macs": 0.8}, images=images)
     assert size.macs(slim) <= 0.8 * size.macs(model)
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_base_patch16_rpn_224"])
+def test_families_of_other_attentions_and_blocks_are_cut_too(name: str) -> None:
+    args = {"img_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "num_classes": 3}
+    model, images = timm.create_model(name, **args).eval(), torch.randn(40, 3, 16, 16)
+    scores = vitprune.discover(model, images, LABELS)
+    slim = vitprune.prune(model, scores, budget={"macs": 0.4}, images=images)
+    assert size.macs(slim) <= 0.4 * size.macs(model) and slim(images).isfinite().all()
+    assert [s.heads * s.dim for s in attention_sites(slim)] != [s.heads * s.dim for s in attention_sites(model)]
 
 
 def test_what_does_not_go_together_is_one_line() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SITES = {"ffn": "FFN", "values": "V/proj", "query_keys": "Q/K", "heads": "heads"}
 STAGES = ("discover", "prune", "repair", "save, load", "ONNX", "fp16", "int8")
 HEAD = """# Model families
 
@@ -40,6 +41,19 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['title']} | {'all' if every else ', '.join(row['criteria'])} | {', '.join(row['all_tokens_only'])} |"
         )
+    lines += [
+        "",
+        "## Which sites there are",
+        "",
+        "What can become smaller: hidden units of the FFNs, a head's dimensions of values, those of queries and keys, heads.",
+        "",
+        f"| family | {' | '.join(SITES.values())} | why not |",
+        "|" + " --- |" * (len(SITES) + 2),
+    ]
+    for row in rows:
+        cells = ["yes" if row["sites"][kind] is None else "no" for kind in SITES]
+        why = "; ".join(dict.fromkeys(filter(None, row["sites"].values())))
+        lines.append(f"| {row['title']} | {' | '.join(cells)} | {why} |")
     return "\n".join(lines) + "\n"
 
 

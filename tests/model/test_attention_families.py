@@ -7,22 +7,28 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune.criteria.statistics import attention_curve, ranks
 from vitprune.criteria.statistics.attention import statistics
-from vitprune.model import families
+from vitprune.deploy.onnx import exporting
+from vitprune.model import families, size
+from vitprune.model.inside import blockwise, hooks
 from vitprune.model.load import opening, saving
 from vitprune.model.sites import attention, attention_layers
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import linear
 from vitprune.model.sites.own_attention import OwnAttention
+from vitprune.model.tokens import tokens_per_site
 from vitprune.pruning import slim_attention, surgery
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import layerwise
+from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe import inputs
 
@@ -47,6 +53,10 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope, axial": ("vit_small_patch16_rope_224", {}, "vh"),
     "rope, mixed": ("vit_small_patch16_rope_mixed_224", {}, "v"),
     "gated": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": [2, 2], "attn_gated": True}, "h"),
+    "post-norm": ("vit_base_patch16_rpn_224", {}, "vqh"),
+    "post-norm, relpos": ("vit_relpos_small_patch16_rpn_224", {}, "vqh"),
+    "post-norm, eva": ("eva02_base_patch14_224", {"use_post_norm": True}, "vh"),
+    "side by side": ("vit_small_patch16_18x2_224", {}, "vqh"),
     "naflexvit": ("naflexvit_base_patch16_gap", {"pos_embed_grid_size": [2, 2]}, "vqh"),
 }  # fmt: skip
 each = pytest.mark.parametrize("case", CASES)
@@ -68,6 +78,20 @@ def opened(case: str) -> Any:
 def tiny(case: str) -> Any:
     """In float64."""
     return copy.deepcopy(opened(case).model).double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter reads all its operators' sources at every export: once is enough here."""
+    monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(operators))
+
+
+from_torchlib = _registration.ONNXRegistry.from_torchlib
+
+
+@functools.cache
+def operators(opset_version: int) -> Any:
+    return from_torchlib(opset_version=opset_version)
 
 
 def images_for(model: nn.Module, count: int = 24) -> Tensor:
@@ -151,10 +175,10 @@ def test_a_slim_head_by_hand(case: str) -> None:
     site, values = curve.site, curve.values[-1]
     slim = copy.deepcopy(model)
     Cut(curve, site.counts[-1], 4).write(slim)
-    own: Any = slim.blocks[0].attn
+    own: Any = slim.get_submodule(site.path)
     asked = site.asking(4)
     assert attention_layers.shape(own) == (2, asked, 4)
-    q, k, v = slim_attention._per_head(model.blocks[0].attn)
+    q, k, v = slim_attention._per_head(model.get_submodule(site.path))
     if site.query_keys:  # their product at the dense kernel's scale
         logits = [curve.keys[h, :4].mT @ curve.queries[h, :4] @ q[h] for h in range(2)]
         torch.testing.assert_close(
@@ -164,6 +188,47 @@ def test_a_slim_head_by_hand(case: str) -> None:
     kept = values.kept(4)
     expected = torch.stack([(values.front[h] @ v[h])[kept[h]] for h in range(2)])
     torch.testing.assert_close(slim_attention._per_head(own)[2], expected)
+
+
+@pytest.mark.parametrize(("heads", "dim", "queries"), [(2, 4, 8), (1, 8, 4), (2, 8, 4)])
+def test_queries_and_values_of_different_sizes(heads: int, dim: int, queries: int, tmp_path: Path) -> None:
+    """Where both can go they need not go together: masked as sliced, priced as counted, saved and loaded."""
+    model = tiny("vit")
+    cuts = {curve.site.name: Cut(curve, heads, dim, queries) for curve in curves("vit")}
+    plan = Plan({site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}, (), cuts)
+    x = images_for(model, 4)
+    assert surgery.masked_vs_sliced(model, plan, x) < 1e-10
+    slim = surgery.slim(model, plan)
+    tokens, sites = tokens_of(model), [cut.curve.site for cut in cuts.values()]
+    asked = (heads, dim, queries)
+    gone = sum(site.parameters(model, 2, 8) - site.parameters(model, *asked) for site in sites)
+    assert size.parameters(model) - size.parameters(slim) == gone
+    macs = sum(site.macs(16, tokens, tokens, 2, 8) - site.macs(16, tokens, tokens, *asked) for site in sites)
+    assert size.macs(model) - size.macs(slim) == macs
+    for curve in curves("vit"):
+        free, share = curve.table(free=True), heads / 2
+        assert curve.table().items() <= free.items() and len(free) == 1 + 2 * 4
+        assert free[asked] == pytest.approx(
+            curve.cost(heads, dim) + share * float(curve.ranks[queries] - curve.ranks[dim])
+        )
+    single = surgery.slim(opened("vit").model, plan)
+    saving.save(tmp_path / "a", opened("vit"), single, {})
+    again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'a'}"))
+    assert set(attention.slim(again.model).values()) == {(heads, queries, dim)}
+    assert torch.equal(again.model(x.float()), single(x.float()))
+
+
+@each
+@pytest.mark.usefixtures("one_registry")
+@pytest.mark.sample(2)
+def test_onnx_gives_the_same(case: str, tmp_path: Path) -> None:
+    slim, _ = cut(case, opened(case).model.eval())
+    exporting.export(slim, tmp_path / "m.onnx", {})
+    differences = exporting.parity(slim, tmp_path / "m.onnx", images_for(slim, 7))
+    assert set(differences) == {1, 2, 7} and max(differences.values()) < 1e-4 * float(
+        slim(images_for(slim, 7)).abs().max()
+    )
+    assert {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node} == {""}
 
 
 @each
@@ -191,16 +256,12 @@ def test_macs_and_parameters_are_those_that_are_counted(case: str) -> None:
 
 
 def given_to(model: nn.Module, attn: nn.Module) -> dict[str, Any]:
-    from vitprune.model.inside import hooks
-
     with hooks.keywords_of([attn]) as given:
         model(images_for(model, 1))
     return given[0]
 
 
 def tokens_of(model: Any) -> int:
-    from vitprune.model.tokens import tokens_per_site
-
     return tokens_per_site(model, families.ffn_sites(model)[:1])[0]
 
 
@@ -216,11 +277,33 @@ def flops_of_positions(attn: Any) -> int:
 @each
 def test_the_repair_comes_closer(case: str) -> None:
     model = tiny(case)
+    if blockwise.halves(model) is None:
+        return
     x = images_for(model, 60)
     slim, _ = cut(case)
     before = float((slim(x) - model(x)).norm())
     layerwise.repair(slim, model, iter([x[:30], x[30:]]), attention=True)
     assert float((slim(x) - model(x)).norm()) < 0.8 * before
+
+
+@each
+def test_the_repair_of_its_projection_alone_comes_closer(case: str) -> None:
+    """`affine` and `mean`, for blocks of any form; without heads the bias is right in the mean."""
+    model = tiny(case)
+    x = images_for(model, 60)
+    sites = attention_sites(model)
+    gap = {}
+    for how in ("none", "mean", "affine"):
+        slim, cuts = cut(case)
+        plan = Plan(
+            {site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}, (), cuts
+        )
+        repairer = Repairer(how)  # type: ignore[arg-type]
+        repairer.repair(slim, plan, repairer.prepare(model, lambda: [x[:30], x[30:]]))
+        gap[how] = float((slim(x) - model(x)).norm())
+    assert gap["affine"] < 0.85 * gap["none"], gap
+    assert gap["mean"] < gap["none"]
+    assert len(cuts) == len(sites)
 
 
 @each

@@ -186,6 +186,8 @@ def frugal() -> Iterator[None]:
 @pytest.mark.parametrize(
     "given",
     [[], 3, "x", True, [[2, 4]], {"blocks.0.attn": 3}, {"blocks.0.attn": [2]}, {"blocks.0.attn": [2, 4, 4]},
+     {"blocks.0.attn": [0, 8, 4]}, {"blocks.0.attn": [2, 8, 0]}, {"blocks.0.attn": [2, 9, 4]}, {"blocks.0.attn": [2, 8, 9]},
+     {"blocks.0.attn": [2, 8, 4, 4]}, {"blocks.0.attn": [1 << 16, 1 << 16, 1]}, {"blocks.0.attn": [2, 8, True]},
      {"blocks.0.attn": "24"}, {"blocks.0.attn": [2.0, 4]}, {"blocks.0.attn": [True, 4]}, {"blocks.0.attn": [-1, 4]},
      {"blocks.0.attn": [0, 4]}, {"blocks.0.attn": [2, 0]}, {"blocks.0.attn": [None, None]}, {"blocks.0.attn": {"0": 1}},
      {"blocks.0.attn": [1 << 40, 1 << 40]}, {"blocks.0.attn": [1 << 16, 1 << 16]}, {"blocks.0.attn": [3, 4]},
@@ -221,7 +223,9 @@ def test_dimensions_behind_a_norm_stay_whole(tmp_path: Path) -> None:
     change_json(folder / "config.json", lambda c: c["model_args"].update(qk_norm=True))
     save_file(tiny_model(qk_norm=True).state_dict(), folder / "model.safetensors", {"format": "pt"})
     unsigned(folder, lambda block: block.update(attention={"blocks.0.attn": [2, 4]}))
-    assert "the heads of blocks.0.attn have 8 dimensions" in refusal(lambda: vitprune.load(folder))
+    assert "blocks.0.attn has 2 heads of 8 dimensions, of which not all can go" in refusal(
+        lambda: vitprune.load(folder)
+    )
 
 
 def test_a_model_of_another_attention(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_every_default() -> None:
         },
         "whole": {"macs": 0.5, "params": None, "latency": None, "size_mb": None, "loss_points": None},
         "prune": ["ffn", "attention"],
+        "attention_dims": "equal",
         "keep": None,
         "allocation": "auto",
         "budget": "flops",

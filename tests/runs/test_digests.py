@@ -103,7 +103,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.latency", "whole.size_mb",
-    "whole.loss_points", "prune", "export.budget",
+    "whole.loss_points", "prune", "attention_dims", "export.budget",
 }  # fmt: skip
 
 
@@ -163,6 +163,7 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
         ({"export": {"shortcut": False}}, AFTER_PRUNE),  # the price of the last block is another
         ({"export": {"onnx": False}}, AFTER_PRUNE),
+        ({"attention_dims": "free"}, AFTER_PRUNE),
         ({"budget": "flops", "keep": 0.5}, AFTER_DISCOVER),
     ],
 )

@@ -36,6 +36,7 @@ from vitprune.model import classifier, families
 from vitprune.model.inside import blockwise
 from vitprune.model.load import opening, saving
 from vitprune.model.load.loaded import Loaded
+from vitprune.model.sites import attention
 from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
 from vitprune.recipe import inputs, recipe
@@ -334,6 +335,24 @@ def test_the_command_lists_what_is_tested_here():
     }  # fmt: skip
     lines = CliRunner().invoke(app.app, ["models"]).stdout
     assert all(name in lines for name in NAMES)
+
+
+@each_name
+def test_the_table_says_what_of_the_attention_stays(name):
+    row, found = ROWS[FAMILY_OF[name]], attention.stays(opened(name).model)
+    assert row["sites"] == {"ffn": None} | {kind: found.get(kind) for kind in ("values", "query_keys", "heads")}
+
+
+def test_vit_deit_dinov2_clip_and_siglip_have_every_kind_of_site():
+    for family in ("vit", "deit", "deit-distilled", "deit3", "dinov2", "dinov2-reg", "clip", "siglip"):
+        assert set(ROWS[family]["sites"].values()) == {None}
+
+
+def test_the_docs_tables_are_current():
+    docs = Path(__file__).parents[2] / "docs"
+    rows = json.loads((docs / "families.json").read_text())
+    assert [{key: value for key, value in row.items() if key != "stages"} for row in rows] == list(ROWS.values())
+    assert (docs / "families.md").read_text() == family_table.markdown(rows)
 
 
 def test_the_docs_table_says_what_passed_and_what_did_not():

@@ -16,6 +16,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.model import families, size
 from vitprune.model.load import opening
+from vitprune.model.sites import attention
 from vitprune.model.sites.attention import attention_sites
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
@@ -125,22 +126,47 @@ def test_ffn_alone_leaves_attention_whole(content: dict[str, Any], tmp_path: Pat
 
 
 def test_a_family_without_such_attention_prunes_its_ffns_and_says_so(content: dict[str, Any], tmp_path: Path) -> None:
-    small = {
-        "img_size": 32,
-        "embed_dim": 24,
-        "depth": 2,
-        "num_heads": 2,
-        "patch_size": 8,
-        "in_chans": 1,
-        "num_classes": 3,
-    }
-    model = {"name": "beit_base_patch16_224", "args": small}
-    content = {**content, "model": model, "baselines": [], "budget": {"macs": 0.8}}
-    content["data"] = {**content["data"], "labels": "by-order"}
-    made = run(content, tmp_path)
+    small = {"img_size": 16, "window_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
+    made = run(of_timm(content, "swin_tiny_patch4_window7_224", small), tmp_path)
     assert any(note.startswith("Default prune: [ffn] and not [ffn, attention]") for note in made["notes"])
     with pytest.raises(UserError, match="attention"):
-        run(content, tmp_path, prune=["ffn", "attention"])
+        run(of_timm(content, "swin_tiny_patch4_window7_224", small), tmp_path, prune=["ffn", "attention"])
+
+
+def of_timm(content: dict[str, Any], name: str, small: dict[str, Any], macs: float = 0.8) -> dict[str, Any]:
+    """The recipe with a fresh model of timm's."""
+    model = {"name": name, "args": small | {"in_chans": 1, "num_classes": 3}}
+    content = {**content, "model": model, "baselines": [], "budget": {"macs": macs}}
+    return content | {"data": {**content["data"], "labels": "by-order"}}
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_relpos_small_patch16_rpn_224"])
+def test_other_families_go_the_road_too(content: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Values narrower than queries under rotary embeddings; blocks that do not come in halves, so repaired by `affine`."""
+    small = {"img_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
+    made = run(of_timm(content, name, small, 0.5), tmp_path, "run")
+    assert all(check["passed"] for check in made["checks"]), made["checks"]
+    slim = vitprune.load(tmp_path / "tiny")
+    found = json.loads((tmp_path / "tiny" / "config.json").read_text())["vitprune"]["attention"]
+    assert found == {path: list(state) for path, state in attention.slim(slim).items()}
+    told = {path: one["slim"] for path, one in made["model"]["attention"].items()}
+    assert told and told.items() <= found.items()
+    again = json.loads((tmp_path / "tiny" / "stages" / "prune" / "all.json").read_text())
+    assert again["masked_vs_sliced"] < 1e-4
+    assert {len(state) for state in found.values()} <= ({2, 3} if name.startswith("eva") else {2})
+
+
+def test_queries_may_keep_other_dimensions_than_values(content: dict[str, Any], tmp_path: Path) -> None:
+    made = run(content, tmp_path, attention_dims="free", budget={"macs": 0.6})
+    slim = vitprune.load(tmp_path / "tiny")
+    assert any(len(one["slim"]) == 3 for one in made["model"]["attention"].values()), made["model"]["attention"]
+    dense = opening.open_model(Recipe.model_validate(content).model, torch.device("cpu")).model
+    assert size.macs(slim) <= 0.6 * size.macs(dense)
+    asked = {**content, "out": str(tmp_path), "attention_dims": "free", "budget": {"macs": 0.6}}
+    with Run.open(Recipe.model_validate(asked), "cpu", Reporter(quiet=True)) as opened:
+        plan = exported_mask(opened, None, opened.classes.every())
+        told = {name: list(cut.curve.site.state(*cut.sizes)) for name, cut in plan.attention.items()}
+    assert told == {path: one["slim"] for path, one in made["model"]["attention"].items()}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +182,7 @@ def test_a_family_without_such_attention_prunes_its_ffns_and_says_so(content: di
         ({"budget": {"macs": 1.5}}, "less than or equal to 1"),
         ({"budget": {"flops": 0.5}}, "Extra inputs"),
         ({"prune": ["attention"]}, "`prune` is"),
+        ({"prune": ["ffn"], "attention_dims": "free"}, "`attention_dims` goes with"),
         ({"whole": {"macs": 0.5}}, "not both"),
     ],
 )

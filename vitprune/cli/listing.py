@@ -14,9 +14,12 @@ from vitprune.criteria.catalog import CRITERIA, why_not
 from vitprune.model import classifier
 from vitprune.model.families import FAMILIES, ffn_sites, input_shape, token_layout
 from vitprune.model.load import build
+from vitprune.model.sites.attention import stays
+from vitprune.model.sites.attention_layers import WHAT
 from vitprune.pruning.repair.names import RECOVERIES, closed_form
 
 BY_BLOCK = ("sequential", "layerwise")
+SAID = {"ffn": "FFN", "values": "V/proj", "query_keys": "Q/K", "heads": "heads"}
 MODULES = (
     "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "deit", "beit",
     "eva", "naflexvit", "hiera", "swin_transformer", "swin_transformer_v2",
@@ -24,7 +27,8 @@ MODULES = (
 
 
 def families() -> list[Json]:
-    """One row per family. `all_tokens_only`: criteria that apply with `tokens: all` or `patches`, not with `cls`."""
+    """One row per family. `sites`: for every kind why it stays as it is, None where it need not. `all_tokens_only`: criteria
+    that apply with `tokens: all` or `patches`, not with `cls`."""
     rows = []
     for name, family in FAMILIES.items():
         facts = {"class_token": family.tokens == "class", "halves": family.halves}
@@ -37,6 +41,7 @@ def families() -> list[Json]:
                 "tokens": family.tokens,
                 "criteria": [c for c in every if why_not(c, "cls", **facts) is None],
                 "all_tokens_only": [c for c in every if why_not(c, "cls", **facts) is not None],
+                "sites": {"ffn": None} | {kind: family.stays.get(kind) for kind in WHAT},
                 "repairs": [r for r in RECOVERIES if family.halves or closed_form(r) not in BY_BLOCK],
             }
         )
@@ -48,9 +53,20 @@ def line(row: Json) -> str:
     missing = [c for c in CRITERIA if c not in row["criteria"] + row["all_tokens_only"]]
     but = [f"not {', '.join(missing)}"] if missing else []
     but += [f"with tokens: all {', '.join(row['all_tokens_only'])}"] if row["all_tokens_only"] else []
-    return f"{row['family']:<16}{', '.join(row['names'])}\n{'':<16}{row['title']}; " + (
-        "; ".join(but) or "every criterion"
+    return (
+        f"{row['family']:<16}{', '.join(row['names'])}\n{'':<16}{row['title']}; "
+        + ("; ".join(but) or "every criterion")
+        + f"\n{'':<16}{_sites(row['sites'])}"
     )
+
+
+def _sites(sites: Json) -> str:
+    """Whether each kind of site can become smaller, and why not."""
+    every: list[str] = []
+    for kind, why in sites.items():
+        reason = "" if why is None or any(why in said for said in every) else f" ({why})"
+        every.append(f"{SAID[kind]} {'yes' if why is None else 'no'}{reason}")
+    return ", ".join(every)
 
 
 def every() -> Iterator[Json]:
@@ -68,7 +84,8 @@ def _examined(name: str) -> Json:
     try:
         widths = sorted({site.size for site in ffn_sites(model)})
         token_layout(model)
-        found = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
+        found: Json = {"why_not": None, "input_size": list(input_shape(model)), "widths": widths}
+        found["sites"] = {"ffn": None} | {kind: stays(model).get(kind) for kind in WHAT}
     except UserError as error:
         return {"why_not": str(error)}
     try:
@@ -82,6 +99,7 @@ def name_line(row: Json) -> str:
     if row["why_not"] is not None:
         return f"{row['name']:<48}no: {row['why_not']}"
     size = "x".join(map(str, row["input_size"]))
-    return f"{row['name']:<48}yes, {size}" + (
+    own = ", ".join(SAID[kind] for kind, why in row["sites"].items() if why is None)
+    return f"{row['name']:<48}yes, {size}, {own}" + (
         "" if row["classifier"] else ", no classifier: give model.args.num_classes"
     )

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.reading import Json
-from vitprune.report.reading.values import budget_text
 
 
 def as_json(record: Json, verb: str, folder: Path) -> Json:

@@ -7,9 +7,9 @@ attention pool belongs to the head, and stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from timm.layers import GluMlp, LayerNorm, Mlp, RmsNorm, SwiGLU
@@ -42,14 +42,23 @@ ONE_FFN = (
 @dataclass(frozen=True, slots=True)
 class Family:
     """A row of `vitprune models`. `tokens`: what a criterion can look at; `halves`: its blocks come in two halves, which
-    block-by-block repair and some criteria need. `names`: what the tests take through the whole road, as tiny models."""
+    block-by-block repair and some criteria need; `stays`: what of its attention cannot go, with the reason. `names`: what
+    the tests take through the whole road, as tiny models."""
 
     title: str
     names: tuple[str, ...]
     tokens: Literal["class", "patches", "stages"] = "class"
     halves: bool = True
+    stays: Mapping[str, str] = field(default_factory=dict)
 
 
+def _all_of(kind: str) -> dict[str, str]:
+    return dict.fromkeys(
+        ("values", "query_keys", "heads"), f"the attention of {kind} is not supported, only its FFN units are"
+    )
+
+
+ROTARY = {"query_keys": "rotary embeddings stand behind queries and keys"}
 FAMILIES: dict[str, Family] = {
     "vit": Family("ViT, class token", ("vit_tiny_patch16_224",)),
     "vit-gap": Family("ViT, average pooling (MAE)", ("vit_base_patch16_gap_224",), "patches"),
@@ -66,20 +75,23 @@ FAMILIES: dict[str, Family] = {
         "patches",
         False,
     ),
-    "vit-parallel": Family("ViT, parallel attention and FFN", ("vit_base_patch16_xp_224",), "class", False),
+    "vit-parallel": Family(
+        "ViT, parallel attention and FFN", ("vit_base_patch16_xp_224",), "class", False, _all_of("ParallelScalingBlock")
+    ),
     "vit-things": Family("ViT, two FFNs side by side", ("vit_small_patch16_18x2_224",), "class", False),
     "siglip": Family("SigLIP, attention pooling", ("vit_base_patch16_siglip_224",), "patches"),
     "clip": Family("CLIP's image tower", ("vit_base_patch16_clip_224", "vit_base_patch16_clip_quickgelu_224")),
     "aimv2": Family("AIMv2, SwiGLU without biases", ("aimv2_large_patch14_224",), "patches"),
     "beit": Family("BEiT", ("beit_base_patch16_224", "beitv2_base_patch16_224"), "patches"),
     "eva": Family("EVA", ("eva_giant_patch14_224",), "patches"),
-    "eva02": Family("EVA-02, SwiGLU", ("eva02_tiny_patch14_224",), "patches"),
-    "eva02-norm": Family("EVA-02, SwiGLU with a norm inside", ("eva02_base_patch14_224",), "patches"),
+    "eva02": Family("EVA-02, SwiGLU", ("eva02_tiny_patch14_224",), "patches", stays=ROTARY),
+    "eva02-norm": Family("EVA-02, SwiGLU with a norm inside", ("eva02_base_patch14_224",), "patches", stays=ROTARY),
+    "dinov3": Family("DINOv3", ("vit_small_patch16_dinov3",), "patches", stays=ROTARY),
     "naflexvit": Family("NaFlexViT", ("naflexvit_base_patch16_gap", "naflexvit_base_patch16_siglip"), "patches"),
-    "hiera": Family("Hiera", ("hiera_tiny_224",), "stages", False),
-    "swin": Family("Swin", ("swin_tiny_patch4_window7_224",), "stages", False),
-    "swinv2": Family("Swin v2", ("swinv2_tiny_window8_256",), "stages", False),
-    "torchvision": Family("torchvision's ViT", ("torchvision:vit_b_16",), "class", False),
+    "hiera": Family("Hiera", ("hiera_tiny_224",), "stages", False, _all_of("Hiera")),
+    "swin": Family("Swin", ("swin_tiny_patch4_window7_224",), "stages", False, _all_of("SwinTransformer")),
+    "swinv2": Family("Swin v2", ("swinv2_tiny_window8_256",), "stages", False, _all_of("SwinTransformerV2")),
+    "torchvision": Family("torchvision's ViT", ("torchvision:vit_b_16",), "class", False, _all_of("another library")),
     "transformers": Family(
         "transformers' ViT, DeiT, DINOv2 (an extra)",
         (
@@ -90,6 +102,7 @@ FAMILIES: dict[str, Family] = {
         ),
         "class",
         False,
+        _all_of("another library"),
     ),
 }
 

@@ -19,38 +19,46 @@ from vitprune.model.sites.ffn import bias_of, norm_of, norm_over
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What an attention keeps: `heads` heads of `dim` dimensions, by its curve."""
+    """What an attention keeps: `heads` heads of `dim` dimensions, by its curve; `queries` of queries and keys, where these are
+    not as many."""
 
     curve: AttentionCurve
     heads: int
     dim: int
+    queries: int | None = None
 
     @property
     def whole(self) -> bool:
         """Whether nothing is removed."""
-        return (self.heads, self.dim) == (self.curve.site.heads, self.curve.site.dim)
+        site = self.curve.site
+        return site.state(self.heads, self.dim, self.queries) == site.state(site.heads, site.dim)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Everything beside the curve."""
+        return [self.heads, self.dim, *([] if self.queries is None else [self.queries])]
 
     def write(self, model: nn.Module) -> None:
         """Make the model's attention small, in place."""
-        write(model, self.curve, self.heads, self.dim)
+        write(model, self.curve, self.heads, self.dim, self.queries)
 
     def mask(self, model: nn.Module) -> None:
         """Let the model's attention compute, at its full size and in place, what the small one does."""
-        mask(model, self.curve, self.heads, self.dim)
+        mask(model, self.curve, self.heads, self.dim, self.queries)
 
 
 @torch.no_grad()
-def mask(model: nn.Module, curve: AttentionCurve, heads: int, dim: int) -> None:
+def mask(model: nn.Module, curve: AttentionCurve, heads: int, dim: int, queries: int | None = None) -> None:
     """The attention with what (heads, dim) drops set to zero, in place: heads by their columns of `proj`, dimensions by
     projections of queries and values that keep the size. A norm behind the heads is taken over those that are kept."""
     site = curve.site
-    if (heads, dim) == (site.heads, site.dim):
+    if Cut(curve, heads, dim, queries).whole:
         return
     attn: Any = model.get_submodule(site.path)
     q, k, v = _per_head(attn)
     columns = _columns(attn.proj, site.heads).contiguous()  # [H, D, d]
     kept = curve.values[heads - 1] if heads else None
-    asked = site.asking(dim)
+    asked = site.asking(dim, queries)
     for h in range(site.heads):
         if kept is None or h not in kept.heads:
             columns[h] = 0
@@ -81,17 +89,17 @@ class _NormOver(nn.Module):
 
 
 @torch.no_grad()
-def write(model: nn.Module, curve: AttentionCurve, heads: int, dim: int) -> None:
+def write(model: nn.Module, curve: AttentionCurve, heads: int, dim: int, queries: int | None = None) -> None:
     """Make the attention (heads, dim) in place; whole, it stays as it is to the bit. Without heads its block keeps the bias
     of `proj`."""
     site = curve.site
-    if (heads, dim) == (site.heads, site.dim):
+    if Cut(curve, heads, dim, queries).whole:
         return
     if not heads:
         attention.without(model, site)
         return
     attn: Any = model.get_submodule(site.path)
-    kept, asked = curve.values[heads - 1], site.asking(dim)
+    kept, asked = curve.values[heads - 1], site.asking(dim, queries)
     own = torch.tensor(kept.heads)
     q, k, v = (x[own] for x in _per_head(attn))
     columns, at = _columns(attn.proj, site.heads)[own], q.device  # [H', D, d]

@@ -69,6 +69,9 @@ class Recipe(Part):
     prune: list[Literal["ffn", "attention"]] | None = Field(
         None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
     )
+    attention_dims: Literal["equal", "free"] = Field(
+        "equal", description="free: queries and keys may keep other dimensions than values; finer, and slower to run"
+    )
     keep: Keep | None = Field(
         None,
         description="budget of the FFNs alone: `25%` or a float up to 1.0 is a share of their hidden units, `25 units` a "
@@ -143,6 +146,12 @@ class Recipe(Part):
         if self.whole is None and self.keep is None:
             self.__dict__.update({"keep": 0.25} if self._of_ffns() else {"whole": Whole(macs=0.5)})
         self.__dict__["compare"] = self.compare and self.compare.under(self.whole)
+        if self.attention_dims == "free" and not self.prunes_attention:
+            raise ValueError("`attention_dims` goes with `prune: attention` and a budget of the whole model")
+        if self.attention_dims == "free" and self.whole is not None and self.whole.of == "latency":
+            raise ValueError(
+                "`attention_dims: free` does not go with a budget in time, which is measured for equal ones"
+            )
         if self.whole is None:
             if self.prune not in (None, ["ffn"]):
                 raise ValueError("`prune: attention` goes with a budget of the whole model: `budget: {macs: 0.5}`")
@@ -332,7 +341,8 @@ class Recipe(Part):
 
     def _of_whole(self) -> dict[str, Any]:
         """The budget of the whole model, where there is one: what goes by `keep` is as it was."""
-        found = self.model_dump(mode="json", include={"whole", "prune"}) if self.whole else {}
+        names = {"whole", "prune", *(["attention_dims"] if self.attention_dims == "free" else [])}
+        found = self.model_dump(mode="json", include=names) if self.whole else {}
         return found | sized_by_files(self.whole, self.export)
 
     def written(self) -> Json:
@@ -349,7 +359,8 @@ class Recipe(Part):
             idle = {"keep", "budget", "allocation", "rounds"}
             made["whole"] = self.whole.written
         else:
-            idle = {"whole"} | ({"budget"} if self.allocation != "budgeted" and self.budget == "flops" else set())
+            idle = {"whole", "attention_dims"}
+            idle |= {"budget"} if self.allocation != "budgeted" and self.budget == "flops" else set()
             idle |= {"prune"} if self.prune is None else set()
         return {"budget" if name == "whole" else name: part for name, part in made.items() if name not in idle}
 

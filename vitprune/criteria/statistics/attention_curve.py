@@ -69,17 +69,22 @@ class AttentionCurve:
         own = {name: found[name] for name in _OWN}
         return cls(site, own["without"], values, own["queries"], own["keys"], own["ranks"])
 
-    def cost(self, heads: int, dim: int) -> float:
-        """Nats per image that (heads, dim) costs."""
+    def cost(self, heads: int, dim: int, queries: int | None = None) -> float:
+        """Nats per image that (heads, dim) costs; `queries`: dimensions of queries and keys, where not as many."""
         if not heads:
             return float(self.without[0])
-        share = heads / self.site.heads
-        return float(self.without[heads] + self.values[heads - 1].costs[dim] + share * self.ranks[dim])
+        site = self.site
+        share, asked = heads / site.heads, site.asking(dim, queries) if site.query_keys else site.dim
+        return float(self.without[heads] + self.values[heads - 1].costs[dim] + share * self.ranks[asked])
 
-    def table(self) -> dict[tuple[int, int], float]:
-        """The cost of every (H', d') that the site may have; without heads there is but (0, 0)."""
-        every = [(h, d) for h in self.site.counts for d in self.site.dims]
-        return {(0, 0): self.cost(0, 0)} | {(h, d): self.cost(h, d) for h, d in every}
+    def table(self, free: bool = False) -> dict[tuple[int, ...], float]:
+        """The cost of every (H', d') that the site may have; without heads there is but (0, 0). `free`: of every (H', d', r)
+        too, with r dimensions of queries and keys, where these can go."""
+        site = self.site
+        every: list[tuple[int, ...]] = [(h, d) for h in site.counts for d in site.dims]
+        if free and site.query_keys:
+            every += [(h, d, r) for h in site.counts for d in site.dims for r in site.dims if r != d]
+        return {(0, 0): self.cost(0, 0)} | {kept: self.cost(*kept) for kept in every}
 
 
 _OWN = ("without", "queries", "keys", "ranks")

@@ -14,7 +14,7 @@ Attention = dict[str, tuple[int, ...]]  # (heads, dimensions of a head) by path,
 
 
 def attention(given: Any, config: Path) -> Attention:
-    """(heads, dimensions) or (heads, queries', values') by the attention's path; nothing where all of it is whole. Raises UserError naming the file."""
+    """(heads, dimensions) by the attention's path; nothing where all of it is whole. Raises UserError naming the file."""
     if given is None:
         return {}
     if not isinstance(given, dict) or len(given) > MOST_SITES or not all(map(_is_state, given.values())):

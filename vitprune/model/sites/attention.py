@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 from vitprune.model import families, plain
+from vitprune.model.declared import Foreign
 from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.ffn import bias_of, linear
 from vitprune.model.sites.own_attention import OwnAttention, rows_of
@@ -73,9 +74,17 @@ class AttentionSite:
         """How many heads there may be, beside none, ascending."""
         return tuple(range(1, self.heads + 1)) if self.whole_heads else (self.heads,)
 
-    def asking(self, dim: int) -> int:
-        """The dimensions of a head's queries and keys where its values have `dim`."""
-        return dim if self.query_keys else (self.queries or self.dim)
+    def asking(self, dim: int, queries: int | None = None) -> int:
+        """The dimensions of a head's queries and keys where its values have `dim`: as many, if not `queries`, where they can
+        go."""
+        if not self.query_keys:
+            return self.queries or self.dim
+        return dim if queries is None else queries
+
+    def state(self, heads: int, dim: int, queries: int | None = None) -> tuple[int, ...]:
+        """(heads, dimensions), or (heads, those of queries and keys, those of values) where these are others."""
+        asked = self.asking(dim, queries) if heads else dim
+        return (heads, dim) if asked == dim else (heads, asked, dim)
 
     @property
     def qkv(self) -> str:
@@ -87,16 +96,16 @@ class AttentionSite:
         """The path of the layer that reads what the heads give."""
         return f"{self.path}.proj"
 
-    def macs(self, width: int, tokens: int, read: int, heads: int, dim: int) -> int:
+    def macs(self, width: int, tokens: int, read: int, heads: int, dim: int, queries: int | None = None) -> int:
         """Multiply-adds of (heads, dim) for an image of `tokens`, where `read` of them ask and are answered."""
-        asked = self.asking(dim)
-        layers = width * (asked + dim) * (tokens + read) + (width * dim * read if self.gated else 0)
-        return heads * (layers + tokens * read * (asked + dim))
+        asked = self.asking(dim, queries)
+        projected = width * (asked + dim) * (tokens + read) + (width * dim * read if self.gated else 0)
+        return heads * (projected + tokens * read * (asked + dim))
 
-    def parameters(self, model: nn.Module, heads: int, dim: int) -> int:
+    def parameters(self, model: nn.Module, heads: int, dim: int, queries: int | None = None) -> int:
         """Parameters of (heads, dim)."""
         attn = model.get_submodule(self.path)
-        if (heads, dim) == (self.heads, self.dim):
+        if self.state(heads, dim, queries) == self.state(self.heads, self.dim):
             return sum(weight.numel() for weight in attn.parameters())
         proj = linear(model, self.proj)
         left = proj.out_features if proj.bias is not None else 0
@@ -104,7 +113,7 @@ class AttentionSite:
             return left
         fixed, per_head, per_value = layers.beside(attn)
         into = layers.reads(attn) + layers.has_bias(attn)
-        per_head += (2 * self.asking(dim) + dim) * into + dim * (proj.out_features + per_value)
+        per_head += (2 * self.asking(dim, queries) + dim) * into + dim * (proj.out_features + per_value)
         return heads * per_head + fixed + left
 
 
@@ -115,37 +124,49 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
     """
     families.ffn_sites(model)  # a model that is not known is refused in the words that are used everywhere
     if not isinstance(model, families.PLAIN):
-        raise UserError(f"attention: that of {type(model).__name__} is not supported, only its FFN units are")
+        of = "another library" if isinstance(model, Foreign) else type(model).__name__
+        raise UserError(f"model: the attention of {of} is not supported, only its FFN units are")
     sites, places = [], plain.shared(model)
     blocks: Any = model.blocks
     for i, block in enumerate(blocks):
-        path = f"blocks.{i}.attn"
-        if type(block) not in layers.BLOCKS:
+        found = layers.inside(i, block)
+        if found is None:
             raise UserError(
                 f"blocks.{i}: the attention of {type(block).__name__} is not supported, only its FFN units are"
             )
-        if type(block.attn) is NoAttention:
-            continue
-        reason = layers.why_not(block.attn)
-        if reason is None and any(id(weight) in places for weight in block.attn.parameters()):
-            reason = "shares its weights with another layer"
-        if reason is not None:
-            raise UserError(f"{path}: {reason}")
-        sites.append(_site(model, i, path, block.attn))
+        for path, attn in found.items():
+            if type(attn) is NoAttention:
+                continue
+            reason = layers.why_not(attn)
+            if reason is None and any(id(weight) in places for weight in attn.parameters()):
+                reason = "shares its weights with another layer"
+            if reason is not None:
+                raise UserError(f"{path}: {reason}")
+            sites.append(_site(model, i, path, attn))
     return sites
 
 
-def _site(model: nn.Module, i: int, path: str, attn: Any) -> AttentionSite:
+def _site(model: nn.Module, i: int, path: str, attn: nn.Module) -> AttentionSite:
     """The site, and what of it can go."""
     heads, queries, dim = layers.shape(attn)
-    rotary, per_head = layers.from_outside(model)
-    gated = getattr(attn, "gate", None) is not None
-    values = not gated and layers.idle(attn, "norm")
-    bare = layers.idle(attn, "q_norm") and layers.idle(attn, "k_norm") and not rotary and not per_head
+    stays = layers.stays(model, attn)
     return AttentionSite(
-        i, path, heads, dim, values=values, query_keys=values and bare and queries == dim, whole_heads=not per_head,
-        queries=None if queries == dim else queries, gated=gated,
+        i, path, heads, dim, values="values" not in stays, query_keys="query_keys" not in stays,
+        whole_heads="heads" not in stays, queries=None if queries == dim else queries,
+        gated=getattr(attn, "gate", None) is not None,
     )  # fmt: skip
+
+
+def stays(model: nn.Module) -> dict[str, str]:
+    """What of the model's attention cannot go, with the reason: of "values", "query_keys" and "heads"."""
+    found: dict[str, str] = {}
+    try:
+        sites = attention_sites(model)
+    except UserError as error:
+        return dict.fromkeys(layers.WHAT, str(error).partition(": ")[2])
+    for site in sites:
+        found = layers.stays(model, model.get_submodule(site.path)) | found
+    return found
 
 
 def slim(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -154,13 +175,12 @@ def slim(model: nn.Module) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     whole = True
     blocks: Any = model.blocks if isinstance(model, families.PLAIN) else ()
-    for i, block in enumerate(blocks):
-        attn: Any = getattr(block, "attn", None)
+    for path, attn in (pair for i, block in enumerate(blocks) for pair in (layers.inside(i, block) or {}).items()):
         if isinstance(attn, NoAttention):
-            found[f"blocks.{i}.attn"], whole = (0, 0), False
+            found[path], whole = (0, 0), False
         elif isinstance(attn, layers.KINDS):
             heads, queries, dim = layers.shape(attn)
-            found[f"blocks.{i}.attn"] = (heads, dim) if queries == dim else (heads, queries, dim)
+            found[path] = (heads, dim) if queries == dim else (heads, queries, dim)
             own = type(attn) is OwnAttention or (type(attn) is Attention and heads * dim != attn.qkv.in_features)
             whole = whole and not own
     return {} if whole else found

@@ -19,13 +19,31 @@ from torch import Tensor, nn
 from vitprune.model import plain
 from vitprune.model.sites.own_attention import OwnAttention, positions
 
-BLOCKS = (vit.Block, relpos.RelPosBlock, beit.Block, eva.EvaBlock)
+BLOCKS = (
+    vit.Block, vit.ResPostBlock, relpos.RelPosBlock, relpos.ResPostRelPosBlock, beit.Block, eva.EvaBlock,
+    eva.EvaBlockPostNorm,
+)  # fmt: skip
 KINDS = (Attention, AttentionRope, relpos.RelPosAttention, beit.Attention, eva.EvaAttention, OwnAttention)
 NORMS = (nn.Identity, nn.LayerNorm, LayerNorm, RmsNorm)
+WHAT = ("values", "query_keys", "heads")
+SHARED = "all blocks share a bias by position of every head"
 PARTS = {
     "qkv": plain.LINEAR, "q_proj": plain.LINEAR, "k_proj": plain.LINEAR, "v_proj": plain.LINEAR, "gate": plain.LINEAR,
     "proj": plain.LINEAR, "attn_drop": plain.IDLE, "proj_drop": plain.IDLE, "norm": NORMS,
 }  # fmt: skip
+
+
+def inside(i: int, block: nn.Module) -> dict[str, nn.Module] | None:
+    """A block's attentions by their paths in the model; None where it is of a kind that is not known."""
+    if type(block) in BLOCKS:
+        return {f"blocks.{i}.attn": block.get_submodule("attn")}
+    if type(block) is vit.ParallelThingsBlock:
+        return {f"blocks.{i}.attns.{k}.attn": half.get_submodule("attn") for k, half in _named(block, "attns")}
+    return None
+
+
+def _named(block: nn.Module, rows: str) -> list[tuple[str, nn.Module]]:
+    return list(block.get_submodule(rows).named_children())
 
 
 def why_not(attn: nn.Module) -> str | None:
@@ -54,13 +72,29 @@ def idle(attn: nn.Module, name: str) -> bool:
     return type(getattr(attn, name, nn.Identity())) is nn.Identity
 
 
-def from_outside(model: nn.Module) -> tuple[bool, bool]:
-    """Whether the model gives its attentions rotary embeddings; and something for every head, so that all must be there."""
+def stays(model: nn.Module, attn: nn.Module) -> dict[str, str]:
+    """What of this attention cannot become fewer, and why: of `WHAT`."""
     of: Any = model
-    rotary = getattr(of, "rope", None) is not None
-    mixed = bool(getattr(of, "rope_mixed", False) or getattr(of, "rope_is_mixed", False))
+    mixed = getattr(of, "rope_mixed", False) or getattr(of, "rope_is_mixed", False)
     shared = getattr(of, "rel_pos_bias", None) is not None or getattr(of, "shared_rel_pos", None) is not None
-    return rotary, mixed or shared
+    _, queries, dim = shape(attn)
+    reasons = {
+        "heads": [(mixed, "all blocks share rotary embeddings of every head"), (shared, SHARED)],
+        "values": [
+            (getattr(attn, "gate", None) is not None, "a gate stands behind the heads"),
+            (not idle(attn, "norm"), "a norm stands behind the heads"),
+        ],
+        "query_keys": [
+            (not (idle(attn, "q_norm") and idle(attn, "k_norm")), "a norm stands behind queries and keys"),
+            (getattr(of, "rope", None) is not None, "rotary embeddings stand behind queries and keys"),
+            (shared, SHARED),
+            (queries != dim, "they have other dimensions than the values"),
+        ],
+    }
+    reasons["query_keys"] += reasons["values"]
+    return {
+        what: next(why for is_so, why in said if is_so) for what, said in reasons.items() if any(x for x, _ in said)
+    }
 
 
 def calls_qkv(attn: nn.Module) -> bool:

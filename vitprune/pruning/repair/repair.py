@@ -30,7 +30,7 @@ from vitprune.model.inside import blockwise
 from vitprune.model.inside.moments import moments as moments_of
 from vitprune.model.sites import ffn
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair import distill, head, layerwise
+from vitprune.pruning.repair import attention, distill, head, layerwise
 from vitprune.pruning.repair.fold import _refit_all, _refit_normed
 from vitprune.pruning.repair.names import Recovery, closed_form, needs_images, needs_moments
 from vitprune.pruning.repair.streams import DenseStreams
@@ -123,6 +123,12 @@ class Repairer:
     def _fold(self, slim: nn.Module, plan: Plan, state: State) -> None:
         """`mean` and `affine`, in front of a norm from images."""
         solved, strength = closed_form(self.method), RIDGE if self.ridge is None else self.ridge
+        cuts = [cut.curve.site for cut in plan.attention.values() if not cut.whole]
+        if cuts and state.images is None:
+            raise UserError(f"recovery `{self.method}`: slim attention is mended from images; pass some")
+        if cuts and state.images is not None:
+            last = families.ffn_sites(state.dense)[-1].block
+            attention.refit(slim, state.dense, cuts, last, state.images(), solved, strength)
         _refit_all(slim, state.dense, plan, state.moments, solved, strength)
         normed = [site for site in families.ffn_sites(state.dense) if site.norm is not None]
         if state.images is not None:

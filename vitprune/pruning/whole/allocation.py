@@ -23,17 +23,18 @@ from vitprune.pruning.whole.pricing import Pricing
 
 def plan(
     model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], amount: float, prices: Pricing,
-    classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1,
+    classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1, free: bool = False,
 ) -> Plan:  # fmt: skip
     """What FFNs and attentions keep, together within the budget of `amount`, at the least loss.
 
-    `amount` is in the unit of the `prices`: a share of the dense model, or megabytes.
+    `amount` is in the unit of the `prices`: a share of the dense model, or megabytes. `free`: queries and keys may have other
+    dimensions than values.
 
     `scores` has a curve for every FFN, in the unit of the attentions' `curves`. Where it has none, the scores do not compare
     across sites: every site then keeps the same share. Raises UserError where the smallest model that these sites allow is
     above the budget.
     """
-    every = options_of(model, scores, curves, prices, round_to, floor)
+    every = options_of(model, scores, curves, prices, round_to, floor, free)
     room, (fixed, least) = prices.room(amount), ends(every, prices)
     reach.require(amount, least, prices)
     shared = alike if scores.curves is None else allocate
@@ -48,10 +49,11 @@ def plan(
 
 
 def options_of(
-    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], prices: Pricing, round_to: int | None, floor: int
+    model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], prices: Pricing, round_to: int | None, floor: int,
+    free: bool = False,
 ) -> list[Options]:  # fmt: skip
     """What every attention, then every FFN may be."""
-    return [*_of_attentions(curves, prices), *_of_ffns(model, scores, prices, round_to, floor)]
+    return [*_of_attentions(curves, prices, free), *_of_ffns(model, scores, prices, round_to, floor)]
 
 
 def ends(every: Sequence[Options], prices: Pricing) -> tuple[float, float]:
@@ -71,11 +73,11 @@ def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | 
     return made
 
 
-def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing) -> list[Options]:
+def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing, free: bool) -> list[Options]:
     """Heads and dimensions of every attention; one head stays."""
     made = []
     for curve in curves:
-        table = {kept: cost for kept, cost in curve.table().items() if kept[0]}
+        table = {kept: cost for kept, cost in curve.table(free).items() if kept[0]}
         of = np.array([prices.attention(curve.site, *kept) for kept in table], float)
         made.append(Options(list(table), np.array(list(table.values())), of))
     return made

@@ -168,8 +168,9 @@ class Latency:
         """The price over the dense model's."""
         return price / self.dense
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
-        """The attention's, between the sizes measured."""
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
+        """The attention's, between the sizes measured, queries and values of one size."""
+        assert queries is None, "time is measured for one size of both"
         kind = self.kinds[site.name]
         by_dim = [float(np.interp(dim, kind.grid[1], row)) for row in self.table.kinds[name_of(kind)]]
         return float(np.interp(heads, kind.grid[0], by_dim))

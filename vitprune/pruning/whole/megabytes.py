@@ -41,9 +41,9 @@ class Megabytes:
         """The bytes in megabytes."""
         return price / MEGABYTE
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
         """Bytes of its layers."""
-        return float(self.each * site.parameters(self.model, heads, dim))
+        return float(self.each * site.parameters(self.model, heads, dim, queries))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Bytes of its layers."""

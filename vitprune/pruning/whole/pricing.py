@@ -28,8 +28,8 @@ class Pricing(Protocol):
         """The `amount` of a budget that buys this price."""
         ...
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
-        """What the attention costs with `heads` of `dim` dimensions."""
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
+        """What the attention costs with `heads` of `dim` dimensions, `queries` of queries and keys."""
         ...
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
@@ -76,10 +76,10 @@ class Macs(Share):
         """The price over the dense model's."""
         return price / self.dense
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
         """Those of its layers and of its two products."""
         read = 1 if self.shortcut and site.block == self.last.block else self.every
-        return float(site.macs(self.width, self.every, read, heads, dim))
+        return float(site.macs(self.width, self.every, read, heads, dim, queries))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers at all tokens that it sees."""
@@ -94,9 +94,9 @@ class Parameters(Share):
     def __init__(self, model: nn.Module) -> None:
         self.model, self.total = model, float(size.parameters(model))
 
-    def attention(self, site: AttentionSite, heads: int, dim: int) -> float:
+    def attention(self, site: AttentionSite, heads: int, dim: int, queries: int | None = None) -> float:
         """Those of its layers."""
-        return float(site.parameters(self.model, heads, dim))
+        return float(site.parameters(self.model, heads, dim, queries))
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers."""

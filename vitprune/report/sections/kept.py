@@ -43,8 +43,8 @@ def _attention(sizes: Json) -> list[Block]:
     rows = []
     for name, size in sizes.items():
         before, after = (sequence(mapping(size).get(key)) for key in ("dense", "slim"))
-        if len(before) == len(after) == 2:
-            shown = [f"{numbers.count(number(heads))} × {numbers.count(number(dim))}" for heads, dim in (before, after)]
+        if {len(before), len(after)} <= {2, 3}:
+            shown = [" × ".join(numbers.count(number(size)) for size in state) for state in (before, after)]
             rows.append(Row((Cell(str(name)), *(Cell(text) for text in shown))))
     return [table("Attention: heads × dimensions of a head", ("Attention", ">Dense", ">Slim"), rows)] if rows else []
 

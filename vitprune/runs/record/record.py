@@ -268,8 +268,11 @@ def _evaluated(run: Run, evaluated: dict[str, Any], exported_now: bool) -> dict[
 
 
 def _attention(run: Run, slim: Json) -> Json:
-    dense = {site.name: [site.heads, site.dim] for site in attention_sites(run.loaded.model)}
-    return {name: {"dense": dense[name], "slim": size} for name, size in slim.items()}
+    found = {site.name: site for site in attention_sites(run.loaded.model)}
+    return {
+        name: {"dense": found[name].state(found[name].heads, found[name].dim), "slim": found[name].state(*size)}
+        for name, size in slim.items()
+    }
 
 
 def _result(run: Run, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:

@@ -32,10 +32,11 @@ OPEN_SET = 256  # bytes of metadata that a specialist's file has beside those of
 def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCurve], targets: list[int]) -> Plan:
     """What a class set's model keeps within a budget that is no frontier."""
     model, sizes = run.loaded.model, (targets, run.recipe.round_to, run.recipe.floor)
+    free = run.recipe.attention_dims == "free"
     if whole.of == "latency":
         with scratch(run.folder.root) as folder:
             return timed.plan(_timed(run, folder), scores, curves, whole.amount, *sizes)
-    return allocation.plan(model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes)
+    return allocation.plan(model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes, free)
 
 
 def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:

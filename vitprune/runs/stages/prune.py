@@ -71,7 +71,7 @@ def prune(run: Run) -> list[Path]:
             run.write_recipe(folder)
             made.append("recipe.yaml")
         check = run.folder.stage_folder("prune") / f"{group or 'all'}.json"
-        sizes = {name: [cut.heads, cut.dim] for name, cut in plan.attention.items()}
+        sizes = {name: cut.sizes for name, cut in plan.attention.items()}
         told = {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference}
         write_json(check, told | ({"attention": sizes} if sizes else {}))
         files += [folder / name for name in made] + [check]
@@ -161,7 +161,7 @@ def exported_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     kept = load_file(run.folder.root / (group or "") / "masks.safetensors")
     told = read_json(run.folder.stage_folder("prune") / f"{group or 'all'}.json").get("attention") or {}
     curves = {curve.site.name: curve for curve in (attention.of_file(run, group) if told else [])}
-    cuts = {name: Cut(curves[name], heads, dim) for name, (heads, dim) in told.items()}
+    cuts = {name: Cut(curves[name], *sizes) for name, sizes in told.items()}
     return Plan({site.name: kept[f"keep.{site.name}"] for site in run.sites}, tuple(targets), cuts)
 
 
@@ -169,7 +169,7 @@ def same_sizes(ours: Plan, scores: Scores, curves: Sequence[AttentionCurve], tar
     """The plan with other hidden units, as many of each FFN, by `scores`, and other heads and dimensions, as many of each
     attention, by `curves`: what a criterion is worth at the same multiply-adds. Without curves, for a criterion of FFN
     units alone, attention is that of the plan."""
-    cuts = {c.site.name: Cut(c, own.heads, own.dim) for c in curves if (own := ours.attention.get(c.site.name))}
+    cuts = {c.site.name: Cut(c, *own.sizes) for c in curves if (own := ours.attention.get(c.site.name))}
     return Plan(masks.best(scores, ours.widths, targets), tuple(targets), ours.attention | cuts)
 
 
