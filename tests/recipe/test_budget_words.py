@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vitprune.cli import app
 from vitprune.core.errors import UserError
-from vitprune.criteria.catalog import CRITERIA, prices_whole
+from vitprune.criteria.catalog import CRITERIA, covers_attention
 from vitprune.recipe import check, parse
 from vitprune.recipe.parts import Whole
 from vitprune.recipe.recipe import Recipe
@@ -52,8 +52,8 @@ def test_what_neither_keep_nor_a_mapping_means(text: str, meant: dict[str, Any])
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_a_criterion_that_prices_attention_goes_by_the_whole_model_and_others_by_keep(name: str) -> None:
     made = Recipe.model_validate({"name": "a", "criterion": {"name": name}})
-    assert (made.whole is not None) == prices_whole(name) == CRITERIA[name].attention
-    if not prices_whole(name):
+    assert (made.whole is not None) == covers_attention(name) == (name == "random" or CRITERIA[name].attention is not None)
+    if not covers_attention(name):
         with pytest.raises(ValueError, match=f"not `{name}`, which goes with `keep`"):
             Recipe.model_validate({"name": "a", "criterion": {"name": name}, "budget": {"macs": 0.5}})
 
@@ -127,7 +127,7 @@ def test_what_does_not_go_together_is_one_line_in_the_users_words(text: str, tol
 
 
 def test_a_comparison_of_budgets_needs_a_criterion_that_prices_attention() -> None:
-    ffn = [name for name in CRITERIA if not prices_whole(name)][:2]
+    ffn = [name for name in CRITERIA if not covers_attention(name)][:2]
     content = {"name": "a", "criterion": {"name": "jas"}, "compare": {"budget": [{"macs": 0.5}], "criteria": ffn}}
     with pytest.raises(UserError, match=r"budgets of the whole model need one of .*`fisher-obs`"):
         check.exclusive(Recipe.model_validate(content))

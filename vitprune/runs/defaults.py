@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitprune.core.errors import UserError
-from vitprune.criteria.catalog import CRITERIA, prices_whole, why_not
+from vitprune.criteria.catalog import CRITERIA, covers_attention, why_not
 from vitprune.criteria.signatures import Row
 from vitprune.model import families
 from vitprune.model.inside import blockwise
@@ -166,7 +166,7 @@ def _budget(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
     if recipe.whole is None or "whole" in recipe.model_fields_set:
         return recipe, []
     try:
-        if not prices_whole(recipe.criterion.name):
+        if not covers_attention(recipe.criterion.name):
             raise UserError(f"criterion: `{recipe.criterion.name}` has no costs of attention")
         attentions = attention_sites(model) if recipe.prunes_attention else []
         prices = reach.priced(recipe.whole.of, model, of_file(recipe.whole, recipe.export))

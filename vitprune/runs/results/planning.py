@@ -108,12 +108,12 @@ def _blocks(run: Run, plan: Plan, group: str | None) -> list[Json]:
     rows: dict[int, Json] = {}
     for attn in _attentions(run):
         cut, curve = plan.attention.get(attn.name), curves.get(attn.name)
-        heads, dim = (cut.heads, cut.dim) if cut else (attn.heads, attn.dim)
+        heads, dim, *queries = cut.sizes if cut else (attn.heads, attn.dim)
         rows[attn.block] = {
             "heads": heads,
             "dim": dim,
             "dense": {"heads": attn.heads, "dim": attn.dim},
-            "nats": curve.cost(heads, dim) if curve else 0.0,
+            "nats": curve.cost(heads, dim, *queries) if curve else 0.0,
             "gone": {"attention": curve.cost(0, 0)} if curve else {},
         }
     for site in run.sites:
