@@ -24,20 +24,7 @@ def markdown(record: Json) -> str:
         "| recovery | criterion | top-1 % | loss, points | p of the loss | against the best other, points | p |",
         "|---:|---|---|---:|---:|---:|---:|---:|",
     ]
-    for row in sorted(record["table"], key=lambda r: (*_size(r), r["recovery"], -r["top1"])):
-        sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
-        shown = [
-            budget_text(row) or f"{row['keep']:g}",
-            row["recovery"],
-            row["criterion"],
-            _percent(row) + _masked(row),
-        ]
-        shown += [
-            f"{row['loss_points']:.2f}{sd}",
-            format(row["loss_p"], ".2g"),
-            f"{row['ahead_points']:+.2f} ({row['best_other']})",
-        ]
-        lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
+    lines += _lines(record)
     for why in record["choices"]:
         lines += ["", f"Seed {why['seed']}: {sentence(why)}"]
     for note in record["notes"]:
@@ -54,6 +41,26 @@ def markdown(record: Json) -> str:
             f"| {peak} | {cost['source']} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _lines(record: Json) -> list[str]:
+    """Every criterion at every budget, a line of the table each."""
+    lines = []
+    for row in sorted(record["table"], key=lambda r: (*_size(r), r["recovery"], -r["top1"])):
+        sd = "" if row["loss_points_sd"] is None else f" ± {row['loss_points_sd']:.2f}"
+        shown = [
+            budget_text(row) or f"{row['keep']:g}",
+            row["recovery"],
+            row["criterion"],
+            _percent(row) + _masked(row),
+        ]
+        shown += [
+            f"{row['loss_points']:.2f}{sd}",
+            format(row["loss_p"], ".2g"),
+            f"{row['ahead_points']:+.2f} ({row['best_other']})",
+        ]
+        lines.append(f"| {' | '.join([*shown, format(row['mcnemar_p'], '.2g')])} |")
+    return lines
 
 
 def plot(record: Json) -> str:

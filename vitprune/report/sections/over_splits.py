@@ -12,6 +12,19 @@ from vitprune.report.reading.values import budget_text, clean, mapping, mappings
 MAX_CURVES = 8
 
 
+COLUMNS = (
+    "Criterion",
+    "Recovery",
+    ">Kept",
+    ">Top-1",
+    ">Loss, points",
+    ">p of the loss",
+    "Best other",
+    ">Ahead, points",
+    ">p",
+)
+
+
 def splits_blocks(record: Json, beside: Beside) -> list[Block]:
     """Nothing where the record names no comparison."""
     if not isinstance(name := record.get("compare"), str):
@@ -29,21 +42,10 @@ def splits_blocks(record: Json, beside: Beside) -> list[Block]:
     )
     text += "best other criterion of the same budget and repair, the largest over the splits, not corrected for their number; "
     text += "p of the loss: the same test against the dense model."
-    columns = (
-        "Criterion",
-        "Recovery",
-        ">Kept",
-        ">Top-1",
-        ">Loss, points",
-        ">p of the loss",
-        "Best other",
-        ">Ahead, points",
-        ">p",
-    )
     blocks: list[Block] = [
         heading,
         Text(text),
-        table("Criteria and budgets over the splits", columns, map(_row, lines)),
+        table("Criteria and budgets over the splits", COLUMNS, map(_row, lines)),
     ]
     whole = any(budget_text(row) for row in lines)
     drawn, left = _points(lines, number(dense.get("macs")) if whole else None)
