@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ class Stopwatch:
     def facts(self) -> Json:
         """What a measured time depends on beside the graph."""
         here = machine(torch.device("cpu"))
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else here["cores"]
         version = str(runtime.onnxruntime().__version__)
-        return {"cpu": here["cpu"], "cores": here["cores"], "onnxruntime": version, "batch": self.batch}
+        return {"cpu": here["cpu"], "threads": threads, "onnxruntime": version, "batch": self.batch}
 
     def pieces(self, made: Sequence[Callable[[], bytes]]) -> list[float]:
         """Least milliseconds of each graph: what others do meanwhile only ever adds to a time."""

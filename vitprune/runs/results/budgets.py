@@ -14,7 +14,7 @@ from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.deploy.onnx import exporting
 from vitprune.deploy.stopwatch import Stopwatch
-from vitprune.model import classifier, size
+from vitprune.model import classifier
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.whole import allocation, reach, timed
 from vitprune.pruning.whole.megabytes import Megabytes
@@ -70,10 +70,10 @@ def _onnx_bytes(run: Run, model: nn.Module, targets: list[int]) -> int:
     run goes on without."""
     run.reporter.say("prune: weighing the ONNX file of the dense model")
     outputs = list(range(run.loaded.outputs)) if run.classes.keeps_head(targets) else targets
-    about = metadata(run, targets, outputs) | size.size(model)
     with scratch(run.folder.stage_folder("prune")) as folder:
         try:
             short, told = shortcut.of(run.recipe.export, model)
+            about = metadata(run, targets, outputs)
             exporting.export(short, folder / "dense.onnx", about | told)
             return exporting.bytes_of(folder / "dense.onnx") + OPEN_SET
         except OSError:
