@@ -43,6 +43,7 @@ ROADS: dict[str, Made] = {
     "jas-affine": {"criterion": SMALL | {"name": "jas", "probe_per_class": 6}, "recovery": "affine"},
     "paper": {"paper_protocol": {"t": [1], "nodes": 2, "probe_per_class": 20}, "baselines": []},
     "sequential-distill": {"criterion": SMALL | {"name": "taylor"}, "recovery": "sequential+distill"},
+    "whole": {"budget": {"macs": 0.6}},  # attention beside the FFNs
     "rounds": {"rounds": 2},
     "auto": {"criterion": SMALL | {"name": "auto", "among": ["fisher-obs", "jas", "variance"]}},
     "groups": {"groups": GROUPS},
@@ -129,7 +130,8 @@ def place_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def content_of(road: str, model: Path, images: Path, out: Path, **changed: Any) -> Made:
     made = recipe_dict(model, images, out, criterion=SMALL, baselines=["activation", "random"], keep=0.3)
-    del made["recovery"]
+    for key in ("recovery", *(["keep"] if "budget" in ROADS[road] else [])):
+        del made[key]
     return made | ROADS[road] | changed
 
 
@@ -282,6 +284,9 @@ def test_the_figures_are_those_of_the_written_folder(runs: Callable[[str], Trial
         assert result["top1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
         probability = logits.softmax(1)[torch.arange(len(labels)), labels].mean().item()
         assert result["mean_true_probability"] == pytest.approx(probability, abs=1e-6)
+        if "budget" in ROADS[road]:  # attention is smaller too
+            assert result["macs"] <= 0.6 * run.made["model"]["macs_dense"]
+            continue
         masks = load_file(folder / "masks.safetensors")
         widths = [int(masks[f"keep.blocks.{i}.mlp"].sum()) for i in range(len(masks))]
         gone, lost = sum(WIDTH - w for w in widths), 3 - logits.shape[1]
@@ -377,9 +382,10 @@ def test_oracle_rows_stay_out_of_the_honest_ones(
 @pytest.mark.parametrize("road", [r for r in ROADS if r != "every-criterion"])
 @pytest.mark.sample(3)
 def test_keeping_everything_is_the_identity(place: Path, tmp_path: Path, road: str) -> None:
-    changed = {"head": "all"} if "groups" in ROADS[road] else {}
+    changed: Made = {"budget": {"macs": 1.0}} if "budget" in ROADS[road] else {"keep": 1.0}
+    changed |= {"head": "all"} if "groups" in ROADS[road] else {}
     out = tmp_path / "out"
-    run = Trial(content_of(road, place / "model", place / "images", out, keep=1.0, baselines=[], **changed), out)
+    run = Trial(content_of(road, place / "model", place / "images", out, baselines=[], **changed), out)
     made = run.go("evaluate")
     for group, result in (made.get("results") or {"": made["result"]}).items():
         dense = next(r for r in made["rows"] if r["criterion"] == "dense" and (r["group"] or "") == group)

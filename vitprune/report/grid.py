@@ -29,7 +29,12 @@ def markdown(record: Json) -> str:
         lines += ["", f"Seed {why['seed']}: {sentence(why)}"]
     for note in record["notes"]:
         lines += ["", f"Default {note}"]
-    lines += [
+    return "\n".join([*lines, *_costs(record), ""])
+
+
+def _costs(record: Json) -> list[str]:
+    """The table of what every criterion needs and takes, under an empty line."""
+    lines = [
         "",
         "| criterion | needs | probe images | seconds | peak memory | source |",
         "|---|---|---:|---:|---:|---|",
@@ -40,7 +45,7 @@ def markdown(record: Json) -> str:
             f"| {cost['criterion']} | {', '.join(cost['needs']) or 'weights'} | {cost['images']} | {cost['seconds']:.2f} "
             f"| {peak} | {cost['source']} |"
         )
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def _lines(record: Json) -> list[str]:

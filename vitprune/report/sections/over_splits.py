@@ -47,14 +47,20 @@ def splits_blocks(record: Json, beside: Beside) -> list[Block]:
         Text(text),
         table("Criteria and budgets over the splits", COLUMNS, map(_row, lines)),
     ]
+    return [*blocks, *_chart(lines, dense)]
+
+
+def _chart(lines: list[Json], dense: Json) -> tuple[Block, ...]:
+    """Top-1 against what is kept, or against the multiply-adds left under budgets of the whole model."""
     whole = any(budget_text(row) for row in lines)
     drawn, left = _points(lines, number(dense.get("macs")) if whole else None)
-    what = "multiply-adds left" if whole else "share kept"
-    caption = f"Top-1 over the splits against the {what}, ± one standard deviation"
+    caption = (
+        f"Top-1 over the splits against the {'multiply-adds left' if whole else 'share kept'}, ± one standard deviation"
+    )
     axis = "multiply-adds left, %" if whole else "FFN units kept, %"
     svg = plots.accuracy_curves("splits", drawn, number(dense.get("top1")), caption, axis)
     more = f"; the {MAX_CURVES} best criteria, {left} more are in the table" if left else ""
-    return [*blocks, *figure(svg, caption + more)]
+    return figure(svg, caption + more)
 
 
 def over_splits(record: Json, beside: Beside) -> str:
