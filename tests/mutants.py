@@ -250,6 +250,12 @@ MUTANTS = (
            ("test_losses.py::test_the_smallest_within_is_found",)),
     Mutant("the largest share within a loss is taken", "runs/results/loss_search.py", "taken = tried[shares[max(within, 0)]]",
            "taken = tried[max(tried)]", ("test_losses.py::test_the_smallest_within_is_found",)),
+    Mutant("baselines of heads keep the exported model's", "runs/stages/prune.py", "ours.attention | cuts)",
+           "ours.attention)", ("test_whole_criteria.py::test_a_run_by_another_criterion",)),
+    Mutant("the heads that score most go first", "criteria/heads/coordinates.py", "descending=True, stable", "stable",
+           ("test_head_scores.py::test_scores_are_cut_from_the_least",)),
+    Mutant("a draw of heads forgets its seed", "criteria/heads/scores.py", "default_rng([seed, 1])", "default_rng([0, 1])",
+           ("test_head_scores.py::test_a_draw_is_of_its_seed",)),
     # ---- nothing old passes for new
     Mutant("the criterion is not in its stage's digest", "runs/stages/order.py", "r.groups, r.criterion, r.baselines",
            "r.groups, r.baselines", REDONE),

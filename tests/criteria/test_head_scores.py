@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.cli.app import app
 from vitprune.criteria.catalog import CRITERIA, covers_attention
 from vitprune.criteria.heads import obs, scores
 from vitprune.criteria.heads.coordinates import Coordinates
@@ -52,10 +54,15 @@ def curves(name: str, small: tuple[Any, Tensor, Tensor]) -> list[Any]:
     return list(row.attention.curves(model, batches, found, how=how))
 
 
-def test_the_table_says_which_criteria_choose_heads() -> None:
+def test_the_table_says_which_criteria_choose_heads(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(COVER) == {"fisher-obs", "obs", "variance", "magnitude-l2", "taylor", "random"}
     assert not covers_attention("jas") and not covers_attention("auto")
     assert CRITERIA["obs"].sites == ["ffn", "attention"] and CRITERIA["jas"].sites == ["ffn"]
+    app(["criteria", "--json"], standalone_mode=False)
+    told = {row["name"]: row["sites"] for row in json.loads(capsys.readouterr().out)}
+    assert {name for name, sites in told.items() if "attention" in sites} == set(
+        COVER
+    ) and told.keys() >= CRITERIA.keys()
 
 
 def test_magnitude_and_taylor_sum_over_what_goes_together(small: Any) -> None:
