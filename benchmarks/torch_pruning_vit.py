@@ -259,6 +259,8 @@ def main() -> None:
         "model": str(args.model.name) if args.model else "bundled",
         "command": " ".join(["python benchmarks/torch_pruning_vit.py", *(["--quick"] if args.quick else [])]),
         "torch_pruning": tp.__version__ if hasattr(tp, "__version__") else None,
+        "probe_per_class": args.probe,
+        "refit_images": args.refit,
         "seeds": args.seeds,
         "dense_top1": statistics.mean(one["dense_top1"] for one in found),
         "budgets": budgets,
