@@ -12,6 +12,8 @@ from small import contents, image_folder, leftovers, model_folder, quicken, reci
 
 import vitprune
 from vitprune.cli import tables
+from vitprune.core.errors import UserError
+from vitprune.deploy import bench
 from vitprune.model import size
 from vitprune.recipe.parts import Whole
 from vitprune.recipe.recipe import Recipe
@@ -161,6 +163,7 @@ def test_the_one_that_is_named_is_exported_and_stands_in_the_runs_own_folder(con
         assert (root / name).read_bytes() == (root / "macs-0.7" / name).read_bytes()
     assert (root / "README.md").is_file() and not (root / "macs-0.5" / "model.onnx").exists()
     assert size.macs(vitprune.load(root)) == made["result"]["macs"]
+    assert list(bench.find([root])) == ["dense", "model"], "what `vitprune bench` times"
     before = (root / "model.onnx").stat().st_mtime_ns
     run(content, tmp_path, export=export)
     assert (root / "model.onnx").stat().st_mtime_ns == before
@@ -169,6 +172,15 @@ def test_the_one_that_is_named_is_exported_and_stands_in_the_runs_own_folder(con
     assert size.macs(vitprune.load(root)) <= 0.6 * made["model"]["macs_dense"] and single["missing"] == ["evaluate"]
     run(content, tmp_path, "prune")
     assert not (root / "model.safetensors").exists() and (root / "macs-0.5/model.safetensors").exists()
+
+
+def test_a_file_of_somebody_else_where_a_model_would_go_is_not_replaced(content: Made, tmp_path: Path) -> None:
+    run(content, tmp_path, "split")
+    (tmp_path / "tiny/macs-0.5").mkdir()
+    (tmp_path / "tiny/macs-0.5/README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"macs-0.5/README.md: was not made by vitprune"):
+        run(content, tmp_path, "prune")
+    assert (tmp_path / "tiny/macs-0.5/README.md").read_text() == "mine"
 
 
 def test_a_plan_of_a_frontier_tells_every_budget(content: Made, both: tuple[Path, Made], tmp_path: Path) -> None:
