@@ -36,13 +36,6 @@ class Export(Part):
         [1, 8, 32], description="batch sizes at which dense and slim are timed in turn"
     )
 
-    @field_validator("precisions")
-    @classmethod
-    def fp32_and_nothing_twice(cls, precisions: list[str]) -> list[str]:
-        if "fp32" not in precisions or len(set(precisions)) < len(precisions):
-            raise ValueError("name fp32, which the others are made from, and nothing twice")
-        return precisions
-
     def refuse(self, whole: Whole | None, groups: bool) -> None:
         """Raise ValueError where a frontier, or the budget of it that is to be exported, does not go with the rest."""
         amounts = [one.amount for one in whole.each] if whole is not None and whole.several else []
@@ -53,3 +46,10 @@ class Export(Part):
         if self.budget is not None and self.budget not in amounts:
             known = f"one of {', '.join(f'{a:g}' for a in amounts)}" if amounts else "there is none here"
             raise ValueError(f"`export.budget: {self.budget:g}` names a budget of a frontier, {known}")
+
+    @field_validator("precisions")
+    @classmethod
+    def fp32_and_nothing_twice(cls, precisions: list[str]) -> list[str]:
+        if "fp32" not in precisions or len(set(precisions)) < len(precisions):
+            raise ValueError("name fp32, which the others are made from, and nothing twice")
+        return precisions

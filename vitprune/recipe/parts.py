@@ -101,6 +101,16 @@ class Whole(Part):
         return tuple(Whole.model_validate({self.of: amount}) for amount in sorted(amounts, reverse=True))
 
     @property
+    def several(self) -> bool:
+        """Whether it is a frontier."""
+        return isinstance(getattr(self, self.of), list)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its model in the folder of a frontier: `macs-0.25`."""
+        return f"{self.of}-{self.amount:.12g}"
+
+    @property
     def amount(self) -> float:
         """How much, in its own unit. Raises ValueError for a frontier, which has several."""
         found = getattr(self, self.of)
@@ -112,16 +122,6 @@ class Whole(Part):
     def spelled(self) -> dict[str, float]:
         """As it is written: `{"macs": 0.25}`."""
         return {self.of: self.amount}
-
-    @property
-    def several(self) -> bool:
-        """Whether it is a frontier."""
-        return isinstance(getattr(self, self.of), list)
-
-    @property
-    def folder(self) -> str:
-        """The folder of its model in the folder of a frontier: `macs-0.25`."""
-        return f"{self.of}-{self.amount:.12g}"
 
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""

@@ -147,16 +147,6 @@ class Recipe(Part):
             raise ValueError("`prune` is `[ffn]` or `[ffn, attention]`")
         return self
 
-    @model_validator(mode="after")
-    def one_frontier(self) -> Recipe:
-        self.export.refuse(self.whole, bool(self.groups or self.clusters))
-        return self
-
-    @property
-    def frontier(self) -> tuple[Whole, ...]:
-        """The budgets of which each gets a model of its own; none where there is one model."""
-        return self.whole.each if self.whole is not None and self.whole.several else ()
-
     @property
     def share(self) -> int | float:
         """`keep`. Raises UserError where the budget is another, for what goes by `keep` alone."""
@@ -237,6 +227,11 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def one_frontier(self) -> Recipe:
+        self.export.refuse(self.whole, bool(self.groups or self.clusters))
+        return self
+
+    @model_validator(mode="after")
     def rounds_of_one_recipe(self) -> Recipe:
         if self.rounds > 1 and (self.compare or self.criterion.name == "random" or self.criterion.train_weights):
             raise ValueError("`rounds` above 1 goes with one criterion that scores what is left: no compare, no random")
@@ -256,6 +251,11 @@ class Recipe(Part):
     def file(self) -> Path | None:
         """The file that the recipe was read from."""
         return self._origin.file
+
+    @property
+    def frontier(self) -> tuple[Whole, ...]:
+        """The budgets of which each gets a model of its own; none where there is one model."""
+        return self.whole.each if self.whole is not None and self.whole.several else ()
 
     def fingerprint(self) -> str:
         """Digest of what the slim model depends on: not of where it is written or how it is examined."""

@@ -67,9 +67,11 @@ def _frontier(
         run.reporter.say(f"frontier: {inner.folder.root.name}")
         inner.write_recipe(inner.folder.root)
         own = dict(inputs)
-        for stage in stages:
+        through = list(done)
+        for stage in frontier.stages_of(run, inner, stages):
             own[stage.name] = stage_digest(stage, inner, own)
-        made = record.build(inner, [*done, *(_do(stage, inner, own[stage.name], force) for stage in stages)], command)
+            through.append(_do(stage, inner, own[stage.name], force))
+        made = frontier.complete(run, record.build(inner, through, command))
         if verb == "run":
             record.write(made, inner.folder.root)
         found.append(made)

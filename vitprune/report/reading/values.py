@@ -94,3 +94,8 @@ def ratio(part: Any, whole: Any) -> float | None:
     """`part / whole`, or None where either is missing or the whole is not positive."""
     top, bottom = number(part), number(whole)
     return top / bottom if top is not None and bottom is not None and bottom > 0 else None
+
+
+def budget_text(row: Json) -> str:
+    """A row's budget of the whole model, as `macs 0.25`; nothing where it goes by `keep`."""
+    return ", ".join(f"{clean(word)} {clean(amount)}" for word, amount in mapping(row.get("budget")).items())
