@@ -22,7 +22,7 @@ from vitprune.report.page.blocks import Figure, Table
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import plain
 from vitprune.runs import pipeline
-from vitprune.runs.results import attention, planning
+from vitprune.runs.results import planning
 from vitprune.runs.stages import order
 
 Made = dict[str, Any]
@@ -119,10 +119,9 @@ def test_a_budget_of_a_frontier_is_the_run_of_that_budget(
 
 
 def test_the_same_command_does_nothing_and_another_budget_more_is_made_of_the_same_curves(
-    content: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: Made, tmp_path: Path
 ) -> None:
     run(content, tmp_path, "evaluate", budget={"macs": [0.7]})
-    monkeypatch.setattr(attention, "find", None)
     made = run(content, tmp_path, "evaluate")
     skipped = {stage["name"]: stage["skipped"] for stage in made["stages"]}
     assert skipped == {

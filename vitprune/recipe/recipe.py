@@ -22,6 +22,7 @@ from pydantic import (
 from vitprune.core.errors import UserError
 from vitprune.core.reading import digest
 from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe import exports
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
 from vitprune.recipe.exports import Export
@@ -228,7 +229,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def one_frontier(self) -> Recipe:
-        self.export.refuse(self.whole, bool(self.groups or self.clusters))
+        exports.refuse(self.export, self.whole, bool(self.groups or self.clusters))
         return self
 
     @model_validator(mode="after")

@@ -89,13 +89,13 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
     run.write_recipe(run.folder.root)
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
-    for stage in STAGES:
+    for stage in [stage for stage in STAGES if stage.name in SHARED or not run.recipe.frontier]:
         if stage.name == "discover" and run.recipe.clusters:
             run.recipe = grouping.resolve(run, force)
         if stage.name == "discover" and run.recipe.criterion.name == "auto":
             run.recipe, run.choice = choose.choose(run, force)
             run.reporter.say(grid.sentence(run.choice))
-        if stage.name in UP_TO[verb] and (stage.name in SHARED or not run.recipe.frontier):
+        if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, run, inputs)
             done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done
