@@ -12,6 +12,8 @@ from small import contents, image_folder, leftovers, model_folder, quicken, reci
 
 import vitprune
 from vitprune.cli import tables
+from vitprune.core.errors import UserError
+from vitprune.deploy import bench
 from vitprune.model import size
 from vitprune.recipe.parts import Whole
 from vitprune.recipe.recipe import Recipe
@@ -20,7 +22,7 @@ from vitprune.report.page.blocks import Figure, Table
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import plain
 from vitprune.runs import pipeline
-from vitprune.runs.results import attention, planning
+from vitprune.runs.results import planning
 from vitprune.runs.stages import order
 
 Made = dict[str, Any]
@@ -70,8 +72,9 @@ def test_every_budget_has_a_full_folder_of_its_own(both: tuple[Path, Made]) -> N
         assert {path.name for path in here.iterdir()} >= FILES | {"model.onnx"}
         told = json.loads((here / "config.json").read_text())["vitprune"]
         assert told["budget"] == {"macs": limit}
-        assert size.macs(vitprune.load(here)) <= limit * made["model"]["macs_dense"]
         assert json.loads((here / "report.json").read_text())["complete"]
+    larger, smaller = (size.macs(vitprune.load(root / folder)) for folder in FOLDERS)
+    assert smaller < larger < made["model"]["macs_dense"]
     assert not (root / "model.safetensors").exists() and not (root / "model.onnx").exists()
     assert made["complete"] and all(check["passed"] for check in made["checks"]), made["checks"]
     parity = [check["name"] for check in made["checks"] if "ONNX parity at batch" in check["name"]]
@@ -116,10 +119,9 @@ def test_a_budget_of_a_frontier_is_the_run_of_that_budget(
 
 
 def test_the_same_command_does_nothing_and_another_budget_more_is_made_of_the_same_curves(
-    content: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: Made, tmp_path: Path
 ) -> None:
     run(content, tmp_path, "evaluate", budget={"macs": [0.7]})
-    monkeypatch.setattr(attention, "find", None)
     made = run(content, tmp_path, "evaluate")
     skipped = {stage["name"]: stage["skipped"] for stage in made["stages"]}
     assert skipped == {
@@ -161,14 +163,26 @@ def test_the_one_that_is_named_is_exported_and_stands_in_the_runs_own_folder(con
         assert (root / name).read_bytes() == (root / "macs-0.7" / name).read_bytes()
     assert (root / "README.md").is_file() and not (root / "macs-0.5" / "model.onnx").exists()
     assert size.macs(vitprune.load(root)) == made["result"]["macs"]
+    assert list(bench.find([root])) == ["dense", "model"], "what `vitprune bench` times"
     before = (root / "model.onnx").stat().st_mtime_ns
     run(content, tmp_path, export=export)
     assert (root / "model.onnx").stat().st_mtime_ns == before
+    inner = json.loads((root / "macs-0.5/report.json").read_text())
+    assert inner["complete"] and not inner["missing"], "an export that is not asked for is not missing"
     single = run(content, tmp_path, "export", budget={"macs": 0.6}, export={"onnx": False})
     assert not (root / "model.onnx").exists(), "of another model than the one beside it"
     assert size.macs(vitprune.load(root)) <= 0.6 * made["model"]["macs_dense"] and single["missing"] == ["evaluate"]
     run(content, tmp_path, "prune")
     assert not (root / "model.safetensors").exists() and (root / "macs-0.5/model.safetensors").exists()
+
+
+def test_a_file_of_somebody_else_where_a_model_would_go_is_not_replaced(content: Made, tmp_path: Path) -> None:
+    run(content, tmp_path, "split")
+    (tmp_path / "tiny/macs-0.5").mkdir()
+    (tmp_path / "tiny/macs-0.5/README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"macs-0.5/README.md: was not made by vitprune"):
+        run(content, tmp_path, "prune")
+    assert (tmp_path / "tiny/macs-0.5/README.md").read_text() == "mine"
 
 
 def test_a_plan_of_a_frontier_tells_every_budget(content: Made, both: tuple[Path, Made], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.reading import Json
+from vitprune.report.reading.values import budget_text
 
 
 def as_json(record: Json, verb: str, folder: Path) -> Json:
@@ -69,7 +70,7 @@ def _table(title: str, rows: list[Json]) -> Table:
         name = first["criterion"] + (f" [{first['group']}]" if first.get("group") else "")
         table.add_row(
             escape(name),
-            _asked(first),
+            budget_text(first) or str(first["keep"]),
             first["recovery"],
             first["head"],
             f"{100 * statistics.mean(top1):.2f}{spread}",
@@ -81,13 +82,6 @@ def _table(title: str, rows: list[Json]) -> Table:
     return table
 
 
-def _asked(row: Json) -> str:
-    """The budget of a row: `macs 0.25`, or what it keeps."""
-    if row["keep"] is not None:
-        return str(row["keep"])
-    return ", ".join(f"{word} {amount:g}" for word, amount in (row.get("budget") or {}).items()) or "whole"
-
-
 def _frontier(lines: list[Json]) -> Table:
     table = Table(title="Every budget's model", title_justify="left")
     for name in ("budget", "top-1", "change", "p", "MACs left", "parameters left", "latency left", "folder"):
@@ -95,7 +89,7 @@ def _frontier(lines: list[Json]) -> Table:
     for line in lines:
         latency = line.get("latency_ratio")
         table.add_row(
-            _asked(line | {"keep": None}),
+            budget_text(line),
             f"{100 * line['top1']:.2f}",
             f"{line['top1_change_points']:+.2f}",
             f"{line['mcnemar_p']:.2g}",
@@ -110,7 +104,8 @@ def _frontier(lines: list[Json]) -> Table:
 def _draws_together(rows: list[Json]) -> list[list[Json]]:
     groups: dict[tuple[Any, ...], list[Json]] = {}
     for row in rows:
-        names = ("criterion", "keep", "budget", "recovery", "head", "group", "t", "protocol")
-        key = tuple(str(row.get(k)) for k in names)
+        key = tuple(
+            str(row.get(k)) for k in ("criterion", "keep", "recovery", "head", "group", "t", "protocol", "budget")
+        )
         groups.setdefault(key, []).append(row)
     return list(groups.values())

@@ -13,6 +13,16 @@ from pydantic import (
 from vitprune.recipe.parts import Part, Whole
 
 
+def refuse(export: Export, whole: Whole | None, groups: bool) -> None:
+    """Raise ValueError where a frontier, or the budget of it that is to be exported, does not go with the rest."""
+    amounts = [one.amount for one in whole.each] if whole is not None and whole.several else []
+    if amounts and groups:
+        raise ValueError("a frontier (a list of budgets) is for one class set: no `groups`, or one recipe per group")
+    if export.budget is not None and export.budget not in amounts:
+        known = f"one of {', '.join(f'{a:g}' for a in amounts)}" if amounts else "there is none here"
+        raise ValueError(f"`export.budget: {export.budget:g}` names a budget of a frontier, {known}")
+
+
 class Export(Part):
     """What is written for deployment, beside the checkpoint."""
 
@@ -47,17 +57,6 @@ class Export(Part):
         if "fp32" not in precisions or len(set(precisions)) < len(precisions):
             raise ValueError("name fp32, which the others are made from, and nothing twice")
         return precisions
-
-    def refuse(self, whole: Whole | None, groups: bool) -> None:
-        """Raise ValueError where a frontier, or the budget of it that is to be exported, does not go with the rest."""
-        amounts = [one.amount for one in whole.each] if whole is not None and whole.several else []
-        if amounts and groups:
-            raise ValueError(
-                "a frontier (a list of budgets) is for one class set: no `groups`, or one recipe per group"
-            )
-        if self.budget is not None and self.budget not in amounts:
-            known = f"one of {', '.join(f'{a:g}' for a in amounts)}" if amounts else "there is none here"
-            raise ValueError(f"`export.budget: {self.budget:g}` names a budget of a frontier, {known}")
 
 
 def of_file(whole: Whole | None, export: Export) -> bool:

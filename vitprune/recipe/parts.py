@@ -101,6 +101,16 @@ class Whole(Part):
         return tuple(Whole.model_validate({self.of: amount}) for amount in sorted(amounts, reverse=True))
 
     @property
+    def several(self) -> bool:
+        """Whether it is a frontier."""
+        return isinstance(getattr(self, self.of), list)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its model in the folder of a frontier: `macs-0.25`."""
+        return f"{self.of}-{self.amount:.12g}"
+
+    @property
     def amount(self) -> float:
         """How much, in its own unit. Raises ValueError for a frontier, which has several."""
         found = getattr(self, self.of)
@@ -117,16 +127,6 @@ class Whole(Part):
     def written(self) -> dict[str, float | list[float]]:
         """The same, a frontier with its list."""
         return {self.of: getattr(self, self.of)}
-
-    @property
-    def several(self) -> bool:
-        """Whether it is a frontier."""
-        return isinstance(getattr(self, self.of), list)
-
-    @property
-    def folder(self) -> str:
-        """The folder of its model in the folder of a frontier: `macs-0.25`."""
-        return f"{self.of}-{self.amount:.12g}"
 
     def words(self) -> str:
         """For a line of text: `25 % of the multiply-adds`."""

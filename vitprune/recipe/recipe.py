@@ -24,6 +24,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, digest
 from vitprune.criteria.catalog import covers_attention, whole_criteria
 from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe import exports
 from vitprune.recipe.criterion import Criterion, CriterionName
 from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
 from vitprune.recipe.exports import Export, sized_by_files
@@ -179,16 +180,6 @@ class Recipe(Part):
         of_paper = self.paper is not None or self.paper_protocol is not None
         return not covers_attention(self.criterion.name) or self.rounds > 1 or shared or compared or of_paper
 
-    @model_validator(mode="after")
-    def one_frontier(self) -> Recipe:
-        self.export.refuse(self.whole, bool(self.groups or self.clusters))
-        return self
-
-    @property
-    def frontier(self) -> tuple[Whole, ...]:
-        """The budgets of which each gets a model of its own; none where there is one model."""
-        return self.whole.each if self.whole is not None and self.whole.several else ()
-
     @property
     def share(self) -> int | float:
         """`keep`. Raises UserError where the budget is another, for what goes by `keep` alone."""
@@ -288,6 +279,11 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def one_frontier(self) -> Recipe:
+        exports.refuse(self.export, self.whole, bool(self.groups or self.clusters))
+        return self
+
+    @model_validator(mode="after")
     def rounds_of_one_recipe(self) -> Recipe:
         if self.rounds > 1 and (self.compare or self.criterion.name == "random" or self.criterion.train_weights):
             raise ValueError("`rounds` above 1 goes with one criterion that scores what is left: no compare, no random")
@@ -307,6 +303,11 @@ class Recipe(Part):
     def file(self) -> Path | None:
         """The file that the recipe was read from."""
         return self._origin.file
+
+    @property
+    def frontier(self) -> tuple[Whole, ...]:
+        """The budgets of which each gets a model of its own; none where there is one model."""
+        return self.whole.each if self.whole is not None and self.whole.several else ()
 
     def fingerprint(self) -> str:
         """Digest of what the slim model depends on: not of where it is written or how it is examined."""

@@ -68,9 +68,11 @@ def _frontier(
         run.reporter.say(f"frontier: {inner.folder.root.name}")
         inner.write_recipe(inner.folder.root)
         own = dict(inputs)
-        for stage in stages:
+        through = list(done)
+        for stage in frontier.stages_of(run, inner, stages):
             own[stage.name] = stage_digest(stage, inner, own)
-        made = record.build(inner, [*done, *(_do(stage, inner, own[stage.name], force) for stage in stages)], command)
+            through.append(_do(stage, inner, own[stage.name], force))
+        made = frontier.complete(run, record.build(inner, through, command))
         if verb == "run":
             record.write(made, inner.folder.root)
         found.append(made)
@@ -88,7 +90,7 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
     run.write_recipe(run.folder.root)
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []
-    for stage in STAGES:
+    for stage in [stage for stage in STAGES if stage.name in SHARED or not run.recipe.frontier]:
         if stage.name == "discover" and run.recipe.clusters:
             run.recipe = grouping.resolve(run, force)
         if stage.name == "discover" and run.recipe.criterion.name == "auto":
@@ -96,7 +98,7 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
             run.reporter.say(grid.sentence(run.choice))
         if stage.name == "prune" and "prune" in UP_TO[verb]:
             loss_search.search(run, force)
-        if stage.name in UP_TO[verb] and (stage.name in SHARED or not run.recipe.frontier):
+        if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, run, inputs)
             done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done

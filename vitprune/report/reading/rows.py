@@ -7,10 +7,10 @@ import statistics
 from dataclasses import dataclass
 
 from vitprune.core.reading import Json
-from vitprune.report.reading.values import clean, interval, mapping, mappings, number
+from vitprune.report.reading.values import budget_text, clean, interval, mappings, number
 
 # What makes two rows the same setting; everything else is a measurement or the seed.
-SETTING = ("criterion", "keep", "budget", "allocation", "recovery", "protocol", "t", "group", "classes", "head")
+SETTING = ("criterion", "keep", "allocation", "recovery", "protocol", "t", "group", "classes", "head", "budget")
 MEASURED = ("kept", "top1", "mean_true_probability", "params", "macs", "n", "top1_change_points")
 
 
@@ -38,11 +38,6 @@ class Line:
     def dense(self) -> bool:
         """Whether this is the unpruned model."""
         return self.row.get("criterion") == "dense"
-
-
-def budget_text(row: Json) -> str:
-    """A row's budget of the whole model: `macs 0.25`, empty where it has none."""
-    return ", ".join(f"{clean(word)} {clean(amount)}" for word, amount in mapping(row.get("budget")).items())
 
 
 def of_protocol(record: Json, protocol: str) -> list[Json]:

@@ -6,8 +6,7 @@ from vitprune.core.reading import Json
 from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Cell, Row, Section, Text, figure, table
 from vitprune.report.plots import plots
-from vitprune.report.reading.rows import budget_text
-from vitprune.report.reading.values import clean, interval, mappings, number, sequence
+from vitprune.report.reading.values import budget_text, clean, interval, mappings, number, sequence
 
 COLUMNS = (
     "Budget", ">Top-1", ">95 % interval", ">Change, points", ">p", ">MACs left", ">Parameters left", ">Latency left",

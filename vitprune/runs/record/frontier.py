@@ -16,6 +16,7 @@ from vitprune.core.files import replacing
 from vitprune.core.reading import Json, digest
 from vitprune.recipe.parts import NAME, Whole
 from vitprune.recipe.recipe import Recipe
+from vitprune.runs.stages.order import Stage
 from vitprune.runs.state.run import Run
 
 HEADLINE = ("result", "model", "per_class", "confusions", "latency", "usage")
@@ -30,13 +31,30 @@ def runs(run: Run) -> Iterator[Run]:
 
 
 def recipe_of(recipe: Recipe, one: Whole) -> Recipe:
-    """The recipe of one budget's model, which makes the same one when it is run alone."""
+    """The recipe of one budget's model, which makes the same one when it is run alone, and exports it."""
     name = f"{recipe.name}-{one.folder}"
-    onnx = recipe.export.onnx and recipe.export.budget in (None, one.amount)
-    export = recipe.export.model_copy(update={"budget": None, "onnx": onnx})
+    export = recipe.export.model_copy(update={"budget": None})
     return recipe.model_copy(
         update={"name": name if NAME.fullmatch(name) else one.folder, "whole": one, "export": export}
     )
+
+
+def stages_of(run: Run, inner: Run, stages: Sequence[Stage]) -> list[Stage]:
+    """Those of the stages that a budget's model goes through: one that `export.budget` does not name is not exported, and
+    files of an earlier export are removed."""
+    assert inner.recipe.whole is not None
+    if run.recipe.export.budget in (None, inner.recipe.whole.amount):
+        return list(stages)
+    if any(stage.name == "export" for stage in stages):
+        inner.folder.remove(inner.folder.files_of("export"))
+        inner.folder.clear(inner.folder.stage_folder("export"), set())
+    return [stage for stage in stages if stage.name != "export"]
+
+
+def complete(run: Run, made: Json) -> Json:
+    """The record of one budget's model, where an export that is not asked for is not missing."""
+    missing = [name for name in made["missing"] if name != "export" or run.recipe.export.budget is None]
+    return made | {"missing": missing, "complete": not missing}
 
 
 def to_root(run: Run, stages: Sequence[str]) -> None:
@@ -51,10 +69,15 @@ def to_root(run: Run, stages: Sequence[str]) -> None:
             continue
         before, started = run.folder.files_of(stage), time.monotonic()
         run.folder.begin(stage)
-        found = [path for path in sorted(source.files_of(stage)) if path.parent == source.root] if record else []
-        made = [_copied(path, run.folder.root / path.name) for path in found]
+        found = [path for path in sorted(source.files_of(stage)) if _handed_on(path, source.root)] if record else []
+        made = [_copied(path, run.folder.root / path.relative_to(source.root)) for path in found]
         run.folder.remove(before - set(made))
         run.folder.finish(stage, key, made, started)
+
+
+def _handed_on(path: Path, root: Path) -> bool:
+    """Whether a file is for users, or the dense model that the slim one is timed against."""
+    return path.parent == root or path.name.startswith("dense.onnx")
 
 
 def _copied(source: Path, path: Path) -> Path:

@@ -102,9 +102,10 @@ def _blocks(run: Run, plan: Plan, group: str | None) -> list[Json]:
 
     `gone`: the nats of a block without its attention or without its FFN, which no plan asks for unless it says so.
     """
-    curves = {c.site.name: c for c in attention.of_file(run, group)} if run.recipe.prunes_attention else {}
     recipe = run.recipe
     found = scores_of(run, recipe.criterion.name, recipe.criterion.seed, group).curves or {}
+    counted = recipe.prunes_attention and all(curve.unit == NATS for curve in found.values())
+    curves = {c.site.name: c for c in attention.of_file(run, group)} if counted else {}
     rows: dict[int, Json] = {}
     for attn in _attentions(run):
         cut, curve = plan.attention.get(attn.name), curves.get(attn.name)

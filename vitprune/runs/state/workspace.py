@@ -25,7 +25,7 @@ from vitprune.core.ledger import TEMPORARY, Ledger
 from vitprune.core.reading import read_sealed, sha256
 
 PARTS = "parts"
-SHARED = ("split", "discover", "moments")  # stages that the budgets of a frontier have in common
+SHARED = ("split", "discover", "moments", "latency")  # what the budgets of a frontier have in common
 
 
 @dataclass(frozen=True, slots=True)
