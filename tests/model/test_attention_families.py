@@ -101,7 +101,10 @@ def images_for(model: nn.Module, count: int = 24) -> Tensor:
 
 @functools.cache
 def curves(case: str) -> list[attention_curve.AttentionCurve]:
-    model = tiny(case)
+    return curves_of(tiny(case))
+
+
+def curves_of(model: nn.Module) -> list[attention_curve.AttentionCurve]:
     x, sites = images_for(model, 40), attention_sites(model)
     _, moments = statistics(model, families.ffn_sites(model), sites, lambda: iter([(x, torch.arange(40) % 5)]), 0)
     measured = ranks.ranks(model, sites, moments, iter([x]))
@@ -216,6 +219,23 @@ def test_queries_and_values_of_different_sizes(heads: int, dim: int, queries: in
     again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'a'}"))
     assert set(attention.slim(again.model).values()) == {(heads, queries, dim)}
     assert torch.equal(again.model(x.float()), single(x.float()))
+
+
+@pytest.mark.parametrize("case", ["qk-norm", "beit", "relpos, class token", "eva02", "side by side"])
+def test_what_was_cut_is_cut_again(case: str) -> None:
+    """First the values, then a head of what is left: masked is sliced, priced as counted."""
+    model = tiny(case)
+    for curve in curves(case):
+        Cut(curve, 2, 4).write(model)
+    again = curves_of(model)
+    assert [(c.site.heads, c.site.dim, c.site.asking(4)) for c in again] == [
+        (2, 4, c.site.asking(4)) for c in curves(case)
+    ]
+    cuts = {curve.site.name: Cut(curve, 1, 4) for curve in again}
+    plan = Plan({site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}, (), cuts)
+    assert surgery.masked_vs_sliced(model, plan, images_for(model, 4)) < 1e-10
+    gone = size.parameters(model) - size.parameters(surgery.slim(model, plan))
+    assert gone == sum(c.site.parameters(model, 2, 4) - c.site.parameters(model, 1, 4) for c in again)
 
 
 @each
