@@ -77,8 +77,8 @@ def gradients(run: Run, per_class: int) -> list[Tensor]:
     return total
 
 
-def pruned(dense: nn.Module, grads: list[Tensor], importance: str, setting: str, ratio: float) -> nn.Module:
-    """Torch-Pruning's model at a ratio, by the flow of its example."""
+def pruned(dense: nn.Module, grads: list[Tensor], importance: str, setting: str, ratio: float) -> nn.Module | None:
+    """Torch-Pruning's model at a ratio, by the flow of its example; None where it takes every head of a block."""
     model: Any = copy.deepcopy(dense)
     for w, g in zip(model.parameters(), grads, strict=True):
         w.requires_grad_(True)
@@ -99,6 +99,8 @@ def pruned(dense: nn.Module, grads: list[Tensor], importance: str, setting: str,
         )  # fmt: skip
         for group in pruner.step(interactive=True):
             group.prune()
+    if any(pruner.num_heads[block.attn.qkv] < 1 for block in model.blocks):
+        return None
     for block in model.blocks:
         block.attn.num_heads = pruner.num_heads[block.attn.qkv]
         block.attn.head_dim = block.attn.qkv.out_features // (3 * block.attn.num_heads)
@@ -151,7 +153,7 @@ def at_budget(dense: nn.Module, grads: list[Tensor], importance: str, setting: s
     low, high, ratio, best, whole = 0.0, 0.95, guess, None, size.macs(dense)
     for _ in range(TRIES):
         model = pruned(dense, grads, importance, setting, ratio)
-        share = size.macs(model) / whole
+        share = 0.0 if model is None else size.macs(model) / whole
         if share >= budget:
             best, low = (model, share, ratio) if best is None or share <= best[1] else best, ratio
             if share <= NEAR * budget:
