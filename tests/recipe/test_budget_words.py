@@ -52,9 +52,11 @@ def test_what_neither_keep_nor_a_mapping_means(text: str, meant: dict[str, Any])
 @pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_a_criterion_that_prices_attention_goes_by_the_whole_model_and_others_by_keep(name: str) -> None:
     made = Recipe.model_validate({"name": "a", "criterion": {"name": name}})
-    assert (made.whole is not None) == covers_attention(name) == (name == "random" or CRITERIA[name].attention is not None)
+    assert (
+        (made.whole is not None) == covers_attention(name) == (name == "random" or CRITERIA[name].attention is not None)
+    )
     if not covers_attention(name):
-        with pytest.raises(ValueError, match=f"not `{name}`, which goes with `keep`"):
+        with pytest.raises(ValueError, match=f"`{name}` scores hidden units alone and goes with `keep`"):
             Recipe.model_validate({"name": "a", "criterion": {"name": name}, "budget": {"macs": 0.5}})
 
 

@@ -23,6 +23,8 @@ from vitprune.model import families, size
 from vitprune.model.sites.attention import attention_sites
 from vitprune.pruning.whole import reach
 from vitprune.recipe.recipe import Recipe
+from vitprune.report.reading.beside import Beside
+from vitprune.report.sections.over_splits import splits_blocks
 from vitprune.runs import compare, defaults, pipeline
 from vitprune.runs.results.row import Row
 from vitprune.runs.state.run import Run
@@ -104,11 +106,6 @@ def test_a_default_that_the_model_cannot_reach_gives_way(content: dict[str, Any]
     assert defaults.adapted(asked, model, families.ffn_sites(model))[0].keep is None
 
 
-def test_a_frontier_is_refused_where_one_model_is_made(content: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="several amounts are several models"):
-        run(content, tmp_path, "prune", budget={"macs": [0.5, 0.4]})
-
-
 def slow_kl(dense: np.ndarray, other: np.ndarray) -> float:
     """Mean over rows of Σ p·log(p/q), one image and one output at a time."""
     total = 0.0
@@ -183,6 +180,8 @@ def test_a_comparison_under_budgets(content: dict[str, Any], tmp_path: Path) -> 
         text.count("| macs 0.6 |") == 3 and text.count("| params 0.7 |") == 3 and "budgets of the whole model" in text
     )
     assert "multiply-adds left" in (tmp_path / "tiny" / "compare.svg").read_text()
+    blocks = splits_blocks({"compare": "compare.json"}, Beside(tmp_path / "tiny"))
+    assert repr(blocks).count("macs 0.6 (") == 3 and "against the multiply-adds left" in repr(blocks)
     again = compare.compare(
         Recipe.model_validate({**content, "out": str(tmp_path), "budget": {"macs": 0.3}, "compare": spec}), device="cpu"
     )

@@ -121,6 +121,7 @@ def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Rec
             "recovery": next((r for r in spec.recovery if needs_moments(r)), "none"),
             "paper_protocol": None,
             "compare": None,
+            "export": recipe.export.model_copy(update={"budget": None}),
         }
     )
 

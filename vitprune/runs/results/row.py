@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vitprune.core.reading import Json
 from vitprune.exam import metrics
 
 Head = Literal["all", "masked"]
@@ -71,7 +72,7 @@ class Row:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], hits: np.ndarray | None = None) -> Row:
         """The row that `as_json` gave, with its hits; anything else in `content` is passed over."""
-        given: dict[str, Any] = {name: content.get(name) if name in _LATER else content[name] for name in _PLAIN}
+        given: Json = {name: content.get(name) if name in _LATER else content[name] for name in _PLAIN}
         return cls(**given | {name: tuple(given[name]) for name in _LISTS if given[name] is not None}, hits=hits)
 
     def against(self, ours: Row) -> Row:

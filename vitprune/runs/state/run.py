@@ -272,7 +272,8 @@ class Run:
     def fits(self) -> None:
         """Raises UserError where the model does not allow what the recipe asks for."""
         if self.recipe.whole is not None:
-            self.reaches(self.recipe.whole)
+            for one in self.recipe.whole.each:
+                self.reaches(one)
         for site in self.sites if self.recipe.whole is None else ():
             masks.width(self.recipe.share, site.size, self.recipe.round_to)
         own = self.recipe.criterion
@@ -288,14 +289,10 @@ class Run:
         """Raises UserError for a budget of the whole model that its sites cannot reach; no cost is worked out for that."""
         model, r = self.loaded.model, self.recipe
         attentions = attention.attention_sites(model) if r.prunes_attention else []
-        if len(budget.each) > 1:
-            raise UserError(
-                f"budget: {budget.of}: several amounts are several models; give one, such as {budget.of}: 0.5"
-            )
         prices = reach.priced(budget.of, model, of_file(budget, r.export))
         if prices is not None:
             smallest = reach.least(model, attentions, prices, r.round_to, r.floor)
-            reach.require(budget.each[-1].amount, smallest, prices)
+            reach.require(budget.amount, smallest, prices)
 
 
 _opened: dict[str, Run] = {}  # in a worker: the run it works for
