@@ -78,7 +78,7 @@ def test_the_command(monkeypatch, as_json):
         assert "VisionTransformerSAM" in rows["samvit_base_patch16"]["why_not"]
     else:
         lines = {line.split()[0]: line for line in shown.splitlines()}
-        assert lines["hiera_tiny_224"].split(maxsplit=1)[1] == "yes, 3x224x224"
+        assert lines["hiera_tiny_224"].split(maxsplit=1)[1] == "yes, 3x224x224, FFN"
         assert "no: model: VisionTransformerSAM is not supported" in lines["samvit_base_patch16"]
 
 

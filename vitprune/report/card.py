@@ -114,7 +114,9 @@ def _what(record: Json, result: Json, config: Json) -> str:
         else f"It serves all {len(known)} classes of the images."
     )
     slim = _attention(config)
-    attention = f" Its attention is slim too, heads × dimensions of a head by block: {', '.join(slim)}." if slim else ""
+    sizes = "heads × dimensions of a head"
+    sizes += ", or × those of its queries × of its values," if any(state.count("×") == 2 for state in slim) else ""
+    attention = f" Its attention is slim too, {sizes} by block: {', '.join(slim)}." if slim else ""
     return (
         f"A `{clean(config.get('architecture'))}` made smaller by vitprune: {share} its FFN hidden units are kept ({shape}), "
         f"chosen by `{clean(result.get('criterion'))}`; repair: `{clean(result.get('recovery'))}`.{attention} {serves}"

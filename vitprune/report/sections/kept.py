@@ -46,7 +46,17 @@ def _attention(sizes: Json) -> list[Block]:
         if {len(before), len(after)} <= {2, 3}:
             shown = [" × ".join(numbers.count(number(size)) for size in state) for state in (before, after)]
             rows.append(Row((Cell(str(name)), *(Cell(text) for text in shown))))
-    return [table("Attention: heads × dimensions of a head", ("Attention", ">Dense", ">Slim"), rows)] if rows else []
+    return (
+        [
+            table(
+                "Attention: heads × dimensions of a head (of queries × of values, where they differ)",
+                ("Attention", ">Dense", ">Slim"),
+                rows,
+            )
+        ]
+        if rows
+        else []
+    )
 
 
 def _width(index: int, dense: Any, slim: Any) -> Row:
