@@ -18,7 +18,6 @@ from torch import nn
 
 from vitprune.core import claims
 from vitprune.core.device import resolve_device
-from vitprune.core.errors import UserError
 from vitprune.core.files import explain, write_text
 from vitprune.core.progress import Reporter
 from vitprune.core.reading import digest, read_json
