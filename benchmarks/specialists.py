@@ -42,7 +42,7 @@ GROUPS = (
         "others": ["dress", "hat", "outwear", "shoes"],
     },
 )
-BUDGETS, REPAIR = (0.4, 0.25), "layerwise"
+BUDGETS = (0.4, 0.25)
 Found = dict[str, Any]
 
 
@@ -69,8 +69,8 @@ def recipe_for(args: argparse.Namespace, seed: int, groups: dict[str, list[str]]
 def made_by(run: Run, group: str | None, targets: list[int], share: float) -> Any:
     """The slim, repaired model of a class set at a share of the multiply-adds."""
     scores, dense = score.scores_of(run, "fisher-obs", run.recipe.criterion.seed, group), run.loaded.model
-    plan = allocation.plan(dense, scores, attention.of_file(run, group), share, Macs(dense), targets)
-    return slimmed(run, plan, REPAIR, group, targets)  # type: ignore[arg-type]
+    plan = allocation.plan(dense, scores, attention.of_file(run, group), share, Macs(dense, shortcut=True), targets)
+    return slimmed(run, plan, run.recovery, group, targets)
 
 
 def right(run: Run, model: Any, targets: list[int]) -> np.ndarray:

@@ -6,7 +6,7 @@ Its flow is that of its timm example: a `MetaPruner` over FFN units and what is 
 Taylor with the gradient of the labelled probe images, or the L2 norm of the weights, block by block (`local`) or with one
 threshold (`global`), dimensions of heads alone (`dims`) or whole heads too (`heads`, by the same ratio). The ratio is
 searched until the multiply-adds lie just above the budget, ours lie at most at it. Its models are timm's own attention of
-H' heads and d' dimensions, so each is examined as it is and after our layerwise repair (`repaired`: unlabelled probe images,
+H' heads and d' dimensions, so each is examined as it is and after our repair (`repaired`: unlabelled probe images,
 √(d'/d) into the queries first). Every model is made before the test images are read. The last line is one JSON object.
 
 The file's name is not the library's, which it would hide from everything that runs in this folder.
@@ -177,7 +177,7 @@ def models_of(
     jobs = [(b, i, s) for b in args.budgets for s in args.settings for i in args.importances]
     for budget in args.budgets:
         plan = allocation.plan(dense, scores, curves, budget, Macs(dense), targets)
-        made[f"{budget:g} {OURS}"] = slimmed(run, plan, "layerwise", None, targets), {}
+        made[f"{budget:g} {OURS}"] = slimmed(run, plan, run.recovery, None, targets), {}
     for budget, importance, setting in run.reporter.track(jobs, "torch-pruning", len(jobs)):
         model, _, ratio = at_budget(dense, grads, importance, setting, budget, guesses.get((setting, budget), 0.5))
         guesses[setting, budget] = ratio
@@ -192,7 +192,7 @@ def models_of(
         about = {"ratio": ratio, "heads_dims": sizes, "widths": list(plan.widths.values())}
         made[name] = plain, about
         mended = scaled(plain, dense)
-        repaired(mended, run, plan, "layerwise", None, targets, dense)
+        repaired(mended, run, plan, run.recovery, None, targets, dense)
         made[f"{name} repaired"] = mended, {}
     return made
 

@@ -42,7 +42,7 @@ from vitprune.runs.stages.prune import slimmed
 from vitprune.runs.state.run import Run
 
 BUDGETS, QUICK = (0.5, 0.4, 0.25, 0.2, 0.1), (0.5, 0.25, 0.1)
-BATCH, REPAIR = 32, "layerwise"
+BATCH = 32
 Found = dict[str, Any]
 
 
@@ -107,7 +107,7 @@ def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
                 except UserError:  # FFN units alone do not get there
                     row |= {f"{name}top1": None, f"{name}kl": None}
                     continue
-                slim = slimmed(run, plan, REPAIR, None, targets)  # type: ignore[arg-type]
+                slim = slimmed(run, plan, run.recovery, None, targets)
                 after, _ = examined(run, slim, targets)
                 right = after.argmax(1) == labels
                 row |= {f"{name}top1": float(right.mean()), f"{name}kl": kl(before, after)}
