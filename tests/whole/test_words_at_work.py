@@ -136,10 +136,10 @@ def test_rows_tell_sites_budget_ratio_and_divergence(content: dict[str, Any], tm
         x = torch.cat([part for part, _ in opened.images.batches(index, 8)])
         dense, slim = opened.loaded.model(x).numpy(), vitprune.load(folder)(x).numpy()
         ratio = size.macs(vitprune.load(folder)) / size.macs(opened.loaded.model)
-    own = next(row for row in made["rows"] if (row["criterion"], row["recovery"]) == ("fisher-obs", "layerwise"))
+    own = next(row for row in made["rows"] if (row["criterion"], row["recovery"]) == ("fisher-obs", "layerwise+head"))
     assert own["head"] == "masked" and slim.shape[1] == len(targets)
     assert own["kl"] == pytest.approx(slow_kl(dense[:, targets], slim), rel=1e-5)
-    assert own["macs_ratio"] == pytest.approx(ratio) and own["macs_ratio"] <= 0.5
+    assert own["macs_ratio_checkpoint"] == pytest.approx(ratio) and own["macs_ratio"] <= 0.5
     for row in rows:
         pruned = row["criterion"] != "dense"
         assert row["sites"] == (["ffn", "attention"] if pruned else [])
@@ -154,7 +154,9 @@ def test_rows_of_before_are_still_read(content: dict[str, Any], tmp_path: Path) 
         again = Row.from_json(row)
         assert again.as_json().items() <= row.items()
         assert row["sites"] == ([] if row["criterion"] == "dense" else ["ffn"]) and row["budget"] is None
-        old = Row.from_json({k: v for k, v in row.items() if k not in ("sites", "budget", "macs_ratio", "kl")})
+        old = Row.from_json(
+            {k: v for k, v in row.items() if k not in ("sites", "budget", "macs_ratio", "macs_ratio_checkpoint", "kl")}
+        )
         assert (old.sites, old.budget, old.macs_ratio, old.kl) == (None, None, None, None)
         assert Row.from_json(old.as_json()) == old
 

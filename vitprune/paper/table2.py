@@ -63,7 +63,7 @@ def slimmed(run: Run, keep: int | float) -> tuple[Made, int]:
 
 
 def _row(method: str, how: str, made: Made, keep: int | float | None) -> dict[str, Any]:
-    parameters, macs = made.costs
+    parameters, macs, _ = made.costs
     about = {"method": method, "how": how, "protocol": "honest", "units": None, "keep": keep, "kept": made.kept}
     return about | {"params": parameters, "macs": macs}
 

@@ -97,7 +97,7 @@ def _judge(path: Path, record: Json, group: str, result: Json, bar: Bar) -> Json
 
 
 def _figure(record: Json, result: Json, name: str) -> float | None:
-    if name in ("params_ratio", "macs_ratio"):
+    if name in ("params_ratio", "macs_ratio") and number(result.get(name)) is None:
         key = name.removesuffix("_ratio")
         return ratio(result.get(key), mapping(record.get("model")).get(f"{key}_dense"))
     return number(result.get(name))

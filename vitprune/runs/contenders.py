@@ -16,9 +16,11 @@ from vitprune.exam import metrics
 from vitprune.exam.logits import predictor, test_logits
 from vitprune.exam.metrics import Metrics
 from vitprune.model import classifier, size
+from vitprune.model.inside import first_token
 from vitprune.model.load import opening
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair.names import Recovery
+from vitprune.recipe.exports import of_file
 from vitprune.runs.results import attention, losses
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.stages import score
@@ -76,9 +78,10 @@ class Made:
         return 1.0 if self.plan is None else self.plan.kept
 
     @property
-    def costs(self) -> tuple[int, int]:
-        """Parameters, and multiply-adds of an image."""
-        return size.parameters(self.model), size.macs(self.model)
+    def costs(self) -> tuple[int, int, int]:
+        """Parameters, multiply-adds of an image, and those in an ONNX file with the shortcut."""
+        macs, short = size.macs(self.model), first_token.why_not(self.model) is None
+        return size.parameters(self.model), macs, size.macs(self.model, shortcut=True) if short else macs
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +184,16 @@ def row(
     run: Run,
     contender: Contender,
     kept: float,
-    costs: tuple[int, int],
+    costs: tuple[int, int, int],
     logits: np.ndarray,
     labels: np.ndarray,
     head: Head = "all",
 ) -> Row:
-    """The row of logits [N, C]; `kept` is the share of units, `costs` are parameters and multiply-adds of an image."""
+    """The row of logits [N, C]; `kept` is the share of units, `costs` are those of `Made`."""
     targets = targets_of(run, contender.group)
     open_outputs = targets if head == "masked" else None
     m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
+    filed = not contender.is_dense and of_file(run.recipe.whole, run.recipe.export)
     kinds = ["ffn"] if contender.budget is None else run.recipe.prune or ["ffn", "attention"]
     return Row(
         criterion=contender.criterion,
@@ -210,7 +214,8 @@ def row(
         n=m.n,
         sites=() if contender.is_dense else tuple(kinds),
         budget=None if contender.budget is None else dict([contender.budget]),
-        macs_ratio=costs[1] / run.dense_macs,
+        macs_ratio=costs[2 if filed else 1] / run.dense_macs,
+        macs_ratio_checkpoint=costs[1] / run.dense_macs,
         kl=0.0 if contender.is_dense else metrics.kl(dense_logits(run, targets), logits, open_outputs),
         hits=metrics.hits(logits, labels, open_outputs),
     )

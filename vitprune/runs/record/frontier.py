@@ -145,6 +145,7 @@ def _entry(one: Whole, own: Json) -> Json:
     made |= {"dense_top1": dense["top1"], "mcnemar_p": dense["mcnemar_p"], "only_right": dense["only_right"]}
     for name in ("params", "macs"):
         made |= {name: result[name], f"{name}_ratio": result[name] / dense[name]}
+    made |= {key: result[key] for key in ("macs_ratio", "macs_ratio_checkpoint")}
     made |= {"kept": result["kept"], "latency_ratio": result["latency_ratio"], "latency_batch": result["latency_batch"]}
     made["latency_notes"] = result.get("latency_notes", [])
     made["bytes"] = next((file["bytes"] for file in own["files"] if file["path"] == "model.safetensors"), None)

@@ -17,9 +17,11 @@ from vitprune.core.progress import Reporter
 from vitprune.core.reading import Json
 from vitprune.criteria.curves import Curve
 from vitprune.model import classifier, size
+from vitprune.model.inside import first_token
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
+from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine import worker
@@ -71,8 +73,15 @@ def _told(run: Run, dense: Json, group: str | None, targets: list[int]) -> Json:
         "nats": None if None in nats else sum(nats),
         **figures,
         **{f"{name}_ratio": figures[name] / dense[name] for name in ("params", "macs", "bytes")},
+        "macs_ratio": (_of_file(slim) if of_file(recipe.whole, recipe.export) else figures["macs"]) / dense["macs"],
+        "macs_ratio_checkpoint": figures["macs"] / dense["macs"],
         "blocks": blocks,
     }
+
+
+def _of_file(model: nn.Module) -> int:
+    """Multiply-adds of an image in the model's ONNX file."""
+    return size.macs(model, shortcut=first_token.why_not(model) is None)
 
 
 def _figures(model: nn.Module) -> Json:

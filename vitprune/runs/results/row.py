@@ -27,7 +27,8 @@ class Paired:
 class Row:
     """What was examined, how well it did and what it costs; accuracies are fractions, `kept` is of all units.
 
-    `sites`: which kinds were pruned; `budget`: that of the whole model, as a mapping; `macs_ratio`: to the dense model; `kl`:
+    `sites`: which kinds were pruned; `budget`: that of the whole model, as a mapping; `macs_ratio`: to the dense
+    model, of the ONNX file where the budget is its, `macs_ratio_checkpoint` always of the checkpoint; `kl`:
     mean KL(dense ‖ row) in nats on the same images with the same head. These are None in rows of before they were written.
     `exported` and `paired` stand in the rows of a run only. `hits` says which of the n images were right, bool [n].
     """
@@ -53,6 +54,7 @@ class Row:
     sites: tuple[str, ...] | None = None
     budget: dict[str, float] | None = None
     macs_ratio: float | None = None
+    macs_ratio_checkpoint: float | None = None
     kl: float | None = None
     exported: bool | None = None
     paired: Paired | None = None
@@ -86,5 +88,5 @@ class Row:
 
 
 _LISTS = ("classes", "top1_ci95", "sites")
-_LATER = ("sites", "budget", "macs_ratio", "kl")  # not in the rows of 0.1.0
+_LATER = ("sites", "budget", "macs_ratio", "macs_ratio_checkpoint", "kl")  # not in the rows of 0.1.0
 _PLAIN = tuple(name for name in Row.__dataclass_fields__ if name not in ("exported", "paired", "hits"))
