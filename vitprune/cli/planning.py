@@ -74,6 +74,7 @@ def _line(one: Json) -> str:
     predicted = "" if one["nats"] is None else f"predicted loss {_nats(one['nats'])} nats per image; "
     filed = "" if one["macs_ratio"] == one["macs_ratio_checkpoint"] else f", of the ONNX file x {one['macs_ratio']:.3f}"
     return (
-        f"{predicted}MACs {one['macs'] / 1e6:.1f} M (x {one['macs_ratio_checkpoint']:.3f}{filed}), parameters {one['params']:,} "
+        f"{predicted}MACs {one['macs'] / 1e6:.1f} M (x {one['macs_ratio_checkpoint']:.3f}{filed}), "
+        f"parameters {one['params']:,} "
         f"(x {one['params_ratio']:.3f}), model.safetensors {one['bytes'] / 1e6:.2f} MB (x {one['bytes_ratio']:.3f})"
     )
