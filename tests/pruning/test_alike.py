@@ -18,7 +18,7 @@ from vitprune.pruning import surgery
 from vitprune.pruning.whole import allocation
 from vitprune.pruning.whole.alike import alike
 from vitprune.pruning.whole.hulls import Options
-from vitprune.pruning.whole.pricing import PRICINGS
+from vitprune.pruning.whole.pricing import Macs, Parameters
 
 
 def ffn(n: int, price: float) -> Options:
@@ -57,7 +57,7 @@ def test_shares_alike_are_never_above_the_budget() -> None:
 def test_a_plan_by_scores_that_do_not_compare(tiny_vit: Callable[..., nn.Module], word: str) -> None:
     model = tiny_vit()
     ffns, sites = families.ffn_sites(model), attention_sites(model)
-    drawn, prices = random(ffns, seed=1), PRICINGS[word](model)
+    drawn, prices = random(ffns, seed=1), {"macs": Macs, "params": Parameters}[word](model)
     curves = [one.curve for one in of_heads.random(sites, seed=1)]
     plan = allocation.plan(model, drawn, curves, 0.5, prices)
     slim = surgery.slim(model, plan)
@@ -74,7 +74,7 @@ def test_a_plan_by_scores_that_do_not_compare(tiny_vit: Callable[..., nn.Module]
 def test_ffns_alone_share_alike_too(tiny_vit: Callable[..., nn.Module], make_images: Callable[..., Tensor]) -> None:
     model = tiny_vit()
     drawn = random(families.ffn_sites(model), seed=1)
-    plan = allocation.plan(model, drawn, [], 0.8, PRICINGS["macs"](model), round_to=4)
+    plan = allocation.plan(model, drawn, [], 0.8, Macs(model), round_to=4)
     assert len(set(plan.widths.values())) == 1 and not plan.attention
     assert all(units % 4 == 0 for units in plan.widths.values())
     assert torch.isfinite(surgery.slim(model, plan)(make_images(2))).all()

@@ -58,7 +58,7 @@ def test_it_is_one_threshold_and_the_repair_of_every_layer(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [("vit_tiny_patch16_224", "layerwise"), ("vit_small_patch16_18x2_224", "affine")]
+    ("name", "how"), [("vit_tiny_patch16_224", "layerwise+head"), ("vit_small_patch16_18x2_224", "affine")]
 )
 def test_blocks_that_do_not_come_in_halves_are_repaired_by_affine(name: str, how: str, tmp_path: Path) -> None:
     model = timm.create_model(name, img_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=2, num_classes=3)

@@ -74,7 +74,7 @@ def test_every_budget_has_a_full_folder_of_its_own(both: tuple[Path, Made]) -> N
         assert told["budget"] == {"macs": limit}
         assert json.loads((here / "report.json").read_text())["complete"]
     larger, smaller = (size.macs(vitprune.load(root / folder)) for folder in FOLDERS)
-    assert smaller < larger < made["model"]["macs_dense"]
+    assert smaller < larger <= made["model"]["macs_dense"]
     assert not (root / "model.safetensors").exists() and not (root / "model.onnx").exists()
     assert made["complete"] and all(check["passed"] for check in made["checks"]), made["checks"]
     parity = [check["name"] for check in made["checks"] if "ONNX parity at batch" in check["name"]]

@@ -68,7 +68,7 @@ class Costs:
         self.model = tiny_model(depth=6, mlp_ratio=8)
         images = torch.randn(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         self.scores = vitprune.discover(self.model, images, torch.arange(40) % 3, criterion="fisher-obs")
-        self.curves = _curves(self.model, families.ffn_sites(self.model), [images], None)
+        self.curves = _curves(self.model, families.ffn_sites(self.model), attention_sites(self.model), [images], None)
 
     def plan(self, clock: Fake, amount: float, path: Path, **options: Any) -> Plan:
         return timed.plan(Timed(self.model, clock, path, print), self.scores, self.curves, amount, **options)

@@ -200,7 +200,7 @@ def test_a_fold_is_a_run_of_its_own(content: Made, watched: tuple[Path, Made, Re
             shutil.copyfile(file, tmp_path / part / file.parent.name / file.name)
     given = {"probe": str(tmp_path / "probe"), "test": str(tmp_path / "test")}
     rows = go(content, tmp_path / "out", "evaluate", data=given, budget={"macs": share})["rows"]
-    for name, at, repair in (("dense", 1.0, "none"), ("fisher-obs", share, "layerwise")):
+    for name, at, repair in (("dense", 1.0, "none"), ("fisher-obs", share, "layerwise+head")):
         row = next(r for r in rows if (r["criterion"], r["recovery"]) == (name, repair))
         hits = loss_search._part(run, None, at, [at, 1])["hits"]
         assert (int(hits.sum()), len(hits)) == (round(row["top1"] * row["n"]), row["n"])

@@ -53,7 +53,10 @@ def test_a_run_by_another_criterion(content: dict[str, Any], tmp_path: Path, nam
     with Run.open(recipe, "cpu", Reporter(quiet=True)) as opened:
         ours = exported_mask(opened, None, opened.classes.every())
         assert ours.attention
-        plans = {other: contenders.make(opened, Contender(other, None, "none", 5)).plan for other in others}
+        plans = {
+            other: contenders.make(opened, Contender(other, None, "none", 5, None, ("macs", 0.5))).plan
+            for other in others
+        }
     for other, plan in plans.items():
         assert plan is not None and plan.widths == ours.widths
         for site, cut in plan.attention.items():

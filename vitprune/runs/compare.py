@@ -7,6 +7,7 @@ file, so that an interrupted comparison goes on where it was. Nothing is chosen 
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -73,9 +74,8 @@ def compare(
     choices: list[Json] = []
     for seed in spec.seeds:
         with Run.open(_part(recipe, spec, names, seed), device, reporter, workers) as run:
-            for keep in spec.keep or ():
-                for site in run.sites:
-                    masks.width(keep, site.size, recipe.round_to)
+            for keep, site in itertools.product(spec.keep or (), run.sites):
+                masks.width(keep, site.size, recipe.round_to)
             if spec.budget:
                 run.adapt()
             for budget in spec.budget or ():
@@ -113,7 +113,7 @@ def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Rec
         update={
             "name": f"seed-{seed}",
             "out": recipe.out / recipe.name / "compare",
-            **({"keep": spec.keep[0], "whole": None, "prune": None} if spec.keep else {}),
+            **({"keep": spec.keep[0], "whole": None, "prune": None, "attention_dims": "equal"} if spec.keep else {}),
             **({"keep": None, "whole": spec.budget[0], "allocation": "auto", "rounds": 1} if spec.budget else {}),
             "criterion": recipe.criterion.model_copy(update={"name": spec.first(recipe.criterion.name)}),
             "split": recipe.split.model_copy(update={"seed": seed}),
