@@ -161,7 +161,7 @@ def test_queries_may_keep_other_dimensions_than_values(content: dict[str, Any], 
     slim = vitprune.load(tmp_path / "tiny")
     assert any(len(one["slim"]) == 3 for one in made["model"]["attention"].values()), made["model"]["attention"]
     dense = opening.open_model(Recipe.model_validate(content).model, torch.device("cpu")).model
-    assert size.macs(slim) <= 0.5 * size.macs(dense)
+    assert size.macs(slim, shortcut=True) <= 0.45 * size.macs(dense)
     asked = {**content, "out": str(tmp_path), "attention_dims": "free", "budget": {"macs": 0.45}}
     with Run.open(Recipe.model_validate(asked), "cpu", Reporter(quiet=True)) as opened:
         plan = exported_mask(opened, None, opened.classes.every())

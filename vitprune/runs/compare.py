@@ -82,8 +82,7 @@ def compare(
                 run.reaches(budget)
             run.keeps = tuple(spec.keep or (None,))
             inputs, _ = pipeline.advance(run, "moments", force)
-            notes += [note for note in lengths.notes(run, names) if note not in notes]
-            notes += [note for note in run.notes if note not in notes]
+            notes += [note for note in (*lengths.notes(run, names), *run.notes) if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
             found |= _of_seed(run, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in score.notes_of(run)]
