@@ -21,6 +21,7 @@ from vitprune.exam import metrics, paired
 from vitprune.exam.logits import logits_of, predictor
 from vitprune.images.split import folds
 from vitprune.model.inside import pieces
+from vitprune.recipe.exports import of_file
 from vitprune.recipe.parts import Whole
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.engine.base import Columns, Job
@@ -65,6 +66,7 @@ def _about(run: Run, targets: list[int]) -> Json:
         "made of": [run.model_digest, run.data_digest, run.device.type, run.split_record["probe"], run.split.seed],
         "recipe": [recipe.criterion.model_dump(mode="json"), recipe.model_copy(update={"whole": None}).pruning()],
         "how": [run.recovery, recipe.prunes_attention, targets, run.classes.keeps_head(targets)],
+        "priced": of_file(recipe.whole, recipe.export),
     }
 
 
