@@ -28,7 +28,7 @@ class Coordinates:
 
     @classmethod
     def summed(cls, site: AttentionSite, values: Tensor, pairs: Tensor) -> Coordinates:
-        """A head's score is the sum of its dimensions'; where no pair can go without it, the pairs count for the head alone."""
+        """A head's score is the sum of its dimensions'; pairs that cannot go alone count for it too."""
         if site.query_keys:
             return cls(site, (values + pairs).sum(1), values, pairs)
         return cls(site, values.sum(1) + pairs.sum(1), values, torch.zeros_like(pairs))
