@@ -69,8 +69,8 @@ class Recipe(Part):
     whole: Whole | None = Field(None, description="what `budget` says as a mapping")
     prune: list[Literal["ffn", "attention", "depth"]] | None = Field(
         None,
-        description="what goes under such a budget; without it `[ffn, attention]` where the model allows; `depth` beside them: "
-        "a block may lose its attention altogether",
+        description="what goes under such a budget; without it `[ffn, attention]` where the model allows; `depth` beside "
+        "them: a block may lose its attention altogether",
     )
     attention_dims: Literal["equal", "free"] = Field(
         "equal", description="free: queries and keys may keep other dimensions than values; finer, and slower to run"
@@ -172,7 +172,9 @@ class Recipe(Part):
         if self.prune and sorted(self.prune) not in (["ffn"], ["attention", "ffn"], ["attention", "depth", "ffn"]):
             raise ValueError("`prune` is `[ffn]`, `[ffn, attention]` or `[ffn, attention, depth]`")
         if self.prunes_depth and self.whole.of == "latency":
-            raise ValueError("`prune: depth` does not go with a budget in time, which is measured with all attentions there")
+            raise ValueError(
+                "`prune: depth` does not go with a budget in time, which is measured with all attentions there"
+            )
         self.__dict__["prune"] = self.prune or ["ffn", "attention"]
         return self
 
