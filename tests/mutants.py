@@ -250,6 +250,8 @@ MUTANTS = (
     Mutant("a recipe of FFN units gets attention pruned", "recipe/recipe.py", "return not covers_attention(self.criterion.name) or",
            "return",
            ("test_budget_words.py::test_what_neither_keep_nor_a_mapping_means",)),
+    Mutant("the classifier's repair forgets its ridge", "pruning/repair/head.py", "ridge / 2 * weight.square().sum()",
+           "0 * weight.square().sum()", ("test_head.py::test_the_minimum_is_scipys",)),
     Mutant("baselines under a whole budget keep attention whole", "runs/stages/prune.py",
            "tuple(targets), ours.attention | cuts)", "tuple(targets))",
            ("test_whole_budget.py::test_the_road_ends_within_the_budget",)),

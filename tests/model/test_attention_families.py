@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitprune.criteria.heads import scores
+from vitprune.criteria.heads.obs import obs
+from vitprune.criteria.settings import Seeded
 from vitprune.criteria.statistics import attention_curve, ranks
-from vitprune.criteria.statistics.attention import statistics
+from vitprune.criteria.statistics.attention import statistics, sums
 from vitprune.deploy.onnx import exporting
 from vitprune.model import families, size
 from vitprune.model.inside import blockwise, hooks
@@ -168,6 +171,70 @@ def test_masked_is_sliced(case: str, kind: str) -> None:
         slim = surgery.slim(model, plan)
         assert float((slim(x) - model(x)).abs().max()) > 1e-4
         assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def by_criteria(case: str) -> dict[str, list[attention_curve.AttentionCurve]]:
+    """The curves of every other criterion that knows heads."""
+    model = tiny(case)
+    sites, ffns, x = attention_sites(model), families.ffn_sites(model), images_for(model, 40)
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        return [(x, torch.arange(40) % 5)]
+
+    found = sums(model, ffns, batches, classes=range(5), how=Seeded(), fisher=False)
+    made = {name: of(model, batches, found, how=Seeded()) for name, of in
+            (("magnitude-l2", scores.magnitude), ("taylor", scores.taylor), ("variance", scores.variance))}  # fmt: skip
+    chosen = {name: [one.curve for one in parts] for name, parts in made.items()}
+    chosen["random"] = [one.curve for one in scores.random(sites, seed=1)]
+    return chosen | {"obs": obs(model, batches, found, how=Seeded())}
+
+
+@each
+def test_every_criterion_of_heads_cuts_it(case: str) -> None:
+    model = tiny(case)
+    x, orders = images_for(model, 4), set()
+    keep = {site.name: torch.ones(site.size, dtype=torch.bool) for site in families.ffn_sites(model)}
+    for name, found in by_criteria(case).items():
+        assert all(bool(torch.isfinite(one.ranks).all()) for one in found), name
+        for heads in (False, True):
+            cuts = {}
+            for one in found:
+                count, dim = smallest(one.site)
+                made = Cut(one, count if heads else 2, dim)
+                cuts |= {} if made.whole else {one.site.name: made}
+            assert surgery.masked_vs_sliced(model, Plan(keep, (), cuts), x) < 1e-10, name
+        orders.add(tuple(found[0].values[-1].order.flatten().tolist()))
+    assert len(orders) > 1  # they do not agree
+
+
+@pytest.mark.parametrize("case", ["beit", "eva02, three layers"])
+def test_scores_of_weights_are_a_slow_sum(case: str) -> None:
+    """Magnitude and Taylor of the first attention, entry by entry: a value's row and the column that reads it, halved."""
+    model = tiny(case)
+    x, labels = images_for(model, 40), torch.arange(40) % 5
+    site = attention_sites(model)[0]
+    attn: Any = model.get_submodule(site.path)
+    layers = [attn.q_proj, attn.k_proj, attn.v_proj] if attn.qkv is None else [attn.qkv]
+    for layer in (*layers, attn.proj):
+        layer.weight.requires_grad_(True)
+    loss = nn.functional.cross_entropy(model(x), labels)
+    grads = torch.autograd.grad(loss, [layer.weight for layer in (*layers, attn.proj)])
+    batches = lambda: [(x, labels)]  # noqa: E731
+    for of, counted in (
+        (scores.magnitude, lambda w, g: float(w) ** 2),
+        (scores.taylor, lambda w, g: abs(float(w) * float(g))),
+    ):
+        rows = torch.cat([layer.weight for layer in layers]).detach(), torch.cat(grads[:-1])
+        columns = attn.proj.weight.detach(), grads[-1]
+        found = of(tiny(case), batches, None, how=Seeded())[0]
+        for h in range(2):
+            for d in range(8):
+                at = 32 + h * 8 + d
+                row = sum(counted(w, g) for w, g in zip(rows[0][at], rows[1][at], strict=True))
+                column = sum(
+                    counted(w, g) for w, g in zip(columns[0][:, h * 8 + d], columns[1][:, h * 8 + d], strict=True)
+                )
+                assert float(found.values[h, d]) == pytest.approx((row + column) / 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", [case for case, (_, _, can) in CASES.items() if "v" in can])

@@ -28,8 +28,10 @@ class Coordinates:
 
     @classmethod
     def summed(cls, site: AttentionSite, values: Tensor, pairs: Tensor) -> Coordinates:
-        """A head's score is the sum of its dimensions'."""
-        return cls(site, (values + pairs).sum(1), values, pairs)
+        """A head's score is the sum of its dimensions'; pairs that cannot go alone count for it too."""
+        if site.query_keys:
+            return cls(site, (values + pairs).sum(1), values, pairs)
+        return cls(site, values.sum(1) + pairs.sum(1), values, torch.zeros_like(pairs))
 
     def tensors(self) -> dict[str, Tensor]:
         """What `from_tensors` makes it of again, by name."""
@@ -55,6 +57,9 @@ class Coordinates:
             costs = torch.cat([gone.new_zeros(1), gone]).flip(0)
             same = whole.expand(count, -1, -1)
             values.append(Values(tuple(own.tolist()), same, same, order[own], costs))
+        if not site.query_keys:
+            same = torch.eye(site.asking(site.dim), dtype=torch.float64).expand(site.heads, -1, -1)
+            return AttentionCurve(site, without, tuple(values), same, same, self.values.new_zeros(site.dim + 1))
         kept = _first_kept(self.pairs)
         lost = self.pairs.take_along_dim(kept.flip(1), 1).sum(0).cumsum(0)
         ranks = torch.cat([lost.new_zeros(1), lost]).flip(0)

@@ -6,6 +6,8 @@
     random         a draw
 
 A head's score is the sum of its dimensions', that of `variance` the variance of all that it writes, tr(Wo_h C_hh Wo_hᵀ).
+Where queries and keys can only go with their head, their weights count for it and no pair has a score. A gate's row is a
+third part of a value's mean.
 """
 
 from __future__ import annotations
@@ -28,19 +30,21 @@ from vitprune.model.sites.ffn import linear
 
 def magnitude(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
     """Of the weights' squares."""
-    sites = attention_sites(model)
-    return [_of_weights(site, *(weight.square() for weight in _weights(model, site))) for site in sites]
+    return [
+        _of_weights(site, [weight.detach().double().cpu().square() for weight in _weights(model, site)])
+        for site in attention_sites(model)
+    ]
 
 
 def taylor(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
     """Of the weights times their mean gradients."""
     sites = attention_sites(model)
-    layers = [torch_pruning.weight(model, path) for site in sites for path in (site.qkv, site.proj)]
-    grads = torch_pruning.gradients(model, layers, batches, per_image=False)
-    made = []
-    for site, qkv, proj in zip(sites, layers[::2], layers[1::2], strict=True):
-        made.append(_of_weights(site, *((w * grads[w]).abs().double().cpu() for w in (qkv, proj))))
-    return made
+    weights = [_weights(model, site) for site in sites]
+    grads = torch_pruning.gradients(model, [w for own in weights for w in own], batches, per_image=False)
+    return [
+        _of_weights(site, [(w * grads[w]).detach().abs().double().cpu() for w in own])
+        for site, own in zip(sites, weights, strict=True)
+    ]
 
 
 def variance(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
@@ -48,10 +52,10 @@ def variance(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
     assert found is not None
     sites, made = attention_sites(model), []
     for site, moments in zip(sites, attention.of_sums(found, sites), strict=True):
-        _, proj = _weights(model, site)
+        proj = linear(model, site.proj).weight.detach().double().cpu()
         shape = site.heads, site.dim
         values = (moments.covariance.diagonal() * proj.square().sum(0)).unflatten(0, shape)
-        pairs = moments.queries.diagonal(dim1=1, dim2=2) * moments.keys.diagonal(dim1=1, dim2=2)
+        pairs = _that_can_go(site, moments.queries.diagonal(dim1=1, dim2=2) * moments.keys.diagonal(dim1=1, dim2=2))
         heads = [written_by(proj[:, own], moments.covariance[own, own]) for own in _runs(site)]
         made.append(Coordinates(site, torch.stack(heads), values, pairs))
     return made
@@ -59,9 +63,12 @@ def variance(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
 
 def random(sites: Sequence[AttentionSite], *, seed: int) -> list[Coordinates]:
     """A draw, the same for the same seed on every machine; another than that of the hidden units."""
-    draw = np.random.default_rng([seed, 1])
-    return [Coordinates(s, *(torch.from_numpy(draw.random(n)) for n in (s.heads, (s.heads, s.dim), (s.heads, s.dim))))
-            for s in sites]  # fmt: skip
+    draw, made = np.random.default_rng([seed, 1]), []
+    for site in sites:
+        shapes = site.heads, (site.heads, site.dim), (site.heads, site.asking(site.dim))
+        heads, values, pairs = (torch.from_numpy(draw.random(shape)) for shape in shapes)
+        made.append(Coordinates(site, heads, values, _that_can_go(site, pairs)))
+    return made
 
 
 def written_by(columns_Dd: Tensor, covariance_dd: Tensor) -> Tensor:
@@ -73,12 +80,26 @@ def _runs(site: AttentionSite) -> list[slice]:
     return [slice(h * site.dim, (h + 1) * site.dim) for h in range(site.heads)]
 
 
-def _weights(model: nn.Module, site: AttentionSite) -> list[Tensor]:
-    """The weights of qkv [3·H·d, D] and of proj [D, H·d], float64, on the CPU."""
-    return [linear(model, path).weight.detach().double().cpu() for path in (site.qkv, site.proj)]
+def _weights(model: nn.Module, site: AttentionSite) -> list[nn.Parameter]:
+    """Those of proj, of a gate where there is one, then of the one or three layers that make queries, keys and values."""
+    attn: Any = model.get_submodule(site.path)
+    into = ["qkv"] if getattr(attn, "qkv", None) is not None else ["q_proj", "k_proj", "v_proj"]
+    names = ["proj", *(["gate"] if site.gated else []), *into]
+    return [torch_pruning.weight(model, f"{site.path}.{name}") for name in names]
 
 
-def _of_weights(site: AttentionSite, qkv: Tensor, proj: Tensor) -> Coordinates:
-    """From what every weight of qkv and of proj counts for."""
-    q, k, v = qkv.sum(1).unflatten(0, (3, site.heads, site.dim))
-    return Coordinates.summed(site, (v + proj.sum(0).unflatten(0, (site.heads, site.dim))) / 2, (q + k) / 2)
+def _of_weights(site: AttentionSite, counts: Sequence[Tensor]) -> Coordinates:
+    """From what every one of the `_weights` counts for."""
+    proj, gate, into = counts[0], counts[1 : 1 + site.gated], counts[1 + site.gated :]
+    asked, own = site.heads * site.asking(site.dim), site.heads * site.dim
+    rows = torch.cat([made.sum(1) for made in into]).split([asked, asked, own])
+    q, k, v = (part.unflatten(0, (site.heads, -1)) for part in rows)
+    values = v + proj.sum(0).unflatten(0, (site.heads, -1))
+    for made in gate:
+        values = values + made.sum(1).unflatten(0, (site.heads, -1))
+    return Coordinates.summed(site, values / (2 + site.gated), (q + k) / 2)
+
+
+def _that_can_go(site: AttentionSite, pairs: Tensor) -> Tensor:
+    """The pairs' scores, none where no pair can go."""
+    return pairs if site.query_keys else torch.zeros_like(pairs)

@@ -46,9 +46,11 @@ def _largest(site: Options) -> int:
     return int(np.argmax(site.prices))
 
 
-def _share(size: Any, whole: Any) -> tuple[float, float]:
-    """How much of the whole a size is, and how much alike its heads and dimensions are (0: as much as can be)."""
+def _share(size: Any, whole: Any) -> tuple[float, ...]:
+    """How much of the whole a size is, how much alike its heads and dimensions are (0: as much as can be), and how much alike
+    the dimensions of values and of queries and keys are."""
     if isinstance(size, int):
         return size / whole, 0.0
-    heads, dims = size[0] / whole[0], sum(size[1:]) / sum(whole[1:])
-    return heads * dims, -abs(heads - dims)
+    kept, every = (sum(x[1:]) / len(x[1:]) for x in (size, whole))
+    heads, dims = size[0] / whole[0], kept / every
+    return heads * dims, -abs(heads - dims), float(min(size[1:]) - max(size[1:]))
