@@ -161,6 +161,7 @@ def test_another_value_does_again_what_depends_on_it(key: str) -> None:
         ({"budget": {"params": 0.5}}, AFTER_PRUNE),
         ({"budget": {"loss_points": 1.0}}, AFTER_PRUNE),
         ({"prune": ["ffn"]}, AFTER_DISCOVER),
+        ({"prune": ["ffn", "attention", "depth"]}, AFTER_PRUNE),
         ({"export": {"shortcut": False}}, AFTER_PRUNE),  # the price of the last block is another
         ({"export": {"onnx": False}}, AFTER_PRUNE),
         ({"attention_dims": "free"}, AFTER_PRUNE),

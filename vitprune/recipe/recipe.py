@@ -67,8 +67,10 @@ class Recipe(Part):
     )
     criterion: Criterion = Field(default_factory=lambda: Criterion(), description="what ranks the hidden units")
     whole: Whole | None = Field(None, description="what `budget` says as a mapping")
-    prune: list[Literal["ffn", "attention"]] | None = Field(
-        None, description="what goes under such a budget; without it `[ffn, attention]` where the model allows"
+    prune: list[Literal["ffn", "attention", "depth"]] | None = Field(
+        None,
+        description="what goes under such a budget; without it `[ffn, attention]` where the model allows; `depth` beside "
+        "them: a block may lose its attention altogether",
     )
     attention_dims: Literal["equal", "free"] = Field(
         "equal", description="free: queries and keys may keep other dimensions than values; finer, and slower to run"
@@ -167,8 +169,12 @@ class Recipe(Part):
         for name, asked in (("rounds", self.rounds > 1), ("allocation", self.allocation != "auto")):
             if asked:
                 raise ValueError(f"`{name}` does not go with a budget of the whole model, which is cut at once")
-        if (self.prune is not None and sorted(set(self.prune)) != sorted(self.prune)) or self.prune == ["attention"]:
-            raise ValueError("`prune` is `[ffn]` or `[ffn, attention]`")
+        if self.prune and sorted(self.prune) not in (["ffn"], ["attention", "ffn"], ["attention", "depth", "ffn"]):
+            raise ValueError("`prune` is `[ffn]`, `[ffn, attention]` or `[ffn, attention, depth]`")
+        if self.prunes_depth and self.whole.of == "latency":
+            raise ValueError(
+                "`prune: depth` does not go with a budget in time, which is measured with all attentions there"
+            )
         self.__dict__["prune"] = self.prune or ["ffn", "attention"]
         return self
 
@@ -193,6 +199,11 @@ class Recipe(Part):
     def prunes_attention(self) -> bool:
         """Whether attention is to be pruned; `adapted` says what the model allows."""
         return self.whole is not None and "attention" in (self.prune or ("ffn", "attention"))
+
+    @property
+    def prunes_depth(self) -> bool:
+        """Whether a block may lose its attention altogether."""
+        return self.prunes_attention and "depth" in (self.prune or ())
 
     @property
     def advice(self) -> list[str]:

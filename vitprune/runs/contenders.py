@@ -194,7 +194,7 @@ def row(
     open_outputs = targets if head == "masked" else None
     m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
     filed = not contender.is_dense and of_file(run.recipe.whole, run.recipe.export)
-    kinds = ["ffn"] if contender.budget is None else run.recipe.prune or ["ffn", "attention"]
+    kinds: Sequence[str] = ["ffn"] if contender.budget is None else run.recipe.prune or ["ffn", "attention"]
     return Row(
         criterion=contender.criterion,
         keep=contender.keep,
@@ -212,7 +212,7 @@ def row(
         params=costs[0],
         macs=costs[1],
         n=m.n,
-        sites=() if contender.is_dense else tuple(kinds),
+        sites=() if contender.is_dense else tuple(kind for kind in kinds if kind != "depth"),
         budget=None if contender.budget is None else dict([contender.budget]),
         macs_ratio=costs[2 if filed else 1] / run.dense_macs,
         macs_ratio_checkpoint=costs[1] / run.dense_macs,

@@ -171,7 +171,7 @@ def _budget(recipe: Recipe, model: nn.Module) -> tuple[Recipe, list[str]]:
         attentions = attention_sites(model) if recipe.prunes_attention else []
         prices = reach.priced(recipe.whole.of, model, of_file(recipe.whole, recipe.export))
         assert prices is not None  # a default is in multiply-adds
-        smallest = reach.least(model, attentions, prices, recipe.round_to, recipe.floor)
+        smallest = reach.least(model, attentions, prices, recipe.round_to, recipe.floor, recipe.prunes_depth)
         reach.require(recipe.whole.amount, smallest, prices)
     except UserError as error:
         note = f"keep: 25% and not budget: {{macs: {recipe.whole.amount:g}}} ({_reason(str(error))})."

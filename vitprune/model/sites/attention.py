@@ -108,9 +108,9 @@ class AttentionSite:
         if self.state(heads, dim, queries) == self.state(self.heads, self.dim):
             return sum(weight.numel() for weight in attn.parameters())
         proj = linear(model, self.proj)
+        if not heads:  # the vector of `NoAttention`
+            return proj.out_features
         left = proj.out_features if proj.bias is not None else 0
-        if not heads:
-            return left
         fixed, per_head, per_value = layers.beside(attn)
         into = layers.reads(attn) + layers.has_bias(attn)
         per_head += (2 * self.asking(dim, queries) + dim) * into + dim * (proj.out_features + per_value)

@@ -6,7 +6,7 @@ attention, y* the dense one after the whole block, a what attention hands to its
 
     fc2      z + γ₂⊙(W2 h + b2)  ≈ y*        (`sequential`: this alone)
     qkv      Wqkv norm1(x) + b   ≈ Wqkv* norm1(x*) + b*
-    proj     x + γ₁⊙(Wp a + bp)  ≈ z*        (`layerwise`: these two as well)
+    proj     x + γ₁⊙(Wp a + bp)  ≈ z*        (`layerwise`: these two as well; of no heads b alone, in the mean)
 
 each a ridge regression towards the layer's old weights over all tokens of all images (in the last block, what is written
 to the stream counts only at the tokens that the head reads), so each corrects the whole drift so far. No labels, no
@@ -31,6 +31,7 @@ from vitprune.core.least_squares import SecondMoments, fit
 from vitprune.model import tokens
 from vitprune.model.inside import blockwise, hooks, pieces
 from vitprune.model.inside.blockwise import Halves
+from vitprune.model.sites.attention import NoAttention
 from vitprune.pruning.repair.streams import DenseStreams, Streams
 
 HELD_OUT = 5  # every fifth image chooses the ridge
@@ -136,6 +137,8 @@ class _Work:
                 pass
         if proj:
             self.refit(mine.proj, self.mixed(i, read), new.scale(i, "attention"))
+        if attention and isinstance(mine, NoAttention):
+            self.centre(i, mine, read)
         for n, x in self.x():
             a = streams.get("mixed", n, self.device) if proj else None
             if a is None:
@@ -170,6 +173,22 @@ class _Work:
             self.streams.put("mixed", n, a)
             yield a[:, read], (self.dense(2 * i + 1, n) - x)[:, read]
 
+    def centre(self, i: int, left: NoAttention, read: slice) -> None:
+        """Let the vector that is left of block i's attention lead the stream back in the mean."""
+        moments = SecondMoments()
+        for n, x in self.x():
+            missing = (self.dense(2 * i + 1, n) - x)[:, read]
+            moments.add(torch.zeros_like(missing[..., :1]), missing)
+        gamma = self.gamma(left.bias, self.new.scale(i, "attention"))
+        live = gamma != 0
+        shift = moments.shift(left.bias.new_zeros(len(left.bias), 1))
+        left.bias[live] = (shift[live] / gamma[live]).to(left.bias)
+
+    def gamma(self, written: Tensor, scale: Tensor | None) -> Tensor:
+        """The scale of what is written [D] as numbers, 1 where there is none."""
+        gamma = torch.ones(len(written), dtype=torch.float64) if scale is None else scale.double()
+        return gamma.to(self.device)
+
     def refit(
         self,
         layer: nn.Linear,
@@ -188,8 +207,7 @@ class _Work:
                 held_out.add(inputs[held], targets[held], train.origin)
         if through is not None:
             train, held_out = train.through(through), held_out.through(through)
-        gamma = torch.ones(layer.out_features, dtype=torch.float64) if scale is None else scale.double()
-        gamma = gamma.to(self.device)
+        gamma = self.gamma(layer.weight, scale)
         weight, bias = fit(train, held_out, gamma[:, None] * layer.weight.double(), self.ridge)
         live = gamma != 0  # what LayerScale closes is left as it was
         layer.weight[live] = (weight[live] / gamma[live, None]).to(layer.weight)

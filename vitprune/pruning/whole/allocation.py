@@ -24,17 +24,18 @@ from vitprune.pruning.whole.pricing import Pricing
 def plan(
     model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], amount: float, prices: Pricing,
     classes: Sequence[int] = (), round_to: int | None = None, floor: int = 1, free: bool = False,
+    depth: bool = False,
 ) -> Plan:  # fmt: skip
     """What FFNs and attentions keep, together within the budget of `amount`, at the least loss.
 
     `amount` is in the unit of the `prices`: a share of the dense model, or megabytes. `free`: queries and keys may have other
-    dimensions than values.
+    dimensions than values. `depth`: a block may lose its attention.
 
     `scores` has a curve for every FFN, in the unit of the attentions' `curves`. Where it has none, the scores do not compare
     across sites: every site then keeps the same share. Raises UserError where the smallest model that these sites allow is
     above the budget.
     """
-    every = options_of(model, scores, curves, prices, round_to, floor, free)
+    every = options_of(model, scores, curves, prices, round_to, floor, free, depth)
     room, (fixed, least) = prices.room(amount), ends(every, prices)
     reach.require(amount, least, prices)
     shared = alike if scores.curves is None else allocate
@@ -50,10 +51,10 @@ def plan(
 
 def options_of(
     model: nn.Module, scores: Scores, curves: Sequence[AttentionCurve], prices: Pricing, round_to: int | None, floor: int,
-    free: bool = False,
+    free: bool = False, depth: bool = False,
 ) -> list[Options]:  # fmt: skip
     """What every attention, then every FFN may be."""
-    return [*_of_attentions(curves, prices, free), *_of_ffns(model, scores, prices, round_to, floor)]
+    return [*_of_attentions(curves, prices, free, depth), *_of_ffns(model, scores, prices, round_to, floor)]
 
 
 def ends(every: Sequence[Options], prices: Pricing) -> tuple[float, float]:
@@ -73,11 +74,13 @@ def _of_ffns(model: nn.Module, scores: Scores, prices: Pricing, round_to: int | 
     return made
 
 
-def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing, free: bool) -> list[Options]:
-    """Heads and dimensions of every attention; one head stays."""
+def _of_attentions(curves: Sequence[AttentionCurve], prices: Pricing, free: bool, depth: bool) -> list[Options]:
+    """Heads and dimensions of every attention; one head stays, but under `depth` where heads can go. An FFN of no unit would
+    save next to nothing over one of one, so there is none."""
     made = []
     for curve in curves:
-        table = {kept: cost for kept, cost in curve.table(free).items() if kept[0]}
+        none = depth and curve.site.whole_heads
+        table = {kept: cost for kept, cost in curve.table(free).items() if kept[0] or none}
         of = np.array([prices.attention(curve.site, *kept) for kept in table], float)
         made.append(Options(list(table), np.array(list(table.values())), of))
     return made

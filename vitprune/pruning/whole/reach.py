@@ -31,12 +31,15 @@ def least(
     prices: Pricing,
     round_to: int | None = None,
     floor: int = 1,
+    depth: bool = False,
 ) -> float:
-    """What the smallest model costs that these attentions and the FFNs allow, in `prices`."""
+    """What the smallest model costs that these attentions and the FFNs allow, in `prices`; `depth`: an attention may be
+    gone."""
     gone = 0.0
     for attention in attentions:
         whole = prices.attention(attention, attention.heads, attention.dim)
-        gone += whole - prices.attention(attention, 1, attention.dims[0])
+        smallest = (0, 0) if depth and attention.whole_heads else (attention.counts[0], attention.dims[0])
+        gone += whole - prices.attention(attention, *smallest)
     for site in families.ffn_sites(model):
         each = prices.ffn(site, options(site.size, round_to, floor))
         gone += float(each.max() - each.min())

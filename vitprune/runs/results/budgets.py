@@ -36,7 +36,9 @@ def plan_of(run: Run, whole: Whole, scores: Scores, curves: Sequence[AttentionCu
     if whole.of == "latency":
         with scratch(run.folder.root) as folder:
             return timed.plan(_timed(run, folder), scores, curves, whole.amount, *sizes)
-    return allocation.plan(model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes, free)
+    return allocation.plan(
+        model, scores, curves, whole.amount, _prices(run, whole, targets), *sizes, free, run.recipe.prunes_depth
+    )
 
 
 def _prices(run: Run, whole: Whole, targets: list[int]) -> Pricing:

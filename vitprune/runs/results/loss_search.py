@@ -65,9 +65,14 @@ def _about(run: Run, targets: list[int]) -> Json:
         "code": [version("discover"), version("prune"), pieces.RULE, FOLDS],
         "made of": [run.model_digest, run.data_digest, run.device.type, run.split_record["probe"], run.split.seed],
         "recipe": [recipe.criterion.model_dump(mode="json"), recipe.model_copy(update={"whole": None}).pruning()],
-        "how": [run.recovery, recipe.prunes_attention, targets, run.classes.keeps_head(targets)],
+        "how": [run.recovery, recipe.prunes_attention, targets, run.classes.keeps_head(targets), *_finer(recipe)],
         "priced": of_file(recipe.whole, recipe.export),
     }
+
+
+def _finer(recipe: Recipe) -> list[str]:
+    """What else attention may become."""
+    return [*(["free"] if recipe.attention_dims == "free" else []), *(["depth"] if recipe.prunes_depth else [])]
 
 
 def _name(group: str | None, about: Json) -> str:

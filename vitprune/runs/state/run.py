@@ -290,7 +290,7 @@ class Run:
         attentions = attention.attention_sites(model) if r.prunes_attention else []
         prices = reach.priced(budget.of, model, of_file(budget, r.export))
         if prices is not None:
-            smallest = reach.least(model, attentions, prices, r.round_to, r.floor)
+            smallest = reach.least(model, attentions, prices, r.round_to, r.floor, r.prunes_depth)
             reach.require(budget.amount, smallest, prices)
 
 
