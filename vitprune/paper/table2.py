@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitprune.core.errors import UserError
+from vitprune.model import size
 from vitprune.paper.protocol import ALIGN, COLUMNS, Exam, Source, class_masks, shown
 from vitprune.pruning.budget import Budget
 from vitprune.pruning.masks import threshold_mask
@@ -63,7 +64,7 @@ def slimmed(run: Run, keep: int | float) -> tuple[Made, int]:
 
 
 def _row(method: str, how: str, made: Made, keep: int | float | None) -> dict[str, Any]:
-    parameters, macs, _ = made.costs
+    parameters, macs = size.parameters(made.model), size.macs(made.model)
     about = {"method": method, "how": how, "protocol": "honest", "units": None, "keep": keep, "kept": made.kept}
     return about | {"params": parameters, "macs": macs}
 

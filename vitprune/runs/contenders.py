@@ -77,10 +77,10 @@ class Made:
         """Share of all units that is left."""
         return 1.0 if self.plan is None else self.plan.kept
 
-    @property
-    def costs(self) -> tuple[int, int, int]:
-        """Parameters, multiply-adds of an image, and those in an ONNX file with the shortcut."""
-        macs, short = size.macs(self.model), first_token.why_not(self.model) is None
+    def costs(self, run: Run) -> tuple[int, int, int]:
+        """Parameters, multiply-adds of an image, and those that a budget is of: of the ONNX file where it is the file's."""
+        macs, filed = size.macs(self.model), of_file(run.recipe.whole, run.recipe.export) and self.plan is not None
+        short = filed and first_token.why_not(self.model) is None
         return size.parameters(self.model), macs, size.macs(self.model, shortcut=True) if short else macs
 
 
@@ -175,7 +175,7 @@ def examine(run: Run, contender: Contender, made: Made | None = None) -> Examine
     if logits.shape[1] < outputs:
         heads = ("masked",)  # the other outputs are gone: there is no head that has them all
     logits = classifier.widen(logits, targets, outputs)
-    costs = made.costs
+    costs = made.costs(run)
     rows = tuple(row(run, contender, made.kept, costs, logits, labels, head) for head in heads)
     return Examined(rows, logits, labels)
 
@@ -193,7 +193,6 @@ def row(
     targets = targets_of(run, contender.group)
     open_outputs = targets if head == "masked" else None
     m = _finite_metrics(logits, labels, open_outputs, contender.criterion)
-    filed = not contender.is_dense and of_file(run.recipe.whole, run.recipe.export)
     kinds: Sequence[str] = ["ffn"] if contender.budget is None else run.recipe.prune or ["ffn", "attention"]
     return Row(
         criterion=contender.criterion,
@@ -214,7 +213,7 @@ def row(
         n=m.n,
         sites=() if contender.is_dense else tuple(kind for kind in kinds if kind != "depth"),
         budget=None if contender.budget is None else dict([contender.budget]),
-        macs_ratio=costs[2 if filed else 1] / run.dense_macs,
+        macs_ratio=costs[2] / run.dense_macs,
         macs_ratio_checkpoint=costs[1] / run.dense_macs,
         kl=0.0 if contender.is_dense else metrics.kl(dense_logits(run, targets), logits, open_outputs),
         hits=metrics.hits(logits, labels, open_outputs),

@@ -147,7 +147,7 @@ def _oracle_rows(run: Run) -> list[Row]:
     p, model, rows = run.recipe.paper_protocol, run.loaded.model, []
     assert p is not None
     index = test_indices(run.images, run.split, np.array(run.classes.every()))
-    costs = Made(model, None).costs
+    costs = Made(model, None).costs(run)
     for name in ("jas", "activation"):
         for t in p.t:
             keep = masks.per_class(load(run, name, t, p.how(name), p.probe_per_class), t)
