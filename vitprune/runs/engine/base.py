@@ -23,12 +23,19 @@ Track = Callable[[Iterable[Columns]], Iterable[Columns]]
 @dataclass(frozen=True, slots=True)
 class Job:
     """Work in parts. `work` makes the columns of one item and can be sent to another process (a module's function, or a
-    `functools.partial` of one). `about` is everything a part depends on beside its item; both are JSON."""
+    `functools.partial` of one). `about` is everything a part depends on beside its item; both are JSON.
+
+    `pinned`: the part at a position always goes to the same worker, which may hold in memory what it made for an earlier
+    job's part at that position; it must be able to make it again. `kept` False: parts are handed over and not left in a
+    folder, for what is large and soon of no use.
+    """
 
     name: str
     items: Sequence[Any]
     work: Callable[[Any], Columns]
     about: Any
+    pinned: bool = False
+    kept: bool = True
 
     def key(self, position: int) -> str:
         """Digest of what the part at `position` depends on."""
@@ -41,7 +48,8 @@ class Executor(Protocol):
     workers: int
 
     def run(self, job: Job, folder: Path) -> Iterator[Columns]:
-        """The parts of `job` in order. Those that lie whole in `folder` are taken from there; the others are left there.
+        """The parts of `job` in order. Those that lie whole in `folder` are taken from there; the others are left there, if
+        the job keeps them.
 
         Raises UserError, whoever met the user's mistake, and for a part whose worker died three times.
         """
