@@ -24,8 +24,8 @@ from vitprune.paper import tables
 from vitprune.recipe import experiments, inputs, parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
-from vitprune.runs import compare, defaults, pipeline
-from vitprune.runs.state import skeleton
+from vitprune.runs import compare, pipeline
+from vitprune.runs.state import defaults, skeleton
 from vitprune.runs.state.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -41,9 +41,10 @@ from vitprune.deploy.onnx import exporting
 from vitprune.images import decode_pool
 from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
-from vitprune.runs import pipeline, told
+from vitprune.runs import pipeline
 from vitprune.runs.record import record
 from vitprune.runs.stages import image_scores
+from vitprune.runs.state import told
 from vitprune.runs.state.batching import Batching
 from vitprune.runs.state.workspace import Workspace
 

@@ -23,8 +23,9 @@ from vitprune.model.load import opening, saving
 from vitprune.model.load.loaded import Loaded
 from vitprune.recipe import experiments, inputs, parse, recipe
 from vitprune.report import compare_reports, write_report
-from vitprune.runs import compare, pipeline, told
+from vitprune.runs import compare, pipeline
 from vitprune.runs.record import record
+from vitprune.runs.state import told
 
 Change = Callable[[Path, dict[str, Any]], None]
 

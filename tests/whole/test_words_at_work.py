@@ -25,8 +25,9 @@ from vitprune.pruning.whole import reach
 from vitprune.recipe.recipe import Recipe
 from vitprune.report.reading.beside import Beside
 from vitprune.report.sections.over_splits import splits_blocks
-from vitprune.runs import compare, defaults, pipeline
+from vitprune.runs import compare, pipeline
 from vitprune.runs.results.row import Row
+from vitprune.runs.state import defaults
 from vitprune.runs.state.run import Run
 
 

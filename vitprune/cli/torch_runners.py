@@ -19,7 +19,7 @@ def torch_runners(folder: Path, threads: int | None = None) -> dict[str, tuple[C
     from vitprune.model import size as onnx_export
     from vitprune.model.load import opening
     from vitprune.recipe import parse
-    from vitprune.runs import told
+    from vitprune.runs.state import told
 
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: has no recipe.yaml; --torch needs the folder of a run")

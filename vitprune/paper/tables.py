@@ -21,8 +21,9 @@ from vitprune.paper import figure6, figures4_5, table1, table2
 from vitprune.recipe.experiments import Paper
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import defaults, pipeline, told
+from vitprune.runs import pipeline
 from vitprune.runs.engine import worker
+from vitprune.runs.state import defaults, told
 from vitprune.runs.state.run import Run
 
 

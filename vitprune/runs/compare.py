@@ -27,7 +27,7 @@ from vitprune.recipe.experiments import Compare
 from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
-from vitprune.runs import choose, defaults, pipeline, told
+from vitprune.runs import choose, pipeline
 from vitprune.runs.contenders import WHOLE, Cell, Contender
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Columns, Job
@@ -35,7 +35,7 @@ from vitprune.runs.engine.parts import Parts, packed, unpacked
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
 from vitprune.runs.stages.versions import CODE
-from vitprune.runs.state import lengths, skeleton
+from vitprune.runs.state import defaults, lengths, skeleton, told
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 

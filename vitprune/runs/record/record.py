@@ -18,12 +18,11 @@ from vitprune.recipe.parse import dump
 from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
-from vitprune.runs import told
 from vitprune.runs.record import matrices
 from vitprune.runs.results import losses, shortcut
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
-from vitprune.runs.state import lengths
+from vitprune.runs.state import lengths, told
 from vitprune.runs.state.run import Run
 from vitprune.see import usage
 

@@ -46,11 +46,11 @@ from vitprune.recipe.exports import of_file
 from vitprune.recipe.parse import dump
 from vitprune.recipe.parts import BY_ORDER, Whole
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import defaults, told
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Executor
 from vitprune.runs.engine.local import Local
 from vitprune.runs.engine.pool import Pool
+from vitprune.runs.state import defaults, told
 from vitprune.runs.state.batching import Batching
 from vitprune.runs.state.classes import ClassSets
 from vitprune.runs.state.workspace import Workspace

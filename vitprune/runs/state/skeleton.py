@@ -20,7 +20,7 @@ from vitprune.model.load import build, folders, headers, opening
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import Loaded, _shapes
 from vitprune.recipe import inputs
-from vitprune.runs.defaults import Facts
+from vitprune.runs.state.defaults import Facts
 
 FITTED = (
     "pos_embed",
