@@ -83,6 +83,28 @@ def test_the_recipes_of_the_documentation_are_recipes() -> None:
     assert len(lines) <= 10
 
 
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
+    """Its picture and its table are what benchmarks/readme.py makes of committed results, to the byte."""
+    page = ROOT / "README.md"
+    assert len(page.read_text().splitlines()) <= 150
+    script = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    got = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert got.returncode == 0, got.stderr
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_readme_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recipe is one, its Python lines run as they stand."""
+    (text,) = blocks(ROOT / "README.md", "yaml")
+    assert parse.parse(text).name == "footwear"
+    (lines,) = blocks(ROOT / "README.md", "python")
+    (tmp_path / "vitprune").symlink_to(ROOT / "vitprune")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines, "README.md", "exec"), {})
+    assert (tmp_path / "slim.onnx").is_file()
+
+
 def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = blocks(ROOT / "docs" / "criterion.md", "python")
     assert len([line for line in text.splitlines() if line.strip()]) <= 20
