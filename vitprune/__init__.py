@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune.core.version import __version__ as __version__
 
-__all__ = ["Recipe", "UserError", "declare", "discover", "evaluate", "export", "load", "path_scores", "prune", "run"]
+_VERBS = ("compress", "declare", "discover", "evaluate", "export", "path_scores", "prune", "run", "save")
+__all__ = [
+    "Recipe",
+    "UserError",
+    "compress",
+    "declare",
+    "discover",
+    "evaluate",
+    "export",
+    "load",
+    "path_scores",
+    "prune",
+]
+__all__ += ["run", "save"]
 
 if TYPE_CHECKING:
-    from vitprune.api import declare, discover, evaluate, export, path_scores, prune, run
+    from vitprune.api import compress, declare, discover, evaluate, export, path_scores, prune, run, save
     from vitprune.core.errors import UserError
     from vitprune.model.load.opening import load
     from vitprune.recipe.recipe import Recipe
@@ -21,7 +34,7 @@ _HOMES = {
     "load": "model.load.opening",
     "UserError": "core.errors",
     "Recipe": "recipe.recipe",
-    **dict.fromkeys(("declare", "discover", "evaluate", "export", "path_scores", "prune", "run"), "api"),
+    **dict.fromkeys(_VERBS, "api"),
 }
 
 

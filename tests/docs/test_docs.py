@@ -92,17 +92,17 @@ def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
     assert got.returncode == 0, got.stderr
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (ROOT / target).exists(), target
-
-
-def test_the_readme_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its recipe is one, its Python lines run as they stand."""
-    (text,) = blocks(ROOT / "README.md", "yaml")
+    (text,) = blocks(page, "yaml")
     assert parse.parse(text).name == "footwear"
-    (lines,) = blocks(ROOT / "README.md", "python")
+
+
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/library.md", marks=pytest.mark.slow)])
+def test_the_lines_for_python_run_as_they_stand(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vitprune").symlink_to(ROOT / "vitprune")
     monkeypatch.chdir(tmp_path)
-    exec(compile(lines, "README.md", "exec"), {})
-    assert (tmp_path / "slim.onnx").is_file()
+    for lines in blocks(ROOT / page, "python"):
+        exec(compile(lines, page, "exec"), {})
+    assert (tmp_path / "slim.onnx").is_file() and (tmp_path / "slim" / "config.json").is_file()
 
 
 def test_the_criterion_of_the_documentation_works(tiny_vit, make_images, monkeypatch: pytest.MonkeyPatch) -> None:

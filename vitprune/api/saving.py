@@ -1,0 +1,117 @@
+"""A model in memory as a folder that `load` opens again."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vitprune.core.errors import UserError, one_line
+from vitprune.core.reading import Json
+from vitprune.model import classifier, door, families
+from vitprune.model.families import ffn_sites
+from vitprune.model.load import build, opening, saving
+from vitprune.model.load.describing import Source, describe
+from vitprune.model.sites.attention import attention_sites
+
+BATCH = 2
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    architecture: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Path:
+    """`folder`, with the model in it as config.json and model.safetensors, as a run's checkpoint: slim or dense, for `load`.
+
+    `architecture` is the timm name that the model was made of, and `args` what `timm.create_model` was given beside it; both
+    are read off the model where it tells. `labels`: the names of the outputs. What was written is opened again and held
+    against the model on two images before it takes its place. Raises UserError where it is not the same model, where
+    nothing says what it was made of, or where the folder holds somebody else's files.
+    """
+    model = door.bare("save", model, (torch.float32,))
+    ffn_sites(model)
+    name = architecture or _architecture(model)
+    if not build.known(name):
+        raise UserError(f"save: architecture `{name[:80]}`: not known; give the timm name that the model was made of")
+    given = dict(args) if args is not None else _args(model, name)
+    if labels is not None and len(labels) != classifier.outputs(model):
+        raise UserError(f"save: {len(labels)} labels for a model of {classifier.outputs(model)} outputs")
+    own = getattr(model, "pretrained_cfg", None)
+    cfg = _prepared(dict(own or {}), families.input_shape(model), labels)
+    with door.Inside(model):
+        try:
+            loaded = describe(model, name, given, Source(cfg, None))
+        finally:
+            model.pretrained_cfg = own  # type: ignore[assignment]
+        with tempfile.TemporaryDirectory() as place:
+            saving.save(Path(place), loaded, model, {})
+            _same(model, Path(place), name)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        saving.save(target, loaded, model, {})
+    return target
+
+
+def _prepared(cfg: Json, shape: tuple[int, int, int], labels: Sequence[str] | None) -> Json:
+    """How images are prepared; a mean of three channels says nothing of a model that takes one."""
+    wrong = [key for key in ("mean", "std") if len(cfg.get(key) or ()) != shape[0]]
+    cfg = {key: value for key, value in cfg.items() if key not in wrong} | {"input_size": list(shape)}
+    return cfg | ({"label_names": list(labels)} if labels is not None else {})
+
+
+def _architecture(model: nn.Module) -> str:
+    """The timm name that the model remembers."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    found = (cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)) or ""
+    if not found:
+        raise UserError(
+            "save: nothing in the model says what it was made of; give architecture='vit_base_patch16_224' or so"
+        )
+    return str(found)
+
+
+def _args(model: nn.Module, name: str) -> Json:
+    """What the model's own sizes say of the arguments that it was made with."""
+    channels, *size = families.input_shape(model)
+    found: Json = {"in_chans": channels, "img_size": size[0] if size[0] == size[1] else size}
+    if isinstance(model, families.PLAIN):
+        patch: Any = model.patch_embed.patch_size
+        found |= {"patch_size": patch[0] if patch[0] == patch[1] else list(patch)}
+        found |= {"embed_dim": int(model.embed_dim), "depth": len(model.blocks)}  # type: ignore[arg-type]
+        heads = [site.heads for site in _attentions(model) if site.heads * site.dim == model.embed_dim]
+        found |= {"num_heads": max(heads)} if heads else {}
+    taken = inspect.signature(timm.model_entrypoint(name)).parameters
+    return found if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else {}
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    try:
+        return list(attention_sites(model))
+    except UserError:
+        return []
+
+
+def _same(model: nn.Module, folder: Path, name: str) -> None:
+    """Raises UserError where the folder does not give the model back."""
+    advice = f"save: `{name}` does not give this model back"
+    more = "give args= what timm.create_model was called with"
+    try:
+        again = opening.load(folder)
+    except UserError as error:
+        raise UserError(f"{advice} ({one_line(error)}); {more}") from error
+    images = torch.randn(BATCH, *families.input_shape(model), generator=torch.Generator().manual_seed(0))
+    own = next(model.parameters()).device
+    with torch.no_grad():
+        before, after = model(images.to(own)).float().cpu(), again(images)
+    if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+        raise UserError(f"{advice}: its answers differ; {more}")
