@@ -296,7 +296,7 @@ def test_a_lack_of_memory_anywhere_leaves_no_trace_or_is_one_line(
         assert found == roomy[name], at
         assert not refused or "not enough memory" in refused
         halved += not refused
-    assert halved >= 5
+    assert halved >= 4  # of the rest many are what is not cut: counts of multiply-adds, the check of 16 images
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
