@@ -250,7 +250,7 @@ def repaired(
         others=functools.partial(repairing.others, run, how, index, size, kept) if by_block else None,
     )
     repairer.repair(slim, plan, state)
-    if shared:
+    if shared or (by_block and kept):
         repairing.clear(run, kept)
 
 
