@@ -18,7 +18,7 @@ from vitprune.model import families, tokens
 from vitprune.model.inside import blockwise, moments
 from vitprune.pruning import slimming, surgery
 from vitprune.pruning.plan import Plan
-from vitprune.pruning.repair import fold, layerwise, names, repair
+from vitprune.pruning.repair import fold, layerwise, names, repair, walk
 from vitprune.pruning.repair import streams as repair_streams
 
 N = 32
@@ -176,6 +176,94 @@ def test_kept_dense_streams_change_nothing_and_are_computed_once(tiny_vit, make_
     for half in range(halves):
         whole = torch.cat([kept.tensors[half + 1, n] for n in range(3)])
         torch.testing.assert_close(whole, dense["z" if half % 2 == 0 else "y"][half // 2])
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_the_number_of_parts_plays_no_part(tiny_vit, make_images, monkeypatch, attention):
+    """In float64 the solution of one part and of any number of them is the same, also where a part has nothing held out."""
+    model, images = tiny_vit(**SHAPES[1]), make_images(17)
+    plan, made = mask_for(model), []
+    for most in (1, 2, 3, 8):
+        monkeypatch.setattr(walk, "PARTS", most)
+        slim = surgery.slim(model, plan)
+        layerwise.repair(slim, model, images.split(2), attention=attention)
+        made.append(slim.state_dict())
+    for other in made[1:]:
+        for name, value in made[0].items():
+            torch.testing.assert_close(other[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_a_part_led_again_or_by_another_gives_the_same_bits(tiny_vit, make_images):
+    """At every step: led on from the step before, led the whole way at once, and asked twice."""
+    model, images = tiny_vit(dtype=torch.float32, **SHAPES[1]), make_images(9, dtype=torch.float32)
+    slim, part = surgery.slim(model, mask_for(model)), range(2, 4)
+    layerwise.repair(slim, model, images.split(2), attention=True)
+    led = walk.Walk(slim, model, True)
+    led.start(images[4:8].split(2), 2, 4)
+    for k in range(len(led.road)):
+        assert led.holds(part, k) and (k == 0 or not led.holds(part, k - 2))
+        again = walk.Walk(slim, model, True, repair_streams.DenseStreams())
+        assert not again.holds(part, 0)
+        again.start(images[4:8].split(2), 2, 4)
+        found = [led.moments(part, k).sums()]
+        if k < len(led.road) - 1:
+            found.append(led.moments(part, k).sums())
+        found.append(again.moments(part, k).sums())
+        for other in found[1:]:
+            assert list(other) == list(found[0]) and all(map(torch.equal, other.values(), found[0].values()))
+    assert not led.at and not led.streams.kept  # after the last step nothing is held
+
+
+def test_what_a_step_holds_out_is_every_fifth_of_all_images(tiny_vit, make_images):
+    model, images = tiny_vit(), make_images(9)
+    slim = surgery.slim(model, mask_for(model))
+    led, x = walk.Walk(slim, model, True), streams(slim, images)["n"][0]
+    assert led.start(images[:3].split(2)) == led.start(images[3:].split(2), 2, 3) - 1 == 2
+    for part, chosen in ((range(2), []), (range(2, 5), [4])):
+        seen = led.moments(part, 0)
+        assert seen.held_out.rows == len(chosen) * x.shape[1]
+        if chosen:
+            mean = seen.held_out.origin[0] + seen.held_out.gram[-1, :-1] / seen.held_out.rows
+            torch.testing.assert_close(mean, x[chosen].mean((0, 1)))
+
+
+def test_sums_around_another_origin_are_those_of_the_rows():
+    draw = torch.Generator().manual_seed(2)
+    h, t = (torch.randn(50, n, generator=draw, dtype=torch.float64) + 3 for n in (7, 4))
+    origin = h[30:].mean(0), t[30:].mean(0)
+    here, there = SecondMoments(), SecondMoments()
+    here.add(h[:30], t[:30])
+    there.add(h[:30], t[:30], origin)
+    moved = here.around(origin)
+    row = torch.cat([h[:30] - origin[0], torch.ones(30, 1)], 1)
+    torch.testing.assert_close(moved.gram, row.T @ row)
+    for name in ("gram", "cross", "square"):
+        torch.testing.assert_close(getattr(moved, name), getattr(there, name))
+    assert moved.rows == 30 and here.around(here.origin) is here and moved.around(origin) is moved
+    rest, whole = SecondMoments(), SecondMoments()
+    rest.add(h[30:], t[30:])
+    whole.add(h, t)
+    old = h.new_zeros(4, 7)
+    for one, other in zip((rest + here).solve(old, 1e-3), whole.solve(old, 1e-3), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+    again = SecondMoments.of(rest.sums("a"), "a", torch.device("cpu"))
+    assert again.rows == 20 and torch.equal(again.gram, rest.gram) and torch.equal(again.origin[1], rest.origin[1])
+
+
+def test_the_bytes_of_a_repair_are_those_of_its_streams(tiny_vit, make_images, monkeypatch):
+    model, images = tiny_vit(dtype=torch.float32), make_images(10, dtype=torch.float32)
+    real, most = repair_streams.Streams.put, []
+
+    def put(self, *given):
+        real(self, *given)
+        most.append(sum(value.nbytes for value in self.kept.values()))
+
+    monkeypatch.setattr(repair_streams.Streams, "put", put)
+    layerwise.repair(surgery.slim(model, mask_for(model)), model, images.split(4), attention=True)
+    asked = repair_streams.bytes_of(model, 10)
+    assert asked == max(most)
+    monkeypatch.setattr(repair_streams, "IN_MEMORY", asked)
+    assert repair_streams.lies(asked) == "memory" and repair_streams.lies(asked + 1) == "disk"
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -31,7 +31,7 @@ from vitprune.images import decode
 from vitprune.model import families
 from vitprune.model.inside import pieces
 from vitprune.pruning import surgery
-from vitprune.pruning.repair import distill, layerwise, streams
+from vitprune.pruning.repair import distill, layerwise, streams, walk
 from vitprune.recipe import recipe
 from vitprune.runs import pipeline
 from vitprune.runs.state.run import Run
@@ -133,7 +133,7 @@ def test_a_part_is_halved_until_it_fits_or_refused_with_the_figure(
     assert seen == [3, 3, 3, 1]
     monkeypatch.setattr(memory, "free", lambda _: 12_000_000)
     with pytest.raises(UserError, match=r"repair: not enough memory for a single image; .* \(12 MB are free\)$"):
-        pieces.taken(10, lambda rows: work(rows, 0), layerwise.ADVICE)
+        pieces.taken(10, lambda rows: work(rows, 0), walk.ADVICE)
     with pytest.raises(RuntimeError, match="shapes"):
         pieces.taken(10, lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")), "x")
 

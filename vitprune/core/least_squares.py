@@ -6,6 +6,9 @@ With inputs h [p], targets t [q], old weights W0 [q, p], μ the means and C the 
 
 that is the minimiser of mean‖t − W h − b‖² + λ‖W − W0‖², the bias unpenalised. The ridge is the one of `RIDGES` that
 leaves the least error on a held-out share of the images; the layer is then solved from all of them.
+
+Sums of several parts are added in the parts' order, each moved to the first part's origin in float64: with a row r around
+its own origin and δ what that origin is above the first, (r + δ)(r + δ)ᵀ = rrᵀ + rδᵀ + δrᵀ + δδᵀ, summed over the rows.
 """
 
 from __future__ import annotations
@@ -46,11 +49,46 @@ class SecondMoments:
     def __add__(self, other: SecondMoments) -> SecondMoments:
         if self.origin is None or other.origin is None:
             return self if other.origin is None else other
+        moved = other.around(self.origin)
         total = SecondMoments()
-        total.rows, total.origin = self.rows + other.rows, self.origin
-        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
-        total.square = self.square + other.square
+        total.rows, total.origin = self.rows + moved.rows, self.origin
+        total.gram, total.cross = self.gram + moved.gram, self.cross + moved.cross
+        total.square = self.square + moved.square
         return total
+
+    def around(self, origin: tuple[Tensor, Tensor]) -> SecondMoments:
+        """The same sums around another origin; itself where it is this one."""
+        assert self.origin is not None
+        h, t = (old.double() - new.double() for old, new in zip(self.origin, origin, strict=True))
+        if not bool(h.any()) and not bool(t.any()):
+            return self
+        made, n = SecondMoments(), self.rows
+        made.rows, made.origin = n, origin
+        inputs, targets = self.gram[-1, :-1], self.cross[-1]
+        made.gram, made.cross = self.gram.clone(), self.cross.clone()
+        made.gram[:-1, :-1].addr_(inputs, h).addr_(h, inputs).addr_(h, h, alpha=n)
+        made.gram[-1, :-1] += n * h
+        made.gram[:-1, -1] += n * h
+        made.cross[:-1].addr_(inputs, t).addr_(h, targets).addr_(h, t, alpha=n)
+        made.cross[-1] += n * t
+        made.square = self.square + 2 * t * targets + n * t.square()
+        return made
+
+    def sums(self, name: str) -> Sums:
+        """What was summed, by names that begin with `name`, on the CPU."""
+        assert self.origin is not None
+        found = {"inputs": self.origin[0], "targets": self.origin[1], "gram": self.gram, "cross": self.cross}
+        found |= {"square": self.square, "rows": torch.tensor([self.rows])}
+        return {f"{name}.{key}": value.cpu() for key, value in found.items()}
+
+    @classmethod
+    def of(cls, sums: Sums, name: str, device: torch.device) -> SecondMoments:
+        """The moments whose `sums` these are."""
+        own = {key: sums[f"{name}.{key}"].to(device) for key in ("inputs", "targets", "gram", "cross", "square")}
+        made = cls()
+        made.rows, made.origin = int(sums[f"{name}.rows"]), (own["inputs"], own["targets"])
+        made.gram, made.cross, made.square = own["gram"], own["cross"], own["square"]
+        return made
 
     def through(self, layer: nn.Linear) -> SecondMoments:
         """The sums that targets `layer(t)` in the place of t give, but for `square`: `error` is then less a constant."""

@@ -34,7 +34,7 @@ from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts, packed, unpacked
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
-from vitprune.runs.stages.versions import CODE
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state import defaults, lengths, skeleton, told
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
@@ -83,7 +83,7 @@ def compare(
             run.keeps = tuple(spec.keep or (None,))
             inputs, _ = pipeline.advance(run, "moments", force)
             notes += [note for note in (*lengths.notes(run, names), *run.notes) if note not in notes]
-            key = digest(CODE, SCHEMA, inputs, recipe.pruning())
+            key = digest(version("prune"), version("evaluate"), SCHEMA, inputs, recipe.pruning())
             found |= _of_seed(run, spec, seed, key, force)
             costs += [{"seed": seed, **cost} for cost in score.notes_of(run)]
             if "auto" in spec.criteria:

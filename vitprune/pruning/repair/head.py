@@ -9,7 +9,7 @@ which is convex. r is what a fifth of the images, kept from the fit, likes best;
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -38,30 +38,44 @@ def why_not(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def refit(slim: nn.Module, dense: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Rewrite the classifier of `slim` in place from batches of images [B, C, H, W]. Raises UserError where it is another
-    than one linear layer."""
+def refit(
+    slim: nn.Module, dense: nn.Module, batches: Iterable[Tensor], seen: Iterable[tuple[Tensor, Tensor]] | None = None
+) -> None:
+    """Rewrite the classifier of `slim` in place from batches of images [B, C, H, W], or from what others have `told` of them.
+    Raises UserError where it is another than one linear layer."""
     why = why_not(slim)
     if why is not None:
         raise UserError(f"recovery: {why}; take layerwise without head")
-    layer = classifier.layers_of(slim)[0]
-    read, told = list[Tensor](), list[Tensor]()
-    most = max(1, ENTRIES // layer.out_features)
+    layer, read, logits = classifier.layers_of(slim)[0], list[Tensor](), list[Tensor]()
+    for features, of_dense in told(slim, dense, batches) if seen is None else seen:
+        read.append(features.double())
+        logits.append(of_dense.double())
+    weight, bias = fitted(torch.cat(read), torch.cat(logits).softmax(-1), layer.weight.double(), layer.bias.double())
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+
+
+@torch.no_grad()
+def told(slim: nn.Module, dense: nn.Module, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the classifier of `slim` reads [B, D] and the logits of `dense` [B, C], batch by batch, of no more images than
+    `most` and the rest of a batch."""
+    layer, seen = classifier.layers_of(slim)[0], 0
     for images in batches:
-        if sum(map(len, read)) >= most:
-            break
+        if seen >= most(slim):
+            return
         x = images.to(device_of(dense))
-        seen = pieces.joined(lambda x: hooks.input_of(layer, lambda: slim(x)), x, advice=ADVICE)
-        if seen.ndim != 2:
+        features = pieces.joined(lambda x: hooks.input_of(layer, lambda: slim(x)), x, advice=ADVICE)
+        if features.ndim != 2:
             raise UserError(
                 "recovery: the classifier reads more than one vector of an image; take layerwise without head"
             )
-        read.append(seen.double())
-        told.append(pieces.joined(dense, x, advice=ADVICE).double())
-    features, target = torch.cat(read), torch.cat(told).softmax(-1)
-    weight, bias = fitted(features, target, layer.weight.double(), layer.bias.double())
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+        yield features, pieces.joined(dense, x, advice=ADVICE)
+        seen += len(images)
+
+
+def most(model: nn.Module) -> int:
+    """Images that are enough for the classifier's repair."""
+    return max(1, ENTRIES // classifier.layers_of(model)[0].out_features)
 
 
 def fitted(features: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

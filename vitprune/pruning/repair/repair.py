@@ -52,12 +52,13 @@ def chosen(asked: Recovery | Literal["auto"], model: nn.Module, whole: bool = Fa
 @dataclass(frozen=True, slots=True)
 class State:
     """What repairs of several slim models share: the dense model, the images, its moments (mean, affine) and, where they are
-    kept, its streams (sequential, layerwise)."""
+    kept, its streams (sequential, layerwise). `others` says who helps with a slim model that is ready to be repaired."""
 
     dense: nn.Module
     images: Batches | None
     moments: Sequence[Moments] = ()
     streams: DenseStreams | None = None
+    others: Callable[[nn.Module], layerwise.Others] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +83,18 @@ class Repairer:
         *,
         moments: Sequence[Moments] | None = None,
         streams: DenseStreams | None = None,
+        others: Callable[[nn.Module], layerwise.Others] | None = None,
     ) -> State:
         """What the repair of any slim copy of `dense` needs. `moments` are taken where they are known already; `streams`
-        are kept from one repair to the next where room for them is given. Raises UserError where images are needed and
-        there are none."""
+        are kept from one repair to the next where room for them is given; `others` as in `State`. Raises UserError where
+        images are needed and there are none."""
         lacking = needs_moments(self.method) and moments is None
         if images is None and (needs_images(self.method) or lacking):
             raise UserError(f"recovery `{self.method}`: needs images; pass some or take recovery: none")
         if lacking:
             assert images is not None
             moments = moments_of(dense, families.ffn_sites(dense), images())
-        return State(dense, images, moments or (), streams)
+        return State(dense, images, moments or (), streams, others)
 
     @torch.no_grad()
     def repair(self, slim: nn.Module, plan: Plan, state: State) -> None:
@@ -102,20 +104,21 @@ class Repairer:
         """
         if plan.whole:
             return  # nothing is gone, so nothing is repaired: every weight stays to the bit
-        solved = closed_form(self.method)
+        solved, others = closed_form(self.method), layerwise.Others()
         if solved != "none":
             ffn.add_biases(slim, families.ffn_sites(slim))
         if solved in ("mean", "affine"):
             self._fold(slim, plan, state)
         elif solved != "none":
             assert state.images is not None
+            others = others if state.others is None else state.others(slim)
             layerwise.repair(
                 slim, state.dense, state.images(), attention=solved == "layerwise", ridge=self.ridge, track=self.track,
-                kept=state.streams, scratch=self.scratch,
+                kept=state.streams, scratch=self.scratch, others=others,
             )  # fmt: skip
         if self.method.endswith("head"):
             assert state.images is not None
-            head.refit(slim, state.dense, state.images())
+            head.refit(slim, state.dense, state.images(), others.told and others.told())
         if self.method.endswith("distill"):
             assert state.images is not None
             distill.distill(slim, state.dense, state.images, epochs=self.epochs)

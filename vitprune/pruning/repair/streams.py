@@ -7,7 +7,7 @@ import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,26 @@ class DenseStreams:
     @classmethod
     def if_room(cls, dense: nn.Module, images: int) -> DenseStreams | None:
         """Room for the streams of so many images; None where they would take more than half of the memory that is free."""
-        sites = families.ffn_sites(dense)
-        tokens, widths = tokens_per_site(dense, sites), [stream_width(dense, site) for site in sites]
-        places = 2 * len(sites) + 1
-        size = 4 * images * places * max(t * w for t, w in zip(tokens, widths, strict=True))
+        size = images * (2 * len(families.ffn_sites(dense)) + 1) * _one(dense)
         return cls() if size <= KEPT_SHARE * memory.free(device_of(dense)) else None
+
+
+def bytes_of(model: nn.Module, images: int) -> int:
+    """Bytes of the streams that a repair block by block holds of so many images, all processes together, when those of the
+    dense model are not kept: both models' streams, and what goes into a projection."""
+    return 3 * _one(model) * images
+
+
+def lies(size: int, sharing: int = 1) -> Literal["memory", "disk"]:
+    """Where streams of so many bytes lie, among so many processes, each with a budget of its own."""
+    return "memory" if size <= IN_MEMORY // sharing * sharing else "disk"
+
+
+def _one(model: nn.Module) -> int:
+    """Bytes of one stream of one image, at its widest."""
+    sites = families.ffn_sites(model)
+    tokens, widths = tokens_per_site(model, sites), [stream_width(model, site) for site in sites]
+    return 4 * max(t * w for t, w in zip(tokens, widths, strict=True))
 
 
 class Streams:
@@ -75,6 +90,11 @@ class Streams:
         if self._file.readinto(value.flatten().view(torch.uint8).numpy().data) != count:  # type: ignore[attr-defined]
             raise OSError(f"{self.folder}: the file of the repair's streams is shorter than what was written")
         return value.to(device)
+
+    def drop(self, batch: int) -> None:
+        """Forget all that was kept of a batch."""
+        for key in [key for key in self.kept if key[1] == batch]:
+            self.room += self.kept.pop(key).nbytes
 
     def _write(self, key: tuple[str, int], value: Tensor) -> None:
         place = self.places.get(key)

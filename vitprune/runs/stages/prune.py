@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,11 +31,12 @@ from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe.parts import Whole
-from vitprune.runs.results import attention, budgets, losses
+from vitprune.runs.results import attention, budgets, losses, repairing
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 
 def prune(run: Run) -> list[Path]:
@@ -48,7 +50,7 @@ def prune(run: Run) -> list[Path]:
         difference = masked_against_sliced(run, plan, targets, dense, slim)
         if not math.isfinite(difference):
             raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
-        repaired(slim, run, plan, run.recovery, group, targets, dense)
+        repaired(slim, run, plan, run.recovery, group, targets, dense, kept=True)
         folder = run.folder.root / (group or "")
         about = {
             "classes": [run.classes.name(i) for i in targets],
@@ -75,6 +77,7 @@ def prune(run: Run) -> list[Path]:
         told = {"widths": list(plan.widths.values()), "kept": plan.kept, "masked_vs_sliced": difference}
         write_json(check, told | ({"attention": sizes} if sizes else {}))
         files += [folder / name for name in made] + [check]
+    run.folder.clear(run.folder.stage_folder("prune") / PARTS, set())
     return files
 
 
@@ -105,7 +108,7 @@ def main_mask(run: Run, group: str | None, targets: list[int]) -> Plan:
     for n in range(1, recipe.rounds):
         so_far = mask_of(run, scores, targets, float(share ** (n / recipe.rounds)))
         run.reporter.say(f"prune: round {n} of {recipe.rounds}, {100 * so_far.kept:.1f} % kept")
-        slim = slimmed(run, so_far, run.recovery, group, targets, dense)
+        slim = slimmed(run, so_far, run.recovery, group, targets, dense, kept=True)
         scores = _in_dense_numbering(_again(run, slim, n, group, targets), so_far)
     return mask_of(run, scores, targets)
 
@@ -207,12 +210,13 @@ def slimmed(
     group: str | None,
     targets: list[int],
     dense: nn.Module | None = None,
+    kept: bool = False,
 ) -> nn.Module:
     """The dense model (or the copy that a criterion trained) without the units the plan drops, repaired from the class
     set's probe images."""
     dense = run.loaded.model if dense is None else dense
     slim = surgery.slim(dense, plan)
-    repaired(slim, run, plan, how, group, targets, dense)
+    repaired(slim, run, plan, how, group, targets, dense, kept)
     return slim
 
 
@@ -224,8 +228,10 @@ def repaired(
     group: str | None,
     targets: list[int],
     dense: nn.Module,
+    kept: bool = False,
 ) -> None:
-    """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place."""
+    """Nothing; `slim`, the copy of `dense` without the units the plan drops, is repaired in place, by the run's workers where
+    it has any. `kept`: what is solved is left in the folder until the prune stage has finished."""
     r = run.recipe
     index, size = refit_index(run, targets), run.batching.repair_batch
 
@@ -233,15 +239,19 @@ def repaired(
         return (x for x, _ in run.images.batches(index, size))
 
     own = dense is not run.loaded.model  # its moments and streams are its own, and not kept
-    by_block = closed_form(how) in ("sequential", "layerwise")
+    by_block = closed_form(how) in ("sequential", "layerwise") and not own
+    shared = by_block and run.executor.workers > 1
     repairer = Repairer(how, r.ridge, r.distill_epochs, run.folder.root)
     state = repairer.prepare(
         dense,
         batches,
         moments=from_file(run, group) if needs_moments(how) and not own else None,
-        streams=run.dense_streams(index, size) if by_block and not own else None,
+        streams=run.dense_streams(index, size) if by_block and not shared else None,
+        others=functools.partial(repairing.others, run, how, index, size, kept) if by_block else None,
     )
     repairer.repair(slim, plan, state)
+    if shared or (by_block and kept):
+        repairing.clear(run, kept)
 
 
 def refit_index(run: Run, targets: list[int]) -> np.ndarray:

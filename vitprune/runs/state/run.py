@@ -249,6 +249,10 @@ class Run:
             self._streams = None if made is None else (key, made)
         return self._streams[1] if self._streams else None
 
+    def adopt_streams(self, former: Run) -> None:
+        """Take over the dense streams of a run of the same model and data."""
+        self._streams, former._streams = former._streams, None
+
     def adapt(self) -> None:
         """Defaults that the model does not allow become others, and it is said; what the recipe asks for stays."""
         for line in self.recipe.advice:
