@@ -18,6 +18,7 @@ import pytest
 
 from vitprune.core.errors import UserError
 from vitprune.runs.engine.base import Columns, Executor, Job
+from vitprune.runs.engine.dispatch import AHEAD
 from vitprune.runs.engine.local import Local
 from vitprune.runs.engine.parts import Parts
 from vitprune.runs.engine.pool import Pool
@@ -48,7 +49,7 @@ def job(folder: Path, items: list[int], about: Any = None) -> Job:
 ENGINES: dict[str, Callable[[], Executor]] = {"local": Local, "2": lambda: Pool(2, begin), "3": lambda: Pool(3, begin)}
 
 
-@pytest.fixture(params=list(ENGINES))
+@pytest.fixture(params=list(ENGINES), scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[Executor]:
     made = ENGINES[request.param]()
     yield made
@@ -109,6 +110,86 @@ def test_a_part_that_always_kills_is_one_line(tmp_path: Path) -> None:
     pool = Pool(2, begin)
     with pytest.raises(UserError, match=r"ended 3 times over part 2 of 3; if memory is short"):
         list(pool.run(job(tmp_path, [0, 1, 2]), tmp_path / "parts"))
+
+
+# ---- pinned, and not kept
+
+_held: dict[int, int] = {}
+
+
+def holding(folder: Path, item: list[int]) -> Columns:
+    """Who made it, the sum of what this process made for the item's number before, and whether it had to make that again.
+
+    `item`: number, job. What is held is a function of the number, so that it can be made again.
+    """
+    number, at = item
+    again = number not in _held
+    if again:
+        _held[number] = number**3
+    asked = folder / f"die-{at}-{number}"
+    if asked.exists():
+        asked.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": np.int64([_held[number] + at]), "who": np.int64([os.getpid()]), "again": np.array([again])}
+
+
+def holding_jobs(folder: Path, kept: bool, start: int = 0) -> list[Job]:
+    items = [[[n, at] for n in range(start, start + 5)] for at in range(3)]
+    return [
+        Job(f"hold-{at}-{kept}", items[at], functools.partial(holding, folder), None, True, kept) for at in range(3)
+    ]
+
+
+def values(found: list[list[Columns]], name: str = "value") -> list[list[int]]:
+    return [[int(part[name][0]) for part in job] for job in found]
+
+
+def expected(start: int = 0) -> list[list[int]]:
+    return [[n**3 + at for n in range(start, start + 5)] for at in range(3)]
+
+
+def test_a_pinned_part_goes_to_the_worker_of_its_position(engine: Executor, tmp_path: Path) -> None:
+    _held.clear()
+    for kept in (True, False):
+        start = 10 * kept
+        found = [list(engine.run(job, tmp_path / job.name)) for job in holding_jobs(tmp_path, kept, start)]
+        who = values(found, "who")
+        assert values(found) == expected(start)
+        assert who[0] == who[1] == who[2] and len(set(who[0])) == engine.workers
+        assert all(who[0][n] == who[0][n % engine.workers] for n in range(5))
+        assert values(found, "again") == [[1] * 5, [0] * 5, [0] * 5]
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 15  # of the kept ones, which come first
+
+
+def test_a_worker_that_dies_is_followed_by_another_of_its_rank(tmp_path: Path) -> None:
+    for name in ("die-0-2", "die-1-1", "die-1-4"):
+        (tmp_path / name).touch()
+    pool = Pool(2, begin)
+    found = [list(pool.run(job, tmp_path / job.name)) for job in holding_jobs(tmp_path, False)]
+    pool.close()
+    who = values(found, "who")
+    assert values(found) == expected()
+    assert who[2][0] == who[2][2] == who[2][4] != who[2][1] == who[2][3] and not set(who[0][:2]) & set(who[2])
+
+
+def waiting(folder: Path, item: int) -> Columns:
+    """A part that takes until the one after the next is done, if it is the first."""
+    (folder / f"began-{item}").touch()
+    until = time.monotonic() + 20
+    while item == 0 and not (folder / "began-2").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return {"in_time": np.array([time.monotonic() < until]), "big": np.zeros(300_000)}
+
+
+def test_a_free_worker_takes_what_waits_and_none_runs_far_ahead(tmp_path: Path) -> None:
+    pool = Pool(2, begin)
+    items = list(range(20))
+    parts = pool.run(Job("waiting", items, functools.partial(waiting, tmp_path), None, kept=False), tmp_path)
+    first = next(parts)
+    time.sleep(0.5)
+    assert first["in_time"][0] and len(list(tmp_path.glob("began-*"))) <= AHEAD * 2
+    assert len(list(parts)) == 19
+    pool.close()
 
 
 def slow(item: str) -> Columns:

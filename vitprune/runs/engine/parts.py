@@ -49,10 +49,16 @@ class Parts:
         return f"{self.job.key(position)}-{checksum(columns)}"
 
     def compute(self, position: int) -> Columns:
-        """Make a part and keep it."""
+        """Make a part, and keep it if the job does."""
         made = self.job.work(self.job.items[position])
-        self.write(position, made)
+        if self.job.kept:
+            self.write(position, made)
         return made
+
+    def made(self, position: int) -> Columns | None:
+        """Make a part in a worker: what is to be sent back, None for a part that is kept."""
+        made = self.compute(position)
+        return None if self.job.kept else made
 
 
 def packed(content: Json) -> Columns:

@@ -1,0 +1,213 @@
+"""Who gets which part: what the engines with workers have in common.
+
+Every worker is served by a thread of this process, which gives it one part at a time: the first that waits or, of a pinned
+job, the first that is this worker's. A worker that dies costs the part it was at; it is given out again, three times at most.
+Parts are handed over in order, and no more than a few of them are made ahead of the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vitprune.core.errors import UserError
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import Parts
+
+TRIES = 3
+AHEAD = 3  # parts per worker that are made before the first of them is merged: what they take stays bounded
+
+
+class DiedError(Exception):
+    """A worker ended before its part was done."""
+
+
+class Worker(Protocol):
+    """A worker as the first process sees it. `end` may be called by another thread while `part` waits."""
+
+    def part(self, parts: Parts, position: int) -> Columns | None:
+        """What came back for a part: None where the worker left it in the folder. Raises DiedError, or as the work did."""
+        ...
+
+    def end(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Board:
+    """What is known of one job's parts: those that wait for a worker, and those that came back, or why they did not."""
+
+    parts: Parts
+    workers: int
+    waiting: list[int] = field(default_factory=list)
+    back: dict[int, Columns | BaseException | None] = field(default_factory=dict)
+    deaths: Counter[int] = field(default_factory=Counter)
+    seen: int = 0
+
+    def missing(self, position: int) -> list[int]:
+        """The parts not looked at so far that are to be made while the one at `position` is; the others came back."""
+        first, self.seen = self.seen, min(position + AHEAD * self.workers, len(self.parts.job.items))
+        return [one for one in range(first, self.seen) if not self.there(one)]
+
+    def there(self, position: int) -> bool:
+        """Whether a part lies whole in the folder; it has come back then."""
+        if not self.parts.job.kept or self.parts.read(position) is None:
+            return False
+        self.back[position] = None
+        return True
+
+    def take(self, rank: int) -> int | None:
+        """The part that a worker is to do next; none after one that failed."""
+        last = min((at for at, made in self.back.items() if isinstance(made, BaseException)), default=None)
+        for index, position in enumerate(self.waiting):
+            if last is not None and position > last:
+                return None
+            if not self.parts.job.pinned or position % self.workers == rank:
+                return self.waiting.pop(index)
+        return None
+
+    def died(self, position: int, error: DiedError) -> None:
+        """A worker died over a part: it waits again, or this was once too often."""
+        self.deaths[position] += 1
+        if self.deaths[position] < TRIES:
+            bisect.insort(self.waiting, position)
+            return
+        job = self.parts.job
+        told = UserError(
+            f"{job.name}: a worker was ended {TRIES} times over part {position + 1} of {len(job.items)}; "
+            "if memory is short, take fewer --workers"
+        )
+        told.__cause__ = error
+        self.back[position] = told
+
+    def handed(self, position: int) -> Columns:
+        """A part that came back. Raises what its work raised."""
+        made = self.back.pop(position)
+        if isinstance(made, BaseException):
+            raise made
+        made = self.parts.read(position) if made is None else made
+        if made is None:
+            raise UserError(f"{self.parts.path(position)}: gone or damaged since it was written; run again")
+        return made
+
+
+class Dispatch:
+    """Jobs shared by `workers`, each made by `hire` in the thread that serves it."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.changed = threading.Condition()
+        self.boards: list[Board] = []
+        self._crew: list[_Served] = []
+
+    def hire(self, rank: int) -> Worker:
+        """The worker of a rank, new."""
+        raise NotImplementedError
+
+    def run(self, job: Job, folder: Path) -> Iterator[Columns]:
+        """The parts of `job` in order, as in `Executor.run`."""
+        board = Board(Parts(folder, job), self.workers)
+        with self.changed:
+            self.boards.append(board)
+        try:
+            for position in range(len(job.items)):
+                yield self._handed(board, position)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            with self.changed:
+                self.boards.remove(board)
+
+    def _handed(self, board: Board, position: int) -> Columns:
+        if board.seen == position and board.parts.job.kept:  # nobody was asked for it yet
+            found = board.parts.read(position)
+            if found is not None:
+                board.seen += 1
+                return found
+        missing = board.missing(position)
+        with self.changed:
+            board.waiting += missing
+            self._crew = self._crew or [_Served(self, rank) for rank in range(self.workers)]
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: position in board.back)
+        return board.handed(position)
+
+    def task(self, rank: int) -> tuple[Board, int] | None:
+        """The next part for a worker, if one waits."""
+        for board in self.boards:
+            position = board.take(rank)
+            if position is not None:
+                return board, position
+        return None
+
+    def close(self) -> None:
+        """End every worker now."""
+        with self.changed:
+            crew, self._crew = self._crew, []
+            for one in crew:
+                one.stopped = True
+            self.changed.notify_all()
+        for one in crew:
+            one.end()
+        for one in crew:
+            one.thread.join()
+
+
+class _Served:
+    """A worker and its thread. The thread lives as long as the worker may: Linux ends the worker with it."""
+
+    def __init__(self, dispatch: Dispatch, rank: int) -> None:
+        self.dispatch, self.rank, self.stopped = dispatch, rank, False
+        self.worker: Worker | None = None
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """End the worker, whatever it is at."""
+        with self.lock:
+            if self.worker is not None:
+                self.worker.end()
+                self.worker = None
+
+    def _serve(self) -> None:
+        changed = self.dispatch.changed
+        task: tuple[Board, int] | None = None
+
+        def called() -> bool:
+            nonlocal task
+            task = None if self.stopped else self.dispatch.task(self.rank)
+            return self.stopped or task is not None
+
+        while True:
+            with changed:
+                changed.wait_for(called)
+            if task is None:
+                return
+            self._do(*task)
+
+    def _do(self, board: Board, position: int) -> None:
+        made: Columns | BaseException | None
+        try:
+            with self.lock:
+                if self.worker is None and not self.stopped:
+                    self.worker = self.dispatch.hire(self.rank)
+                worker = self.worker
+            made = DiedError() if worker is None else worker.part(board.parts, position)
+        except BaseException as error:
+            made = error
+        if isinstance(made, DiedError):
+            self.end()
+        with self.dispatch.changed:
+            if self.stopped:
+                bisect.insort(board.waiting, position)
+            elif isinstance(made, DiedError):
+                board.died(position, made)
+            else:
+                board.back[position] = made
+            self.dispatch.changed.notify_all()
