@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Workers
 
 if TYPE_CHECKING:
     from vitprune.recipe.recipe import Recipe
@@ -19,9 +19,11 @@ def run(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    _verb("run", recipe, out, device, force, as_json, workers)
+    _verb("run", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def discover(
@@ -31,9 +33,11 @@ def discover(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
-    _verb("discover", recipe, out, device, force, as_json, workers)
+    _verb("discover", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def prune(
@@ -43,9 +47,11 @@ def prune(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the slim model's checkpoint folder."""
-    _verb("prune", recipe, out, device, force, as_json, workers)
+    _verb("prune", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def evaluate(
@@ -55,9 +61,11 @@ def evaluate(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the exam on the test split, baselines included."""
-    _verb("evaluate", recipe, out, device, force, as_json, workers)
+    _verb("evaluate", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def export(
@@ -67,9 +75,11 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the checked ONNX file and its latency."""
-    _verb("export", recipe, out, device, force, as_json, workers)
+    _verb("export", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def compare(
@@ -79,14 +89,17 @@ def compare(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
     from vitprune.core.progress import Reporter
     from vitprune.report import grid
     from vitprune.runs import compare as comparison
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
-    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
+    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=crew)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(record, indent=1))
@@ -96,16 +109,22 @@ def compare(
 
 
 def paper(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", workers: Workers = 1, as_json: AsJson = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    workers: Workers = 1,
+    as_json: AsJson = False,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
     from vitprune.core.progress import Reporter
     from vitprune.paper import tables as paper_tables
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
-    record = paper_tables.run(
-        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device), workers=workers
-    )
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
+    command = _command("paper", recipe, out, device)
+    record = paper_tables.run(loaded, device=device, reporter=Reporter(), command=command, workers=crew)
     if as_json:
         print(json.dumps(record, indent=1))
     else:
@@ -113,16 +132,25 @@ def paper(
         print(f"Written: {', '.join(map(str, paper_tables.files(loaded)))}")
 
 
-def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
+def _verb(
+    verb: str,
+    recipe: str,
+    out: Path | None,
+    device: str,
+    force: bool,
+    as_json: bool,
+    workers: int,
+    engine: str,
+    address: str | None,
+) -> None:
     from vitprune.cli import tables as summary
     from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
     command = _command(verb, recipe, out, device)
-    record = pipeline.run(
-        loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
-    )
+    record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=crew)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
