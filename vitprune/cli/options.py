@@ -17,4 +17,7 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="of the Ray cluster: ray://host:10001, host:6379 or auto; without it a local one"),
 ]
+Shard = Annotated[
+    str | None, typer.Option("--shard", help="i/n: this process's share of the parts, i from 0; for a job array")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Shard, Workers
+from vitprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from vitprune.recipe.recipe import Recipe
@@ -35,8 +36,16 @@ def discover(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    shard: Shard = None,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
+    if shard is not None:
+        if workers > 1 or engine != "local":
+            raise UserError(
+                "--shard: a share is one process's; ask for more shares in the place of --workers or --engine"
+            )
+        _share(recipe, out, device, as_json, shard)
+        return
     _verb("discover", recipe, out, device, force, as_json, workers, engine, address)
 
 
@@ -156,6 +165,19 @@ def _verb(
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
     else:
         summary.show(record, verb, folder)
+
+
+def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str) -> None:
+    from vitprune.core.progress import Reporter
+    from vitprune.runs import sharing
+
+    made = sharing.discover(_load(recipe, out), shard, device=device, reporter=Reporter())
+    if as_json:
+        print(json.dumps(made, indent=1))
+    else:
+        print(
+            f"Share {shard}: {made['made']} parts made, {made['found']} were there; `vitprune run` goes on when all are."
+        )
 
 
 def _load(recipe: str, out: Path | None) -> Recipe:
