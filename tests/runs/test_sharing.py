@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs.test_shards import results, run, small_shards  # noqa: F401
-from small import image_folder, model_folder, recipe_dict
+from small import image_folder, model_folder, recipe_dict, write_recipe
 
 from vitprune.core.errors import UserError
 from vitprune.recipe.recipe import Recipe
@@ -48,13 +49,15 @@ def test_shares_together_are_the_whole(
     assert results(tmp_path / "out") == results(tmp_path / "alone") != {}
 
 
-@pytest.mark.usefixtures("small_shards")
+@pytest.mark.slow
 def test_shares_work_at_the_same_time(setting: dict[str, Any], tmp_path: Path) -> None:
     """The first makes the split, the others wait for it."""
-    made = Recipe.model_validate(setting | {"baselines": []})
-    with ThreadPoolExecutor(3) as threads:
-        found = list(threads.map(lambda i: sharing.discover(made, f"{i}/3", device="cpu"), range(3)))
-    assert [one["made"] for one in found] == [6, 6, 6] and len(parts(tmp_path / "out")) == 18
+    path = write_recipe(tmp_path / "r.yaml", setting | {"baselines": []})
+    command = [sys.executable, "-W", "ignore", "-m", "vitprune", "discover", str(path), "--device", "cpu", "--shard"]
+    started = [subprocess.Popen([*command, f"{i}/3"], stdout=subprocess.PIPE, text=True) for i in range(3)]
+    said = [one.communicate(timeout=300)[0] for one in started]
+    assert [one.returncode for one in started] == [0] * 3
+    assert all(out.startswith(f"Share {i}/3: ") for i, out in enumerate(said))
 
 
 def test_shares_hold_the_folder_together(setting: dict[str, Any], tmp_path: Path) -> None:
