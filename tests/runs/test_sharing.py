@@ -88,6 +88,7 @@ def test_what_cannot_be_shared_is_one_line(setting: dict[str, Any], shard: str, 
 @pytest.mark.usefixtures("small_shards")
 def test_two_devices_share_every_job(setting: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of devices of other names, as on two graphics cards: their parts are those of one job, to the same bits."""
+    setting |= {"baselines": []}
     with monkeypatch.context() as two:
         two.setattr(worker, "shared", lambda _: ("cpu:0", "cpu:1"))
         run(setting, workers=2)
