@@ -18,6 +18,7 @@ OUTSIDE = {
     "torch_pruning": ("vitprune.criteria.weights",),
     "onnxruntime": ("vitprune.deploy", "vitprune.cli"),
     "loky": ("vitprune.runs.engine",),
+    "ray": ("vitprune.runs.engine.ray",),
 }
 
 

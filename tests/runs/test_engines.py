@@ -46,7 +46,9 @@ def job(folder: Path, items: list[int], about: Any = None) -> Job:
     return Job("squares", items, functools.partial(squares, folder), about)
 
 
-ENGINES: dict[str, Callable[[], Executor]] = {"local": Local, "2": lambda: Pool(2, begin), "3": lambda: Pool(3, begin)}
+ENGINES: dict[str, Callable[[], Executor]] = {
+    "local": Local, "1": lambda: Pool(1, begin), "2": lambda: Pool(2, begin), "3": lambda: Pool(3, begin),
+}  # fmt: skip
 
 
 @pytest.fixture(params=list(ENGINES), scope="module")

@@ -12,4 +12,12 @@ Out = Annotated[Path | None, typer.Option("--out", help="folder for results inst
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the heavy work")]
+Engine = Annotated[str, typer.Option("--engine", help="who computes: local (this machine's processes) or ray")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="of the Ray cluster: ray://host:10001, host:6379 or auto; without it a local one"),
+]
+Shard = Annotated[
+    str | None, typer.Option("--shard", help="i/n: this process's share of the parts, i from 0; for a job array")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]

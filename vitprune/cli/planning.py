@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Workers
 from vitprune.cli.runs import _load
 from vitprune.core.reading import Json
 
@@ -16,15 +16,19 @@ def plan(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """What a run would keep of every block, what it is predicted to cost, and how large the model would be."""
     from vitprune.core.progress import Reporter
 
     loaded, reporter = _load(recipe, out), Reporter()
     reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
+    from vitprune.runs.engine import opening
     from vitprune.runs.results import planning
 
-    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=workers)
+    crew = opening.Crew(workers, engine, address)
+    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=crew)
     if as_json:
         print(json.dumps(made, indent=1))
     else:

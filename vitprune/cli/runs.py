@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Shard, Workers
+from vitprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from vitprune.recipe.recipe import Recipe
@@ -19,9 +20,11 @@ def run(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    _verb("run", recipe, out, device, force, as_json, workers)
+    _verb("run", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def discover(
@@ -31,9 +34,19 @@ def discover(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    shard: Shard = None,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
-    _verb("discover", recipe, out, device, force, as_json, workers)
+    if shard is not None:
+        if workers > 1 or engine != "local":
+            raise UserError(
+                "--shard: a share is one process's; ask for more shares in the place of --workers or --engine"
+            )
+        _share(recipe, out, device, as_json, shard)
+        return
+    _verb("discover", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def prune(
@@ -43,9 +56,11 @@ def prune(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the slim model's checkpoint folder."""
-    _verb("prune", recipe, out, device, force, as_json, workers)
+    _verb("prune", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def evaluate(
@@ -55,9 +70,11 @@ def evaluate(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the exam on the test split, baselines included."""
-    _verb("evaluate", recipe, out, device, force, as_json, workers)
+    _verb("evaluate", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def export(
@@ -67,9 +84,11 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Up to the checked ONNX file and its latency."""
-    _verb("export", recipe, out, device, force, as_json, workers)
+    _verb("export", recipe, out, device, force, as_json, workers, engine, address)
 
 
 def compare(
@@ -79,14 +98,17 @@ def compare(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
     from vitprune.core.progress import Reporter
     from vitprune.report import grid
     from vitprune.runs import compare as comparison
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
-    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
+    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=crew)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(record, indent=1))
@@ -96,16 +118,22 @@ def compare(
 
 
 def paper(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", workers: Workers = 1, as_json: AsJson = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    workers: Workers = 1,
+    as_json: AsJson = False,
+    engine: Engine = "local",
+    address: Address = None,
 ) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
     from vitprune.core.progress import Reporter
     from vitprune.paper import tables as paper_tables
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
-    record = paper_tables.run(
-        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device), workers=workers
-    )
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
+    command = _command("paper", recipe, out, device)
+    record = paper_tables.run(loaded, device=device, reporter=Reporter(), command=command, workers=crew)
     if as_json:
         print(json.dumps(record, indent=1))
     else:
@@ -113,21 +141,43 @@ def paper(
         print(f"Written: {', '.join(map(str, paper_tables.files(loaded)))}")
 
 
-def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
+def _verb(
+    verb: str,
+    recipe: str,
+    out: Path | None,
+    device: str,
+    force: bool,
+    as_json: bool,
+    workers: int,
+    engine: str,
+    address: str | None,
+) -> None:
     from vitprune.cli import tables as summary
     from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
+    from vitprune.runs.engine import opening
 
-    loaded = _load(recipe, out)
+    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
     command = _command(verb, recipe, out, device)
-    record = pipeline.run(
-        loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
-    )
+    record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=crew)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
     else:
         summary.show(record, verb, folder)
+
+
+def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str) -> None:
+    from vitprune.core.progress import Reporter
+    from vitprune.runs import sharing
+
+    made = sharing.discover(_load(recipe, out), shard, device=device, reporter=Reporter())
+    if as_json:
+        print(json.dumps(made, indent=1))
+    else:
+        print(
+            f"Share {shard}: {made['made']} parts made, {made['found']} were there; `vitprune run` goes on when all are."
+        )
 
 
 def _load(recipe: str, out: Path | None) -> Recipe:

@@ -23,6 +23,7 @@ from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine import worker
+from vitprune.runs.engine.opening import Workers
 from vitprune.runs.state import defaults, told
 from vitprune.runs.state.run import Run
 
@@ -47,7 +48,7 @@ TABLES = {
 
 
 def run(
-    recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "", workers: int = 1
+    recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "", workers: Workers = 1
 ) -> dict[str, Any]:
     """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
     worker.one_process()

@@ -31,6 +31,7 @@ from vitprune.runs import choose, pipeline
 from vitprune.runs.contenders import WHOLE, Cell, Contender
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.opening import Workers
 from vitprune.runs.engine.parts import Parts, packed, unpacked
 from vitprune.runs.results.row import Row
 from vitprune.runs.stages import score
@@ -52,7 +53,7 @@ def entrants(spec: Compare, seed: int) -> list[Contender]:
 
 
 def compare(
-    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
+    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: Workers = 1
 ) -> Json:
     """Run or continue the comparison of a recipe's `compare` section; writes compare.{json,md,svg} and returns the first.
 
@@ -63,8 +64,7 @@ def compare(
     recipe, spec, notes = _asked(recipe)
     for note in notes:
         reporter.say(f"note: {note}")
-    root = recipe.out / recipe.name
-    names = [c for c in spec.criteria if c != "auto"]
+    root, names = recipe.out / recipe.name, [c for c in spec.criteria if c != "auto"]
     if len(names) < 2:
         raise UserError("compare: `auto` chooses among the other criteria; name two of them at least")
     claims.claim(root)

@@ -9,12 +9,12 @@ import time
 from typing import Any
 
 from vitprune.core import memory
-from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
+from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier, matrices, record
 from vitprune.runs.results import loss_search
 from vitprune.runs.stages.order import STAGES, Stage, stage_digest
@@ -36,17 +36,15 @@ def run(
     force: bool = False,
     reporter: Reporter | None = None,
     command: str = "",
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
 
-    `workers` processes share the heavy work.
+    `workers` share the heavy work: so many processes of this machine, or a crew with an engine of its own.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """
     reporter = reporter or Reporter(quiet=True)
-    if workers < 1:
-        raise UserError(f"--workers {workers}: at least one process is needed")
     worker.one_process()
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
         inputs, done = advance(run, verb, force)

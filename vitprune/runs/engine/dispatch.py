@@ -10,21 +10,26 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vitprune.core.errors import UserError
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts
 
 TRIES = 3
+AGAIN_SECONDS = 10.0  # until a worker for which there was no place is tried again
 AHEAD = 3  # parts per worker that are made before the first of them is merged: what they take stays bounded
 
 
 class DiedError(Exception):
     """A worker ended before its part was done."""
+
+
+class NoRoomError(Exception):
+    """There is no place for a worker now; `str(error)` is one line for the user."""
 
 
 class Worker(Protocol):
@@ -60,14 +65,15 @@ class Board:
         self.back[position] = None
         return True
 
-    def take(self, rank: int) -> int | None:
-        """The part that a worker is to do next; none after one that failed."""
+    def next(self, rank: int, absent: set[int]) -> int | None:
+        """The part that a worker is to do next; none after one that failed. Of pinned ones its own, and those of ranks
+        that are absent."""
         last = min((at for at, made in self.back.items() if isinstance(made, BaseException)), default=None)
-        for index, position in enumerate(self.waiting):
+        for position in self.waiting:
             if last is not None and position > last:
                 return None
-            if not self.parts.job.pinned or position % self.workers == rank:
-                return self.waiting.pop(index)
+            if not self.parts.job.pinned or position % self.workers in absent | {rank}:
+                return position
         return None
 
     def died(self, position: int, error: DiedError) -> None:
@@ -79,7 +85,7 @@ class Board:
         job = self.parts.job
         told = UserError(
             f"{job.name}: a worker was ended {TRIES} times over part {position + 1} of {len(job.items)}; "
-            "if memory is short, take fewer --workers"
+            f"if memory is short, take fewer --workers{f' ({error})' if str(error) else ''}"
         )
         told.__cause__ = error
         self.back[position] = told
@@ -102,10 +108,11 @@ class Dispatch:
         self.workers = workers
         self.changed = threading.Condition()
         self.boards: list[Board] = []
+        self.absent: set[int] = set()  # ranks for which there is no worker now
         self._crew: list[_Served] = []
 
     def hire(self, rank: int) -> Worker:
-        """The worker of a rank, new."""
+        """The worker of a rank, new. Raises NoRoomError."""
         raise NotImplementedError
 
     def run(self, job: Job, folder: Path) -> Iterator[Columns]:
@@ -138,11 +145,23 @@ class Dispatch:
         return board.handed(position)
 
     def task(self, rank: int) -> tuple[Board, int] | None:
-        """The next part for a worker, if one waits."""
+        """The next part for a worker, if one waits; it is still among those that wait."""
         for board in self.boards:
-            position = board.take(rank)
+            position = board.next(rank, self.absent)
             if position is not None:
                 return board, position
+        return None
+
+    def without(self, rank: int, error: NoRoomError) -> None:
+        """Do without a worker for a while; without any of them nothing goes on."""
+        self.absent.add(rank)
+        found = self.task(rank) if len(self.absent) == self.workers else None
+        if found is not None:
+            found[0].back[found[1]] = UserError(str(error))
+        self.changed.notify_all()
+
+    def carry(self, make: Callable[[], Any]) -> Callable[[], Any] | None:
+        """As in `Executor.carry`."""
         return None
 
     def close(self) -> None:
@@ -176,29 +195,39 @@ class _Served:
                 self.worker = None
 
     def _serve(self) -> None:
-        changed = self.dispatch.changed
-        task: tuple[Board, int] | None = None
-
-        def called() -> bool:
-            nonlocal task
-            task = None if self.stopped else self.dispatch.task(self.rank)
-            return self.stopped or task is not None
-
+        dispatch = self.dispatch
         while True:
-            with changed:
-                changed.wait_for(called)
-            if task is None:
-                return
-            self._do(*task)
+            with dispatch.changed:
+                dispatch.changed.wait_for(lambda: self.stopped or dispatch.task(self.rank) is not None)
+                if self.stopped:
+                    return
+            worker = self._hired()
+            with dispatch.changed:
+                task = dispatch.task(self.rank)
+                if isinstance(worker, NoRoomError):
+                    dispatch.without(self.rank, worker)
+                    dispatch.changed.wait_for(lambda: self.stopped, AGAIN_SECONDS)
+                    continue
+                dispatch.absent.discard(self.rank)
+                if task is None:
+                    continue
+                task[0].waiting.remove(task[1])
+            self._do(worker, *task)
 
-    def _do(self, board: Board, position: int) -> None:
-        made: Columns | BaseException | None
-        try:
-            with self.lock:
+    def _hired(self) -> Worker | BaseException:
+        """The worker, or why there is none."""
+        with self.lock:
+            try:
                 if self.worker is None and not self.stopped:
                     self.worker = self.dispatch.hire(self.rank)
-                worker = self.worker
-            made = DiedError() if worker is None else worker.part(board.parts, position)
+                return self.worker or DiedError()
+            except BaseException as error:
+                return error
+
+    def _do(self, worker: Worker | BaseException, board: Board, position: int) -> None:
+        made: Columns | BaseException | None
+        try:
+            made = worker if isinstance(worker, BaseException) else worker.part(board.parts, position)
         except BaseException as error:
             made = error
         if isinstance(made, DiedError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts
@@ -23,6 +24,9 @@ class Local:
         for position in range(len(job.items)):
             found = parts.read(position)
             yield parts.compute(position) if found is None else found
+
+    def carry(self, make: Callable[[], Any]) -> None:
+        """Nothing is sent anywhere."""
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,25 +1,36 @@
-"""What a worker is told before its first part: its share of the threads, and which of the graphics cards is its own."""
+"""What a worker is told before its first part: its share of the threads, and which of the devices is its own."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 
 from vitprune.core.errors import UserError
 
 _rank = 0
+_names: tuple[str, ...] = ()
 
 
-def begin(threads: int, rank: int) -> None:
-    """Called once in every worker."""
-    global _rank
-    _rank = rank
+def begin(threads: int, names: Sequence[str], rank: int) -> None:
+    """Called once in every worker. `names`: the devices that the workers share in turn; none where each sees its own."""
+    global _rank, _names
+    _rank, _names = rank, tuple(names)
     torch.set_num_threads(threads)
 
 
+def shared(device: torch.device) -> tuple[str, ...]:
+    """The devices that workers of this machine share: all graphics cards, unless one was asked for by its number."""
+    if device.type == "cuda" and device.index is None:
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return (str(device),)
+
+
 def own_device(kind: str) -> str:
-    """The device of this worker: with several graphics cards, one for each worker in turn."""
+    """The device of this worker, in turn: with several graphics cards one for each."""
+    if _names:
+        return _names[_rank % len(_names)]
     return f"cuda:{_rank % torch.cuda.device_count()}" if kind == "cuda" else kind
 
 

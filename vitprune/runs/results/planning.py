@@ -25,6 +25,7 @@ from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine import worker
+from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier
 from vitprune.runs.results import attention
 from vitprune.runs.stages.prune import main_mask
@@ -35,7 +36,7 @@ NATS = "nats per image"
 
 
 def outlook(
-    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
+    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: Workers = 1
 ) -> Json:
     """What would be kept of every model that the recipe makes, and what it would cost; the content of `plan --json`.
 

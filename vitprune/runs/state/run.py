@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -49,8 +49,8 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Executor
 from vitprune.runs.engine.local import Local
-from vitprune.runs.engine.pool import Pool
-from vitprune.runs.state import defaults, told
+from vitprune.runs.engine.opening import Crew, Workers
+from vitprune.runs.state import defaults, elsewhere, told
 from vitprune.runs.state.batching import Batching
 from vitprune.runs.state.classes import ClassSets
 from vitprune.runs.state.workspace import Workspace
@@ -82,7 +82,7 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Iterator[Run]:
+    def open(cls, recipe: Recipe, device: str, reporter: Reporter, workers: Workers = 1) -> Iterator[Run]:
         """Lock the run's folder and hand out the run. Raises UserError where the run would replace what is not its
         own, and says in one line when a disk is full or may not be written, whoever wrote."""
         run = cls.join(recipe, device, reporter, workers)
@@ -105,10 +105,12 @@ class Run:
             write_text(path, dump(told.recipe(self.recipe, folder)))
 
     @classmethod
-    def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: int = 1) -> Run:
+    def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: Workers = 1) -> Run:
         """The run of a process that does not hold the folder."""
-        folder = Workspace(recipe.out / recipe.name)
-        return cls(recipe, resolve_device(device), reporter, folder, workers)
+        folder, crew = Workspace(recipe.out / recipe.name), Crew.of(workers)
+        run = cls(recipe, resolve_device(device), reporter, folder, crew.workers)
+        run.__dict__["executor"] = crew.executor(run.device)
+        return run
 
     def close(self) -> None:
         """End the workers and the decoding processes, if any were started."""
@@ -120,7 +122,8 @@ class Run:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker, the run is opened there from what it is made of; nothing of this process goes along."""
         assert self.shared, "what is inside a run stays in its process"
-        return _in_worker, (self.recipe, self.device.type, self.folder, self.workers)
+        carried = self.executor.carry(lambda: self._portable)
+        return _in_worker, (self.recipe, self.device.type, self.folder, self.workers, carried)
 
     def inside(
         self, folder: Path, recipe: Recipe, *, model: nn.Module | None = None, split: dict[str, Any] | None = None
@@ -144,16 +147,20 @@ class Run:
 
     @cached_property
     def executor(self) -> Executor:
-        """Who computes this run's jobs."""
-        if not self.shared or self.workers == 1:
-            return Local()
-        share = max(1, torch.get_num_threads() // self.workers)
-        return Pool(self.workers, functools.partial(worker.begin, share))
+        """Who computes this run's jobs: this process, unless others were asked for where the run was opened."""
+        return Local()
 
     @cached_property
     def loaded(self) -> Loaded:
         """The dense model."""
         return opening.open_model(self.recipe.model, self.device)
+
+    @cached_property
+    def _portable(self) -> Loaded:
+        """The dense model as every machine can take it."""
+        if self.device.type == "cpu":
+            return self.loaded
+        return replace(self.loaded, model=copy.deepcopy(self.loaded.model).cpu())
 
     @cached_property
     def sites(self) -> list[FfnSite]:
@@ -301,13 +308,20 @@ class Run:
 _opened: dict[str, Run] = {}  # in a worker: the run it works for
 
 
-def _in_worker(recipe: Recipe, device: str, folder: Workspace, workers: int) -> Run:
+def _in_worker(
+    recipe: Recipe, device: str, folder: Workspace, workers: int, carried: Callable[[], Loaded] | None = None
+) -> Run:
     key = digest(dump(recipe), device, str(folder.root))
     if key not in _opened:
         for former in _opened.values():
             former.close()
         _opened.clear()
         own = torch.device(worker.own_device(device))
-        _opened[key] = Run(recipe, own, Reporter(quiet=True), folder, workers)
-        _opened[key].__dict__["executor"] = Local()  # a worker has none of its own
+        made = Run(recipe, own, Reporter(quiet=True), folder, workers)
+        made.__dict__["executor"] = Local()  # a worker has none of its own
+        if carried is not None:
+            elsewhere.require(recipe, folder.root)
+            made.__dict__["loaded"] = carried()
+            made.loaded.model.to(own)
+        _opened[key] = made
     return _opened[key]

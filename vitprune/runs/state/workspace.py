@@ -118,6 +118,23 @@ class Workspace:
         finally:
             handle.close()
 
+    @contextmanager
+    def locked_together(self) -> Iterator[bool]:
+        """Hold the folder with other processes that do so too; False where one holds it alone, or there is none yet."""
+        if not (self.root / ".lock").exists():
+            yield False
+            return
+        handle = self._open_lock()
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                held = False
+            yield held
+        finally:
+            handle.close()
+
     def _clear_temporary(self) -> None:
         """Remove the temporary files of a run that was killed; not those in a run's folder inside this one."""
         for place, folders, files in os.walk(self.root):
@@ -135,7 +152,7 @@ class Workspace:
             if os.path.lexists(self.root / ".lock") and not (self.root / ".lock").is_file():
                 raise UserError(f"{self.root / '.lock'}: is no plain file; remove it or choose another --out")
             return open(
-                self.root / ".lock", "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
+                self.root / ".lock", "a+", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666)
             )
         except OSError as error:
             raise explain(error, self.root) from error
