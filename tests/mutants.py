@@ -170,7 +170,7 @@ MUTANTS = (
            "classifier.widen(found, targets[::-1], run.loaded.outputs)", SPECIALIST),
     Mutant("a specialist is examined on the whole head", "runs/stages/specialists.py", 'masked=head == "masked"', "masked=False",
            SPECIALIST),
-    Mutant("a specialist is the general model", "runs/stages/specialists.py", '"specialist": _every_logit(run, special)',
+    Mutant("a specialist is the general model", "runs/stages/specialists.py", '"specialist": _every_logit(known, "specialist", group)',
            '"specialist": logits["generic"][:, targets]', SPECIALIST),
     Mutant("a bar is missed at its limit", "report/bars.py", "value >= self.limit if", "value > self.limit if",
            ("test_gate.py::test_a_bar_is_cleared_when_it_is_reached_and_missed_beyond",)),
