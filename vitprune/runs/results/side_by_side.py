@@ -62,7 +62,8 @@ def table(run: Run, asked: Sequence[Asked], make: Make, about: Any, folder: Path
     """The logits of every model that is asked for."""
     items = [item for one in asked for item in _items(run, one)]
     outputs = {one.name: one.outputs for one in asked}
-    job = Job(label, items, functools.partial(_work, run, make, outputs), [about, run.batching.batch])
+    batch = run.batching.batch
+    job = Job(label, items, functools.partial(_work, run, make, outputs, batch), [about, batch])
     try:
         for _ in run.reporter.track(run.executor.run(job, folder), label, len(items)):
             pass
@@ -89,10 +90,10 @@ def _index(run: Run, outputs: tuple[int, ...] | None) -> np.ndarray:
     return test_indices(run.images, run.split, None if outputs is None else np.array(outputs))
 
 
-def _work(run: Run, make: Make, outputs: dict[str, tuple[int, ...] | None], item: Json) -> Columns:
+def _work(run: Run, make: Make, outputs: dict[str, tuple[int, ...] | None], batch: int, item: Json) -> Columns:
     index = _index(run, outputs[item["of"]])[item["start"] : item["stop"]]
     asks = [predictor(model) for model in _models(run, make, item["models"])]
-    found = logits_side_by_side(asks, run.images, index, run.batching.batch)
+    found = logits_side_by_side(asks, run.images, index, batch)
     return {str(i): logits for i, logits in enumerate(found)}
 
 
