@@ -23,7 +23,7 @@ from vitprune.model.load import opening
 from vitprune.recipe import recipe
 from vitprune.recipe.inputs import Model
 from vitprune.runs import contenders, pipeline
-from vitprune.runs.stages import specialists
+from vitprune.runs.results import side_by_side
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -155,7 +155,7 @@ def test_logits_that_are_not_finite_for_images_of_another_group(
 
     run(setting, "prune")
     monkeypatch.setattr(contenders, "predictor", predictor)
-    monkeypatch.setattr(specialists, "predictor", predictor)
+    monkeypatch.setattr(side_by_side, "predictor", predictor)
     with pytest.raises(UserError, match="logits that are not finite") as caught:
         run(setting)
     assert len(str(caught.value).splitlines()) == 1

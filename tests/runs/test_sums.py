@@ -18,6 +18,7 @@ from vitprune.model.inside import moments
 from vitprune.model.sites.base import names
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
+from vitprune.runs.results import curves
 from vitprune.runs.stages import score, sums
 from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state.batching import Batching
@@ -84,6 +85,37 @@ def test_parts_of_a_stopped_sum_are_taken(setting: dict[str, Any], monkeypatch: 
     assert len(made) == 2 + 1 + len(range(8, len(run.split.probe), 4))
     assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
     assert len(list((run.folder.stage_folder("moments") / "parts").rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in SUMMED if CRITERIA[name].attention])
+@pytest.mark.sample(2)
+def test_a_site_needs_no_more_than_its_own_sums(
+    setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """FFNs and attentions one by one, each from its own sums, to the bits of all at once."""
+    run = Run.join(Recipe.model_validate(setting), "cpu", Reporter(quiet=True))
+    pipeline.run(run.recipe, "split", device="cpu")
+    row, model = CRITERIA[name], run.loaded.model
+    assert row.summed is not None and row.attention is not None
+    asked = Asked("discover", name, row.settings(), run.split.probe, 4, attention=True)
+    found, read = sums.total(run, asked, ""), list[set[str]]()
+    one_site = curves.of_site
+
+    def seen(*args: Any) -> dict[str, str]:
+        read.append(set(one_site(*args).values()))
+        return one_site(*args)
+
+    monkeypatch.setattr(curves, "of_site", seen)
+    ffns, attentions = curves.of_sites(run, asked, "")
+    assert len(read) == len(run.sites) + len(attentions) == 4
+    assert set.union(*read) == set(found) and sum(map(len, read)) == len(found)
+    expected = row.summed.scores(model, run.sites, found, how=asked.how)
+    sites = names(run.sites)
+    assert Scores.whole(name, sites, ffns).to_bytes() == Scores.whole(name, sites, expected).to_bytes()
+    whole = row.attention.curves(model, lambda: run.images.batches(asked.index, 4), found, how=asked.how)
+    for own, other in zip(attentions, whole, strict=True):
+        tensors = other.tensors()
+        assert own.keys() == tensors.keys() and all(torch.equal(own[key], tensors[key]) for key in own)
 
 
 def test_large_sums_have_few_parts() -> None:

@@ -32,7 +32,8 @@ from vitprune.model import families
 from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
 from vitprune.runs import contenders, pipeline
-from vitprune.runs.stages import examples, specialists
+from vitprune.runs.results import side_by_side
+from vitprune.runs.stages import examples
 from vitprune.runs.state.batching import Batching
 
 Made = dict[str, Any]
@@ -174,7 +175,8 @@ class watching:  # noqa: N801 (a opened manager)
 
         self.patch.setattr(Images, "batches", asked)
         self.patch.setattr(Folder, "image", read)
-        readers = [(owner, "test_logits") for owner in (evaluation, contenders, specialists)]
+        readers = [(owner, "test_logits") for owner in (evaluation, contenders)]
+        readers.append((side_by_side, "logits_side_by_side"))
         for owner, name in (*readers, (oracle, "oracle_logits"), (examples, "write")):
             self.patch.setattr(owner, name, self.examining(getattr(owner, name)))
         return lambda now: setattr(self, "now", now)

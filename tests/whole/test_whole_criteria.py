@@ -97,7 +97,9 @@ def test_workers_leave_no_trace_in_sums_of_attention(setting: dict[str, Any], tm
         of_ffns = summed.scores(model, sites, found, how=how)
         assert Scores.whole(name, names(sites), of_ffns).to_bytes() == alone[f"{name}-of-all.safetensors"], name
         before = attention.file_of(opened, name, None).read_bytes()
-        attention.write(opened, name, None, batches, found, how)
+        of = CRITERIA[name].attention
+        assert of is not None
+        attention.write(opened, name, None, [one.tensors() for one in of.curves(model, batches, found, how=how)])
         assert attention.file_of(opened, name, None).read_bytes() == before, name
     run(setting, tmp_path / "together", "discover", workers=workers)
     assert results(tmp_path / "together") == alone

@@ -13,6 +13,7 @@ its own origin and δ what that origin is above the first, (r + δ)(r + δ)ᵀ =
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -153,6 +154,7 @@ class Moments:
 
 
 Sums = dict[str, Tensor]
+OF_ATTENTION = {"attention", "queries", "asked", "keys", "told"}  # words in the names of an attention's sums
 SAME = "same."  # begins the names of what is not summed: the first part makes it, and the others are given it
 
 
@@ -169,6 +171,16 @@ def plus(total: Sums | None, part: Sums) -> Sums:
 def same(sums: Sums) -> Sums:
     """What the parts after the first are given of its sums."""
     return {name: value for name, value in sums.items() if name.startswith(SAME)}
+
+
+def of_site(names: Iterable[str], position: int, attention: bool) -> dict[str, str]:
+    """The names of the sums of one FFN or one attention by those that they have where it is the only one."""
+    found, number = {}, str(position)
+    for name in names:
+        words = name.split(".")
+        if number in words and bool(OF_ATTENTION & {*words}) == attention:
+            found[".".join("0" if word == number else word for word in words)] = name
+    return found
 
 
 class Stream:

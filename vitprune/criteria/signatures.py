@@ -74,7 +74,10 @@ class FromSums(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """A criterion by sums over images, which several processes can share. Those of one `name` have the same sums."""
+    """A criterion by sums over images, which several processes can share. Those of one `name` have the same sums.
+
+    A sum's name has the position of its site among its words, so that a site's scores can be made of its own sums alone.
+    """
 
     name: str
     sums: SumsOf
@@ -91,10 +94,16 @@ class OneAttention(Protocol):
 
 
 class AttentionCurves(Protocol):
-    """One for each of the model's attentions; `found` are the sums, where it has some."""
+    """One for each of `sites` (None: of the model's attentions); `found` are the sums, where it has some."""
 
     def __call__(
-        self, model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
+        self,
+        model: nn.Module,
+        batches: Batches,
+        found: Sums | None,
+        *,
+        how: Any,
+        sites: Sequence[AttentionSite] | None = None,
     ) -> Sequence[OneAttention]: ...
 
 

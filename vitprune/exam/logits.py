@@ -5,7 +5,7 @@ Legend: N test images, C outputs, n hidden units of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -44,11 +44,26 @@ def test_logits(
 
 def logits_of(predict: Predictor, images: Images, index: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [N, C] float32 and labels [N] of the images at N positions. Raises UserError for logits that are not finite."""
-    logits = np.concatenate([_fitting(predict, x) for x, _ in images.batches(index, batch)])
-    if not np.isfinite(logits).all():
-        first = images.source.names[int(index[np.flatnonzero(~np.isfinite(logits).all(1))[0]])]
-        raise UserError(f"evaluate: the model gave logits that are not finite, first for {first}; check its weights")
+    (logits,) = logits_side_by_side([predict], images, index, batch)
     return logits, images.labels[index]
+
+
+def logits_side_by_side(
+    predicts: Sequence[Predictor], images: Images, index: np.ndarray, batch: int
+) -> list[np.ndarray]:
+    """Logits [N, C] float32 of several models, from images that are read once. Raises UserError as `logits_of` does."""
+    found: list[list[np.ndarray]] = [[] for _ in predicts]
+    for x, _ in images.batches(index, batch):
+        for one, predict in zip(found, predicts, strict=True):
+            one.append(_fitting(predict, x))
+    made = [np.concatenate(one) for one in found]
+    for logits in made:
+        if not np.isfinite(logits).all():
+            first = images.source.names[int(index[np.flatnonzero(~np.isfinite(logits).all(1))[0]])]
+            raise UserError(
+                f"evaluate: the model gave logits that are not finite, first for {first}; check its weights"
+            )
+    return made
 
 
 def _fitting(predict: Predictor, x: Tensor, *more: Tensor) -> np.ndarray:

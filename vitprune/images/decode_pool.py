@@ -202,9 +202,11 @@ def check(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     processes: Processes | None = None,
     contents: bool = False,
+    only: range | None = None,
 ) -> Checked:
-    """Decode every image once; `contents`: with digests of their pixels. In threads, where no processes are given."""
-    count = len(source.names)
+    """Decode every image once; `contents`: with digests of their pixels; `only`: those at some positions. In threads, where
+    no processes are given."""
+    positions = range(len(source.names)) if only is None else only
     result = Checked()
 
     def attempt(i: int) -> bytes | None:
@@ -213,7 +215,7 @@ def check(
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         ask = processes.content if processes else lambda i: threads.submit(attempt, i)
-        for i, future in zip(progress(range(count)), in_order(ask, range(count)), strict=True):
+        for i, future in zip(progress(positions), in_order(ask, positions), strict=True):
             try:
                 found = future.result()
             except UserError as error:

@@ -8,6 +8,7 @@ which a few hundred images settle better than top-1. The test split plays no par
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from vitprune.model.inside import blockwise
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.contenders import Cell, Contender
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.stages import moments, score
 from vitprune.runs.stages.versions import version
 from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 SHARE = 0.75  # of the probe split, to discover and repair with
 CLEAR = 2.0  # standard errors of a paired difference
@@ -59,7 +63,7 @@ def fold(run: Run, among: Sequence[str]) -> Run:
     except UserError as error:
         raise UserError(f"criterion `auto`: needs a fold inside the probe split; {error}") from error
     record = {"seed": split.seed, "probe_share": SHARE, "probe": split.probe.tolist(), "test": split.test.tolist()}
-    inner = run.inside(run.folder.stage_folder("choose"), made, split=record)
+    inner = run.inside(run.folder.stage_folder("choose"), made, split=record, shared=True)
     write_json(inner.folder.stage_folder("split") / "split.json", record)
     return inner
 
@@ -86,13 +90,20 @@ def _key(inner: Run) -> str:
 
 def best(inner: Run, among: Sequence[str], keep: int | float, recovery: Recovery) -> dict[str, Any]:
     """Which candidate to take at a budget, from the fold's held-out images, and the figures it was taken by."""
-    jobs = inner.reporter.track(among, f"choose at keep {keep:g}, {recovery}", len(among))
-    cells = {name: Cell.of(inner, Contender(name, keep, recovery, inner.split.seed)) for name in jobs}
+    job = Job("choose", list(among), functools.partial(_tried, inner, keep, recovery), [_key(inner), keep, recovery])
+    folder = inner.folder.root / PARTS
+    parts = inner.reporter.track(inner.executor.run(job, folder), f"choose at keep {keep:g}, {recovery}", len(among))
+    cells = {name: Cell.from_json(unpacked(columns)) for name, columns in zip(among, parts, strict=True)}
+    inner.folder.clear(folder, set())
     hits = {name: cell.hits for name, cell in cells.items()}
     probability = {name: cell.whole.mean_true_probability for name, cell in cells.items()}
     found: dict[str, Any] = {"chosen": decide(hits, probability), "keep": keep, "recovery": recovery}
     found |= {"top1": {name: cell.whole.top1 for name, cell in cells.items()}, "mean_true_probability": probability}
     return found | {"n": len(inner.split.test)}
+
+
+def _tried(inner: Run, keep: int | float, recovery: Recovery, name: str) -> Columns:
+    return packed(Cell.of(inner, Contender(name, keep, recovery, inner.split.seed)).as_json())
 
 
 def decide(hits: dict[str, np.ndarray], probability: dict[str, float]) -> str:

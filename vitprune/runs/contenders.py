@@ -13,7 +13,7 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.criteria.catalog import allocation_of
 from vitprune.exam import metrics
-from vitprune.exam.logits import predictor, test_logits
+from vitprune.exam.logits import predictor, test_indices, test_logits
 from vitprune.exam.metrics import Metrics
 from vitprune.model import classifier, size
 from vitprune.model.inside import first_token
@@ -67,10 +67,12 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A contender's model, and the plan it was pruned by (None: dense)."""
+    """A contender's model, and the plan it was pruned by (None: dense). `logits` [N, C] are those on the test images of its
+    class set, where they are known."""
 
     model: nn.Module
     plan: Plan | None
+    logits: np.ndarray | None = None
 
     @property
     def kept(self) -> float:
@@ -168,7 +170,10 @@ def examine(run: Run, contender: Contender, made: Made | None = None) -> Examine
     """The contender's rows on the test images of its class set; `made` is its model where it is there already."""
     made = make(run, contender) if made is None else made
     targets, outputs = targets_of(run, contender.group), run.loaded.outputs
-    logits, labels = _logits(run, made.model, targets)
+    if made.logits is None:
+        logits, labels = _logits(run, made.model, targets)
+    else:
+        logits, labels = made.logits, run.images.labels[test_indices(run.images, run.split, np.array(targets))]
     if contender.is_dense:
         run.dense_logits = (tuple(targets), logits)
     heads: tuple[Head, ...] = ("all", "masked") if len(targets) < outputs else ("all",)

@@ -28,7 +28,7 @@ def resolve(run: Run, force: bool = False) -> Recipe:
     assert k is not None
     name = recipe.criterion.model_copy(update={"name": "jas"})
     plain = recipe.model_copy(update={"clusters": None, "criterion": name, "baselines": [], "paper_protocol": None})
-    inner = run.inside(run.folder.stage_folder("cluster"), plain)
+    inner = run.inside(run.folder.stage_folder("cluster"), plain, shared=True)
     record = run.split_record
     write_json(inner.folder.stage_folder("split") / "split.json", record)
     targets = inner.classes.every()

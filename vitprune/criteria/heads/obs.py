@@ -23,17 +23,21 @@ from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import linear
 
 
-def fisher_obs(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[AttentionCurve]:
+def fisher_obs(
+    model: nn.Module, batches: Batches, found: Sums | None, *, how: Any, sites: Sequence[AttentionSite] | None = None
+) -> list[AttentionCurve]:
     """The curves in nats per image."""
     assert found is not None
-    sites = attention_sites(model)
+    sites = attention_sites(model) if sites is None else sites
     return curves(model, sites, attention.of_sums(found, sites), batches)
 
 
-def obs(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[AttentionCurve]:
+def obs(
+    model: nn.Module, batches: Batches, found: Sums | None, *, how: Any, sites: Sequence[AttentionSite] | None = None
+) -> list[AttentionCurve]:
     """The curves in squared stream units per token."""
     assert found is not None
-    sites = attention_sites(model)
+    sites = attention_sites(model) if sites is None else sites
     moments = [unweighted(model, *pair) for pair in zip(sites, attention.of_sums(found, sites), strict=True)]
     return curves(model, sites, moments, batches)
 

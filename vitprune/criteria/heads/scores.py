@@ -28,17 +28,21 @@ from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import linear
 
 
-def magnitude(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
+def magnitude(
+    model: nn.Module, batches: Batches, found: Sums | None, *, how: Any, sites: Sequence[AttentionSite] | None = None
+) -> list[Coordinates]:
     """Of the weights' squares."""
     return [
         _of_weights(site, [weight.detach().double().cpu().square() for weight in _weights(model, site)])
-        for site in attention_sites(model)
+        for site in _of(model, sites)
     ]
 
 
-def taylor(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
+def taylor(
+    model: nn.Module, batches: Batches, found: Sums | None, *, how: Any, sites: Sequence[AttentionSite] | None = None
+) -> list[Coordinates]:
     """Of the weights times their mean gradients."""
-    sites = attention_sites(model)
+    sites = _of(model, sites)
     weights = [_weights(model, site) for site in sites]
     grads = torch_pruning.gradients(model, [w for own in weights for w in own], batches, per_image=False)
     return [
@@ -47,10 +51,12 @@ def taylor(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) 
     ]
 
 
-def variance(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any) -> list[Coordinates]:
+def variance(
+    model: nn.Module, batches: Batches, found: Sums | None, *, how: Any, sites: Sequence[AttentionSite] | None = None
+) -> list[Coordinates]:
     """Of the sums that `statistics.attention` makes."""
     assert found is not None
-    sites, made = attention_sites(model), []
+    sites, made = _of(model, sites), []
     for site, moments in zip(sites, attention.of_sums(found, sites), strict=True):
         proj = linear(model, site.proj).weight.detach().double().cpu()
         shape = site.heads, site.dim
@@ -59,6 +65,10 @@ def variance(model: nn.Module, batches: Batches, found: Sums | None, *, how: Any
         heads = [written_by(proj[:, own], moments.covariance[own, own]) for own in _runs(site)]
         made.append(Coordinates(site, torch.stack(heads), values, pairs))
     return made
+
+
+def _of(model: nn.Module, sites: Sequence[AttentionSite] | None) -> Sequence[AttentionSite]:
+    return attention_sites(model) if sites is None else sites
 
 
 def random(sites: Sequence[AttentionSite], *, seed: int) -> list[Coordinates]:

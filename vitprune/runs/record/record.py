@@ -20,8 +20,9 @@ from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs.record import matrices
 from vitprune.runs.results import losses, shortcut
+from vitprune.runs.results.onnx_files import FILES
 from vitprune.runs.stages import score
-from vitprune.runs.stages.export import FILES, LATENCY_BATCH
+from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import lengths, told
 from vitprune.runs.state.run import Run
 from vitprune.see import usage

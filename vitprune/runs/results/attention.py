@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vitprune.core.files import replacing
-from vitprune.core.least_squares import Sums
-from vitprune.criteria.catalog import CRITERIA, covers_attention
+from vitprune.criteria.catalog import covers_attention
 from vitprune.criteria.heads.coordinates import Coordinates
 from vitprune.criteria.heads.scores import random
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
@@ -20,20 +18,11 @@ from vitprune.model.sites.attention import attention_sites
 from vitprune.runs.state.run import Run
 
 
-def write(
-    run: Run,
-    name: str,
-    group: str | None,
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
-    found: Sums | None,
-    how: Any,
-) -> None:
-    """Leave the curves of a criterion for a class set in `file_of`; `found` are its sums."""
-    of = CRITERIA[name].attention
-    assert of is not None
+def write(run: Run, name: str, group: str | None, found: Sequence[Mapping[str, Tensor]]) -> None:
+    """Leave the curves of a criterion for a class set in `file_of`, given as the tensors of every attention."""
     columns: dict[str, Tensor] = {}
-    for one in of.curves(run.loaded.model, batches, found, how=how):
-        columns |= {f"{one.site.name}.{key}": value.contiguous() for key, value in one.tensors().items()}
+    for site, tensors in zip(attention_sites(run.loaded.model), found, strict=True):
+        columns |= {f"{site.name}.{key}": value.contiguous() for key, value in tensors.items()}
     with replacing(file_of(run, name, group)) as temporary:
         temporary.write_bytes(to_bytes(columns))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from vitprune.core.files import write_json
 from vitprune.core.reading import Json
@@ -17,10 +19,12 @@ from vitprune.model import classifier
 from vitprune.pruning import masks
 from vitprune.pruning.repair.names import Recovery
 from vitprune.runs import contenders
-from vitprune.runs.contenders import Contender, Examined, Made
+from vitprune.runs.contenders import Contender, Made
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
+from vitprune.runs.results import side_by_side
 from vitprune.runs.results.row import Head, Row
+from vitprune.runs.results.side_by_side import Asked, Table
 from vitprune.runs.stages import examples, specialists
 from vitprune.runs.stages.prune import exported_mask
 from vitprune.runs.stages.score import load
@@ -28,14 +32,19 @@ from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
+BYTES = 1 << 32  # of the logits of models without a repair, on disk
+
 
 def evaluate(run: Run) -> list[Path]:
     """Every row of the report on the test split; all choices have been made by the stages before."""
     rows: list[Row] = []
     files: list[Path] = []
     of_groups: dict[str, dict[str, Any]] = {"per_class": {}, "confusions": {}, "worst": {}, "predictions": {}}
+    every = {group: _contenders(run, group) for group in run.classes.sets()}
+    logits = _logits(run, every)
+    examined = _examine(run, [contender for jobs in every.values() for contender in jobs], logits)
     for group, targets in run.classes.sets().items():
-        made, found, per_class = _evaluate_set(run, group, targets)
+        made, found, per_class = _of_set(run, group, targets, {one: examined[one] for one in every[group]}, logits)
         rows += made
         written = examples.write(run, group, found)
         of_group = {
@@ -69,8 +78,8 @@ def _contenders(run: Run, group: str | None) -> list[Contender]:
     return [Contender.dense(recipe.split.seed, group), *pruned]
 
 
-def _evaluate_set(
-    run: Run, group: str | None, targets: list[int]
+def _of_set(
+    run: Run, group: str | None, targets: list[int], examined: dict[Contender, Sequence[Row]], logits: Table
 ) -> tuple[list[Row], dict[str, np.ndarray], list[Any]]:
     """The rows of one class set, the predictions of the dense and the exported model, and their accuracy per class."""
     own = contenders.own(run, run.recovery, group)
@@ -81,54 +90,97 @@ def _evaluate_set(
     seen: dict[str, Row] = {}
     whole: dict[str, np.ndarray] = {}
     compared: dict[str, Row] = {}
-    jobs = _contenders(run, group)
-    pruned = run.folder.record("prune")
-    about = {"pruned": pruned and pruned["inputs"], "code": version("evaluate"), "device": run.device.type}
-    job = Job("evaluate", [asdict(contender) for contender in jobs], functools.partial(_examined, run), about)
-    parts = run.executor.run(job, run.folder.stage_folder("evaluate") / PARTS / (group or "all"))
-    tracked = run.reporter.track(parts, f"evaluate{' ' + group if group else ''}", len(jobs))
-    for contender, found in zip(jobs, map(_of_columns, tracked), strict=True):
-        for row in found.rows:
+    for contender, found in examined.items():
+        for row in found:
             rows.append(replace(row, exported=contender == own and row.head == shown))
             if contender == own:
                 compared[row.head] = rows[-1]
             if row.head == shown and (contender == own or contender.is_dense):
                 name = "dense" if contender.is_dense else "slim"
-                seen[name], whole[name] = row, _shown(run, found.logits, targets, row.head)
+                seen[name], whole[name] = row, _shown(run, _known(logits, contender), targets, row.head)
     rows = [row.against(compared.get(row.head, compared[shown])) for row in rows]
     index = test_indices(run.images, run.split, np.array(targets))
-    return rows, examples.predictions(index, found.labels, **whole), _per_class(run, targets, seen, found.labels)
+    labels = run.images.labels[index]
+    return rows, examples.predictions(index, labels, **whole), _per_class(run, targets, seen, labels)
 
 
-def _examined(run: Run, item: Json) -> Columns:
-    """One contender's rows; the logits of those alone whose predictions are shown."""
+def _about(run: Run) -> Json:
+    """What the parts of the exam depend on beside their items."""
+    pruned = run.folder.record("prune")
+    return {"pruned": pruned and pruned["inputs"], "code": version("evaluate"), "device": run.device.type}
+
+
+def _logits(run: Run, every: dict[str | None, list[Contender]]) -> Table:
+    """Those of the contenders that take no repair to make."""
+    asked = []
+    for group, jobs in every.items():
+        targets = contenders.targets_of(run, group)
+        count = len(test_indices(run.images, run.split, np.array(targets)))
+        most = max(2, BYTES // max(1, 4 * count * run.loaded.outputs * len(every)))
+        quick = [
+            asdict(one) for one in (jobs[0], contenders.own(run, run.recovery, group), *jobs[1:]) if _quick(run, one)
+        ]
+        models = [one for i, one in enumerate(quick) if one not in quick[:i]][:most]
+        asked.append(Asked(group or "", tuple(targets), models))
+    folder = run.folder.stage_folder("evaluate") / PARTS / "logits"
+    return side_by_side.table(run, asked, _model, _about(run), folder, "evaluate, logits")
+
+
+def _quick(run: Run, contender: Contender) -> bool:
+    """Whether a contender's model takes no repair to make: dense, exported, or left without one."""
+    return contender.repair == "none" or contender == contenders.own(run, run.recovery, contender.group)
+
+
+def _model(run: Run, item: Json) -> nn.Module:
+    return _made(run, Contender(**item)).model
+
+
+def _known(logits: Table, contender: Contender) -> np.ndarray | None:
+    """The contender's logits, where they are in the table."""
+    return logits.of(contender.group or "", asdict(contender))
+
+
+def _examine(run: Run, every: list[Contender], logits: Table) -> dict[Contender, Sequence[Row]]:
+    """The rows of every contender; those that take a repair are begun first, so that none is waited for alone."""
+    order = sorted(every, key=lambda one: _quick(run, one))
+    job = Job("evaluate", [asdict(one) for one in order], functools.partial(_examined, run, logits), _about(run))
+    parts = run.executor.run(job, run.folder.stage_folder("evaluate") / PARTS / "rows")
+    tracked = run.reporter.track(parts, "evaluate", len(order))
+    return dict(zip(order, map(_rows, tracked), strict=True))
+
+
+def _examined(run: Run, logits: Table, item: Json) -> Columns:
+    """One contender's rows."""
     contender = Contender(**item)
+    targets, known = contenders.targets_of(run, contender.group), _known(logits, contender)
+    if run.dense_logits is None or run.dense_logits[0] != tuple(targets):
+        dense = _known(logits, Contender.dense(run.recipe.split.seed, contender.group))
+        run.dense_logits = None if dense is None else (tuple(targets), dense)
+    made = _made(run, contender) if _quick(run, contender) else None
+    found = contenders.examine(run, contender, made and replace(made, logits=known))
+    columns = packed({"rows": [row.as_json() for row in found.rows]})
+    return columns | {f"hits.{i}": row.hits for i, row in enumerate(found.rows) if row.hits is not None}
+
+
+def _rows(columns: Columns) -> Sequence[Row]:
+    return [Row.from_json(row, columns[f"hits.{i}"]) for i, row in enumerate(unpacked(columns)["rows"])]
+
+
+def _made(run: Run, contender: Contender) -> Made:
+    """A contender's model. Of the run's own criterion the prune stage left it: the exported one, or its plan for the same one
+    without its repair."""
     own = contenders.own(run, run.recovery, contender.group)
-    found = contenders.examine(run, contender, _ready(run, contender, own))
-    shown = contender == own or contender.is_dense
-    made = packed({"rows": [row.as_json() for row in found.rows]}) | {"labels": found.labels}
-    made["logits"] = found.logits if shown else found.logits[:0]
-    return made | {f"hits.{i}": row.hits for i, row in enumerate(found.rows) if row.hits is not None}
-
-
-def _of_columns(columns: Columns) -> Examined:
-    rows = enumerate(unpacked(columns)["rows"])
-    made = tuple(Row.from_json(row, columns[f"hits.{i}"]) for i, row in rows)
-    return Examined(made, columns["logits"], columns["labels"])
-
-
-def _ready(run: Run, contender: Contender, own: Contender) -> Made | None:
-    """What the prune stage left of a contender: the exported model, or its plan for the same one without its repair."""
     if contender == own:
         return contenders.exported(run, own.group)
-    if contender == replace(own, repair=contender.repair):
-        plan = exported_mask(run, own.group, contenders.targets_of(run, own.group))
-        return contenders.make(run, contender, plan)
-    return None
+    mine = contender == replace(own, repair=contender.repair)
+    plan = exported_mask(run, own.group, contenders.targets_of(run, own.group)) if mine else None
+    return contenders.make(run, contender, plan)
 
 
-def _shown(run: Run, logits: np.ndarray, targets: list[int], head: Head) -> np.ndarray:
+def _shown(run: Run, logits: np.ndarray | None, targets: list[int], head: Head) -> np.ndarray:
     """The logits as the head gives them: with the outputs outside the class set far below where it is masked."""
+    assert logits is not None, "the dense and the exported model are quick to make"
+    logits = classifier.widen(logits, targets, run.loaded.outputs)
     return logits if head == "all" else classifier.widen(logits[:, targets], targets, run.loaded.outputs)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from vitprune.core.errors import UserError
 from vitprune.core.files import write_json
 from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
@@ -22,114 +22,112 @@ from vitprune.exam import logits
 from vitprune.model import families
 from vitprune.model import size as model_size
 from vitprune.model.load import opening
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import shortcut
+from vitprune.runs.results.onnx_files import DENSE, FILES, File, attempted, path_of
+from vitprune.runs.results.side_by_side import Asked, Table, table
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
 
 LATENCY_BATCH = 32
-FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 CALIBRATION_IMAGES = 256
 FLOOR_IMAGES = 2000  # 0.05 points each
-T = TypeVar("T")
 
 
 def export(run: Run) -> list[Path]:
     """ONNX of every slim model in every precision, each examined on the whole test split, and the latencies of fp32.
 
     int8 is calibrated and chosen on the probe split; the test split is read when all files are written. A file that
-    cannot be made or does not run is left out and said why; the others and the run go on.
+    cannot be made or does not run is left out and said why; the others and the run go on. Every file is a part of a job;
+    latencies are measured when no part is at work.
     """
     if not run.recipe.export.onnx:
         return []
-    stage = run.folder.stage_folder("export")
-    dense, no_dense = stage / "dense.onnx", dict[str, str]()
-    outputs = list(range(run.loaded.outputs))
-    every = metadata(run, run.classes.every(), outputs) | model_size.size(run.loaded.model)
-
-    def whole() -> float:
-        exporting.export(run.loaded.model, dense, every)
-        return max(exporting.parity(run.loaded.model, dense, _real(run)).values())
-
-    parity = _attempt(run, no_dense, "dense", dense, whole)
-    files = exporting.parts(dense) if parity is not None else []
-    for group, targets in run.classes.sets().items():
-        folder = run.folder.root / (group or "")
-        result, made = _of_one(run, folder, targets, dense if dense in files else None, dict(no_dense))
-        write_json(stage / f"{group or 'all'}.json", result | {"dense_parity": parity})
-        files += [*made, stage / f"{group or 'all'}.json"]
+    stage, groups = run.folder.stage_folder("export"), list(run.classes.sets())
+    open_sets = _open_sets(run)
+    first = attempted(run, "fp32", [(None, DENSE), *((group, "fp32") for group in groups)], _first, open_sets)
+    made, told = _written(run, first)
+    examined = attempted(run, "exam", made, _examined, _logits(run, made))
+    no_dense = {name: first[None, DENSE]["failed"] for name in (DENSE,) if "failed" in first[None, DENSE]}
+    files = [] if no_dense else exporting.parts(path_of(run, None, DENSE))
+    for group in groups:
+        mine = {p: (told | examined)[group, p] for p in FILES if (group, p) in told | examined}
+        sweep = told.get((group, "int8"), {}).get("sweep")
+        result, own = _of_one(run, group, mine, no_dense, sweep)
+        more: Json = {"open_set": open_sets.get(group), "dense_parity": first[None, DENSE].get("parity")}
+        write_json(stage / f"{group or 'all'}.json", result | more)
+        files += [*own, stage / f"{group or 'all'}.json"]
+    run.folder.clear(stage / PARTS, set())
     return files
 
 
 def _of_one(
-    run: Run, folder: Path, targets: list[int], dense: Path | None, failed: dict[str, str]
+    run: Run, group: str | None, examined: dict[str, Json], no_dense: dict[str, str], sweep: Json | None
 ) -> tuple[Json, list[Path]]:
-    """The record of one slim model's files, and the files; its latency beside that of the `dense` one."""
-    slim = opening.load(folder, run.device)
-    about, open_set = metadata(run, targets, _outputs(run, targets)), _open_set(run, slim, targets)
-    made, sweep = _written(run, folder, slim, targets, about | ({"open_set": open_set} if open_set else {}), failed)
-    examined = _examined(run, slim, made, targets, failed)
-    if sweep and "int8" in examined:
-        examined["int8"]["sweep"] = sweep.as_json()
-    fp32 = examined.get("fp32", {})
+    """The record of one slim model's files, and the files; its latency beside that of the dense one."""
+    failed = no_dense | {precision: row["failed"] for precision, row in examined.items() if "failed" in row}
+    found = {precision: row for precision, row in examined.items() if precision not in failed}
+    for row in found.values():
+        row["top1_change_points"] = (row["top1"] - found["fp32"]["top1"]) * 100 if "fp32" in found else None
+    if sweep and "int8" in found:
+        found["int8"]["sweep"] = sweep
+    fp32, dense = found.get("fp32", {}), path_of(run, None, DENSE)
     result = {
         "opset": fp32.get("opset"),
         "parity": fp32.get("parity", {}),
         "agreement": fp32.get("agreement"),
         "dense_parity": None,
-        "files": list(examined.values()),
+        "files": list(found.values()),
         "failed": failed,
-        "latency": _latency(run, dense, folder / FILES["fp32"]) if fp32 and dense else [],
-        "open_set": open_set,
+        "latency": _latency(run, dense, path_of(run, group, "fp32")) if fp32 and not no_dense else [],
+        "open_set": None,
         "sha256": fp32.get("sha256"),
     }
-    return result, [part for precision in examined for part in exporting.parts(made[precision])]
+    return result, [part for precision in found for part in exporting.parts(path_of(run, group, precision))]
 
 
-def _attempt(run: Run, failed: dict[str, str], name: str, path: Path, work: Callable[[], T]) -> T | None:
-    """`work`; where it fails, no file is left, the reason goes to `failed` and the result is None.
-
-    A disk that is full or may not be written is no fault of the file: that still ends the run, which can go on later.
-    """
-    run.reporter.say(f"export: {path}")
-    try:
-        return work()
-    except Exception as error:
-        causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
-        if any(isinstance(cause, OSError) for cause in causes):
-            raise
-        path.unlink(missing_ok=True)
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        failed[name] = f"{kind}{' '.join(str(error).split())[:300]}"
-        run.reporter.say(f"export: {path.name} is left out: {failed[name]}")
-        return None
+def _first(run: Run, which: File, open_sets: dict[str | None, Json]) -> Json:
+    """The fp32 file of the dense model or of a class set's, from which the others are made."""
+    (group, precision), path = which, path_of(run, *which)
+    if precision == DENSE:
+        dense, outputs = run.loaded.model, list(range(run.loaded.outputs))
+        exporting.export(dense, path, metadata(run, run.classes.every(), outputs) | model_size.size(dense))
+        return {"parity": max(exporting.parity(dense, path, _real(run)).values())}
+    targets = run.classes.sets()[group]
+    about = metadata(run, targets, _outputs(run, targets))
+    about |= {"open_set": open_sets[group]} if group in open_sets else {}
+    shortcut.write(run, _slim(run, group), path, about, _real(run))
+    return {}
 
 
-def _written(
-    run: Run, folder: Path, slim: nn.Module, targets: list[int], about: dict[str, Any], failed: dict[str, str]
-) -> tuple[dict[str, Path], Sweep | None]:
-    """The files of a class set that could be written, fp32 first; the others are made from it and probe images alone."""
-    paths = {precision: folder / FILES[precision] for precision in FILES}
-    wanted = [precision for precision in paths if precision in list[str](run.recipe.export.precisions)]
-    sweep: Sweep | None = None
+def _written(run: Run, first: dict[File, Json]) -> tuple[list[File], dict[File, Json]]:
+    """The files that could be written, and what is told of every one that is not fp32, or could not be."""
+    groups, asked = list(run.classes.sets()), list[str](run.recipe.export.precisions)
+    wanted = [precision for precision in FILES if precision in asked]
+    told = {one: found for one, found in first.items() if one[1] != DENSE and "failed" in found}
+    for group in groups:
+        if (group, "fp32") in told:
+            told |= {(group, p): {"failed": "it is made from the fp32 file"} for p in wanted if p != "fp32"}
+    others = [(group, p) for p in reversed(wanted) for group in groups if p != "fp32" and (group, p) not in told]
+    told |= attempted(run, "others", others, _other, None)
+    for why in (found["why"] for found in told.values() if "why" in found):
+        run.reporter.say(f"export: int8: {why}")
+    files = [(group, p) for group in groups for p in wanted if "failed" not in told.get((group, p), {})]
+    for one in {(group, p) for group in groups for p in FILES} - {*files}:
+        path_of(run, *one).unlink(missing_ok=True)  # of an earlier run, and examined by none
+    return files, told
 
-    def write(precision: str) -> bool:
-        nonlocal sweep
-        if precision == "fp32":
-            shortcut.write(run, slim, paths["fp32"], about, _real(run))
-        elif precision == "fp16":
-            to_fp16(paths["fp32"], paths["fp16"])
-        else:
-            sweep = _int8(run, paths["fp32"], paths["int8"], targets)
-        return True
 
-    made: dict[str, Path] = {}
-    for precision in wanted:
-        if "fp32" in failed:
-            failed[precision] = "it is made from the fp32 file"
-        elif _attempt(run, failed, precision, paths[precision], lambda precision=precision: write(precision)):  # type: ignore[misc]
-            made[precision] = paths[precision]
-    for precision in paths.keys() - made.keys():
-        paths[precision].unlink(missing_ok=True)  # of an earlier run, and examined by none
-    return made, sweep
+def _other(run: Run, which: File, given: None) -> Json:
+    """A file made from the fp32 file and probe images alone."""
+    (group, precision), path = which, path_of(run, *which)
+    if precision == "fp16":
+        to_fp16(path_of(run, group, "fp32"), path)
+        return {}
+    sweep = _int8(run, path_of(run, group, "fp32"), path, run.classes.sets()[group])
+    return {"sweep": sweep.as_json(), "why": sweep.why}
 
 
 def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
@@ -137,7 +135,7 @@ def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
     images, size = run.images, min(run.batching.batch, 64)
     probe = run.split.probe[np.isin(images.labels[run.split.probe], targets)]
     calibration, judging = two_parts(probe, CALIBRATION_IMAGES, FLOOR_IMAGES)
-    sweep = to_int8(
+    return to_int8(
         source,
         path,
         [x.numpy() for x, _ in images.batches(calibration, size)],
@@ -145,8 +143,6 @@ def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
         _own(run, images.labels[judging], targets),
         run.recipe.export.int8_floor_points,
     )
-    run.reporter.say(f"export: int8: {sweep.why}")
-    return sweep
 
 
 def two_parts(index: np.ndarray, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,40 +162,42 @@ def _real(run: Run) -> torch.Tensor:
     return next(run.images.batches(np.resize(run.split.probe, most), most))[0]
 
 
-def _examined(
-    run: Run, slim: nn.Module, paths: dict[str, Path], targets: list[int], failed: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """What report.json says of every written file: parity at three batch sizes and the exam on the whole test split."""
-    if not paths:
-        return {}
-    real = _real(run)
-    torch_logits, _ = logits.test_logits(logits.predictor(slim), run.images, run.split, run.batching.batch)
-    key = "onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"
-    found: dict[str, dict[str, Any]] = {}
+def _slim(run: Run, group: str | None) -> nn.Module:
+    return opening.load(run.folder.root / (group or ""), run.device)
 
-    def examine(precision: str, path: Path) -> dict[str, Any]:
-        relative = path.relative_to(run.folder.root).as_posix()
-        row = {
-            "path": relative,
-            "precision": precision,
-            "bytes": exporting.bytes_of(path),
-            "sha256": sha256(path),
-            **exporting.facts(path),
-            "parity": {str(batch): gap for batch, gap in exporting.parity(slim, path, real).items()},
-            "agreement": _agreement(run, torch_logits, path, targets, precision),
-        }
-        row["top1"] = row["agreement"][key]
-        if precision in precision_checks.LIMITS:
-            batches, floor = _batches_differ(path, real.numpy()), run.recipe.export.int8_floor_points
-            row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
-        return row
 
-    for precision, path in paths.items():
-        row = _attempt(run, failed, precision, path, lambda p=precision, f=path: examine(p, f))  # type: ignore[misc]
-        if row is not None:
-            found[precision] = row
-            row["top1_change_points"] = (row["top1"] - found["fp32"]["top1"]) * 100 if "fp32" in found else None
-    return found
+def _of_item(run: Run, item: Json) -> nn.Module:
+    return _slim(run, item["group"])
+
+
+def _logits(run: Run, files: Sequence[File]) -> Table:
+    """Those of every slim model that has a file, on the whole test split."""
+    pruned = run.folder.record("prune")
+    about = [pruned and pruned["inputs"], version("export"), run.device.type]
+    asked = Asked("test", None, [{"group": group} for group in dict.fromkeys(group for group, _ in files)])
+    return table(run, [asked], _of_item, about, run.folder.stage_folder("export") / PARTS / "logits", "export, logits")
+
+
+def _examined(run: Run, which: File, known: Table) -> Json:
+    """What report.json says of a written file: parity at three batch sizes and the exam on the whole test split."""
+    (group, precision), path, real = which, path_of(run, *which), _real(run)
+    targets, torch_logits = run.classes.sets()[group], known.of("test", {"group": group})
+    assert torch_logits is not None
+    relative = path.relative_to(run.folder.root).as_posix()
+    row = {
+        "path": relative,
+        "precision": precision,
+        "bytes": exporting.bytes_of(path),
+        "sha256": sha256(path),
+        **exporting.facts(path),
+        "parity": {str(batch): gap for batch, gap in exporting.parity(_slim(run, group), path, real).items()},
+        "agreement": _agreement(run, torch_logits, path, targets, precision),
+    }
+    row["top1"] = row["agreement"]["onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"]
+    if precision in precision_checks.LIMITS:
+        batches, floor = _batches_differ(path, real.numpy()), run.recipe.export.int8_floor_points
+        row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
+    return row
 
 
 def _batches_differ(path: Path, real: np.ndarray) -> float:
@@ -223,15 +221,24 @@ def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]
     }
 
 
-def _open_set(run: Run, slim: nn.Module, targets: list[int]) -> dict[str, Any] | None:
-    """A specialist's threshold for "not one of my classes", from the probe images of its classes; None for a generalist."""
+def _open_sets(run: Run) -> dict[str | None, Json]:
+    """Every specialist's threshold for "not one of my classes"; a generalist has none."""
     if run.recipe.classes is None and run.recipe.groups is None:
-        return None
-    probe = run.split.probe
+        return {}
+    groups, folder = list(run.classes.sets()), run.folder.stage_folder("export") / PARTS / "open-set"
+    run.folder.clear(folder, set())
+    job = Job("export-open-set", groups, functools.partial(_open_set, run), None, kept=False)
+    return dict(zip(groups, map(unpacked, run.executor.run(job, folder)), strict=True))
+
+
+def _open_set(run: Run, group: str | None) -> Columns:
+    """A specialist's threshold, from the probe images of its classes."""
+    probe, targets = run.split.probe, run.classes.sets()[group]
     index = probe[np.isin(run.images.labels[probe], targets)]
-    ask = logits.predictor(slim)
+    ask = logits.predictor(_slim(run, group))
     own = [_outputs(run, targets).index(i) for i in targets]
-    return calibrate(np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batching.batch)]), own)
+    found = np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batching.batch)])
+    return packed(calibrate(found, own))
 
 
 def _outputs(run: Run, targets: list[int]) -> list[int]:

@@ -18,7 +18,6 @@ from torch import nn
 from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
-from vitprune.core.least_squares import Sums
 from vitprune.core.reading import Json, digest, read_json
 from vitprune.criteria import paths
 from vitprune.criteria.attribution.path_scores import path_scores
@@ -31,8 +30,8 @@ from vitprune.images import split
 from vitprune.model.inside import pieces
 from vitprune.model.sites.base import names
 from vitprune.pruning import masks
-from vitprune.runs.results import attention
-from vitprune.runs.stages import image_scores, sums
+from vitprune.runs.results import attention, curves
+from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state import lengths
@@ -115,14 +114,15 @@ def _of_all_sites(
     """What a criterion says of the FFNs; what it says of the attentions, if that is asked, is left in a file."""
     row, model, how = CRITERIA[asked.criterion], run.loaded.model, asked.how
     assert row.whole is not None
-    added: Sums | None = None
+    label = f"discover {asked.criterion} {group or ''}".strip()
     if row.summed:
-        added = sums.total(run, asked, f"discover {asked.criterion} {group or ''}".strip())
-        found = row.summed.scores(model, run.sites, added, how=how)
+        found, of_attentions = curves.of_sites(run, asked, label)
     else:
-        found = row.whole(model, run.sites, batches, how=how)
+        found = list(row.whole(model, run.sites, batches, how=how))
+        of = row.attention.curves(model, batches, None, how=how) if row.attention and asked.attention else []
+        of_attentions = [one.tensors() for one in of]
     if asked.attention:
-        attention.write(run, asked.criterion, group, batches, added, how)
+        attention.write(run, asked.criterion, group, of_attentions)
     return found
 
 

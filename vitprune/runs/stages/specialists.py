@@ -8,18 +8,26 @@ told apart by the largest softmax or by the energy (log-sum-exp) of the group's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from vitprune.exam.logits import predictor, test_logits
+from vitprune.core.reading import Json, digest, read_json
 from vitprune.exam.open_set import open_set
 from vitprune.model import classifier
+from vitprune.model.load import opening, saving
 from vitprune.runs import contenders
-from vitprune.runs.contenders import Contender
+from vitprune.runs.results import side_by_side
+from vitprune.runs.results.side_by_side import Asked, Table
 from vitprune.runs.stages.prune import main_mask
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import PARTS
+
+GENERIC = "generic"  # the folder of the model for the classes of all groups, until the exam has ended
 
 
 def table(run: Run) -> list[dict[str, Any]]:
@@ -28,16 +36,11 @@ def table(run: Run) -> list[dict[str, Any]]:
     sets = {g: t for g, t in run.classes.sets().items() if g is not None and len(t) < run.loaded.outputs}
     if not sets:
         return rows
-    own = contenders.own(run, run.recovery)
-    generic = contenders.make(run, own, main_mask(run, None, run.classes.every()))
-    logits = {
-        name: _every_logit(run, made.model)
-        for name, made in (("dense", contenders.make(run, Contender.dense(own.seed))), ("generic", generic))
-    }
+    known = _logits(run, list(sets))
+    logits = {name: _every_logit(known, name) for name in ("dense", "generic")}
     labels = run.images.labels[run.split.test]
-    for group, targets in run.reporter.track(sets.items(), "specialists", len(sets)):
-        special = contenders.exported(run, group).model
-        for name, found in {**logits, "specialist": _every_logit(run, special)}.items():
+    for group, targets in sets.items():
+        for name, found in {**logits, "specialist": _every_logit(known, "specialist", group)}.items():
             found = classifier.widen(found, targets, run.loaded.outputs)
             narrowed = name == "specialist" and not run.classes.keeps_head(targets)
             for head in ("masked",) if narrowed else ("all", "masked"):
@@ -51,8 +54,44 @@ def table(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _every_logit(run: Run, model: nn.Module) -> np.ndarray:
-    return test_logits(predictor(model), run.images, run.split, run.batching.batch)[0]
+def _logits(run: Run, groups: Sequence[str]) -> Table:
+    """The dense model's, the generic one's and every specialist's on all test images."""
+    folder = run.folder.stage_folder("evaluate") / PARTS
+    pruned = run.folder.record("prune")
+    about = [pruned and pruned["inputs"], version("evaluate"), run.device.type]
+    _generic(run, folder / GENERIC, digest(about))
+    models = [_item("dense"), _item("generic"), *(_item("specialist", group) for group in groups)]
+    return side_by_side.table(
+        run, [Asked("all", None, models)], _model, digest(about), folder / "specialists", "specialists"
+    )
+
+
+def _item(name: str, group: str | None = None) -> Json:
+    return {"model": name, "group": group}
+
+
+def _generic(run: Run, folder: Path, key: str) -> None:
+    """Nothing; the model for the classes of all groups is in a folder, from where whoever examines it reads it."""
+    config = folder / "config.json"
+    if config.is_file() and read_json(config)["vitprune"].get("of") == key:
+        return
+    own = contenders.own(run, run.recovery)
+    made = contenders.make(run, own, main_mask(run, None, run.classes.every()))
+    saving.save(folder, run.loaded, made.model, {"of": key})
+
+
+def _model(run: Run, item: Json) -> nn.Module:
+    if item["model"] == "dense":
+        return run.loaded.model
+    if item["model"] == "specialist":
+        return contenders.exported(run, item["group"]).model
+    return opening.load(run.folder.stage_folder("evaluate") / PARTS / GENERIC, run.device)
+
+
+def _every_logit(known: Table, name: str, group: str | None = None) -> np.ndarray:
+    found = known.of("all", _item(name, group))
+    assert found is not None
+    return found
 
 
 def figures(logits_NC: np.ndarray, labels_N: np.ndarray, targets: list[int], *, masked: bool) -> dict[str, Any]:

@@ -5,23 +5,33 @@ split.json holds the split, contents.safetensors a digest of every image's pixel
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import __version__ as VERSION
 from safetensors.numpy import save
 
 from vitprune.core import places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
 from vitprune.images import batches, class_names, decode_pool
+from vitprune.images.decode_pool import Checked
 from vitprune.images.sources import found
 from vitprune.images.sources.base import Source
 from vitprune.images.sources.pair import ProbeAndTest
 from vitprune.images.split import Split, beyond_limit, given_split, remarks, split_per_class
 from vitprune.recipe.recipe import Recipe
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.parts import packed, unpacked
+from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import CONTENTS, Run
+from vitprune.runs.state.workspace import PARTS
+
+IMAGES = 500  # of one part, at least
+PARTS_AT_MOST = 1000
 
 
 def split(run: Run) -> list[Path]:
@@ -30,11 +40,10 @@ def split(run: Run) -> list[Path]:
     run.classes.every()  # a class that does not exist is said before any work
     given = isinstance(source, ProbeAndTest)
     count = len(source.names)
-    seen = decode_pool.check(
-        source, lambda items: run.reporter.track(items, "reading images", count), run.processes, contents=True
-    )
+    seen = _seen(run)
     bad = seen.bad
     if bad and recipe.data.on_corrupt == "fail":
+        run.folder.clear(run.folder.stage_folder("split") / PARTS, set())  # what could not be read may be another time
         raise UserError(bad[0][1] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
     leave_out = {i for i, _ in bad} | beyond_limit(source, recipe.data.limit_per_class)
     made = _made(recipe, source, seen.contents, leave_out)
@@ -56,7 +65,33 @@ def split(run: Run) -> list[Path]:
         temporary.write_bytes(save({"content": seen.packed(count)}))
     for note in notes:
         run.reporter.say(note)
+    run.folder.clear(path.parent / PARTS, set())
     return [path, path.with_name(CONTENTS)]
+
+
+def _seen(run: Run) -> Checked:
+    """What looking at every image found, from a job of a few hundred images each; fewer and larger parts where there are
+    very many."""
+    count = len(run.source.names)
+    step = max(IMAGES, -(-count // PARTS_AT_MOST))
+    items = [[start, min(start + step, count)] for start in range(0, count, step)]
+    about = [run.data_digest, version("split"), VERSION]
+    job = Job("split", items, functools.partial(_look, run), about)
+    result = Checked()
+    parts = run.executor.run(job, run.folder.stage_folder("split") / PARTS)
+    tracked = run.reporter.track(parts, "reading images", count, step)
+    for (start, _), columns in zip(items, tracked, strict=True):
+        result.contents |= {start + i: found for i, found in decode_pool.unpacked(columns.pop("contents")).items()}
+        result.bad += [(int(i), why) for i, why in unpacked(columns)["bad"]]
+    return result
+
+
+def _look(run: Run, item: list[int]) -> Columns:
+    """Digests of the pixels of a few images, and which cannot be read."""
+    start, stop = item
+    found = decode_pool.check(run.source, processes=run.processes, contents=True, only=range(start, stop))
+    own = Checked(found.bad, {i - start: content for i, content in found.contents.items()})
+    return packed({"bad": [[i, why] for i, why in found.bad]}) | {"contents": own.packed(stop - start)}
 
 
 def _made(recipe: Recipe, source: Source, contents: Mapping[int, bytes], leave_out: set[int]) -> Split:

@@ -54,6 +54,16 @@ class Asked:
 
 def total(run: Run, asked: Asked, label: str) -> Sums:
     """The sums over all of the images; parts of an interrupted run are taken as they are."""
+    return _tensors(_whole(run, asked, label)[1])
+
+
+def in_file(run: Run, asked: Asked, label: str) -> tuple[Path, str]:
+    """The file that has them, and a digest of what they are of."""
+    whole, _ = _whole(run, asked, label)
+    return whole.path(0), str(whole.job.about)
+
+
+def _whole(run: Run, asked: Asked, label: str) -> tuple[Parts, Columns]:
     about: Json = asdict(asked.how) | {"of": asked.summed.name, "batch": asked.batch, "code": version(asked.stage)}
     about |= {"model": run.model_digest, "data": run.data_digest, "device": run.device.type}
     key = digest_of(asked.index, about)
@@ -64,7 +74,7 @@ def total(run: Run, asked: Asked, label: str) -> Sums:
         known = _columns(_added(run, asked, key, folder, label))
         whole.write(0, known)
         run.folder.clear(folder, {whole.path(0).name})
-    return _tensors(known)
+    return whole, known
 
 
 def _added(run: Run, asked: Asked, key: str, folder: Path, label: str) -> Sums:

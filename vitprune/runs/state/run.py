@@ -126,11 +126,20 @@ class Run:
         return _in_worker, (self.recipe, self.device.type, self.folder, self.workers, carried)
 
     def inside(
-        self, folder: Path, recipe: Recipe, *, model: nn.Module | None = None, split: dict[str, Any] | None = None
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        model: nn.Module | None = None,
+        split: dict[str, Any] | None = None,
+        shared: bool = False,
     ) -> Run:
         """A run inside this one, in a folder of its own and in this process: the same images, the same model and split
-        unless others are given. `split` is a record as the split stage writes it, of images of the probe split."""
-        inner = replace(self, recipe=recipe, folder=Workspace(folder), shared=False)
+        unless others are given. `split` is a record as the split stage writes it, of images of the probe split. `shared`:
+        that record is in the folder, and the model is the recipe's, so that its jobs may go to this run's workers."""
+        inner = replace(self, recipe=recipe, folder=Workspace(folder), shared=shared and self.shared)
+        if inner.shared:
+            inner.__dict__["executor"] = self.executor
         same = {name: getattr(self, name) for name in ("source", "images", "data_digest")}
         loaded = self.loaded if model is None else replace(self.loaded, model=model)
         inner.__dict__.update(same, loaded=loaded, split_record=self.split_record if split is None else split)
