@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
     made = recipe.model_copy(update={**update, "criterion": criterion})
     inner = run.inside(folder, made, model=slim)
     discover(inner)
-    scores = scores_of(inner, criterion.name, criterion.seed)
+    scores = scores_of(inner, criterion.name, criterion.seed).in_memory()
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()
@@ -142,13 +142,14 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
 def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
     """Scores [C, kept] of what is left as [C, n], units that are gone below all others."""
 
-    def spread(sites: dict[str, Tensor]) -> dict[str, Tensor]:
+    def spread(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lowest = min(float(scored.min()) for scored in sites.values()) - 1
         wide = {name: sites[name].new_full((len(sites[name]), len(keep)), lowest) for name, keep in left.keep.items()}
         for name, keep in left.keep.items():
             wide[name][:, keep] = sites[name]
         return wide
 
+    scores = scores.in_memory()
     sites = spread(scores.sites)
     gone = {name: ~keep for name, keep in left.keep.items()}
     curves = {n: curve.behind(gone[n], float(sites[n].min())) for n, curve in (scores.curves or {}).items()}
