@@ -48,7 +48,8 @@ class Gathered:
             count = np.zeros((len(classes), block.shape[1]), smallest(np.array([len(label)])))
             np.add.at(count, (row[:, None], unit), 1)
             total = np.zeros(count.shape)
-            np.add.at(total, row, block.double().cpu().numpy())
+            for r, score in zip(row, block.double().cpu().numpy(), strict=True):
+                total[r] += score
             counts.append(count)
             sums.append(total)
         columns = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))

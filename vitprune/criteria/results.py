@@ -9,7 +9,6 @@ their names in order; a column is held against its own when it is read. Files of
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +20,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitprune.core.errors import UserError
+from vitprune.core.files import write_columns
 from vitprune.criteria.paths import Gathered, smallest
 from vitprune.criteria.scores import Scores, to_scores
 
 RanksBy = Literal["frequency", "mean"]
 SEALS = "seals"
-_TYPES = {np.dtype(np.uint8): "U8", np.dtype(np.uint16): "U16", np.dtype(np.uint32): "U32"}
-_TYPES |= {np.dtype(np.int64): "I64", np.dtype(np.float32): "F32"}
 
 
 def write(file: BinaryIO, gathered: Gathered, ranks_by: RanksBy = "frequency") -> None:
     """Write what `read` reads, block by block: no second copy of the sums is made. Counts are left out where means rank."""
-    whole = _Columns(gathered, ranks_by)
-    entries, end = {}, 0
+    whole, seals = _Columns(gathered, ranks_by), dict[str, bytes]()
+
+    def column(name: str) -> np.ndarray:
+        if name == SEALS:
+            return np.frombuffer(b"".join(seals[key] for key in sorted(seals)), np.uint8).reshape(len(seals), -1)
+        made = whole.column(name)
+        seals[name] = _seal(name, made)
+        return made
+
     shapes = {name: whole.shape(name) for name in whole.names}
-    shapes[SEALS] = (np.dtype(np.uint8), (len(shapes), hashlib.sha256().digest_size))
-    for name, (kind, shape) in shapes.items():
-        start, end = end, end + kind.itemsize * int(np.prod(shape))
-        entries[name] = {"dtype": _TYPES[kind], "shape": list(shape), "data_offsets": [start, end]}
-    head = json.dumps(entries, separators=(",", ":"))
-    head += " " * (-len(head) % 8)
-    file.write(len(head).to_bytes(8, "little") + head.encode())
-    seals = {}
-    for name in whole.names:
-        column = whole.column(name)
-        file.write(column.tobytes())
-        seals[name] = _seal(name, column)
-    file.write(b"".join(seals[name] for name in sorted(seals)))
+    shapes[SEALS] = (np.dtype(np.uint8), (len(shapes), hashlib.sha256().digest_size))  # bytes: after all others
+    write_columns(file, shapes, column)
 
 
 def _seal(name: str, column: np.ndarray) -> bytes:
@@ -65,7 +59,7 @@ class _Columns:
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they lie: those of the longer numbers first, so that each begins at a multiple of its own."""
+        """What they are called."""
         depth = range(len(self.gathered.sums))
         counts = [f"counts.{i}" for i in depth] if self.ranks_by == "frequency" else []
         return ["classes", "images", *(f"means.{i}" for i in depth), *counts]

@@ -20,7 +20,6 @@ from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json, read_json
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
-from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
 from vitprune.model.load import saving
 from vitprune.pruning import masks, prices, surgery
@@ -32,6 +31,7 @@ from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe.parts import Whole
 from vitprune.runs.results import attention, budgets, losses
 from vitprune.runs.stages.moments import from_file
+from vitprune.runs.stages.moments import refit_index as refit_index
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
@@ -243,14 +243,6 @@ def repaired(
         streams=run.dense_streams(index, size) if by_block and not own else None,
     )
     repairer.repair(slim, plan, state)
-
-
-def refit_index(run: Run, targets: list[int]) -> np.ndarray:
-    """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
-    probe, most = run.split.probe, run.recipe.refit_images
-    probe = probe[np.isin(run.images.labels[probe], targets)]
-    index = first_per_class(probe, run.source.class_of, -(-most // max(1, len(targets))))
-    return np.random.default_rng(run.split.seed).permutation(index)[:most]
 
 
 def masked_against_sliced(run: Run, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:
