@@ -117,8 +117,8 @@ def test_parts_of_the_logits_leave_no_trace(part, head, monkeypatch):
         dense = draws.normal(size=(n, c)).astype(np.float32) * 3
         slim = dense + draws.normal(size=(n, c)).astype(np.float32)
         made = []
-        for size in (1 << 40, part):
-            monkeypatch.setattr(metrics, "PART", size)
+        for most in (1 << 40, part):
+            monkeypatch.setattr(metrics, "PART", most)
             one = metrics.metrics(slim, labels, head)
             of_class = np.array(one.per_class).tobytes()
             figures = one.top1, one.top1_ci95, one.mean_true_probability, of_class, metrics.kl(dense, slim, head)
