@@ -79,6 +79,18 @@ UNPICKLED = (
     "test_no_code.py::test_files_of_a_finished_run_are_not_unpickled",
 )
 
+LITTLE = ("test_evaluation.py::test_parts_of_the_logits_leave_no_trace",)
+KEPT = (
+    "test_results.py::test_what_is_read_is_what_the_whole_sums_give_to_the_bit",
+    "test_results.py::test_counts_are_as_small_as_the_images_allow",
+)
+SEALED = ("test_results.py::test_a_byte_that_changed_is_seen_when_it_is_read",)
+ASKED = ("test_results.py::test_only_what_is_asked_for_is_read",)
+HELD = (
+    "test_held.py::test_a_giant_on_a_card_of_24_gb_and_on_one_that_is_too_small",
+    "test_held.py::test_the_figure_is_that_of_the_sums_themselves",
+)
+
 MUTANTS = (
     # ---- who reads the test split
     Mutant("fisher-obs reads the test split", "runs/stages/score.py", "default_rng(c.seed).permutation(index)",
@@ -87,13 +99,13 @@ MUTANTS = (
            "return split.first_per_class(probe, run.source.class_of, found.per_class)",
            "return np.append(split.first_per_class(probe, run.source.class_of, found.per_class), "
            "run.split.test[:1])", READS),
-    Mutant("the repair layer by layer reads the test split", "runs/stages/prune.py",
+    Mutant("the repair layer by layer reads the test split", "runs/stages/moments.py",
            "return np.random.default_rng(run.split.seed).permutation(index)[:most]",
            "return np.append(np.random.default_rng(run.split.seed).permutation(index)[:most], run.split.test)",
            READS),
     Mutant("the moments of the affine repair read the test split", "runs/stages/moments.py",
-           "index = probe[np.isin(run.images.labels[probe], targets)]",
-           "index = np.append(probe[np.isin(run.images.labels[probe], targets)], run.split.test[-1:])", READS),
+           "index = refit_index(run, targets)\n",
+           "index = np.append(refit_index(run, targets), run.split.test[-1:])\n", READS),
     Mutant("auto's fold is made of every image", "runs/choose.py",
            "outside = np.setdiff1d(np.arange(len(run.source.names)), run.split.probe)",
            "outside = np.zeros(0, np.int64)", READS),
@@ -131,15 +143,15 @@ MUTANTS = (
            "loaded.transform(), channels, np.sort(outputs),", FIGURES),
     Mutant("a class is matched to its neighbour", "images/class_names.py", "return np.array(outputs, np.int64)",
            "return np.roll(np.array(outputs, np.int64), 1)", CLASSES),
-    Mutant("top-1 along the wrong axis", "exam/metrics.py", "hit = logits.argmax(1) == labels",
+    Mutant("top-1 along the wrong axis", "exam/metrics.py", "hit = hits(logits, labels, head)",
            "hit = np.resize(logits.argmax(0), len(labels)) == labels",
            ("test_evaluation.py::test_metrics_are_those_of_a_loop",)),
     Mutant("the probability is of the predicted class", "exam/metrics.py",
-           "true_probability = shifted[np.arange(len(labels)), labels]", "true_probability = shifted.max(1)", FIGURES),
-    Mutant("the interval is drawn anew each time", "exam/metrics.py", "draws = np.random.default_rng(seed)",
-           "draws = np.random.default_rng()", ("test_evaluation.py::test_the_interval",)),
-    Mutant("the interval is of half the images", "exam/metrics.py", "(BOOTSTRAPS, len(hit))",
-           "(BOOTSTRAPS, max(1, len(hit) // 2))", ("test_evaluation.py::test_the_interval",)),
+           "shifted[np.arange(len(labels)), labels]", "shifted.max(1)", FIGURES),
+    Mutant("the interval is drawn anew each time", "exam/metrics.py", "generator, step = np.random.default_rng(seed)",
+           "generator, step = np.random.default_rng()", ("test_evaluation.py::test_the_interval",)),
+    Mutant("the interval is of half the images", "exam/metrics.py", "(size, len(hit))",
+           "(size, max(1, len(hit) // 2))", ("test_evaluation.py::test_the_interval",)),
     Mutant("a group's figures are of every class's images", "runs/contenders.py", "run.batching.batch, np.array(targets)",
            "run.batching.batch, None", FIGURES),
     Mutant("McNemar on unpaired counts", "exam/metrics.py",
@@ -189,7 +201,22 @@ MUTANTS = (
            RATIO),
     Mutant("the report's latency ratio is inverted", "runs/stages/export.py", '"ratio": s["relative"]',
            '"ratio": 1 / s["relative"]', RATIO),
+    Mutant("KL leaves the last part out", "exam/metrics.py", "for rows in _parts(logits):", "for rows in _parts(logits)[:1]:",
+           LITTLE),
+    Mutant("the interval's draws begin again with every part", "exam/metrics.py", "generator.integers(0,",
+           "np.random.default_rng(seed).integers(0,", LITTLE),
     # ---- what is pruned
+    Mutant("a mean is stored unrounded to the classes", "criteria/results.py", "np.maximum(self.gathered.images, 1)[:, None]",
+           "np.maximum(self.gathered.images, 1).max()", KEPT),
+    Mutant("the counts of many images wrap", "criteria/paths.py", "np.dtype(np.uint16 if int(images.max(initial=0)) <=",
+           "np.dtype(np.uint16 if int(images.min(initial=0)) <=", KEPT),
+    Mutant("a damaged column is taken as it is", "criteria/results.py", "if seal != _seal(name, found):", "if False:", SEALED),
+    Mutant("every column is read at once", "criteria/results.py", "offset = sorted(",
+           "[file.get_tensor(key) for key in file.keys()]; offset = sorted(", ASKED),
+    Mutant("sums that fit no card are let be", "criteria/statistics/held.py", "lacks = held + beside > whole", "lacks = False",
+           HELD),
+    Mutant("the gradients' sums are not counted", "criteria/statistics/held.py", 'WITH_GRADIENTS = "fisher"',
+           'WITH_GRADIENTS = "none"', HELD),
     Mutant("the mask is shifted by one", "pruning/masks.py", "order[:count].copy()", "order[1 : count + 1].copy()", BEST),
     Mutant("the worst units stay", "pruning/masks.py", "np.lexsort((np.arange(len(block)), -ties, -block))",
            "np.lexsort((np.arange(len(block)), -ties, block))", BEST),
@@ -303,8 +330,10 @@ MUTANTS = (
            "r.groups, r.baselines", REDONE),
     Mutant("the classes are not in the digest", "runs/stages/order.py", "lambda r: (r.classes, r.groups, r.criterion",
            "lambda r: (r.groups, r.criterion", REDONE),
-    Mutant("the repair is not in the moments' digest", "runs/stages/order.py", "(r.classes, r.groups, r.recovery)",
-           "(r.classes, r.groups)", REDONE),
+    Mutant("the repair is not in the moments' digest", "runs/stages/order.py", "r.groups, r.recovery, r.refit_images)",
+           "r.groups, r.refit_images)", REDONE),
+    Mutant("the repair's images are not in the moments' digest", "runs/stages/order.py", "r.recovery, r.refit_images)",
+           "r.recovery)", REDONE),
     Mutant("keep is not in the digest", "runs/stages/order.py", "(r.keep, r.recovery,", "(r.recovery,", REDONE),
     Mutant("the allocation is not in the digest", "recipe/recipe.py", 'names = {"round_to", "allocation", ', 'names = {"round_to", ',
            REDONE),

@@ -107,6 +107,25 @@ def test_the_head_mask_changes_the_figures():
     assert outside.top1 == 0 and outside.mean_true_probability == 0
 
 
+@pytest.mark.parametrize("head", [None, [0, 2, 3]])
+@pytest.mark.parametrize("part", [1, 13, 997])
+def test_parts_of_the_logits_leave_no_trace(part, head, monkeypatch):
+    """Every figure, to the bit, from one image to hundreds; more classes than images and fewer."""
+    draws = np.random.default_rng(0)
+    for n, c in ((1, 5), (2, 5), (3, 7), (101, 11), (257, 130)):
+        labels = draws.integers(0, c, n) if head is None else draws.choice(head, n)
+        dense = draws.normal(size=(n, c)).astype(np.float32) * 3
+        slim = dense + draws.normal(size=(n, c)).astype(np.float32)
+        made = []
+        for most in (1 << 40, part):
+            monkeypatch.setattr(metrics, "PART", most)
+            one = metrics.metrics(slim, labels, head)
+            of_class = np.array(one.per_class).tobytes()
+            figures = one.top1, one.top1_ci95, one.mean_true_probability, of_class, metrics.kl(dense, slim, head)
+            made.append((*figures, metrics.hits(slim, labels, head).tolist()))
+        assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
 def test_the_interval(share):
     """It holds the point, is the same again, follows the seed, and is as wide as a binomial's."""

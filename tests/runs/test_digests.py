@@ -82,7 +82,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "round_to": (8, AFTER_PRUNE),
     "recovery": ("mean", [MOMENTS, PRUNE, EVALUATE, EXPORT]),
     "ridge": (0.1, AFTER_PRUNE),
-    "refit_images": (10, AFTER_PRUNE),
+    "refit_images": (10, [MOMENTS, *AFTER_PRUNE]),
     "distill_epochs": (1, AFTER_PRUNE),
     "baselines": ([], AFTER_DISCOVER),
     "random_draws": (1, [EVALUATE]),

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitprune.core import ledger
 from vitprune.core.errors import UserError
 from vitprune.core.ledger import TEMPORARY
 from vitprune.core.reading import KINDS, Json, digest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KINDS |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
@@ -60,6 +64,40 @@ def put(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from error
+
+
+def write_columns(
+    file: BinaryIO,
+    shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    column: Callable[[str], np.ndarray],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays as safetensors, one after the other: each is asked for when its turn comes, and no second copy is made.
+
+    `shapes`: of every array its type and shape by its name; those of longer numbers come first, so that each begins at a
+    multiple of its own. A disk that is full is an OSError, as with any other file.
+    """
+    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    end = 0
+    for name in names:
+        kind, shape = shapes[name]
+        start, end = end, end + kind.itemsize * math.prod(shape)
+        entries[name] = {"dtype": _TYPES[kind.str[1:]], "shape": list(shape), "data_offsets": [start, end]}
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    file.write(len(head).to_bytes(8, "little") + head)
+    for name in names:
+        made = column(name)
+        assert (made.dtype, made.shape) == shapes[name], name
+        if made.size:
+            file.write(made.data if made.flags.c_contiguous else made.tobytes())
+
+
+_TYPES = {
+    f"{kind}{size}": f"{kind.upper()}{8 * size}" for kind in "iuf" for size in (1, 2, 4, 8) if kind != "f" or size > 1
+}
+_TYPES["b1"] = "BOOL"
 
 
 @contextmanager

@@ -27,6 +27,20 @@ def free(device: torch.device) -> int:
     return int(min(psutil.virtual_memory().available, _left_to_the_container()))
 
 
+def whole(device: torch.device | None) -> int:
+    """Bytes of memory that the device has, in use or not; None: the machine itself, up to a container's own limit."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(min(psutil.virtual_memory().total, _limit()))
+
+
+def _limit(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    try:
+        return int((folder / "memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or the limit is `max`
+        return math.inf
+
+
 def _left_to_the_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes below a container's own limit, file cache that can go counted as free; infinite without a limit."""
     try:

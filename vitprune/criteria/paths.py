@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # recipes are read, and checked, without either
 class Gathered:
     """What streams out of discovery, for the classes met [K]: counts, score sums per block [K, n], images, columns.
 
-    Only classes that were met have rows, so that a shard of a thousand-class run is not a thousand rows high.
+    Only classes that were met have rows, so that a shard of a thousand-class run is not a thousand rows high. Counts are
+    unsigned, of 16 or 32 bits; sums are float64.
     """
 
     classes: np.ndarray
@@ -44,10 +45,11 @@ class Gathered:
             unit = top.indices.cpu().numpy().astype(np.int32)
             units.append(unit)
             best.append(top.values.float().cpu().numpy())
-            count = np.zeros((len(classes), block.shape[1]), np.int64)
+            count = np.zeros((len(classes), block.shape[1]), smallest(np.array([len(label)])))
             np.add.at(count, (row[:, None], unit), 1)
             total = np.zeros(count.shape)
-            np.add.at(total, row, block.double().cpu().numpy())
+            for r, score in zip(row, block.double().cpu().numpy(), strict=True):
+                total[r] += score
             counts.append(count)
             sums.append(total)
         columns = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))
@@ -90,6 +92,11 @@ class Gathered:
         )
 
 
+def smallest(images: np.ndarray) -> np.dtype[np.generic]:
+    """The unsigned type that counts up to the most of `images` need, of 16 bits or of 32."""
+    return np.dtype(np.uint16 if int(images.max(initial=0)) <= np.iinfo(np.uint16).max else np.uint32)
+
+
 def _checksum(columns: dict[str, np.ndarray]) -> str:
     result = hashlib.sha256()
     for name in sorted(columns):
@@ -103,7 +110,8 @@ def merge(parts: Sequence[Gathered]) -> Gathered:
         raise ValueError("nothing to merge")
     columns = [np.concatenate([getattr(p.paths, c) for p in parts]) for c in ("image", "label", "units", "scores")]
     whole = total(parts, np.unique(np.concatenate([p.classes for p in parts])))
-    return Gathered(whole.classes, whole.counts, whole.sums, whole.images, PathSet(*columns))
+    counts = [block.astype(smallest(whole.images)) for block in whole.counts]
+    return Gathered(whole.classes, counts, whole.sums, whole.images, PathSet(*columns))
 
 
 def total(parts: Iterable[Gathered], classes: np.ndarray) -> Gathered:
@@ -122,12 +130,12 @@ def plus(result: Gathered | None, part: Gathered, classes: np.ndarray) -> Gather
         shapes = [(len(classes), block.shape[1]) for block in part.counts]
         depth = part.paths.units.shape[1]
         none = PathSet(*(np.zeros(0, np.int64) for _ in range(2)), *(np.zeros((0, depth, 0), d) for d in ("i4", "f4")))
-        counts, sums = ([np.zeros(shape, d) for shape in shapes] for d in (np.int64, np.float64))
+        counts, sums = ([np.zeros(shape, d) for shape in shapes] for d in (np.uint32, np.float64))
         result = Gathered(classes, counts, sums, np.zeros(len(classes), np.int64), none)
     row = np.searchsorted(classes, part.classes)
     result.images[row] += part.images
     for i, (count, score) in enumerate(zip(part.counts, part.sums, strict=True)):
-        result.counts[i][row] += count
+        result.counts[i][row] += count.astype(np.uint32, copy=False)  # int64 in parts of earlier versions
         result.sums[i][row] += score
     return result
 

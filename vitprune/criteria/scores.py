@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -52,12 +52,13 @@ class Scores:
     """What a criterion returns: by site name [C, n] float32, larger is kept first; C is 1 when it knows no classes.
 
     `ties` has the same shapes and decides between equal scores. `images` is how many images took part. `curves`, where the
-    criterion knows what each removal costs: its scores are then those of the curves, C is 1.
+    criterion knows what each removal costs: its scores are then those of the curves, C is 1. A site's rows may be read from a
+    file each time they are asked for (results.py): ask once.
     """
 
     criterion: str
-    sites: dict[str, Tensor]
-    ties: dict[str, Tensor] | None = None
+    sites: Mapping[str, Tensor]
+    ties: Mapping[str, Tensor] | None = None
     images: int = 0
     paths: PathSet | None = None
     curves: dict[str, Curve] | None = None
@@ -89,6 +90,10 @@ class Scores:
             columns |= {f"order.{name}": curve.order.contiguous(), f"costs.{name}": curve.costs.contiguous()}
         units = {curve.unit for curve in (self.curves or {}).values()}
         return save(columns, {"unit": units.pop()} if units else None)
+
+    def in_memory(self) -> Scores:
+        """The same, read from its file once and for all."""
+        return replace(self, sites=dict(self.sites), ties=dict(self.ties) if self.ties else None)
 
     @property
     def classes(self) -> int:

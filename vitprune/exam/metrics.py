@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # recipes are read, and checked, without either
 
 
 BOOTSTRAPS = 2000
+PART = 1 << 22  # logits looked at in float64 at a time
 
 
 def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None, seed: int = 0) -> Metrics:
@@ -25,15 +27,25 @@ def metrics(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None =
         raise ValueError("no test images of these classes")
     if not np.isfinite(logits).all():
         raise ValueError("the model gave logits that are not finite")
-    logits = _closed(logits.astype(np.float64), head)
-    hit = logits.argmax(1) == labels
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    true_probability = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
-    with np.errstate(invalid="ignore"):
-        of_class = [
-            float(hit[labels == c].mean()) if (labels == c).any() else float("nan") for c in range(logits.shape[1])
-        ]
+    hit = hits(logits, labels, head)
+    true_probability = np.concatenate([_of_true(logits[rows], labels[rows], head) for rows in _parts(logits)])
+    there, right = (np.bincount(of, minlength=logits.shape[1]) for of in (labels, labels[hit]))
+    of_class = [r / n if n else float("nan") for r, n in zip(right.tolist(), there.tolist(), strict=True)]
     return Metrics(float(hit.mean()), interval(hit, seed), float(true_probability.mean()), of_class, len(hit))
+
+
+def _parts(logits: np.ndarray) -> list[slice]:
+    """Rows [N, C] in parts of about `PART` numbers, none of a single row: what is made in float64 stays small."""
+    count = max(1, min(len(logits) // 2, -(-logits.size // PART)))
+    ends = np.linspace(0, len(logits), count + 1).astype(int).tolist()
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+
+
+def _of_true(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None) -> np.ndarray:
+    """The probability [B] of the true class."""
+    logits = _closed(logits.astype(np.float64), head)
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shifted[np.arange(len(labels)), labels] / shifted.sum(1))
 
 
 def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -43,8 +55,10 @@ def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """
     if hit.all() or not hit.any():
         return wilson(int(hit.sum()), len(hit))
-    draws = np.random.default_rng(seed).integers(0, len(hit), (BOOTSTRAPS, len(hit)), dtype=np.int32)
-    low, high = map(float, np.percentile(hit[draws].mean(1), [2.5, 97.5]))
+    generator, step = np.random.default_rng(seed), max(1, PART // len(hit))
+    sizes = [min(step, BOOTSTRAPS - start) for start in range(0, BOOTSTRAPS, step)]
+    shares = [hit[generator.integers(0, len(hit), (size, len(hit)), dtype=np.int32)].mean(1) for size in sizes]
+    low, high = map(float, np.percentile(np.concatenate(shares), [2.5, 97.5]))
     return (low, high) if low < high else wilson(int(hit.sum()), len(hit))
 
 
@@ -56,14 +70,17 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 def hits(logits: np.ndarray, labels: np.ndarray, head: Sequence[int] | None = None) -> np.ndarray:
     """Which images the logits [N, C] get right, bool [N]; `head` as in `metrics`."""
-    return _closed(logits, head).argmax(1) == labels
+    return np.concatenate([_closed(logits[rows], head).argmax(1) for rows in _parts(logits)]) == labels
 
 
 def kl(dense: np.ndarray, logits: np.ndarray, head: Sequence[int] | None = None) -> float:
     """Mean over the images of KL(dense ‖ other) in nats, from logits [N, C] of both; `head` as in `metrics`."""
     columns = slice(None) if head is None else list(head)
-    p, q = (_log_softmax(found[:, columns].astype(np.float64)) for found in (dense, logits))
-    return max(float((np.exp(p) * (p - q)).sum(1).mean()), 0.0)
+    every = []
+    for rows in _parts(logits):
+        p, q = (_log_softmax(found[rows, columns].astype(np.float64)) for found in (dense, logits))
+        every.append((np.exp(p) * (p - q)).sum(1))
+    return max(float(np.concatenate(every).mean()), 0.0)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

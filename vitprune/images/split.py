@@ -40,16 +40,17 @@ def split_per_class(
     contents, sides = contents or {}, dict[Any, bool]()  # which pictures are in the probe split, of classes done
     probes: list[np.ndarray] = []
     tests: list[np.ndarray] = []
+    own = by_class(np.flatnonzero(usable), class_of)
     for c, name in enumerate(classes):
         alike: dict[Any, list[int]] = {}
-        for i in np.flatnonzero((class_of == c) & usable).tolist():
+        for i in own.get(c, usable[:0]).tolist():
             alike.setdefault(contents.get(i, i), []).append(i)
         keys = {images[0]: key for key, images in alike.items()}
         firsts = np.random.default_rng([seed, c]).permutation(np.array(list(keys), np.int64)).tolist()
         _divide(name, firsts, keys, sides, probe, sum(map(len, alike.values())))
         for part, side in ((probes, True), (tests, False)):
-            own = [i for i in firsts if sides[keys[i]] is side]
-            part.append(np.array(own + [copy for i in own for copy in alike[keys[i]][1:]], np.int64))
+            here = [i for i in firsts if sides[keys[i]] is side]
+            part.append(np.array(here + [copy for i in here for copy in alike[keys[i]][1:]], np.int64))
     return Split(seed, probe, np.concatenate(probes), np.concatenate(tests))
 
 
@@ -87,7 +88,7 @@ def beyond_limit(source: Source, limit: int | None) -> set[int]:
     probes = source.probes if isinstance(source, ProbeAndTest) else len(source.names)
     place = np.arange(len(source.names))
     parts = [place[:probes], place[probes:]] if limit else []
-    return {i for part in parts for c in np.unique(source.class_of) for i in part[source.class_of[part] == c][limit:]}
+    return {i for part in parts for of in by_class(part, source.class_of).values() for i in of[limit:].tolist()}
 
 
 def remarks(classes: Sequence[str], probe: np.ndarray, test: np.ndarray) -> list[str]:
@@ -114,8 +115,15 @@ def remarks(classes: Sequence[str], probe: np.ndarray, test: np.ndarray) -> list
 
 def first_per_class(indices: np.ndarray, class_of: np.ndarray, count: int) -> np.ndarray:
     """The first `count` of each class among `indices`, class by class."""
-    every = [indices[class_of[indices] == c][:count] for c in np.unique(class_of[indices])]
+    every = [of[:count] for of in by_class(indices, class_of).values()]
     return np.concatenate(every).astype(np.int64) if every else np.zeros(0, np.int64)
+
+
+def by_class(indices: np.ndarray, class_of: np.ndarray) -> dict[int, np.ndarray]:
+    """The images at `indices` by their class, each class's in the order given, classes in order; one pass for all."""
+    order = np.argsort(class_of[indices], kind="stable")
+    classes, starts = np.unique(class_of[indices][order], return_index=True)
+    return dict(zip(classes.tolist(), np.split(indices[order], starts[1:]), strict=True)) if len(indices) else {}
 
 
 def folds(
@@ -126,8 +134,8 @@ def folds(
     Images with the same `contents` are in one fold, also where they are of several classes.
     """
     contents, dealt, turn = contents or {}, dict[Any, int](), 0
-    for c in np.unique(class_of[indices]).tolist():
-        alike = list(dict.fromkeys(contents.get(i, i) for i in indices[class_of[indices] == c].tolist()))
+    for c, own in by_class(indices, class_of).items():
+        alike = list(dict.fromkeys(contents.get(i, i) for i in own.tolist()))
         for k in np.random.default_rng([seed, c, count]).permutation(len(alike)).tolist():
             if alike[k] not in dealt:
                 dealt[alike[k]] = turn % count
@@ -145,5 +153,14 @@ class Split:
     test: np.ndarray
 
     def __post_init__(self) -> None:
-        if set(self.probe.tolist()) & set(self.test.tolist()):
+        if len(np.intersect1d(self.probe, self.test)):
             raise ValueError("probe and test share images")
+
+    def shared(self, contents: np.ndarray) -> int:
+        """How many pictures are in both parts, by the digests [N, bytes] of all pictures; one of zeros is of none."""
+        kind = f"V{contents.shape[1]}"
+        probe, test = (
+            np.unique(np.ascontiguousarray(contents[part][contents[part].any(1)]).view(kind))
+            for part in (self.probe, self.test)
+        )
+        return len(np.intersect1d(probe, test, assume_unique=True))

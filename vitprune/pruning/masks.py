@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -67,11 +67,7 @@ def build(
         raise UserError("classes: an empty set of classes has no mask")
     if not 0 <= min(rows) <= max(rows) < scores.classes:
         raise UserError(f"classes: the scores know classes 0 to {scores.classes - 1}, not {min(rows)} to {max(rows)}")
-    if any(bool(block.isnan().any()) for block in scores.sites.values()):
-        raise UserError(
-            f"scores of `{scores.criterion}`: some are not numbers; check the model's weights and the images"
-        )
-    first = [block[rows].double().mean(0).numpy() for block in scores.sites.values()]
+    first = [block[rows].double().mean(0).numpy() for block in _numbers(scores)]
     second = [tie[rows].double().mean(0).numpy() for tie in (scores.ties or {}).values()] or [
         np.zeros_like(f) for f in first
     ]
@@ -84,11 +80,26 @@ def build(
         counts = _budgeted(curves, keep, round_to, floor, prices or (lambda name, widths: widths.astype(float)))
     masks = []
     for block, ties, count in zip(first, second, counts, strict=True):
-        order = np.lexsort((np.arange(len(block)), -ties, -block))
-        mask = torch.zeros(len(block), dtype=torch.bool)
-        mask[torch.from_numpy(order[:count].copy())] = True
-        masks.append(mask)
+        masks.append(_best(block, ties, count))
     return Plan(dict(zip(scores.sites, masks, strict=True)), tuple(rows) if classes is not None else ())
+
+
+def _numbers(scores: Scores) -> Iterator[Tensor]:
+    """The rows of every site, one after the other."""
+    for block in scores.sites.values():
+        if bool(block.isnan().any()):
+            raise UserError(
+                f"scores of `{scores.criterion}`: some are not numbers; check the model's weights and the images"
+            )
+        yield block
+
+
+def _best(block: np.ndarray, ties: np.ndarray, count: int) -> Tensor:
+    """The mask [n] of the `count` best units by `block` [n], then by `ties` [n], then by the smaller index."""
+    order = np.lexsort((np.arange(len(block)), -ties, -block))
+    mask = torch.zeros(len(block), dtype=torch.bool)
+    mask[torch.from_numpy(order[:count].copy())] = True
+    return mask
 
 
 def best(scores: Scores, widths: dict[str, int], classes: Sequence[int]) -> dict[str, Tensor]:
@@ -132,11 +143,15 @@ def _budgeted(
 
 def per_class(scores: Scores, keep: int) -> list[torch.Tensor]:
     """The paper's class masks, one per class: per block bool [C, n] with `keep` units in each row."""
-    rows = [build(scores, keep, classes=[c]).masks for c in range(scores.classes)]
-    return [torch.stack([row[i] for row in rows]) for i in range(len(scores.sites))]
+    made = []
+    for name, block in zip(scores.sites, _numbers(scores), strict=True):
+        ties = torch.zeros_like(block) if scores.ties is None else scores.ties[name]
+        count, pairs = width(keep, block.shape[1]), zip(block.double().numpy(), ties.double().numpy(), strict=True)
+        made.append(torch.stack([_best(row, tie, count) for row, tie in pairs]))
+    return made
 
 
-def threshold_mask(gates: dict[str, Tensor], budget: float) -> tuple[Plan, int]:
+def threshold_mask(gates: Mapping[str, Tensor], budget: float) -> tuple[Plan, int]:
     """One threshold across all blocks for the share `budget` of all units; and how many blocks it would have emptied.
 
     ViT-Slim lets a block go empty; here its best unit stays, so that every block can be sliced.

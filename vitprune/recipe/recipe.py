@@ -105,7 +105,7 @@ class Recipe(Part):
         None, description="strength of the repair's ridge; without it 1e-3, or chosen per layer on probe images"
     )
     refit_images: Annotated[StrictInt, Field(ge=1)] = Field(
-        8000, description="probe images at most for sequential, layerwise and distill"
+        8000, description="probe images at most that a repair looks at, as many of each class"
     )
     distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
         3, description="passes over the images of `+ distill`"

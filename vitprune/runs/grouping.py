@@ -40,7 +40,7 @@ def resolve(run: Run, force: bool = False) -> Recipe:
     if known is None or known.get("key") != key:
         score.discover(inner)
         scores = score.scores_of(inner, "jas")
-        similarity = usage.similarity(usage.utilisation([block[targets].numpy() for block in scores.sites.values()]))
+        similarity = usage.alike(block[targets].numpy() for block in scores.sites.values())
         found = groups(similarity, k)
         names = [[run.classes.name(targets[i]) for i in members] for members in found]
         known = {"key": key, "groups": {f"group-{n + 1}": members for n, members in enumerate(names)}}

@@ -7,7 +7,7 @@ arrays. Legend: C classes, L blocks, n hidden units of a block, N images, t unit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,11 +39,21 @@ def utilisation(selected: Blocks) -> list[np.ndarray]:
     return [np.divide(s, s.sum(1, keepdims=True).clip(1e-12), dtype=np.float64) for s in selected]
 
 
-def similarity(used: Blocks) -> np.ndarray:
-    """Cosine [C, C] of the classes' flattened matrices, float64; 0 for a class that uses nothing."""
-    flat = np.concatenate(list(used), 1).astype(np.float64)
-    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(1e-12)
-    return (unit @ unit.T).clip(0, 1)
+def similarity(used: Iterable[np.ndarray]) -> np.ndarray:
+    """Cosine [C, C] of the classes' flattened matrices, float64; 0 for a class that uses nothing. One block is looked at
+    after the other: no matrix of all of them is made."""
+    products: np.ndarray | float = 0.0
+    for block in used:
+        wide = block.astype(np.float64, copy=False)
+        products = products + wide @ wide.T
+    assert isinstance(products, np.ndarray)
+    length = np.sqrt(np.diagonal(products)).clip(1e-12)
+    return (products / np.outer(length, length)).clip(0, 1)
+
+
+def alike(selected: Iterable[np.ndarray]) -> np.ndarray:
+    """Cosine [C, C] of the classes' utilisation matrices, from counts or frequencies per block [C, n]."""
+    return similarity(utilisation([block])[0] for block in selected)
 
 
 def tree(alike: np.ndarray) -> np.ndarray:

@@ -25,6 +25,21 @@ for (const table of document.querySelectorAll("table")) {
     head.append(button);
   });
 }
+for (const table of document.querySelectorAll("table")) {
+  const rows = [...table.tBodies[0].rows];
+  if (rows.length <= 30) continue;
+  const found = document.createElement("input");
+  const plain = text => text.trim().toLowerCase();
+  found.type = "search";
+  found.className = "find";
+  found.placeholder = `Find in ${rows.length.toLocaleString("en")} rows`;
+  found.setAttribute("aria-label", `Find in: ${table.getAttribute("aria-label")}`);
+  found.addEventListener("input", () => {
+    const asked = plain(found.value);
+    for (const row of rows) row.hidden = !plain(row.cells[0].textContent).includes(asked);
+  });
+  table.parentElement.before(found);
+}
 addEventListener("beforeprint", () => {
   for (const fold of document.querySelectorAll("details")) fold.open = true;
 });

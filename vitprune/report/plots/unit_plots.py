@@ -22,6 +22,7 @@ from vitprune.report.plots.similarity import Clustering
 
 MAX_SQUARES = 30  # more classes than this are drawn as one picture
 MAX_NAMES = 60
+MAX_PIXELS = 400  # of the picture, across: what a page is wide
 PLACES = 60  # points of one violin's outline
 _HEAT = "#3f7fb8"  # on light and dark
 
@@ -114,8 +115,9 @@ def _range(matrix: np.ndarray) -> tuple[float, float]:
 
 def _dendrogram(axes: Axes, found: Clustering) -> None:
     """The tree of the merges; its height is 1 − similarity."""
-    for left, right, low, other, high in found.joins:
-        axes.plot([left, left, right, right], [low, high, high, other], color=MUTED, linewidth=0.9)
+    across = [x for left, right, *_ in found.joins for x in (left, left, right, right, np.nan)]
+    up = [y for _, _, low, other, high in found.joins for y in (low, high, high, other, np.nan)]
+    axes.plot(across, up, color=MUTED, linewidth=0.9)  # one line with gaps: a thousand classes have as many joins
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.tick_params(axis="x", length=0, labelbottom=False)
@@ -137,8 +139,20 @@ def _squares(axes: Axes, matrix: np.ndarray, strength: np.ndarray, written: bool
 
 
 def _picture(axes: Axes, strength: np.ndarray) -> None:
-    """One PNG inside the SVG, a pixel per pair, see-through where the page should show."""
-    pixels = np.zeros((*strength.shape, 4))
+    """One PNG inside the SVG, see-through where the page should show: a pixel per pair, or the mean of neighbouring pairs
+    where there would be more than `MAX_PIXELS` across."""
+    size = len(strength)
+    means = pooled(np.nan_to_num(2 * strength, nan=0.0).clip(0, 1), MAX_PIXELS)
+    pixels = np.zeros((*means.shape, 4))
     pixels[..., :3] = to_rgb(_HEAT)
-    pixels[..., 3] = np.nan_to_num(2 * strength, nan=0.0).clip(0, 1)
-    axes.imshow(pixels, interpolation="none", aspect="auto")
+    pixels[..., 3] = means
+    axes.imshow(pixels, interpolation="none", aspect="auto", extent=(-0.5, size - 0.5, size - 0.5, -0.5))
+
+
+def pooled(matrix: np.ndarray, most: int) -> np.ndarray:
+    """The matrix [C, C] itself, or the means of equal runs of its rows and columns, `most` of them at most."""
+    size = len(matrix)
+    starts = np.unique(np.arange(min(size, most)) * size // min(size, most))
+    lengths = np.diff([*starts.tolist(), size])
+    sums = np.add.reduceat(np.add.reduceat(matrix, starts, 0), starts, 1)
+    return np.asarray(sums / np.outer(lengths, lengths))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_bytes
 
-from vitprune.core.files import replacing
+from vitprune.core.files import replacing, write_columns
 from vitprune.core.reading import Json
 from vitprune.runs.engine.base import Columns, Job
 
@@ -41,8 +40,9 @@ class Parts:
 
     def write(self, position: int, made: Columns) -> None:
         """Keep a part. Raises UserError where the disk does not take it."""
-        with replacing(self.path(position)) as temporary:
-            temporary.write_bytes(to_bytes(made, {"seal": self.seal(position, made)}))
+        shapes = {name: (column.dtype, column.shape) for name, column in made.items()}
+        with replacing(self.path(position)) as temporary, temporary.open("wb") as file:
+            write_columns(file, shapes, made.__getitem__, {"seal": self.seal(position, made)})
 
     def seal(self, position: int, columns: Columns) -> str:
         """What the part is of, and what is in it; one word, as several stand in no fixed order in a file."""

@@ -48,8 +48,7 @@ def write(run: Run, record: dict[str, Any]) -> dict[str, Any]:
     }
     parts = {"paths": record["paths"] | {"shown": shown, "file": _save(run, "paths", frequency)}}
     if len(targets) > INLINE:
-        used = usage.utilisation([block[targets].numpy() for block in found.sites.values()])
-        similarity = usage.similarity(used).astype(np.float32)
+        similarity = usage.alike(block[targets].numpy() for block in found.sites.values()).astype(np.float32)
         file = _save(run, "class-similarity", {"similarity": similarity})
         parts["class_similarity"] = {"classes": names, "file": file}
     return parts

@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from vitprune.core import places
 from vitprune.core.device import machine, versions
 from vitprune.core.reading import Json, digest, read_json, sha256
@@ -24,7 +27,7 @@ from vitprune.runs.results.onnx_files import FILES
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import lengths, told
-from vitprune.runs.state.run import Run
+from vitprune.runs.state.run import CONTENTS, Run
 from vitprune.see import usage
 
 BESIDE = {f"{name}.data": name for name in FILES.values()}  # where the weights of a large file are
@@ -123,8 +126,7 @@ def _groups(run: Run) -> list[str]:
 
 
 def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
-    parts = [{run.contents.get(i, i) for i in part.tolist()} for part in (run.split.probe, run.split.test)]
-    shared = len(parts[0] & parts[1])
+    shared = run.split.shared(load_file(run.folder.stage_folder("split") / CONTENTS)["content"])
     checks = [_check("probe and test split share no image", shared, 0, "counted by the images' pixels")]
     for group in _groups(run):
         label = "" if group == "all" else f" ({group})"
@@ -210,7 +212,7 @@ def _discovered(run: Run) -> dict[str, Any]:
         return discoveries
     targets = run.classes.every()
     names = [run.classes.name(i) for i in targets]
-    best = [[int(block[i].argmax()) for block in scores.sites.values()] for i in targets]
+    best = np.stack([block[targets].numpy().argmax(1) for block in scores.sites.values()], 1).tolist()
     found: dict[str, Any] = {
         "paths": {
             "t": lengths.of(run, run.recipe.criterion.name, run.recipe.keep),
@@ -219,8 +221,8 @@ def _discovered(run: Run) -> dict[str, Any]:
         }
     }
     if len(targets) <= matrices.INLINE:
-        used = usage.utilisation([block[targets].numpy() for block in scores.sites.values()])
-        matrix = [[round(v, 4) for v in row] for row in usage.similarity(used).tolist()]
+        alike = usage.alike(block[targets].numpy() for block in scores.sites.values())
+        matrix = [[round(v, 4) for v in row] for row in alike.tolist()]
         found["class_similarity"] = {"classes": names, "matrix": matrix}
     return discoveries | found
 

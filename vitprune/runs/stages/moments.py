@@ -13,6 +13,7 @@ from torch import Tensor
 from vitprune.core.files import replacing
 from vitprune.core.least_squares import Moments
 from vitprune.criteria.settings import Nothing
+from vitprune.images.split import first_per_class
 from vitprune.model.inside import moments as inside_moments
 from vitprune.pruning.repair import names
 from vitprune.runs.stages import sums
@@ -22,7 +23,7 @@ from vitprune.runs.state.workspace import PARTS
 
 
 def moments(run: Run) -> list[Path]:
-    """Mean and covariance of the dense model's hidden units on the probe images of each class set."""
+    """Mean and covariance of the dense model's hidden units on the images that each class set is repaired with."""
     if not names.needs_moments(run.recovery):
         return []
     files = [_moments_of(run, group, targets) for group, targets in run.classes.sets_and_union().items()]
@@ -30,13 +31,20 @@ def moments(run: Run) -> list[Path]:
     return files
 
 
+def refit_index(run: Run, targets: list[int]) -> np.ndarray:
+    """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
+    probe, most = run.split.probe, run.recipe.refit_images
+    probe = probe[np.isin(run.images.labels[probe], targets)]
+    index = first_per_class(probe, run.source.class_of, -(-most // max(1, len(targets))))
+    return np.random.default_rng(run.split.seed).permutation(index)[:most]
+
+
 def _moments_file(run: Run, group: str | None) -> Path:
     return run.folder.stage_folder("moments") / f"{group or 'all'}.moments.safetensors"
 
 
 def _moments_of(run: Run, group: str | None, targets: list[int]) -> Path:
-    probe = run.split.probe
-    index = probe[np.isin(run.images.labels[probe], targets)]
+    index = refit_index(run, targets)
     label = "statistics" + (f" {group}" if group else "")
     found = sums.total(run, Asked("moments", "obs", Nothing(), index, run.batching.batch), label)
     stats = inside_moments.of_sums(found, run.sites)

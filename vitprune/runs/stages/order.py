@@ -38,7 +38,7 @@ STAGES = (
         lambda r: (r.classes, r.groups, r.criterion, r.baselines, r.paper_protocol, *_attention(r)),
         ("split",),
     ),
-    Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery), ("split",)),
+    Stage("moments", moments.moments, lambda r: (r.classes, r.groups, r.recovery, r.refit_images), ("split",)),
     Stage("prune", prune.prune, lambda r: (r.keep, r.recovery, r.rounds, r.pruning(), r.head), ("discover", "moments")),
     Stage("evaluate", exam.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export.model_dump(mode="json", exclude={"budget"}), ("prune",)),

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json, read_json
 from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
-from vitprune.images.split import first_per_class
 from vitprune.model import classifier, families
 from vitprune.model.load import saving
 from vitprune.pruning import masks, prices, surgery
@@ -33,6 +32,7 @@ from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe.parts import Whole
 from vitprune.runs.results import attention, budgets, losses, repairing
 from vitprune.runs.stages.moments import from_file
+from vitprune.runs.stages.moments import refit_index as refit_index
 from vitprune.runs.stages.score import discover, model_of, scores_of
 from vitprune.runs.state import lengths
 from vitprune.runs.state.run import Run
@@ -135,7 +135,7 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
     made = recipe.model_copy(update={**update, "criterion": criterion})
     inner = run.inside(folder, made, model=slim)
     discover(inner)
-    scores = scores_of(inner, criterion.name, criterion.seed)
+    scores = scores_of(inner, criterion.name, criterion.seed).in_memory()
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()
@@ -145,13 +145,14 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
 def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:
     """Scores [C, kept] of what is left as [C, n], units that are gone below all others."""
 
-    def spread(sites: dict[str, Tensor]) -> dict[str, Tensor]:
+    def spread(sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lowest = min(float(scored.min()) for scored in sites.values()) - 1
         wide = {name: sites[name].new_full((len(sites[name]), len(keep)), lowest) for name, keep in left.keep.items()}
         for name, keep in left.keep.items():
             wide[name][:, keep] = sites[name]
         return wide
 
+    scores = scores.in_memory()
     sites = spread(scores.sites)
     gone = {name: ~keep for name, keep in left.keep.items()}
     curves = {n: curve.behind(gone[n], float(sites[n].min())) for n, curve in (scores.curves or {}).items()}
@@ -252,14 +253,6 @@ def repaired(
     repairer.repair(slim, plan, state)
     if shared or (by_block and kept):
         repairing.clear(run, kept)
-
-
-def refit_index(run: Run, targets: list[int]) -> np.ndarray:
-    """Probe images of the class set, as many of each class, mixed; `refit_images` at most. Only their classes are used."""
-    probe, most = run.split.probe, run.recipe.refit_images
-    probe = probe[np.isin(run.images.labels[probe], targets)]
-    index = first_per_class(probe, run.source.class_of, -(-most // max(1, len(targets))))
-    return np.random.default_rng(run.split.seed).permutation(index)[:most]
 
 
 def masked_against_sliced(run: Run, plan: Plan, targets: list[int], dense: nn.Module, slim: nn.Module) -> float:

@@ -19,12 +19,12 @@ from vitprune.core import memory
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json, digest, read_json
-from vitprune.criteria import paths
+from vitprune.criteria import paths, results
 from vitprune.criteria.attribution.path_scores import path_scores
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.paths import Gathered, PathSet
-from vitprune.criteria.scores import Scores, to_scores
+from vitprune.criteria.scores import Scores
 from vitprune.criteria.statistics.random import random
 from vitprune.images import split
 from vitprune.model.inside import pieces
@@ -195,8 +195,8 @@ def _discover(run: Run, found: Discovery) -> list[Path]:
     files = []
     for t in found.ts:
         path = run.folder.stage_folder("discover") / f"{found.name(t)}.safetensors"
-        with replacing(path) as temporary:
-            temporary.write_bytes(gathered[t].to_bytes())
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            results.write(file, gathered.pop(t), row.ranks_by)
         notes = {"settings": found.settings, "t": t, "images": len(index), "seconds": round(seconds, 2)}
         notes |= {"batch": batch, "smallest_batch": smallest, "peak_memory_mb": _rounded(highest[0]), "group": None}
         notes |= {"shards": folder.relative_to(run.folder.root).as_posix(), "completeness": None}
@@ -243,8 +243,8 @@ def _forget_others(run: Run, needed: list[Discovery]) -> None:
 
 def load(run: Run, criterion: str, t: int, how: Any, per_class: int) -> Scores:
     """The scores of one discovery."""
-    gathered = Gathered.from_file(str(result_file(run, criterion, t, how, per_class)))
-    return to_scores(gathered, criterion, names(run.sites), run.loaded.outputs, CRITERIA[criterion].ranks_by)
+    path = result_file(run, criterion, t, how, per_class)
+    return results.read(path, criterion, names(run.sites), run.loaded.outputs, CRITERIA[criterion].ranks_by)
 
 
 def columns(run: Run, criterion: str, t: int, how: Any, per_class: int) -> PathSet:

@@ -91,6 +91,7 @@ def _added(run: Run, asked: Asked, key: str, folder: Path, label: str) -> Sums:
     step = rest[0][1] - rest[0][0] if rest else asked.batch
     for part in run.reporter.track(parts(), label, count, step):
         whole = least_squares.plus(whole, _tensors(part))
+        del part  # as large as all sums together; the next is made meanwhile
     assert whole is not None
     return whole
 

@@ -22,6 +22,7 @@ from vitprune.core.files import explain, write_text
 from vitprune.core.progress import Reporter
 from vitprune.core.reading import digest, read_json
 from vitprune.criteria import catalog
+from vitprune.criteria.statistics import held
 from vitprune.images import decode_pool
 from vitprune.images.batches import Images
 from vitprune.images.decode_pool import Job, Processes
@@ -299,6 +300,7 @@ class Run:
         protocol = self.recipe.paper_protocol
         for name in [own.name, *self.recipe.baselines, *(["jas"] if self.recipe.clusters else [])]:
             catalog.applies(name, own.tokens, self.loaded.model)
+            held.require(name, self.loaded.model, self.recipe.prunes_attention)
         if protocol is not None:
             require_class_token(self.loaded.model, "jas` of `paper_protocol")
         asked = [] if own.t == "auto" else [own.t]
