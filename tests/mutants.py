@@ -219,7 +219,7 @@ MUTANTS = (
     Mutant("the repaired bias is not divided by LayerScale", "pruning/repair/layerwise.py", "(bias[live] / gamma[live])",
            "(bias[live] * gamma[live])", LAYERS),
     Mutant("qkv's bias is forgotten in its targets", "core/least_squares.py",
-           "shift = 0 if layer.bias is None else layer.bias.double()", "shift = 0",
+           "shift = 0 if layer.bias is None else widened(layer.bias)", "shift = 0",
            ("test_sequential.py::test_targets_through_a_layer_need_not_be_made_row_by_row",)),
     Mutant("activation looks at the last token", "criteria/statistics/activation.py", "[:, 0]", "[:, -1]",
            ("test_criteria.py::test_activation_is_the_class_tokens_hidden_value",)),

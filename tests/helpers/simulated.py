@@ -40,6 +40,8 @@ class _Mode(TorchFunctionMode):
         there = [x for x in given if is_there(x)]
         if func == Tensor.device.__get__:
             return self.device if there else torch.device("cpu")
+        if name in ("pin_memory", "is_pinned"):
+            return args[0] if name == "pin_memory" else False
         if name == "numpy" and there:
             raise RefusedError("numpy on the device's memory")
         to = self.asked(name, args, kwargs)

@@ -140,8 +140,8 @@ def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
     sweep = to_int8(
         source,
         path,
-        [x.numpy() for x, _ in images.batches(calibration, size)],
-        [x.numpy() for x, _ in images.batches(judging, size)],
+        [x.cpu().numpy() for x, _ in images.batches(calibration, size)],
+        [x.cpu().numpy() for x, _ in images.batches(judging, size)],
         _own(run, images.labels[judging], targets),
         run.recipe.export.int8_floor_points,
     )
@@ -163,7 +163,7 @@ def two_parts(index: np.ndarray, first: int, second: int) -> tuple[np.ndarray, n
 def _real(run: Run) -> torch.Tensor:
     """Probe images for the parity, as many as its largest batch."""
     most = max(exporting.PARITY_BATCHES)
-    return next(run.images.batches(np.resize(run.split.probe, most), most))[0]
+    return next(run.images.batches(np.resize(run.split.probe, most), most))[0].cpu()
 
 
 def _examined(
@@ -251,7 +251,7 @@ def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int
     """A written ONNX file against the reloaded checkpoint on all test images."""
     made = runtime.session(path)
     onnx_logits, labels = logits.test_logits(
-        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), run.images, run.split, run.batching.batch
+        lambda x: torch.from_numpy(runtime.predict(made, x.cpu().numpy())), run.images, run.split, run.batching.batch
     )
     hit = onnx_logits.argmax(1) == _own(run, labels, targets)
     limit = precision_checks.LIMITS.get(precision)

@@ -30,13 +30,15 @@ def split(run: Run) -> list[Path]:
     run.classes.every()  # a class that does not exist is said before any work
     given = isinstance(source, ProbeAndTest)
     count = len(source.names)
+    beyond = beyond_limit(source, recipe.data.limit_per_class)
+    keep = run.images.keep(~np.isin(np.arange(count), list(beyond)))
     seen = decode_pool.check(
-        source, lambda items: run.reporter.track(items, "reading images", count), run.processes, contents=True
+        source, lambda items: run.reporter.track(items, "reading images", count), run.processes, True, keep
     )
     bad = seen.bad
     if bad and recipe.data.on_corrupt == "fail":
         raise UserError(bad[0][1] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
-    leave_out = {i for i, _ in bad} | beyond_limit(source, recipe.data.limit_per_class)
+    leave_out = {i for i, _ in bad} | beyond
     made = _made(recipe, source, seen.contents, leave_out)
     probe, test = (
         np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
