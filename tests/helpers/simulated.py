@@ -48,6 +48,7 @@ class _Mode(TorchFunctionMode):
         if there and name not in HOST | BOTH and any(self.foreign(x) for x in given):
             raise RefusedError(f"{name}: a tensor of the device with one of the processor")
         lands = bool(there) if to is None else to.type == self.device.type
+        lands = is_there(args[0]) if name == "copy_" else lands
         args, kwargs = self.plain(args), self.plain(kwargs)
         with torch._C.DisableTorchFunction():
             made = func(*args, **kwargs)

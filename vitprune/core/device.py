@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError
 from vitprune.core.version import __version__
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -66,6 +70,24 @@ def host_copy(x: Tensor, pinned: bool) -> Tensor:
     except RuntimeError:  # pages that cannot be moved are few, however much memory is free
         return x.detach().to("cpu", copy=True)
     return made.copy_(x.detach())
+
+
+@contextmanager
+def products(kind: Precision, device: torch.device) -> Iterator[None]:
+    """Inside, matrix products of float32 are made in `kind`: tf32 on CUDA alone, bfloat16 by autocast; all else as it is."""
+    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolutions.allow_tf32
+    matmul.allow_tf32 = convolutions.allow_tf32 = kind == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16"):
+            yield
+    finally:
+        matmul.allow_tf32, convolutions.allow_tf32 = before
+
+
+def exact(x: Tensor) -> Tensor:
+    """The tensor as sums take it: what a pass in half precision gave becomes float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import wide, widened
+from vitprune.core.device import exact, products, wide, widened
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHUNK = 8192
@@ -31,7 +31,7 @@ class SecondMoments:
 
     def add(self, inputs: Tensor, targets: Tensor, origin: tuple[Tensor, Tensor] | None = None) -> None:
         """`inputs` [..., p] and `targets` [..., q]; `origin` to sum around, if another sum has one already."""
-        h, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        h, t = exact(inputs).reshape(-1, inputs.shape[-1]), exact(targets).reshape(-1, targets.shape[-1])
         if self.origin is None:
             self.origin = origin or (widened(h).mean(0).to(h.dtype).to(h), widened(t).mean(0).to(t.dtype).to(t))
             own = wide(h.device)
@@ -41,8 +41,10 @@ class SecondMoments:
         for h_part, t_part in zip(h.split(CHUNK), t.split(CHUNK), strict=True):
             ones = h_part.new_ones(len(h_part), 1)
             row, target = torch.cat([h_part - self.origin[0], ones], 1), t_part - self.origin[1]
-            self.gram += (row.T @ row).to(self.gram.device)
-            self.cross += (row.T @ target).to(self.cross.device)
+            with products("float32", row.device):
+                gram, cross = row.T @ row, row.T @ target
+            self.gram += gram.to(self.gram.device)
+            self.cross += cross.to(self.cross.device)
             self.square += widened(target.square().sum(0))
         self.rows += len(h)
 
@@ -149,7 +151,7 @@ class Stream:
         self.tokens = 0
 
     def add(self, hidden_BTN: Tensor) -> None:
-        rows = hidden_BTN.reshape(-1, hidden_BTN.shape[-1])
+        rows = exact(hidden_BTN).reshape(-1, hidden_BTN.shape[-1])
         if self.origin is None:
             self.origin = widened(rows).mean(0).to(rows.dtype).to(rows)
         if self.total is None or self.gram is None:
@@ -160,7 +162,8 @@ class Stream:
         rows = rows - self.origin
         self.total += widened(rows).sum(0) if wide(rows.device) != rows.device else rows.sum(0, dtype=torch.float64)
         for chunk in rows.split(8192):
-            self.gram += (chunk.T @ chunk).to(self.gram.device)
+            with products("float32", chunk.device):
+                self.gram += (chunk.T @ chunk).to(self.gram.device)
         self.tokens += len(rows)
 
     def sums(self, name: str) -> Sums:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of, widened
+from vitprune.core.device import device_of, exact, products, widened
 from vitprune.core.least_squares import SAME, Stream, Sums
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.signatures import Batches
@@ -124,7 +124,9 @@ class _Gathered:
 
     def _second(self, name: str, count: str, x: Tensor) -> None:
         """Add the second moments of rows [..., rows, n], and how many rows these are."""
-        made, rows = widened(x.mT @ x), torch.tensor([x.shape[-2]])
+        x, rows = exact(x), torch.tensor([x.shape[-2]])
+        with products("float32", x.device):
+            made = widened(x.mT @ x)
         known = name in self.made
         self.made[name] = self.made[name] + made if known else made
         self.made[count] = self.made[count] + rows if known else rows

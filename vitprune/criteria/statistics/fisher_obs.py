@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of, wide, widened
+from vitprune.core.device import device_of, exact, products, wide, widened
 from vitprune.core.least_squares import SAME, Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
@@ -118,10 +118,11 @@ def sums(
             stream.add(pieces.first_of(made))
         for position in range(len(sites)):
             grad = pieces.first_of(made)
-            flat = grad.reshape(-1, grad.shape[-1])
+            flat = exact(grad).reshape(-1, grad.shape[-1])
             if len(fishers) <= position:
                 fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=wide(flat.device)))
-            fishers[position] += (flat.T @ flat).to(fishers[position].device)
+            with products("float32", flat.device):
+                fishers[position] += (flat.T @ flat).to(fishers[position].device)
             rows[position] += len(flat)
             tokens[position] = grad.shape[1]
     found = moments.sums_of(streams)

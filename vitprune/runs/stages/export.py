@@ -179,18 +179,20 @@ def _examined(
 
     def examine(precision: str, path: Path) -> dict[str, Any]:
         relative = path.relative_to(run.folder.root).as_posix()
+        provider = "cpu" if precision == "int8" else runtime.provider_of(run.device.type)
         row = {
             "path": relative,
             "precision": precision,
             "bytes": exporting.bytes_of(path),
             "sha256": sha256(path),
             **exporting.facts(path),
-            "parity": {str(batch): gap for batch, gap in exporting.parity(slim, path, real).items()},
-            "agreement": _agreement(run, torch_logits, path, targets, precision),
+            "parity": {str(batch): gap for batch, gap in exporting.parity(slim, path, real, provider).items()},
+            "agreement": _agreement(run, torch_logits, path, targets, precision, provider),
         }
+        row |= {"provider": provider} if provider != "cpu" else {}
         row["top1"] = row["agreement"][key]
         if precision in precision_checks.LIMITS:
-            batches, floor = _batches_differ(path, real.numpy()), run.recipe.export.int8_floor_points
+            batches, floor = _batches_differ(path, real.numpy(), provider), run.recipe.export.int8_floor_points
             row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
         return row
 
@@ -202,9 +204,9 @@ def _examined(
     return found
 
 
-def _batches_differ(path: Path, real: np.ndarray) -> float:
+def _batches_differ(path: Path, real: np.ndarray, provider: str) -> float:
     """Largest change of an image's probability with the size of the batch that it is in."""
-    made = runtime.session(path)
+    made = runtime.session(path, provider)
     whole = precision_checks.probabilities(runtime.predict(made, real))
     parts = [precision_checks.probabilities(runtime.predict(made, real[:n])) for n in exporting.PARITY_BATCHES]
     return max(float(np.abs(part - whole[: len(part)]).max()) for part in parts)
@@ -247,9 +249,11 @@ def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
     return position[labels]
 
 
-def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str) -> dict[str, Any]:
+def _agreement(
+    run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str, provider: str
+) -> dict[str, Any]:
     """A written ONNX file against the reloaded checkpoint on all test images."""
-    made = runtime.session(path)
+    made = runtime.session(path, provider, exact=True)
     onnx_logits, labels = logits.test_logits(
         lambda x: torch.from_numpy(runtime.predict(made, x.cpu().numpy())), run.images, run.split, run.batching.batch
     )

@@ -33,7 +33,7 @@ from vitprune.recipe.parts import Whole
 from vitprune.runs.results import attention, budgets, losses
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.score import discover, model_of, scores_of
-from vitprune.runs.state import lengths
+from vitprune.runs.state import lengths, precise
 from vitprune.runs.state.run import Run
 
 
@@ -241,7 +241,8 @@ def repaired(
         moments=from_file(run, group) if needs_moments(how) and not own else None,
         streams=run.dense_streams(index, size) if by_block and not own else None,
     )
-    repairer.repair(slim, plan, state)
+    with precise.passes(run):
+        repairer.repair(slim, plan, state)
 
 
 def refit_index(run: Run, targets: list[int]) -> np.ndarray:
