@@ -98,8 +98,20 @@ class _Mode(TorchFunctionMode):
 @contextmanager
 def device(name: str) -> Iterator[torch.device]:
     """Inside, the device `name` is there; `there` puts a model on it."""
-    with _Mode(name) as mode:
-        yield mode.device
+    plain = nn.Parameter.__new__
+
+    def made(cls: type, data: Tensor | None = None, requires_grad: bool = True) -> Any:
+        parameter = plain(cls, data, requires_grad)
+        if is_there(data):
+            parameter._there = True
+        return parameter
+
+    nn.Parameter.__new__ = made
+    try:
+        with _Mode(name) as mode:
+            yield mode.device
+    finally:
+        nn.Parameter.__new__ = plain
 
 
 def there(model: nn.Module) -> nn.Module:
