@@ -228,7 +228,7 @@ MUTANTS = (
            ("test_device.py::test_float64_lives_where_it_can",)),
     Mutant("what the split decoded is decoded again", "runs/stages/split.py", "run.processes, True, keep", "run.processes, True",
            ("test_decoded_once.py::test_a_run_decodes_each_image_once",)),
-    Mutant("the file of pixels is left behind", "runs/state/run.py", "kept.clear(root)", "kept.fits(root, 0)",
+    Mutant("the file of pixels is left behind", "runs/state/run.py", "kept.clear(root)", "kept.clear(root / 'stages')",
            ("test_decoded_once.py::test_a_run_decodes_each_image_once",)),
     Mutant("an image counts as kept before it is", "images/kept.py", "if done == self._size and", "if done <= self._size or",
            ("test_decoded_once.py::test_a_disk_that_is_full_costs_time_alone",)),

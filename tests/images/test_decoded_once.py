@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,28 @@ def test_a_disk_that_is_full_costs_time_alone(tmp_path: Path, monkeypatch: pytes
     made = images_of(root, folder=folder, shared=True)
     for _ in range(2):
         assert torch.equal(torch.cat([x for x, _ in made.batches(np.arange(12), 5)]), whole)
-    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 12 * 784})())
+
+
+@pytest.mark.parametrize("free", [2 * 12 * 784 - 1, None], ids=["no room", "not to be written"])
+def test_where_no_file_can_be_images_are_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None
+) -> None:
+    """At most half of the free disk, and no run ends for want of a place."""
+    root, folder = image_folder(tmp_path / "images", 4), tmp_path / "run"
+    folder.mkdir()
+    whole = torch.cat([x for x, _ in images_of(root).batches(np.arange(12), 5)])
     monkeypatch.setattr(batches, "CACHE_BYTES", 0)
-    assert next(images_of(root, folder=folder).batches(np.arange(12), 5)) and kept.fits(folder, 6 * 784)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: usage(2 * 12 * 784 if free is None else free))
+    if free is None:
+        there = kept.on_disk(folder, 12, np.zeros(784, np.uint8))
+        assert there is not None
+        kept.clear(folder)
+        there.path.symlink_to(tmp_path / "elsewhere")
     none = images_of(root, folder=folder)
-    assert torch.equal(torch.cat([x for x, _ in none.batches(np.arange(12), 5)]), whole) and none._cache is None
+    for _ in range(2):
+        assert torch.equal(torch.cat([x for x, _ in none.batches(np.arange(12), 5)]), whole) and none._cache is None
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_what_reads_all_images_hands_their_pixels_over(tmp_path: Path) -> None:

@@ -180,15 +180,10 @@ class Images:
         if not self._looked and like is not None:
             count = len(self.source.names)
             nbytes, small = like.nbytes * count, like.nbytes * count <= CACHE_BYTES
-            if (self.shared or not small) and kept.fits(self.folder, nbytes):
-                assert self.folder is not None
-                self._cache = kept.OnDisk(self.folder, count, like)
-                if not small:
-                    self.told(
-                        f"images are decoded once, into {self._cache.where}: up to {nbytes / 1e9:.1f} GB until the end"
-                    )
-            elif small:
-                self._cache = kept.InMemory(count, like)
+            found = kept.on_disk(self.folder, count, like) if self.shared or not small else None
+            if found is not None and not small:
+                self.told(f"images are decoded once, into {found.where}: up to {nbytes / 1e9:.1f} GB until the end")
+            self._cache = found if found is not None or not small else kept.InMemory(count, like)
             self._looked = True
         return self._cache
 

@@ -105,9 +105,16 @@ class OnDisk:
         return made
 
 
-def fits(folder: Path | None, nbytes: int) -> bool:
-    """Whether a file of so many bytes leaves the disk of a folder room enough."""
-    return folder is not None and folder.is_dir() and nbytes <= min(MOST, SHARE * shutil.disk_usage(folder).free)
+def on_disk(folder: Path | None, count: int, like: np.ndarray) -> OnDisk | None:
+    """A file in a folder for so many images; None where the disk has no room for it, or the folder is not to be written."""
+    if folder is None or not folder.is_dir():
+        return None
+    if like.nbytes * count > min(MOST, SHARE * shutil.disk_usage(folder).free):
+        return None
+    try:
+        return OnDisk(folder, count, like)
+    except OSError:
+        return None
 
 
 def clear(folder: Path) -> None:
