@@ -173,9 +173,10 @@ class FakeRuntime:
         def add_session_config_entry(self, key: str, value: str) -> None:
             setattr(self, key, value)
 
-    def InferenceSession(self, path: str, options: Any, providers: list[str]) -> Any:
+    def InferenceSession(self, path: str, options: Any, providers: list[Any]) -> Any:
         self.asked.append((providers, options))
-        return SimpleNamespace(get_providers=lambda: self.active or [*providers, "CPUExecutionProvider"])
+        names = [one if isinstance(one, str) else one[0] for one in providers]
+        return SimpleNamespace(get_providers=lambda: self.active or [*names, "CPUExecutionProvider"])
 
 
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -197,6 +198,19 @@ def test_a_silent_fallback_is_an_error(monkeypatch: pytest.MonkeyPatch, provider
     monkeypatch.setattr(runtime, "onnxruntime", lambda: FakeRuntime([TRT, CUDA, CPU], active))
     with pytest.raises(UserError, match=f"`{provider}`: onnxruntime fell back to {active[0]}"):
         runtime.session(b"a graph", provider)
+
+
+def test_files_of_a_model_on_cuda_are_examined_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, without tf32; on the processor where either is not there. What is timed has CUDA's own way."""
+    fake = FakeRuntime([CUDA, CPU])
+    monkeypatch.setattr(runtime, "onnxruntime", lambda: fake)
+    assert [runtime.provider_of(kind) for kind in ("cuda", "cpu", "mps")] == ["cuda", "cpu", "cpu"]
+    runtime.session(b"", "cuda", exact=True)
+    runtime.session(b"", "cuda")
+    runtime.session(b"", "cpu", exact=True)
+    assert [asked for asked, _ in fake.asked] == [[(CUDA, {"use_tf32": "0"})], [CUDA], [CPU]]
+    monkeypatch.setattr(runtime, "onnxruntime", lambda: FakeRuntime([CPU]))
+    assert runtime.provider_of("cuda") == "cpu"
 
 
 def test_only_what_is_there_is_timed_unasked(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:

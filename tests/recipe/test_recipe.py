@@ -99,6 +99,7 @@ def test_every_default() -> None:
         "ridge": None,
         "refit_images": 8000,
         "distill_epochs": 3,
+        "precision": "float32",
         "baselines": ["activation", "random"],
         "random_draws": 3,
         "paper_protocol": None,

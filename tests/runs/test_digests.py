@@ -22,6 +22,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.pipeline import STAGES
 from vitprune.runs.stages import image_scores, versions
+from vitprune.runs.state import precise
 
 SPLIT, DISCOVER, MOMENTS, PRUNE, EVALUATE, EXPORT = (stage.name for stage in STAGES)
 BASE: dict[str, Any] = {
@@ -74,6 +75,7 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "criterion.rate": (0.1, AFTER_DISCOVER),
     "criterion.pressure": (0.1, AFTER_DISCOVER),
     "criterion.train_weights": (True, EVERY[1:]),  # with `recovery: none`, which goes with it
+    "precision": ("bfloat16", EVERY[1:]),
     "keep": (0.25, AFTER_PRUNE),
     "allocation": ("global", AFTER_PRUNE),
     "budget": ("parameters", AFTER_PRUNE),
@@ -174,6 +176,17 @@ def test_another_budget_of_the_whole_model_does_again_what_depends_on_it(
     plain = {k: v for k, v in BASE.items() if k != "keep"} | {"criterion": {"name": "fisher-obs"}}
     before, after = digests(plain | {"budget": {"macs": 0.5}}), digests(plain | {"budget": {"macs": 0.5}} | other)
     assert [name for name in before if before[name] != after[name]] == redone
+
+
+def test_a_precision_counts_where_the_device_has_it() -> None:
+    """tf32 on a processor is float32, and float32 is what there was before there was a choice."""
+    assert digests(BASE) == digests(BASE | {"precision": "float32"}) == digests(BASE | {"precision": "tf32"})
+    made = Recipe.model_validate(BASE | {"precision": "tf32"})
+    assert precise.told(made, torch.device("cuda", 1)) == {"passes": "tf32"}
+    assert Recipe.model_validate(BASE | {"precision": "bfloat16"}).criterion.precision == "bfloat16"
+    own = Recipe.model_validate(BASE | {"criterion": {"name": "jas", "precision": "bfloat16"}})
+    assert own.precision == "float32" and own.criterion.how("jas").precision == "bfloat16"
+    assert parse.parse(parse.dump(own)).fingerprint() == own.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -317,6 +330,7 @@ def test_the_parts_of_a_discovery_are_of_exactly_its_job() -> None:
 
     index, found = torch.arange(150).numpy(), image_scores.Discovery("jas", Jas(), 50, (2,))
     run = {"model_digest": "m", "data_digest": "d", "device": torch.device("cpu"), "batching": of(8)}
+    run["recipe"] = Recipe.model_validate(BASE)
 
     def keys(index: Any = index, found: Any = found, **changed: Any) -> list[str]:
         made = image_scores.job(SimpleNamespace(**(run | changed)), found, index)  # type: ignore[arg-type]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 from vitprune.core.version import __version__
 
+Precision = Literal["float32", "tf32", "bfloat16"]
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -35,6 +39,55 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: only {torch.cuda.device_count()} CUDA device(s) here")
     return device
+
+
+def wide(device: torch.device) -> torch.device:
+    """Where float64 sums of what is computed on a device live: there, or on the processor for one without float64 (mps)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def widened(x: Tensor) -> Tensor:
+    """The tensor in float64, where that lives (see `wide`)."""
+    return x.to(wide(x.device)).double()
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; from the processor to CUDA through pinned memory, so that the copy waits for nobody."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x if x.is_pinned() else x.pin_memory()
+    return x.to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def host_copy(x: Tensor, pinned: bool) -> Tensor:
+    """A copy of the tensor in the processor's memory, in pages that CUDA copies to and from by itself where `pinned`.
+
+    It is whole when this returns. Where no more memory can be pinned, plain memory holds the copy.
+    """
+    if not pinned or x.device.type != "cuda":
+        return x.detach().to("cpu", copy=True)
+    try:
+        made = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    except RuntimeError:  # pages that cannot be moved are few, however much memory is free
+        return x.detach().to("cpu", copy=True)
+    return made.copy_(x.detach())
+
+
+@contextmanager
+def products(kind: Precision, device: torch.device) -> Iterator[None]:
+    """Inside, matrix products of float32 are made in `kind`: tf32 on CUDA alone, bfloat16 by autocast; all else as it is."""
+    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolutions.allow_tf32
+    matmul.allow_tf32 = convolutions.allow_tf32 = kind == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16"):
+            yield
+    finally:
+        matmul.allow_tf32, convolutions.allow_tf32 = before
+
+
+def exact(x: Tensor) -> Tensor:
+    """The tensor as sums take it: what a pass in half precision gave becomes float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def versions() -> dict[str, str]:

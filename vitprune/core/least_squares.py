@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitprune.core.device import exact, products, wide, widened
+
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHUNK = 8192
 
@@ -33,18 +35,21 @@ class SecondMoments:
 
     def add(self, inputs: Tensor, targets: Tensor, origin: tuple[Tensor, Tensor] | None = None) -> None:
         """`inputs` [..., p] and `targets` [..., q]; `origin` to sum around, if another sum has one already."""
-        h, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        h, t = exact(inputs).reshape(-1, inputs.shape[-1]), exact(targets).reshape(-1, targets.shape[-1])
         if self.origin is None:
-            self.origin = origin or (h.double().mean(0).to(h), t.double().mean(0).to(t))
-            self.gram = torch.zeros(h.shape[1] + 1, h.shape[1] + 1, dtype=torch.float64, device=h.device)
-            self.cross = torch.zeros(h.shape[1] + 1, t.shape[1], dtype=torch.float64, device=h.device)
-            self.square = torch.zeros(t.shape[1], dtype=torch.float64, device=h.device)
+            self.origin = origin or (widened(h).mean(0).to(h.dtype).to(h), widened(t).mean(0).to(t.dtype).to(t))
+            own = wide(h.device)
+            self.gram = torch.zeros(h.shape[1] + 1, h.shape[1] + 1, dtype=torch.float64, device=own)
+            self.cross = torch.zeros(h.shape[1] + 1, t.shape[1], dtype=torch.float64, device=own)
+            self.square = torch.zeros(t.shape[1], dtype=torch.float64, device=own)
         for h_part, t_part in zip(h.split(CHUNK), t.split(CHUNK), strict=True):
             ones = h_part.new_ones(len(h_part), 1)
             row, target = torch.cat([h_part - self.origin[0], ones], 1), t_part - self.origin[1]
-            self.gram += row.T @ row
-            self.cross += row.T @ target
-            self.square += target.square().sum(0).double()
+            with products("float32", row.device):
+                gram, cross = row.T @ row, row.T @ target
+            self.gram += gram.to(self.gram.device)
+            self.cross += cross.to(self.cross.device)
+            self.square += widened(target.square().sum(0))
         self.rows += len(h)
 
     def __add__(self, other: SecondMoments) -> SecondMoments:
@@ -95,9 +100,9 @@ class SecondMoments:
         """The sums that targets `layer(t)` in the place of t give, but for `square`: `error` is then less a constant."""
         if self.origin is None:
             return self
-        weight, made = layer.weight.double(), SecondMoments()
-        shift = 0 if layer.bias is None else layer.bias.double()
-        made.rows, made.origin = self.rows, (self.origin[0], weight @ self.origin[1].double() + shift)
+        weight, made = widened(layer.weight), SecondMoments()
+        shift = 0 if layer.bias is None else widened(layer.bias)
+        made.rows, made.origin = self.rows, (self.origin[0], weight @ widened(self.origin[1]) + shift)
         made.gram, made.cross = self.gram, self.cross @ weight.T
         made.square = self.cross.new_zeros(len(weight))
         return made
@@ -112,19 +117,19 @@ class SecondMoments:
         strength = (ridge * covariance.diagonal().mean()).clamp_min(1e-30)
         penalised = covariance + strength * torch.eye(len(covariance)).to(covariance)
         weight = old + torch.linalg.solve(penalised, cross - covariance @ old.T).T
-        bias = self.origin[1].double() + target_mean - weight @ (self.origin[0].double() + mean)
+        bias = widened(self.origin[1]) + target_mean - weight @ (widened(self.origin[0]) + mean)
         return weight, bias
 
     def shift(self, weight: Tensor) -> Tensor:
         """The bias [q] that makes t ≈ W h + b right in the mean, float64."""
         assert self.origin is not None
-        mean = self.origin[0].double() + self.gram[-1, :-1] / self.rows
-        return self.origin[1].double() + self.cross[-1] / self.rows - weight.to(mean) @ mean
+        mean = widened(self.origin[0]) + self.gram[-1, :-1] / self.rows
+        return widened(self.origin[1]) + self.cross[-1] / self.rows - weight.to(mean) @ mean
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Mean squared error per row of t ≈ W h + b on the rows summed here."""
         assert self.origin is not None
-        shift = bias + weight @ self.origin[0].double() - self.origin[1].double()
+        shift = bias + weight @ widened(self.origin[0]) - widened(self.origin[1])
         both = torch.cat([weight, shift[:, None]], 1)
         total = self.square.sum() - 2 * (both.T * self.cross).sum() + ((both @ self.gram) * both).sum()
         return float(total) / self.rows
@@ -196,17 +201,19 @@ class Stream:
         self.tokens = 0
 
     def add(self, hidden_BTN: Tensor) -> None:
-        rows = hidden_BTN.reshape(-1, hidden_BTN.shape[-1])
+        rows = exact(hidden_BTN).reshape(-1, hidden_BTN.shape[-1])
         if self.origin is None:
-            self.origin = rows.double().mean(0).to(rows)
+            self.origin = widened(rows).mean(0).to(rows.dtype).to(rows)
         if self.total is None or self.gram is None:
             self.origin = self.origin.to(rows)
-            self.total = torch.zeros_like(self.origin, dtype=torch.float64)
-            self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+            own = wide(rows.device)
+            self.total = torch.zeros(rows.shape[1], dtype=torch.float64, device=own)
+            self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=own)
         rows = rows - self.origin
-        self.total += rows.sum(0, dtype=torch.float64)
+        self.total += widened(rows).sum(0) if wide(rows.device) != rows.device else rows.sum(0, dtype=torch.float64)
         for chunk in rows.split(8192):
-            self.gram += chunk.T @ chunk
+            with products("float32", chunk.device):
+                self.gram += (chunk.T @ chunk).to(self.gram.device)
         self.tokens += len(rows)
 
     def sums(self, name: str) -> Sums:
@@ -229,4 +236,4 @@ class Stream:
             raise ValueError("no images were given")
         shift = self.total / self.tokens
         covariance = self.gram / self.tokens - shift[:, None] * shift
-        return Moments((self.origin.double() + shift).cpu(), covariance.cpu(), self.tokens)
+        return Moments((widened(self.origin) + shift).cpu(), covariance.cpu(), self.tokens)

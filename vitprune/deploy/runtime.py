@@ -38,11 +38,19 @@ def available() -> list[str]:
     return [short for short, name in PROVIDERS.items() if name in have]
 
 
-def session(model: Path | bytes, provider: str = "cpu", threads: int | None = None, in_turn: bool = False) -> Any:
+def provider_of(device: str) -> str:
+    """Which provider examines the files of a run on a device of this type: CUDA's where both are there, else the processor."""
+    return "cuda" if device == "cuda" and "cuda" in available() else "cpu"
+
+
+def session(
+    model: Path | bytes, provider: str = "cpu", threads: int | None = None, in_turn: bool = False, exact: bool = False
+) -> Any:
     """An inference session on exactly the provider asked for. Raises UserError when it is not active, or when the file
     keeps its weights where they are not read from (external.py).
 
     `in_turn`: its threads stop waiting actively as soon as a run ends, for sessions that are timed one after the other.
+    `exact`: products of float32 are made in float32 on CUDA too, where they are else in tf32.
     """
     ort = onnxruntime()
     name = PROVIDERS.get(provider, provider)
@@ -62,7 +70,9 @@ def session(model: Path | bytes, provider: str = "cpu", threads: int | None = No
     if in_turn:
         options.add_session_config_entry("session.force_spinning_stop", "1")
     # What TensorRT does not take goes to CUDA; what CUDA does not take, to the processor, by onnxruntime's own rule.
-    chain = [name] + [PROVIDERS["cuda"]] * (name == PROVIDERS["tensorrt"] and PROVIDERS["cuda"] in have)
+    chain: list[Any] = [name] + [PROVIDERS["cuda"]] * (name == PROVIDERS["tensorrt"] and PROVIDERS["cuda"] in have)
+    if exact and name == PROVIDERS["cuda"]:
+        chain = [(name, {"use_tf32": "0"})]
     try:
         made = ort.InferenceSession(str(model) if isinstance(model, Path) else model, options, providers=chain)
     except Exception as error:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, products
 from vitprune.core.errors import UserError
 from vitprune.images.batches import Images
 from vitprune.images.split import Split
@@ -27,7 +27,8 @@ def predictor(model: nn.Module) -> Predictor:
 
     @torch.inference_mode()
     def predict(images: Tensor) -> Tensor:
-        return pieces.joined(lambda x: model(x.to(device)).float().cpu(), images, advice=ADVICE)
+        with products("float32", device):
+            return pieces.joined(lambda x: model(x.to(device)).float().cpu(), images, advice=ADVICE)
 
     return predict
 

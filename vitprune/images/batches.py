@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitprune.core.device import moved
 from vitprune.core.errors import UserError
+from vitprune.images import kept
 from vitprune.images.decode import as_mode
-from vitprune.images.decode_pool import Processes
+from vitprune.images.decode_pool import Keep, Processes
+from vitprune.images.kept import Kept
 from vitprune.images.names import printable
+from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source
 
 CACHE_BYTES = 1 << 30
+HERE = torch.device("cpu")
 
 
 def _divide(
@@ -79,14 +85,23 @@ def copies(source: Source, contents: Mapping[int, bytes], index: np.ndarray) -> 
 
 @dataclass
 class Images:
-    """A source seen through a model's transform: tensors [B, C, H, W] float32 and output indices [B]."""
+    """A source seen through a model's transform: tensors [B, C, H, W] float32 on a device, and output indices [B].
+
+    Each image is decoded once, where its pixels find room: in memory, or in a file of `folder`; there at once where other
+    processes share it (`shared`). `told` is given a line on such a file.
+    """
 
     source: Source
     transform: Callable[[Image.Image], Tensor]
     channels: int
     output_of_class: np.ndarray
     processes: Processes | None = None
-    _cache: Tensor | None = None
+    device: torch.device = HERE
+    folder: Path | None = None
+    shared: bool = False
+    told: Callable[[str], object] = str
+    _cache: Kept | None = None
+    _looked: bool = False
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -94,61 +109,122 @@ class Images:
         return self.output_of_class[self.source.class_of]
 
     def tensor(self, i: int) -> Tensor:
-        """Image i, transformed, [C, H, W]."""
-        return self.transform(as_mode(self.source.image(i), "L" if self.channels == 1 else "RGB"))
+        """Image i, transformed, [C, H, W], on the processor."""
+        return self.transform(self._in_mode(self.source.image(i)))
 
     def batches(self, indices: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (images, labels) in the order of `indices`; small sets are decoded once and kept.
+        """Batches of (images on the device, labels on the processor) in the order of `indices`.
 
-        Where decoding has processes of its own, they work on the next batch meanwhile.
+        Where decoding has processes of its own, or the model another device, the next batch is made meanwhile.
         """
+        ahead = 1 if self.processes or self.device.type != "cpu" else 0
         waiting: deque[_Batch] = deque()
         try:
             for start in range(0, len(indices), size):
                 waiting.append(self._ask(indices[start : start + size]))
-                if len(waiting) > (1 if self.processes else 0):
-                    yield self._stack(waiting.popleft())
+                if len(waiting) > ahead:
+                    yield self._made(waiting.popleft())
             while waiting:
-                yield self._stack(waiting.popleft())
+                yield self._made(waiting.popleft())
         finally:
             for batch in waiting:
                 for future in batch.futures:
                     future.cancel()
 
+    def keep(self, wanted: np.ndarray) -> Keep | None:
+        """What takes the `wanted` [N] images' pixels over from who decodes them all; None where there is no room."""
+        found = self._room()
+        return Keep(wanted, self._pixels, found.put) if found is not None and self._preprocessing is not None else None
+
     def _ask(self, part: np.ndarray) -> _Batch:
-        missing = part[~self._filled[part]]
-        return _Batch(part, missing, [self._decode(i) for i in missing])
+        cache = self._room()
+        there = cache.has(part) if cache else np.zeros(len(part), bool)
+        missing = np.unique(part[~there])
+        batch = _Batch(part, missing, [self._decode(i) for i in missing])
+        if self.device.type != "cpu":
+            batch.whole = self._loader.submit(self._stacked, batch)
+        return batch
 
     def _decode(self, i: int) -> Future[Any]:
-        return self.processes.pixels(i) if self.processes else self._threads.submit(self.tensor, i)
+        if self.processes:
+            return self.processes.pixels(i)
+        return self._threads.submit(lambda: self._pixels(self.source.image(int(i))))
 
-    def _stack(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        labels = torch.from_numpy(self.labels[batch.part])
-        found = [torch.as_tensor(future.result()) for future in batch.futures]
-        fresh = torch.stack(found) if found else None
-        if self._cache is None and fresh is not None and fresh[0].nbytes * len(self._filled) <= CACHE_BYTES:
-            self._cache = torch.empty(len(self._filled), *fresh.shape[1:])
-        if self._cache is None:
-            assert fresh is not None
-            return fresh, labels
-        if fresh is not None:
-            self._cache[batch.missing] = fresh
-            self._filled[batch.missing] = True
-        return self._cache[batch.part], labels
+    def _made(self, batch: _Batch) -> tuple[Tensor, Tensor]:
+        found = batch.whole.result() if batch.whole else self._stacked(batch)
+        return self._normalised(moved(torch.from_numpy(found), self.device)), torch.from_numpy(self.labels[batch.part])
+
+    def _stacked(self, batch: _Batch) -> np.ndarray:
+        """The pixels of a batch, [B, C, H, W]."""
+        fresh = [np.asarray(future.result()) for future in batch.futures]
+        cache = self._room(fresh[0]) if fresh else self._room()
+        for i, pixels in zip(batch.missing.tolist(), fresh, strict=True):
+            if cache is not None:
+                cache.put(i, pixels)
+        if cache is not None and (not fresh or cache.has(batch.part).all()):
+            return cache.get(batch.part)
+        own = dict(zip(batch.missing.tolist(), fresh, strict=True))
+        return np.stack([own[i] if i in own else self._again(cache, i) for i in batch.part.tolist()])
+
+    @staticmethod
+    def _again(cache: Kept | None, i: int) -> np.ndarray:
+        """An image that was there when the batch was asked for."""
+        assert cache is not None
+        return cache.get(np.array([i]))[0]
+
+    def _room(self, like: np.ndarray | None = None) -> Kept | None:
+        """Where the pixels of all images are kept, if they find room; it is looked for once, when it is known how many bytes
+        an image has."""
+        if like is None and self._preprocessing is not None:
+            like = np.empty((self.channels, *self._preprocessing.size), np.uint8)
+        if not self._looked and like is not None:
+            count = len(self.source.names)
+            nbytes, small = like.nbytes * count, like.nbytes * count <= CACHE_BYTES
+            found = kept.on_disk(self.folder, count, like) if self.shared or not small else None
+            if found is not None and not small:
+                self.told(f"images are decoded once, into {found.where}: up to {nbytes / 1e9:.1f} GB until the end")
+            self._cache = found if found is not None or not small else kept.InMemory(count, like)
+            self._looked = True
+        return self._cache
+
+    def _in_mode(self, image: Image.Image) -> Image.Image:
+        return as_mode(image, "L" if self.channels == 1 else "RGB")
+
+    def _pixels(self, image: Image.Image) -> np.ndarray:
+        """An image as it is kept: not normalised, where that is a step of its own."""
+        if self._preprocessing is None:
+            return self.transform(self._in_mode(image)).numpy()
+        return self._preprocessing.pixels(self._in_mode(image))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """What the model takes, on the pixels' device, to the bits of `Preprocessing`."""
+        if self._preprocessing is None:
+            return pixels
+        full, mean, std = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None].to(pixels.device)
+            for values in ([255.0] * self.channels, self._preprocessing.mean, self._preprocessing.std)
+        )  # tensors, not numbers: CUDA would multiply by the reciprocal of a number
+        return pixels.float().div_(full).sub_(mean).div_(std)
+
+    @cached_property
+    def _preprocessing(self) -> Preprocessing | None:
+        found = self.processes.prepare if self.processes else getattr(self.transform, "preprocessing", None)
+        return found if isinstance(found, Preprocessing) else None
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(os.cpu_count() or 1)
 
     @cached_property
-    def _filled(self) -> np.ndarray:
-        return np.zeros(len(self.source.names), bool)
+    def _loader(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Batch:
-    """Positions of a batch, and of those not decoded yet with what they will become."""
+    """Positions of a batch, and of those not decoded yet with what they will become; `whole`: the pixels of all of it."""
 
     part: np.ndarray
     missing: np.ndarray
     futures: list[Future[Any]]
+    whole: Future[np.ndarray] | None = None

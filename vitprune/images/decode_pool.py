@@ -27,6 +27,7 @@ from PIL import Image
 
 from vitprune.core.errors import UserError
 from vitprune.images.decode import Mode, as_mode
+from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source
 
 ENOUGH = 5000  # images from which processes of their own are worth their start
@@ -46,12 +47,21 @@ class Job:
     mode: Mode
 
     def pixels(self, i: int) -> np.ndarray:
-        """Image i as the model takes it, [C, H, W] float32."""
-        return self.prepare(as_mode(self.source.image(i), self.mode))
+        """Image i as the model takes it, [C, H, W]: uint8 that is not normalised yet, where that is a step of its own."""
+        return self._prepared(self.source.image(i))
 
     def content(self, i: int) -> bytes:
         """Digest of image i's pixels, whatever file holds them."""
         return content(self.source.image(i))
+
+    def both(self, i: int) -> tuple[bytes, np.ndarray]:
+        """`content` and `pixels` of image i, decoded once."""
+        image = self.source.image(i)
+        return content(image), self._prepared(image)
+
+    def _prepared(self, image: Image.Image) -> np.ndarray:
+        image = as_mode(image, self.mode)
+        return self.prepare.pixels(image) if isinstance(self.prepare, Preprocessing) else self.prepare(image)
 
 
 def content(image: Image.Image) -> bytes:
@@ -74,7 +84,7 @@ class Processes:
     """Decoding processes of one job; `pixels` and `content` answer with futures."""
 
     def __init__(self, job: Job, count: int) -> None:
-        self._job = pickle.dumps(job)
+        self._job, self.prepare = pickle.dumps(job), job.prepare
         self._names = job.source.names
         self._mine = threading.local()
         self._crew = _Crew(ThreadPoolExecutor(count, "decoding"))
@@ -87,6 +97,10 @@ class Processes:
     def content(self, i: int) -> Future[bytes]:
         """`Job.content` of image i."""
         return self._crew.threads.submit(self._ask, "content", int(i))
+
+    def both(self, i: int) -> Future[tuple[bytes, np.ndarray]]:
+        """`Job.both` of image i."""
+        return self._crew.threads.submit(self._ask, "both", int(i))
 
     def close(self) -> None:
         """Stop the processes; what is asked for and not yet answered is dropped."""
@@ -177,6 +191,15 @@ def in_order(ask: Callable[[int], Future[Any]], items: Iterable[int]) -> Iterato
             future.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Who takes over pixels: of the images that are `wanted` [N], `prepare`d; `put` is given the position and the pixels."""
+
+    wanted: np.ndarray
+    prepare: Callable[[Image.Image], np.ndarray]
+    put: Callable[[int, np.ndarray], None]
+
+
 @dataclass
 class Checked:
     """What looking at every image found: positions and reasons of the unreadable, digests of the others' pixels."""
@@ -202,27 +225,39 @@ def check(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     processes: Processes | None = None,
     contents: bool = False,
+    keep: Keep | None = None,
     only: range | None = None,
 ) -> Checked:
     """Decode every image once; `contents`: with digests of their pixels; `only`: those at some positions. In threads, where
-    no processes are given."""
+    no processes are given.
+
+    `keep`: takes over the pixels of the images it wants, as the model takes them, so that they are decoded no more.
+    """
     positions = range(len(source.names)) if only is None else only
     result = Checked()
 
-    def attempt(i: int) -> bytes | None:
+    def attempt(i: int) -> tuple[bytes | None, np.ndarray | None]:
         image = source.image(i)
-        return content(image) if contents else None
+        kept = keep.prepare(image) if keep and keep.wanted[i] else None
+        return content(image) if contents else None, kept
+
+    def far(i: int) -> Future[Any]:
+        assert processes is not None
+        return processes.both(i) if keep and keep.wanted[i] else processes.content(i)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        ask = processes.content if processes else lambda i: threads.submit(attempt, i)
+        ask = far if processes else lambda i: threads.submit(attempt, i)
         for i, future in zip(progress(positions), in_order(ask, positions), strict=True):
             try:
                 found = future.result()
             except UserError as error:
                 result.bad.append((i, str(error)))
-            else:
-                if contents:
-                    result.contents[i] = found
+                continue
+            digest, pixels = found if isinstance(found, tuple) else (found, None)
+            if contents:
+                result.contents[i] = digest
+            if keep and pixels is not None:
+                keep.put(i, pixels)
     return result
 
 

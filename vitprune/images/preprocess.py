@@ -52,6 +52,10 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """[channels, height, width] float32 of an image in the model's mode (`L` or `RGB`)."""
+        return self.normalised(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """[channels, height, width] uint8: resized, cropped or padded, not yet normalised."""
         scale = (math.floor(self.size[0] / self.crop_pct), math.floor(self.size[1] / self.crop_pct))
         before, fill = (image.height, image.width), (0,) * self.channels
         if self.crop_mode == "squash":
@@ -64,12 +68,13 @@ class Preprocessing:
             after = _kept_ratio(before, scale, longest=False)
         if after != before:
             image = image.resize((after[1], after[0]), INTERPOLATIONS[self.interpolation])
-        return self._normalised(_crop_or_pad(image, self.size, fill))
+        made = np.asarray(_crop_or_pad(image, self.size, fill), np.uint8)
+        return np.ascontiguousarray(made.reshape(*self.size, self.channels).transpose(2, 0, 1))
 
-    def _normalised(self, image: Image.Image) -> np.ndarray:
-        pixels = np.asarray(image, np.uint8).reshape(*self.size, self.channels).transpose(2, 0, 1)
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """[..., channels, height, width] float32 of pixels as `pixels` gives them."""
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        return np.ascontiguousarray((pixels.astype(np.float32) / np.float32(255) - mean) / std)
+        return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
 
 def _shorter_side(before: Size, short: int) -> Size:

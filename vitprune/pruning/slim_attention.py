@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.core.device import widened
 from vitprune.criteria.statistics.attention_curve import AttentionCurve
 from vitprune.model.sites import attention
 from vitprune.model.sites import attention_layers as layers
@@ -123,10 +124,10 @@ def write(model: nn.Module, curve: AttentionCurve, heads: int, dim: int, queries
 def _per_head(attn: nn.Module) -> list[Tensor]:
     """[weight bias] of queries, keys and values per head, [H, d, D + 1] each, float64."""
     heads, asked, dim = layers.shape(attn)
-    parts = layers.rows(attn).double().split([heads * asked, heads * asked, heads * dim])
+    parts = widened(layers.rows(attn)).split([heads * asked, heads * asked, heads * dim])
     return [part.unflatten(0, (heads, -1)) for part in parts]
 
 
 def _columns(proj: nn.Linear, heads: int) -> Tensor:
     """proj's columns per head [H, D, d], float64."""
-    return proj.weight.double().unflatten(1, (heads, -1)).transpose(0, 1)
+    return widened(proj.weight).unflatten(1, (heads, -1)).transpose(0, 1)

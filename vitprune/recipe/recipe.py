@@ -110,6 +110,11 @@ class Recipe(Part):
     distill_epochs: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
         3, description="passes over the images of `+ distill`"
     )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="of products in the passes that score and repair; tf32 is for CUDA alone, `criterion.precision: bfloat16` "
+        "goes before it. Sums are float64, exam and files float32 whatever it is",
+    )
     baselines: list[CriterionName] = Field(
         ["activation", "random"], description="examined at the same budget, with and without the repair"
     )
@@ -142,6 +147,13 @@ class Recipe(Part):
             given = {**given, "whole": given["budget"]}
             del given["budget"]
         return given
+
+    @model_validator(mode="after")
+    def one_precision(self) -> Recipe:
+        """`bfloat16` is also that of the criterion, which has a word for it of its own."""
+        if self.precision == "bfloat16":
+            self.__dict__["criterion"] = self.criterion.model_copy(update={"precision": "bfloat16"})
+        return self
 
     @model_validator(mode="after")
     def keep_or_whole(self) -> Recipe:
@@ -344,6 +356,7 @@ class Recipe(Part):
         }
         made = self.model_dump(mode="json", include=chosen) | {"data": self.data.content()} | self._of_whole()
         made["criterion"].setdefault("t", "auto" if self.whole is None else 50)
+        made |= {"precision": self.precision} if self.precision != "float32" else {}
         return digest(made)
 
     def pruning(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, exact, products, widened
 from vitprune.core.least_squares import SAME, Stream, Sums
 from vitprune.criteria.sampling import draw
 from vitprune.criteria.signatures import Batches
@@ -124,7 +124,9 @@ class _Gathered:
 
     def _second(self, name: str, count: str, x: Tensor) -> None:
         """Add the second moments of rows [..., rows, n], and how many rows these are."""
-        made, rows = (x.mT @ x).double(), torch.tensor([x.shape[-2]])
+        x, rows = exact(x), torch.tensor([x.shape[-2]])
+        with products("float32", x.device):
+            made = widened(x.mT @ x)
         known = name in self.made
         self.made[name] = self.made[name] + made if known else made
         self.made[count] = self.made[count] + rows if known else rows
@@ -224,6 +226,6 @@ def _one_pass(
         logits = model(images[rows])
         if seed is not None:
             log_p = logits[:, among].log_softmax(-1)
-            drawn = draw(log_p.detach().double().softmax(-1), images[rows], seed)
+            drawn = draw(widened(log_p.detach()).softmax(-1), images[rows], seed)
             grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
     return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.asking))]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from vitprune.core import least_squares
+from vitprune.core.device import wide
+from vitprune.criteria.statistics import elimination_on_device
 
 BLOCK = 64  # removals between two updates of the matrices
 
@@ -71,8 +73,16 @@ class Elimination:
         self._start()
 
 
-def eliminate(weight_DN: Tensor, covariance_NN: Tensor, ridge: float = least_squares.RIDGE) -> tuple[Tensor, Tensor]:
-    """The greedy order: units [N] int64, first removed first, and what each removal costs [N] float64, in that order."""
+def eliminate(
+    weight_DN: Tensor, covariance_NN: Tensor, ridge: float = least_squares.RIDGE, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """The greedy order: units [N] int64, first removed first, and what each removal costs [N] float64, in that order.
+
+    `device`: where the model computes; it is worked out there, if that is no processor and knows float64.
+    """
+    own = wide(device or torch.device("cpu"))
+    if own.type != "cpu":
+        return elimination_on_device.eliminate(weight_DN, covariance_NN, ridge, own)
     work, n = Elimination(weight_DN, covariance_NN, ridge), len(covariance_NN)
     order, costs = np.empty(n, np.int64), np.empty(n)
     for k in range(n):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, exact, products, wide, widened
 from vitprune.core.least_squares import SAME, Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.sampling import draw
@@ -46,7 +46,7 @@ def curves_of(model: nn.Module, sites: Sequence[FfnSite], moments: Iterable[tupl
     """The curve of every FFN, from C, G and T of each (see `statistics`)."""
     curves = []
     for site, (covariance, fisher, count) in zip(sites, moments, strict=True):
-        order, costs = eliminate(root(fisher) @ columns(model, site), covariance)
+        order, costs = eliminate(root(fisher) @ columns(model, site), covariance, device=device_of(model))
         curves.append(Curve(order, 0.5 * count * costs, "nats per image"))
     return curves
 
@@ -106,7 +106,7 @@ def sums(
 
         with torch.enable_grad(), hooks.hidden_units(model, sites, collect), hooks.ffn_outputs(model, sites, keep):
             log_p = model(images)[:, among].log_softmax(-1)
-            drawn = draw(log_p.detach().double().softmax(-1), images, how.seed)
+            drawn = draw(widened(log_p.detach()).softmax(-1), images, how.seed)
             every = range(len(sites))
             grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
         return [hidden[i] for i in every] + list(grads)
@@ -118,10 +118,11 @@ def sums(
             stream.add(pieces.first_of(made))
         for position in range(len(sites)):
             grad = pieces.first_of(made)
-            flat = grad.reshape(-1, grad.shape[-1])
+            flat = exact(grad).reshape(-1, grad.shape[-1])
             if len(fishers) <= position:
-                fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=flat.device))
-            fishers[position] += flat.T @ flat
+                fishers.append(torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64, device=wide(flat.device)))
+            with products("float32", flat.device):
+                fishers[position] += (flat.T @ flat).to(fishers[position].device)
             rows[position] += len(flat)
             tokens[position] = grad.shape[1]
     found = moments.sums_of(streams)

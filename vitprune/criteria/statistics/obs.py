@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vitprune.core.device import device_of
 from vitprune.core.least_squares import Sums
 from vitprune.criteria.curves import Curve
 from vitprune.criteria.settings import Nothing
@@ -46,12 +47,13 @@ def sums(
 
 def from_sums(model: nn.Module, sites: Sequence[FfnSite], found: Sums, *, how: Nothing) -> list[Curve]:
     """The curves from the hidden units' sums."""
-    pairs = zip(sites, moments.of_sums(found, sites), strict=True)
-    return [Curve(*eliminate(columns(model, site), stat.covariance), "squared stream units") for site, stat in pairs]
+    pairs, device = zip(sites, moments.of_sums(found, sites), strict=True), device_of(model)
+    orders = [eliminate(columns(model, site), stat.covariance, device=device) for site, stat in pairs]
+    return [Curve(*order, "squared stream units") for order in orders]
 
 
 def columns(model: nn.Module, site: FfnSite) -> Tensor:
     """fc2's weight [D, N], float64, on the CPU."""
     fc2 = model.get_submodule(site.fc2)
     assert isinstance(fc2, nn.Linear)
-    return fc2.weight.detach().double().cpu()
+    return fc2.weight.detach().cpu().double()

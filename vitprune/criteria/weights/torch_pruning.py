@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.core.device import wide, widened
 from vitprune.criteria.settings import Nothing
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.weights import bridge
@@ -43,7 +44,7 @@ def gradients(
     model: nn.Module, weights: Sequence[nn.Parameter], batches: Batches, *, per_image: bool
 ) -> dict[nn.Parameter, Tensor]:
     """The mean gradient of the cross-entropy at weights, or the mean of its squares over images."""
-    sums = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+    sums = [torch.zeros(w.shape, dtype=torch.float64, device=wide(w.device)) for w in weights]
     flags, count = [w.requires_grad for w in weights], 0
     try:
         for w in weights:
@@ -55,11 +56,11 @@ def gradients(
                     loss = F.cross_entropy(model(x), y, reduction="sum")
                 grads = torch.autograd.grad(loss, weights)
                 for total, grad in zip(sums, grads, strict=True):
-                    total += grad.double().square() if per_image else grad.double()
+                    total += widened(grad).square() if per_image else widened(grad)
     finally:
         for w, flag in zip(weights, flags, strict=True):
             w.requires_grad_(flag)
-    return {w: (total / max(count, 1)).to(w.dtype) for w, total in zip(weights, sums, strict=True)}
+    return {w: (total / max(count, 1)).to(w.dtype).to(w.device) for w, total in zip(weights, sums, strict=True)}
 
 
 def _weights(model: nn.Module, sites: Sequence[FfnSite]) -> list[nn.Parameter]:

@@ -159,14 +159,16 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
 
 
-def parity(model: nn.Module, path: Path, images: Tensor) -> dict[int, float]:
-    """Largest |logit difference| between torch and onnxruntime at batch 1, 2 and 7 of real images [≥7, C, H, W]."""
-    made = runtime.session(path)
+def parity(model: nn.Module, path: Path, images: Tensor, provider: str | None = None) -> dict[int, float]:
+    """Largest |logit difference| between torch and onnxruntime at batch 1, 2 and 7 of real images [≥7, C, H, W], on the
+    provider of the model's device, if no other is named."""
+    own = device.device_of(model)
+    made = runtime.session(path, provider or runtime.provider_of(own.type), exact=True)
     differences = {}
     for batch in PARITY_BATCHES:
         part = images[:batch]
-        with torch.inference_mode():
-            expected = model(part.to(device.device_of(model))).float().cpu().numpy()
+        with torch.inference_mode(), device.products("float32", own):
+            expected = model(part.to(own)).float().cpu().numpy()
         differences[batch] = float(np.abs(runtime.predict(made, part.numpy()) - expected).max())
     return differences
 

@@ -53,8 +53,17 @@ class Loaded:
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The model's own evaluation transform, PIL image → float tensor [C, H, W], alike in every process."""
-        prepare = Preprocessing.of(self.data_config)
-        return lambda image: torch.from_numpy(prepare(image))
+        return Transform(Preprocessing.of(self.data_config))
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """The way of an image into a model; `preprocessing` by itself stops before the pixels are normalised."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(self.preprocessing(image))
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, widened
 from vitprune.core.least_squares import SecondMoments
 from vitprune.model.inside import hooks
 from vitprune.model.sites.attention import AttentionSite, NoAttention
@@ -60,7 +60,7 @@ def _solve(attn: Any, moments: SecondMoments, how: str, ridge: float) -> None:
     proj = attn.proj
     if proj.bias is None:  # it could not take over a shift of the mean
         return
-    weight = proj.weight.double()
+    weight = widened(proj.weight)
     made = (weight, moments.shift(weight)) if how == "mean" else moments.solve(weight, ridge)
     proj.weight.copy_(made[0])
     proj.bias.copy_(made[1])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, widened
 from vitprune.core.least_squares import Moments, SecondMoments
 from vitprune.model import families
 from vitprune.model.inside import hooks
@@ -26,7 +26,7 @@ def _refit_all(
             continue
         fc2, original = slim.get_submodule(site.fc2), dense.get_submodule(site.fc2)
         assert isinstance(fc2, nn.Linear) and isinstance(original, nn.Linear)
-        before = original.weight.double().cpu(), ffn.bias_of(original).double().cpu()
+        before = original.weight.cpu().double(), ffn.bias_of(original).cpu().double()
         weight, bias = refit(*before, keep, stat, recovery, ridge)
         fc2.weight.copy_(weight)
         fc2.bias.copy_(bias)
@@ -56,9 +56,9 @@ def _refit_normed(
     for i in chosen:
         fc2 = ffn.linear(slim, sites[i].fc2)
         if recovery == "mean":
-            weight, bias = fc2.weight.double(), moments[i].shift(fc2.weight.double())
+            weight, bias = widened(fc2.weight), moments[i].shift(widened(fc2.weight))
         else:
-            weight, bias = moments[i].solve(fc2.weight.double(), ridge)
+            weight, bias = moments[i].solve(widened(fc2.weight), ridge)
         fc2.weight.copy_(weight)
         fc2.bias.copy_(bias)
 

@@ -27,6 +27,7 @@ from vitprune.pruning.repair.walk import Seen, Walk, Weights
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts, checksum
 from vitprune.runs.stages.versions import version
+from vitprune.runs.state import precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -105,7 +106,7 @@ def _left(run: Run, how: Recovery, index: np.ndarray, batch: int, slim: nn.Modul
     state = {name: value.detach().cpu().numpy() for name, value in slim.state_dict().items()}
     of_slim = [checksum(state), attention.slim(slim)]
     images = [checksum({"index": index}), batch, run.data_digest, pieces.RULE]
-    settings = [closed_form(how), run.recipe.ridge, run.device.type, version("prune")]
+    settings = [closed_form(how), run.recipe.ridge, run.device.type, version("prune"), precise.told(run.recipe, run.device)]
     key = digest(run.model_digest, of_slim, images, settings)
     return Left(run.folder.stage_folder("prune") / PARTS / f"repair-{key[:16]}", key)
 
@@ -145,15 +146,17 @@ _held: list[_Held] = []  # one, at most
 
 
 def _of_part(run: Run, asked: Asked, step: int, item: Sequence[int]) -> Columns:
-    part, walk = range(*item), _walk(run, asked, step)
-    if not walk.holds(part, step):
-        walk.start(asked.images(run, part), part.start, part.start * asked.batch)
-    return _columns(walk.moments(part, step).sums())
+    with precise.passes(run):
+        part, walk = range(*item), _walk(run, asked, step)
+        if not walk.holds(part, step):
+            walk.start(asked.images(run, part), part.start, part.start * asked.batch)
+        return _columns(walk.moments(part, step).sums())
 
 
 def _told_of_part(run: Run, asked: Asked, item: Sequence[int]) -> Columns:
-    walk = _walk(run, asked)
-    found = list(head.told(walk.new.model, walk.old.model, asked.images(run, range(*item))))
+    with precise.passes(run):
+        walk = _walk(run, asked)
+        found = list(head.told(walk.new.model, walk.old.model, asked.images(run, range(*item))))
     features, logits = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     return _columns({"features": features, "logits": logits})
 

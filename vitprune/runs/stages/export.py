@@ -138,8 +138,8 @@ def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
     return to_int8(
         source,
         path,
-        [x.numpy() for x, _ in images.batches(calibration, size)],
-        [x.numpy() for x, _ in images.batches(judging, size)],
+        [x.cpu().numpy() for x, _ in images.batches(calibration, size)],
+        [x.cpu().numpy() for x, _ in images.batches(judging, size)],
         _own(run, images.labels[judging], targets),
         run.recipe.export.int8_floor_points,
     )
@@ -159,7 +159,7 @@ def two_parts(index: np.ndarray, first: int, second: int) -> tuple[np.ndarray, n
 def _real(run: Run) -> torch.Tensor:
     """Probe images for the parity, as many as its largest batch."""
     most = max(exporting.PARITY_BATCHES)
-    return next(run.images.batches(np.resize(run.split.probe, most), most))[0]
+    return next(run.images.batches(np.resize(run.split.probe, most), most))[0].cpu()
 
 
 def _slim(run: Run, group: str | None) -> nn.Module:
@@ -184,25 +184,27 @@ def _examined(run: Run, which: File, known: Table) -> Json:
     targets, torch_logits = run.classes.sets()[group], known.of("test", {"group": group})
     assert torch_logits is not None
     relative = path.relative_to(run.folder.root).as_posix()
+    provider = "cpu" if precision == "int8" else runtime.provider_of(run.device.type)
     row = {
         "path": relative,
         "precision": precision,
         "bytes": exporting.bytes_of(path),
         "sha256": sha256(path),
         **exporting.facts(path),
-        "parity": {str(batch): gap for batch, gap in exporting.parity(_slim(run, group), path, real).items()},
-        "agreement": _agreement(run, torch_logits, path, targets, precision),
+        "parity": {str(batch): gap for batch, gap in exporting.parity(_slim(run, group), path, real, provider).items()},
+        "agreement": _agreement(run, torch_logits, path, targets, precision, provider),
     }
+    row |= {"provider": provider} if provider != "cpu" else {}
     row["top1"] = row["agreement"]["onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"]
     if precision in precision_checks.LIMITS:
-        batches, floor = _batches_differ(path, real.numpy()), run.recipe.export.int8_floor_points
+        batches, floor = _batches_differ(path, real.numpy(), provider), run.recipe.export.int8_floor_points
         row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
     return row
 
 
-def _batches_differ(path: Path, real: np.ndarray) -> float:
+def _batches_differ(path: Path, real: np.ndarray, provider: str) -> float:
     """Largest change of an image's probability with the size of the batch that it is in."""
-    made = runtime.session(path)
+    made = runtime.session(path, provider)
     whole = precision_checks.probabilities(runtime.predict(made, real))
     parts = [precision_checks.probabilities(runtime.predict(made, real[:n])) for n in exporting.PARITY_BATCHES]
     return max(float(np.abs(part - whole[: len(part)]).max()) for part in parts)
@@ -254,11 +256,13 @@ def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
     return position[labels]
 
 
-def _agreement(run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str) -> dict[str, Any]:
+def _agreement(
+    run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str, provider: str
+) -> dict[str, Any]:
     """A written ONNX file against the reloaded checkpoint on all test images."""
-    made = runtime.session(path)
+    made = runtime.session(path, provider, exact=True)
     onnx_logits, labels = logits.test_logits(
-        lambda x: torch.from_numpy(runtime.predict(made, x.numpy())), run.images, run.split, run.batching.batch
+        lambda x: torch.from_numpy(runtime.predict(made, x.cpu().numpy())), run.images, run.split, run.batching.batch
     )
     hit = onnx_logits.argmax(1) == _own(run, labels, targets)
     limit = precision_checks.LIMITS.get(precision)

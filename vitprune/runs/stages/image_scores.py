@@ -24,6 +24,7 @@ from vitprune.criteria.paths import Gathered
 from vitprune.model.inside import pieces
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.stages.versions import CODE
+from vitprune.runs.state import precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -60,7 +61,7 @@ def job(run: Run, found: Discovery, index: np.ndarray) -> Job:
     """The shards of `index`, positions of the images in their source: an item is where one starts and where it ends."""
     batch = run.batching.images_per_batch(found.nodes)
     about = {"model": run.model_digest, "data": run.data_digest, "code": CODE, "device": run.device.type}
-    about |= found.settings | {"batch": batch}
+    about |= found.settings | {"batch": batch} | precise.told(run.recipe, run.device, half=False)
     work = functools.partial(_work, run, found, index, batch)
     return Job(found.criterion, shards(len(index), batch), work, {"of": digest_of(index, about), "ts": list(found.ts)})
 
@@ -126,7 +127,8 @@ def _scorer(run: Run, found: Discovery) -> Score:
         x, y = x.to(run.device), y.to(run.device)
         model, of = run.loaded.model, CRITERIA[found.criterion].score
         assert of is not None
-        scores = of(model, run.sites, x, y, ts=found.ts, how=found.how)
+        with precise.passes(run, half=False):
+            scores = of(model, run.sites, x, y, ts=found.ts, how=found.how)
         if not all(bool(block.isfinite().all()) for block in scores[found.ts[0]]):
             where = run.recipe.model.name
             raise UserError(f"model `{where}`: gives values that are not finite; check its weights and the images")

@@ -12,8 +12,10 @@ from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages import exam, export, moments, prune, score, split
 from vitprune.runs.stages.versions import version
-from vitprune.runs.state import lengths
+from vitprune.runs.state import lengths, precise
 from vitprune.runs.state.run import Run
+
+PASSES = ("discover", "moments", "prune")  # whose figures the precision of passes may move
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ def stage_digest(stage: Stage, run: Run, earlier: dict[str, str]) -> str:
     parts = [_told(part, run) for part in _flat(stage, run)]
     roots = [] if stage.after else [run.model_digest, run.data_digest]
     code = version(stage.name)
+    parts += (
+        [precise.told(run.recipe, run.device)] if stage.name in PASSES and precise.told(run.recipe, run.device) else []
+    )
     return digest(stage.name, code, run.device.type, pieces.RULE, parts, [earlier[name] for name in stage.after], roots)
 
 

@@ -34,7 +34,7 @@ from vitprune.runs.results import attention, budgets, losses, repairing
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.moments import refit_index as refit_index
 from vitprune.runs.stages.score import discover, model_of, scores_of
-from vitprune.runs.state import lengths
+from vitprune.runs.state import lengths, precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -250,7 +250,8 @@ def repaired(
         streams=run.dense_streams(index, size) if by_block and not shared else None,
         others=functools.partial(repairing.others, run, how, index, size, kept) if by_block else None,
     )
-    repairer.repair(slim, plan, state)
+    with precise.passes(run):
+        repairer.repair(slim, plan, state)
     if shared or (by_block and kept):
         repairing.clear(run, kept)
 

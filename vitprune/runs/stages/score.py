@@ -34,7 +34,7 @@ from vitprune.runs.results import attention, curves
 from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.stages.sums import Asked
-from vitprune.runs.state import lengths
+from vitprune.runs.state import lengths, precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -86,7 +86,7 @@ def _whole(run: Run, name: str, group: str | None, targets: list[int]) -> list[P
 
     trained, how, both = None, c.how(name), run.recipe.prunes_attention and row.attention is not None
     found: Sequence[torch.Tensor | Curve]
-    with memory.peak(run.device) as highest:
+    with memory.peak(run.device) as highest, precise.passes(run, half=False):
         if row.trains and how.train_weights:
             found, trained = row.trains(run.loaded.model, run.sites, batches, how=how)
         else:

@@ -87,9 +87,12 @@ def _seen(run: Run) -> Checked:
 
 
 def _look(run: Run, item: list[int]) -> Columns:
-    """Digests of the pixels of a few images, and which cannot be read."""
+    """Digests of the pixels of a few images, and which cannot be read; the pixels are kept where there is room."""
     start, stop = item
-    found = decode_pool.check(run.source, processes=run.processes, contents=True, only=range(start, stop))
+    beyond = beyond_limit(run.source, run.recipe.data.limit_per_class)
+    keep = run.images.keep(~np.isin(np.arange(len(run.source.names)), list(beyond)))
+    only = range(start, stop)
+    found = decode_pool.check(run.source, processes=run.processes, contents=True, keep=keep, only=only)
     own = Checked(found.bad, {i - start: content for i, content in found.contents.items()})
     return packed({"bad": [[i, why] for i, why in found.bad]}) | {"contents": own.packed(stop - start)}
 

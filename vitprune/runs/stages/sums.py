@@ -26,6 +26,7 @@ from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts
 from vitprune.runs.stages.image_scores import digest_of
 from vitprune.runs.stages.versions import version
+from vitprune.runs.state import precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
@@ -66,6 +67,7 @@ def in_file(run: Run, asked: Asked, label: str) -> tuple[Path, str]:
 def _whole(run: Run, asked: Asked, label: str) -> tuple[Parts, Columns]:
     about: Json = asdict(asked.how) | {"of": asked.summed.name, "batch": asked.batch, "code": version(asked.stage)}
     about |= {"model": run.model_digest, "data": run.data_digest, "device": run.device.type}
+    about |= precise.told(run.recipe, run.device)
     key = digest_of(asked.index, about)
     folder = run.folder.stage_folder(asked.stage) / PARTS / f"{asked.summed.name}-{key[:16]}"
     whole = Parts(folder, Job(asked.summed.name, ["all"], functools.partial(_work, run, asked, None), key))
@@ -111,7 +113,8 @@ def _work(run: Run, asked: Asked, first: Sums | None, item: Sequence[int]) -> Co
 
     classes = np.unique(run.images.labels[asked.index]).tolist()
     model, of = run.loaded.model, asked.summed.sums
-    return _columns(of(model, run.sites, batches, classes=classes, how=asked.how, first=first))
+    with precise.passes(run):
+        return _columns(of(model, run.sites, batches, classes=classes, how=asked.how, first=first))
 
 
 def _columns(found: Sums) -> Columns:

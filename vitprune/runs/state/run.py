@@ -23,7 +23,7 @@ from vitprune.core.progress import Reporter
 from vitprune.core.reading import digest, read_json
 from vitprune.criteria import catalog
 from vitprune.criteria.statistics import held
-from vitprune.images import decode_pool
+from vitprune.images import decode_pool, kept
 from vitprune.images.batches import Images
 from vitprune.images.decode_pool import Job, Processes
 from vitprune.images.preprocess import Preprocessing
@@ -98,6 +98,7 @@ class Run:
                 raise explain(error, Path(error.filename) if isinstance(error.filename, str) else root) from error
             finally:
                 run.close()
+                kept.clear(root)
 
     def write_recipe(self, folder: Path) -> None:
         """The recipe as resolved, beside what it makes; the file that it was read from stays as it is."""
@@ -206,7 +207,10 @@ class Run:
         """The source through the model's transform; class folders matched to the model's outputs."""
         loaded, outputs = self.loaded, self.classes.match.outputs
         channels = families.input_shape(loaded.model)[0]
-        return Images(self.source, loaded.transform(), channels, outputs, self.processes)
+        return Images(
+            self.source, loaded.transform(), channels, outputs, self.processes, self.device,
+            self.folder.above or self.folder.root, self.workers > 1, self.reporter.note,
+        )  # fmt: skip
 
     @cached_property
     def split_record(self) -> dict[str, Any]:
