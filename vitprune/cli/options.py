@@ -13,3 +13,11 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the heavy work")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", min=0, help="ask before a run estimated above; 12 on a processor, no limit on a GPU"),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="go on, whatever the run is estimated to cost")]
+CostOnly = Annotated[
+    bool, typer.Option("--cost", help="only what the run would cost; nothing is worked out or written")
+]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import AsJson, Device, Force, Out, RecipeArg, Workers
+from vitprune.cli.options import AsJson, Device, Force, MaxHours, Out, RecipeArg, Workers, Yes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vitprune.core.progress import Reporter
     from vitprune.recipe.recipe import Recipe
 
 
@@ -19,9 +23,11 @@ def run(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    _verb("run", recipe, out, device, force, as_json, workers)
+    _verb("run", recipe, out, device, force, as_json, workers, (max_hours, yes))
 
 
 def discover(
@@ -31,9 +37,11 @@ def discover(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
-    _verb("discover", recipe, out, device, force, as_json, workers)
+    _verb("discover", recipe, out, device, force, as_json, workers, (max_hours, yes))
 
 
 def prune(
@@ -43,9 +51,11 @@ def prune(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the slim model's checkpoint folder."""
-    _verb("prune", recipe, out, device, force, as_json, workers)
+    _verb("prune", recipe, out, device, force, as_json, workers, (max_hours, yes))
 
 
 def evaluate(
@@ -55,9 +65,11 @@ def evaluate(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the exam on the test split, baselines included."""
-    _verb("evaluate", recipe, out, device, force, as_json, workers)
+    _verb("evaluate", recipe, out, device, force, as_json, workers, (max_hours, yes))
 
 
 def export(
@@ -67,9 +79,11 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the checked ONNX file and its latency."""
-    _verb("export", recipe, out, device, force, as_json, workers)
+    _verb("export", recipe, out, device, force, as_json, workers, (max_hours, yes))
 
 
 def compare(
@@ -79,14 +93,21 @@ def compare(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
-    from vitprune.core.progress import Reporter
+    loaded, reporter = opened("compare", recipe, out)
     from vitprune.report import grid
     from vitprune.runs import compare as comparison
+    from vitprune.runs.costs import estimate, telling
 
-    loaded = _load(recipe, out)
-    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=workers)
+    record = comparison.compare(
+        loaded, device=device, force=force, reporter=reporter, workers=workers,
+        before=lambda run, spec: telling.tell(
+            run, lambda: estimate.of_compare(run, spec, force), max_hours, yes, _asking()
+        ),
+    )  # fmt: skip
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(record, indent=1))
@@ -96,16 +117,23 @@ def compare(
 
 
 def paper(
-    recipe: RecipeArg, out: Out = None, device: Device = "auto", workers: Workers = 1, as_json: AsJson = False
+    recipe: RecipeArg,
+    out: Out = None,
+    device: Device = "auto",
+    workers: Workers = 1,
+    as_json: AsJson = False,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
-    from vitprune.core.progress import Reporter
+    loaded, reporter = opened("paper", recipe, out)
     from vitprune.paper import tables as paper_tables
+    from vitprune.runs.costs import estimate, telling
 
-    loaded = _load(recipe, out)
     record = paper_tables.run(
-        loaded, device=device, reporter=Reporter(), command=_command("paper", recipe, out, device), workers=workers
-    )
+        loaded, device=device, reporter=reporter, command=_command("paper", recipe, out, device), workers=workers,
+        before=lambda run, spec: telling.tell(run, lambda: estimate.of_paper(run, spec), max_hours, yes, _asking()),
+    )  # fmt: skip
     if as_json:
         print(json.dumps(record, indent=1))
     else:
@@ -113,16 +141,21 @@ def paper(
         print(f"Written: {', '.join(map(str, paper_tables.files(loaded)))}")
 
 
-def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int) -> None:
+def _verb(
+    verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, workers: int,
+    allowed: tuple[float | None, bool],
+) -> None:  # fmt: skip
+    """`allowed`: hours without a question, and whether the answer is yes."""
+    loaded, reporter = opened(verb, recipe, out)
     from vitprune.cli import tables as summary
-    from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
+    from vitprune.runs.costs import estimate, telling
 
-    loaded = _load(recipe, out)
-    command = _command(verb, recipe, out, device)
     record = pipeline.run(
-        loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=workers
-    )
+        loaded, verb, device=device, force=force, reporter=reporter, command=_command(verb, recipe, out, device),
+        workers=workers,
+        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, verb, force), *allowed, _asking()),
+    )  # fmt: skip
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
@@ -130,14 +163,24 @@ def _verb(verb: str, recipe: str, out: Path | None, device: str, force: bool, as
         summary.show(record, verb, folder)
 
 
-def _load(recipe: str, out: Path | None) -> Recipe:
-    """The recipe to be run, whose paths are there."""
+def opened(verb: str, recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
+    """The recipe to be run, whose paths are there, and where progress goes; its first line is there before torch is."""
+    from vitprune.core.progress import Reporter
     from vitprune.recipe import parse
     from vitprune.recipe.paths import require
 
-    loaded = parse.load(recipe)
+    loaded, reporter = parse.load(recipe), Reporter()
     require(loaded, parse.beside(recipe))
-    return loaded if out is None else loaded.model_copy(update={"out": out})
+    loaded = loaded if out is None else loaded.model_copy(update={"out": out})
+    reporter.say(f"{verb}: {loaded.name}, into {loaded.out / loaded.name}")
+    return loaded, reporter
+
+
+def _asking() -> Callable[[str], bool] | None:
+    """How a question is put to who sits at a terminal; None where nobody does."""
+    from typer import confirm
+
+    return (lambda text: confirm(text, err=True)) if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:

@@ -47,9 +47,16 @@ TABLES = {
 
 
 def run(
-    recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "", workers: int = 1
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    command: str = "",
+    workers: int = 1,
+    before: Callable[[Run, Paper], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
+    """Run a recipe's `paper` section; writes its `files` and returns the first one's content. `before` is called with the
+    open run and may refuse it."""
     worker.one_process()
     spec = recipe.paper
     if spec is None:
@@ -64,6 +71,8 @@ def run(
         found_first = figure6.probe_criteria(recipe)
         run.recipe = part.model_copy(update={"baselines": found_first, "paper": spec})
         of_table.check(run, spec)
+        if before is not None:
+            before(run, spec)
         pipeline.advance(run, "discover" if found_first or spec.table != "table-1" else "split")
         started = time.monotonic()
         record: dict[str, Any] = {

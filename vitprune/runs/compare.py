@@ -10,7 +10,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,9 +52,17 @@ def entrants(spec: Compare, seed: int) -> list[Contender]:
 
 
 def compare(
-    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    reporter: Reporter | None = None,
+    workers: int = 1,
+    before: Callable[[Run, Compare], None] | None = None,
 ) -> Json:
     """Run or continue the comparison of a recipe's `compare` section; writes compare.{json,md,svg} and returns the first.
+
+    `before` is called with the first seed's run, and may refuse all of them.
 
     Raises UserError for everything the user can mend.
     """
@@ -81,6 +89,8 @@ def compare(
             for budget in spec.budget or ():
                 run.reaches(budget)
             run.keeps = tuple(spec.keep or (None,))
+            if before is not None and seed == spec.seeds[0]:
+                before(run, spec)
             inputs, _ = pipeline.advance(run, "moments", force)
             notes += [note for note in (*lengths.notes(run, names), *run.notes) if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())

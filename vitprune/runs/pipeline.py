@@ -6,6 +6,7 @@ split → discover → moments → prune → evaluate → export → report
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vitprune.core import memory
@@ -37,10 +38,11 @@ def run(
     reporter: Reporter | None = None,
     command: str = "",
     workers: int = 1,
+    before: Callable[[Run], None] | None = None,
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
 
-    `workers` processes share the heavy work.
+    `workers` processes share the heavy work. `before` is called with the open run and may refuse it.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """
@@ -49,6 +51,8 @@ def run(
         raise UserError(f"--workers {workers}: at least one process is needed")
     worker.one_process()
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
+        if before is not None:
+            before(run)
         inputs, done = advance(run, verb, force)
         if run.recipe.frontier:
             return _frontier(run, verb, inputs, done, command, force)
