@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,12 @@ from vitprune.core.progress import Reporter
 from vitprune.criteria.attribution import jas
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.model import families, size
+from vitprune.paper import tables
 from vitprune.pruning import surgery
 from vitprune.pruning.repair.streams import DenseStreams
+from vitprune.recipe.experiments import Compare
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import pipeline
+from vitprune.runs import compare, pipeline
 from vitprune.runs.costs import done, estimate, formulas, making, rates, scoring, telling
 from vitprune.runs.costs.estimate import Cost, Estimate
 from vitprune.runs.costs.facts import Images, Layer, Set, Shape, left
@@ -367,27 +370,30 @@ def test_comparisons_and_tables_are_estimated(content: Made) -> None:
     compared = content | {"keep": 0.5, "compare": {"criteria": ["jas", "activation", "random"], "seeds": [0, 1]}}
     del compared["budget"]
     told: list[Estimate] = []
-
-    class EnoughError(Exception):
-        pass
-
-    def before(run: Run, spec: Any) -> None:
-        run.preflight()
-        told.append(estimate.of_compare(run, spec) if hasattr(spec, "seeds") else estimate.of_paper(run, spec))
-        raise EnoughError
-
-    from vitprune.paper import tables
-    from vitprune.runs import compare
-
     for seeds in ([0], [0, 1]):
-        spec = {"criteria": ["jas", "activation", "random"], "seeds": seeds}
-        with pytest.raises(EnoughError):
-            compare.compare(Recipe.model_validate(compared | {"compare": spec}), before=before)
+        spec = Compare.model_validate({"criteria": ["jas", "activation", "random"], "seeds": seeds})
+        asked = Recipe.model_validate(compared | {"compare": spec.model_dump(exclude_none=True)})
+        first = compare.part(*compare.asked(asked)[:2], ["jas", "activation", "random"], 0)
+        with contextlib.closing(Run.join(first, "cpu", Reporter(quiet=True))) as run:
+            told.append(estimate.of_compare(run, spec))
     assert told[1].seconds == pytest.approx(2 * told[0].seconds) and told[0].stages["cells"].seconds > 0
-    paper = compared | {"paper": {"table": "table-1", "criteria": ["jas", "activation"]}, "compare": None}
-    with pytest.raises(EnoughError):
-        tables.run(Recipe.model_validate(paper), before=before)
-    assert told[2].stages["table"].seconds > 0
+    table = Recipe.model_validate(compared | {"paper": {"table": "table-1", "criteria": ["jas", "activation"]}})
+    assert table.paper is not None
+    with contextlib.closing(Run.join(tables.first(table), "cpu", Reporter(quiet=True))) as run:
+        assert estimate.of_paper(run, table.paper).stages["table"].seconds > 0
+
+
+@pytest.mark.parametrize("verb", ["compare", "paper"])
+def test_comparisons_and_tables_are_refused_too(
+    content: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    more = {"compare": {"criteria": ["jas", "random"]}, "paper": {"table": "table-1", "criteria": ["jas"]}}
+    path = write_recipe(tmp_path / "r.yaml", {k: v for k, v in content.items() if k != "budget"} | {"keep": 0.5} | more)
+    for name in ("of_compare", "of_paper"):
+        monkeypatch.setattr(estimate, name, lambda *args: faked_estimate(30))
+    done = CliRunner().invoke(app, [verb, str(path)])
+    assert isinstance(done.exception, UserError) and "--yes" in str(done.exception)
+    assert done.stderr.splitlines()[0].startswith(f"{verb}: tiny, into") and not (tmp_path / "out").exists()
 
 
 def test_the_paths_of_several_t_share_what_they_have_in_common(content: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,12 +102,12 @@ def compare(
     from vitprune.runs import compare as comparison
     from vitprune.runs.costs import estimate, telling
 
-    record = comparison.compare(
-        loaded, device=device, force=force, reporter=reporter, workers=workers,
-        before=lambda run, spec: telling.tell(
-            run, lambda: estimate.of_compare(run, spec, force), max_hours, yes, _asking()
-        ),
-    )  # fmt: skip
+    asked, spec, _ = comparison.asked(loaded)
+    part = comparison.part(asked, spec, [name for name in spec.criteria if name != "auto"], spec.seeds[0])
+    telling.ahead(
+        part, device, reporter, workers, lambda run: estimate.of_compare(run, spec, force), max_hours, yes, _asking()
+    )
+    record = comparison.compare(loaded, device=device, force=force, reporter=reporter, workers=workers)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(record, indent=1))
@@ -130,10 +130,14 @@ def paper(
     from vitprune.paper import tables as paper_tables
     from vitprune.runs.costs import estimate, telling
 
+    if (spec := loaded.paper) is not None:
+        telling.ahead(
+            paper_tables.first(loaded), device, reporter, workers, lambda run: estimate.of_paper(run, spec),
+            max_hours, yes, _asking(),
+        )  # fmt: skip
     record = paper_tables.run(
-        loaded, device=device, reporter=reporter, command=_command("paper", recipe, out, device), workers=workers,
-        before=lambda run, spec: telling.tell(run, lambda: estimate.of_paper(run, spec), max_hours, yes, _asking()),
-    )  # fmt: skip
+        loaded, device=device, reporter=reporter, command=_command("paper", recipe, out, device), workers=workers
+    )
     if as_json:
         print(json.dumps(record, indent=1))
     else:

@@ -47,16 +47,9 @@ TABLES = {
 
 
 def run(
-    recipe: Recipe,
-    *,
-    device: str = "auto",
-    reporter: Reporter | None = None,
-    command: str = "",
-    workers: int = 1,
-    before: Callable[[Run, Paper], None] | None = None,
+    recipe: Recipe, *, device: str = "auto", reporter: Reporter | None = None, command: str = "", workers: int = 1
 ) -> dict[str, Any]:
-    """Run a recipe's `paper` section; writes its `files` and returns the first one's content. `before` is called with the
-    open run and may refuse it."""
+    """Run a recipe's `paper` section; writes its `files` and returns the first one's content."""
     worker.one_process()
     spec = recipe.paper
     if spec is None:
@@ -71,8 +64,6 @@ def run(
         found_first = figure6.probe_criteria(recipe)
         run.recipe = part.model_copy(update={"baselines": found_first, "paper": spec})
         of_table.check(run, spec)
-        if before is not None:
-            before(run, spec)
         pipeline.advance(run, "discover" if found_first or spec.table != "table-1" else "split")
         started = time.monotonic()
         record: dict[str, Any] = {
@@ -92,6 +83,11 @@ def run(
         for path in drawing:
             write_text(path, _svg(record))
     return record
+
+
+def first(recipe: Recipe) -> Recipe:
+    """The recipe of what a table finds before it is made."""
+    return recipe.model_copy(update={"baselines": figure6.probe_criteria(recipe), "compare": None})
 
 
 def files(recipe: Recipe) -> list[Path]:

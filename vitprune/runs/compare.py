@@ -10,7 +10,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,23 +52,15 @@ def entrants(spec: Compare, seed: int) -> list[Contender]:
 
 
 def compare(
-    recipe: Recipe,
-    *,
-    device: str = "auto",
-    force: bool = False,
-    reporter: Reporter | None = None,
-    workers: int = 1,
-    before: Callable[[Run, Compare], None] | None = None,
+    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: int = 1
 ) -> Json:
     """Run or continue the comparison of a recipe's `compare` section; writes compare.{json,md,svg} and returns the first.
-
-    `before` is called with the first seed's run, and may refuse all of them.
 
     Raises UserError for everything the user can mend.
     """
     worker.one_process()
     reporter = reporter or Reporter(quiet=True)
-    recipe, spec, notes = _asked(recipe)
+    recipe, spec, notes = asked(recipe)
     for note in notes:
         reporter.say(f"note: {note}")
     root = recipe.out / recipe.name
@@ -81,7 +73,7 @@ def compare(
     costs: list[Json] = []
     choices: list[Json] = []
     for seed in spec.seeds:
-        with Run.open(_part(recipe, spec, names, seed), device, reporter, workers) as run:
+        with Run.open(part(recipe, spec, names, seed), device, reporter, workers) as run:
             for keep, site in itertools.product(spec.keep or (), run.sites):
                 masks.width(keep, site.size, recipe.round_to)
             if spec.budget:
@@ -89,8 +81,6 @@ def compare(
             for budget in spec.budget or ():
                 run.reaches(budget)
             run.keeps = tuple(spec.keep or (None,))
-            if before is not None and seed == spec.seeds[0]:
-                before(run, spec)
             inputs, _ = pipeline.advance(run, "moments", force)
             notes += [note for note in (*lengths.notes(run, names), *run.notes) if note not in notes]
             key = digest(CODE, SCHEMA, inputs, recipe.pruning())
@@ -101,7 +91,7 @@ def compare(
     return _write(_record(recipe, spec, found, costs) | {"choices": choices, "notes": notes}, root)
 
 
-def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
+def asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     """The recipe and its `compare` section, with the defaults that its model allows, and the notes that say so."""
     spec = recipe.compare or Compare().under(recipe.whole)
     if recipe.data.probe and len(spec.seeds) > 1:
@@ -116,7 +106,7 @@ def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     return recipe, spec, notes
 
 
-def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Recipe:
+def part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Recipe:
     """The recipe of one seed, a run of its own inside the comparison."""
     return recipe.model_copy(
         update={

@@ -25,7 +25,7 @@ from vitprune.runs.state.run import Run
 
 FEW = 32  # images that are decoded
 SECONDS = 0.3  # of one batch, about; a single image may take longer
-NODES = 1  # at which an integral is timed where a single image takes long
+COLD = 4.0  # seconds of a first call below which it is made once more
 SMALL = 384  # units of the elimination that is timed
 
 
@@ -88,21 +88,19 @@ def measured(run: Run, asked: Asked) -> Rates:
 
 
 def timed(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> float:
-    """Seconds an item of `work(count)`, at the largest count up to `most` that takes about `seconds`; one at least."""
-    count = 1
-    while True:
-        started = time.perf_counter()
-        work(count)
-        spent = time.perf_counter() - started
-        more = min(most, count * 4)
-        if more == count or spent * more / count > seconds:
-            break
-        count = more
-    if spent <= seconds / 2:  # the first call of a shape pays for what the others find done
-        started = time.perf_counter()
-        work(count)
-        spent = time.perf_counter() - started
-    return spent / count
+    """Seconds an item of `work(count)`, at the largest count up to `most` that takes about `seconds`; one at least. The first
+    call pays for what later ones find done, and is not counted where another one can be afforded."""
+    count, spent = 1, _spent(work, 1)
+    spent = _spent(work, 1) if spent < COLD else spent
+    while (more := min(most, count * 4)) > count and spent * more / count <= seconds:
+        count, spent = more, _spent(work, more)
+    return (min(spent, _spent(work, count)) if count > 1 and spent < seconds / 2 else spent) / count
+
+
+def _spent(work: Callable[[int], Any], count: int) -> float:
+    started = time.perf_counter()
+    work(count)
+    return time.perf_counter() - started
 
 
 def rows(x: Tensor, count: int) -> Tensor:
@@ -181,19 +179,13 @@ def _scored(run: Run, found: Discovery, x: Tensor, y: Tensor) -> float:
     elif hasattr(how, "shortlist") and not hasattr(how, "candidates"):
         how = replace(how, shortlist=1)
 
-    def at(nodes: int) -> Callable[[int], None]:
-        given = replace(how, nodes=nodes) if found.nodes > 1 else how
+    def work(count: int) -> None:
+        given = replace(how, nodes=min(count, found.nodes)) if found.nodes > 1 else how
+        images = max(1, count // found.nodes)
+        of(run.loaded.model, run.sites, rows(x, images), rows(y, images), ts=found.ts[:1], how=given)
+        _wait(run)
 
-        def work(count: int) -> None:
-            of(run.loaded.model, run.sites, rows(x, count), rows(y, count), ts=found.ts[:1], how=given)
-            _wait(run)
-
-        return work
-
-    first = timed(at(min(NODES, found.nodes)), 1)
-    if first * found.nodes > SECONDS:
-        return first / min(NODES, found.nodes)
-    return timed(at(found.nodes), run.batching.images_per_batch(found.nodes), 2 * SECONDS) / found.nodes
+    return timed(work, found.nodes * run.batching.images_per_batch(found.nodes))
 
 
 def _arithmetic(run: Run) -> tuple[float, float, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from vitprune.core.errors import UserError, one_line
+from vitprune.core.progress import Reporter
+from vitprune.recipe.recipe import Recipe
 from vitprune.runs.costs.estimate import Estimate
 from vitprune.runs.state.run import Run
 
@@ -24,6 +27,15 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
         return
     run.reporter.say(line(found))
     hold(found, run, most, sure, ask)
+
+
+def ahead(
+    recipe: Recipe, device: str, reporter: Reporter, workers: int, estimated: Callable[[Run], Estimate],
+    most: float | None, sure: bool, ask: Ask | None,
+) -> None:  # fmt: skip
+    """The same before a run of `recipe` is opened, whose folder is left as it is."""
+    with contextlib.closing(Run.join(recipe, device, reporter, workers)) as run:
+        tell(run, lambda: estimated(run), most, sure, ask)
 
 
 def duration(seconds: float) -> str:
