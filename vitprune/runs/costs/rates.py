@@ -185,7 +185,7 @@ def _scored(run: Run, found: Discovery, x: Tensor, y: Tensor) -> float:
         of(run.loaded.model, run.sites, rows(x, images), rows(y, images), ts=found.ts[:1], how=given)
         _wait(run)
 
-    return timed(work, found.nodes * run.batching.images_per_batch(found.nodes))
+    return timed(work, found.nodes * run.batching.images_per_batch(found.nodes), 3 * SECONDS)
 
 
 def _arithmetic(run: Run) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from vitprune.core.errors import UserError, one_line
 from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.costs.estimate import Estimate
+from vitprune.runs.engine import threads
 from vitprune.runs.state.run import Run
 
 HOURS = 12.0  # on a processor; a GPU's run is not asked about
@@ -20,6 +21,8 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
     """Nothing; what the run is estimated to cost is said, and held against what is allowed (see `hold`). An estimate that
     cannot be made stops no run, but what no run can do is refused."""
     run.preflight()
+    if run.device.type == "cpu" and (crowded := threads.crowded_here()):
+        run.reporter.note(crowded)
     try:
         found = estimated()
     except Exception as error:
