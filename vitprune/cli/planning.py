@@ -23,7 +23,8 @@ def plan(
     cost: CostOnly = False,
 ) -> None:
     """What a run would keep of every block and lose by it, how large the model would be, and what the run would cost."""
-    loaded, reporter = opened("plan", recipe, out)
+    loaded, reporter = opened(recipe, out)
+    reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
     from vitprune.runs.results import planning
 
     made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=workers, curves=not cost)

@@ -97,7 +97,7 @@ def compare(
     yes: Yes = False,
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
-    loaded, reporter = opened("compare", recipe, out)
+    loaded, reporter = opened(recipe, out)
     from vitprune.report import grid
     from vitprune.runs import compare as comparison
     from vitprune.runs.costs import estimate, telling
@@ -126,7 +126,7 @@ def paper(
     yes: Yes = False,
 ) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
-    loaded, reporter = opened("paper", recipe, out)
+    loaded, reporter = opened(recipe, out)
     from vitprune.paper import tables as paper_tables
     from vitprune.runs.costs import estimate, telling
 
@@ -150,7 +150,7 @@ def _verb(
     allowed: tuple[float | None, bool],
 ) -> None:  # fmt: skip
     """`allowed`: hours without a question, and whether the answer is yes."""
-    loaded, reporter = opened(verb, recipe, out)
+    loaded, reporter = opened(recipe, out)
     from vitprune.cli import tables as summary
     from vitprune.runs import pipeline
     from vitprune.runs.costs import estimate, telling
@@ -167,8 +167,8 @@ def _verb(
         summary.show(record, verb, folder)
 
 
-def opened(verb: str, recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
-    """The recipe to be run, whose paths are there, and where progress goes; its first line is there before torch is."""
+def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
+    """The recipe to be run, whose paths are there, and where progress goes."""
     from vitprune.core.progress import Reporter
     from vitprune.recipe import parse
     from vitprune.recipe.paths import require
@@ -176,7 +176,6 @@ def opened(verb: str, recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
     loaded, reporter = parse.load(recipe), Reporter()
     require(loaded, parse.beside(recipe))
     loaded = loaded if out is None else loaded.model_copy(update={"out": out})
-    reporter.say(f"{verb}: {loaded.name}, into {loaded.out / loaded.name}")
     return loaded, reporter
 
 

@@ -21,6 +21,7 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
     """Nothing; what the run is estimated to cost is said, and held against what is allowed (see `hold`). An estimate that
     cannot be made stops no run, but what no run can do is refused."""
     run.preflight()
+    run.reporter.say(f"{run.recipe.name}, into {run.folder.root}; a few batches are timed")
     if run.device.type == "cpu" and (crowded := threads.crowded_here()):
         run.reporter.note(crowded)
     try:
