@@ -76,9 +76,10 @@ def undone(run: Run, discoveries: tuple[Discovery, ...], repair: str) -> dict[st
         )
         job = image_scores.job(run, one, index)
         found[one.name(one.ts[0])] = _left(len(list(image_scores.folder_of(run, job).glob("*"))), len(job.items))
-    for name in run.classes.sets():
-        parts = run.folder.stage_folder("evaluate") / PARTS / (name or "all")
-        found[f"exam {name or 'all'}"] = _left(len(list(parts.glob("*"))), contenders(run.recipe, repair) + 1)
+    sets, parts = run.classes.sets(), run.folder.stage_folder("evaluate") / PARTS
+    rows = len(sets) * (contenders(run.recipe, repair) + 1)
+    exam = _left(len(list(parts.rglob("*.safetensors"))), rows)
+    found |= {f"exam {name or 'all'}": exam for name in sets}
     return found
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from vitprune.pruning.repair.names import closed_form
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.costs.facts import Set, left
 from vitprune.runs.costs.outline import MB, Outline, Stage, Work
 from vitprune.runs.costs.scoring import discover
 from vitprune.runs.results.loss_search import FOLDS, SHARES
 from vitprune.runs.stages.export import CALIBRATION_IMAGES, FLOOR_IMAGES, LATENCY_BATCH
+from vitprune.runs.state.batching import REPAIR_IMAGES
 
 EXPORT = 1.5, 0.5  # seconds of an ONNX file, and of each of its blocks: the exporter's, on any machine about
 LATENCY = 2.0, 1.6  # seconds that dense and slim are timed for at each batch, and how much longer they go on, about
@@ -44,9 +46,9 @@ def prune(o: Outline) -> Stage:
 
 
 def _repair_parts(o: Outline, one: Set) -> int:
-    """In how many parts a repair can be shared."""
-    del o, one
-    return 1
+    """In how many parts a repair can be shared: its images', where it goes block by block."""
+    by_block = closed_form(o.repair) in ("sequential", "layerwise")
+    return math.ceil(one.refit(o.recipe.refit_images) / REPAIR_IMAGES) if by_block else 1
 
 
 def searching(o: Outline) -> Work:
@@ -125,7 +127,7 @@ def export(o: Outline) -> Stage:
                 for batch in {*e.latency_batches, LATENCY_BATCH}
             )
             works += [
-                Work("ONNX", len(e.precisions) * exporting(o)),
+                Work("ONNX", len(e.precisions) * exporting(o), len(o.images.sets)),
                 Work("exam of ONNX", exams),
                 Work("latency", timing),
             ]

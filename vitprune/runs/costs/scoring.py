@@ -16,12 +16,17 @@ from vitprune.runs.costs.rates import name_of, sums_of
 from vitprune.runs.stages import sums
 from vitprune.runs.stages.image_scores import SHARD, Discovery
 
+READ = 1000  # images that are read in a part, about
 ELIMINATE = ("obs", "fisher-obs")  # criteria whose curves come from eliminations
 
 
 def split(o: Outline) -> Stage:
     """All images read once."""
-    return Stage((Work("reading images", o.images.count * o.rates.read),), 0.0, o.images.count * 80 / MB)
+    return Stage(
+        (Work("reading images", o.images.count * o.rates.read, math.ceil(o.images.count / READ)),),
+        0.0,
+        o.images.count * 80 / MB,
+    )
 
 
 def discover(o: Outline, of: Sequence[Set] | None = None) -> Stage:
