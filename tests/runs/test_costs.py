@@ -259,6 +259,21 @@ def test_parts_of_interrupted_work_are_taken_off(content: Made, monkeypatch: pyt
     assert before == 1 and after == 1 - (count // 2) / count
 
 
+@pytest.mark.parametrize(("fixed", "each", "most", "told"), [(0.1, 1.0, 6, 1.0 + 0.1 / 6), (0.0, 1e-3, 80, 1e-3)])
+def test_a_rate_is_that_of_a_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, fixed: float, each: float, most: int, told: float
+) -> None:
+    """A call takes `fixed` seconds beside its items, by a clock that only the work moves; the first one more than that."""
+    now, calls = [0.0], list[int]()
+
+    def work(count: int) -> None:
+        now[0] += fixed + each * count + (0.5 if not calls else 0.0)
+        calls.append(count)
+
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
+    assert rates.timed(work, most) == pytest.approx(told) and sum(calls) < 300
+
+
 def test_rates_are_measured_and_leave_nothing_behind(content: Made, tmp_path: Path) -> None:
     run = opened(content | {"paper_protocol": {"t": [1, 2], "nodes": 4, "probe_per_class": 2}})
     torch.set_num_threads(2)

@@ -25,6 +25,7 @@ from vitprune.runs.state.run import Run
 
 FEW = 32  # images that are decoded
 SECONDS = 0.3  # of one batch, about; a single image may take longer
+PASS = 2.0  # of a forward pass, which most of a run is made of: a batch of few images is slower an image
 COLD = 4.0  # seconds of a first call below which it is made once more
 SMALL = 384  # units of the elimination that is timed
 
@@ -74,9 +75,9 @@ def measured(run: Run, asked: Asked) -> Rates:
     ask = predictor(model)
     with _threads(threads):
         read, prepare, (x, y) = _decoded(run, index)
-        whole = timed(lambda n: ask(rows(x, n)), batch) if share < threads else 0.0
+        whole = timed(lambda n: ask(rows(x, n)), batch, PASS) if share < threads else 0.0
     with _threads(share):
-        forward = timed(lambda n: ask(rows(x, n)), batch)
+        forward = timed(lambda n: ask(rows(x, n)), batch, PASS)
         found = {sums_of(*one): _summed(run, one, x, y, batch) for one in asked.summed}
         for one in asked.scored:
             if name_of(one) not in found:
@@ -88,12 +89,16 @@ def measured(run: Run, asked: Asked) -> Rates:
 
 
 def timed(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> float:
-    """Seconds an item of `work(count)`, at the largest count up to `most` that takes about `seconds`; one at least. The first
-    call pays for what later ones find done, and is not counted where another one can be afforded."""
+    """Seconds an item of `work(count)` at the count `most`, from calls of about `seconds`: the largest count that they allow.
+    Where that is one, a second item says what a call takes beside its items. The first call pays for what later ones find
+    done, and is not counted where another one can be afforded."""
     count, spent = 1, _spent(work, 1)
     spent = _spent(work, 1) if spent < COLD else spent
     while (more := min(most, count * 4)) > count and spent * more / count <= seconds:
         count, spent = more, _spent(work, more)
+    if count == 1 < most and spent > SECONDS:
+        each = min(max(_spent(work, 2) - spent, spent / 4), spent)
+        return each + (spent - each) / most
     return (min(spent, _spent(work, count)) if count > 1 and spent < seconds / 2 else spent) / count
 
 
