@@ -33,7 +33,10 @@ from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
 from vitprune.runs.record import record
 
-PROGRESS = re.compile(r"[^:]+: (\d+/\d+ in [\d.]+ s|unchanged, skipped|done in [\d.]+ s|\d+/\d+, .*ETA.*)")
+PROGRESS = re.compile(
+    r"[^:]+: (\d+/\d+ in [\d.]+ s|unchanged, skipped|done in [\d.]+ s|\d+/\d+, .*ETA.*)"
+    r"|.*; a few batches are timed|cost: (about|nothing) .*|note: the load is .*"
+)
 Call = Callable[..., "Answer"]
 
 

@@ -349,6 +349,9 @@ def test_imagenet_recipes_name_real_timm_models(name: str) -> None:
     made = parse.load(name)
     assert timm.models.get_pretrained_cfg(made.model.name) is not None
     assert made.model.pretrained and made.data.path is not None
+    assert (made.paper_protocol is None) == (
+        not name.endswith("-paper")
+    )  # weeks on a processor: only where it is named
 
 
 def test_a_folder_of_the_same_name_does_not_hide_a_bundled_recipe(

@@ -134,13 +134,15 @@ def test_scores_that_are_no_costs_have_no_nats(content: Made, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"budget": None, "keep": 0.5, "rounds": 2}, "plan: `rounds`"),
-        ({"budget": {"loss_points": 1.0}}, "plan: `loss_points`"),
+        ({"budget": None, "keep": 0.5, "rounds": 2}, "`rounds`"),
+        ({"budget": {"loss_points": 1.0}}, "`loss_points`"),
     ],
 )
-def test_what_only_a_repair_can_say_is_refused(content: Made, tmp_path: Path, changed: Made, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        planning.outlook(recipe(content, tmp_path, **changed))
+def test_of_what_only_a_repair_can_say_the_cost_is_told(
+    content: Made, tmp_path: Path, changed: Made, said: str
+) -> None:
+    told = planning.outlook(recipe(content, tmp_path, **changed))
+    assert told["plans"] == [] and said in told["no_plans"] and told["cost"]["stages"]["prune"]["seconds"] > 0
     assert not (tmp_path / "tiny").exists()
 
 
@@ -151,13 +153,25 @@ def test_the_command_prints_one_object_or_a_table(content: Made, tmp_path: Path)
     assert "plan: tiny" in done.stderr.splitlines()[0]
     told = json.loads(done.stdout)
     assert {"name", "folder", "dense", "plans", "stages"} <= told.keys()
+    assert {"seconds", "memory_mb", "disk_mb"} <= told["cost"].keys() and not told["cost"]["stages"]["prune"]["done"]
+    assert list(told["cost"]["stages"]) == ["split", "discover", "moments", "prune", "evaluate", "export", "report"]
     keys = {"budget", "keep", "nats", "params", "macs", "macs_ratio", "params_ratio", "bytes", "bytes_ratio", "blocks"}
     assert keys <= told["plans"][0].keys()
     assert {"block", "heads", "dim", "units", "nats", "gone", "dense"} <= told["plans"][0]["blocks"][0].keys()
     shown = CliRunner().invoke(app, ["plan", str(path)]).stdout
+    assert "what the run costs" in shown and "total" in shown and "done" in shown  # the split and the curves are there
     assert "macs 0.5" in shown and "predicted loss" in shown and "model.safetensors" in shown
     missing = CliRunner().invoke(app, ["plan", str(tmp_path / "none.yaml")])
     assert isinstance(missing.exception, UserError)
+
+
+def test_the_cost_alone_works_out_and_writes_nothing(content: Made, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.yaml", {**content, "out": str(tmp_path / "out")})
+    done = CliRunner().invoke(app, ["plan", str(path), "--cost", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["plans"] == [] and told["no_plans"] is None and told["cost"]["seconds"] > 0
+    assert not (tmp_path / "out").exists()
 
 
 def test_curves_are_computed_once(content: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from vitprune.cli import files, lists, planning, runs
 from vitprune.core.errors import UserError, one_line
+from vitprune.runs.engine import threads
 
 TERMINATED = 128 + signal.SIGTERM
 STOPPED = "vitprune: stopped; the same command continues where it was"
@@ -49,6 +50,7 @@ def options(
 
 def main() -> None:
     """Entry point of the `vitprune` command."""
+    threads.wait_quietly()
     debug = "--debug" in sys.argv
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning)

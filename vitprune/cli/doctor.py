@@ -7,6 +7,7 @@ from importlib import metadata
 
 from vitprune.core.reading import Json
 from vitprune.deploy.runtime import OLDEST
+from vitprune.runs.engine import threads
 
 NAMES = (
     "vitprune", "torch", "torchvision", "timm", "torch-pruning", "numpy", "safetensors", "onnx", "onnxscript",
@@ -18,9 +19,11 @@ PAIRS = {"2.13": ("0.28",), "2.14": ("0.29",), "2.15": ("0.29",)}
 
 def examine() -> Json:
     """Everything `vitprune doctor` prints; `problems` holds one line per clash, each with its cure."""
-    found: Json = {"python": sys.version.split()[0], "versions": _versions(), "problems": []}
+    found: Json = {"python": sys.version.split()[0], "versions": _versions(), "notes": [], "problems": []}
     problems: list[str] = found["problems"]
     found["devices"] = _devices(problems)
+    if found["devices"] and (crowded := threads.crowded_here()):
+        found["notes"].append(crowded)
     found["providers"] = _providers(found["versions"], problems)
     if wrong := wrong_pair(found["versions"].get("torch"), found["versions"].get("torchvision")):
         problems.append(wrong)
@@ -70,7 +73,7 @@ def _devices(problems: list[str]) -> list[str]:
     except Exception as error:
         problems.append(f"torch cannot be imported ({error}): pip install 'vitprune[cpu]'")
         return []
-    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    devices = [f"cpu ({torch.get_num_threads()} threads, waiting {threads.waiting()})"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -104,5 +107,6 @@ def text(found: Json) -> str:
     lines += [f"{name} {version or '-'}" for name, version in found["versions"].items()]
     lines.append("devices: " + (", ".join(found["devices"]) or "none"))
     lines.append("onnxruntime providers: " + (", ".join(found["providers"]) or "none"))
+    lines += [f"note: {note}" for note in found["notes"]]
     lines += [f"PROBLEM: {problem}" for problem in found["problems"]] or ["no problems found"]
     return "\n".join(lines)

@@ -21,3 +21,11 @@ Shard = Annotated[
     str | None, typer.Option("--shard", help="i/n: this process's share of the parts, i from 0; for a job array")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", min=0, help="ask before a run estimated above; 12 on a processor, no limit on a GPU"),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="go on, whatever the run is estimated to cost")]
+CostOnly = Annotated[
+    bool, typer.Option("--cost", help="only what the run would cost; nothing is worked out or written")
+]

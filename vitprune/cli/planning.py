@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Workers
-from vitprune.cli.runs import _load
+from vitprune.cli.options import Address, AsJson, CostOnly, Device, Engine, Force, Out, RecipeArg, Workers
+from vitprune.cli.runs import opened
 from vitprune.core.reading import Json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def plan(
@@ -18,17 +22,16 @@ def plan(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    cost: CostOnly = False,
 ) -> None:
-    """What a run would keep of every block, what it is predicted to cost, and how large the model would be."""
-    from vitprune.core.progress import Reporter
-
-    loaded, reporter = _load(recipe, out), Reporter()
+    """What a run would keep of every block and lose by it, how large the model would be, and what the run would cost."""
+    loaded, reporter = opened(recipe, out)
     reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
     from vitprune.runs.engine import opening
     from vitprune.runs.results import planning
 
     crew = opening.Crew(workers, engine, address)
-    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=crew)
+    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=crew, curves=not cost)
     if as_json:
         print(json.dumps(made, indent=1))
     else:
@@ -42,6 +45,11 @@ def show(made: Json) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
+    _costs(console, made["cost"])
+    if not made["plans"]:
+        if made["no_plans"]:
+            console.print(f"What is kept: {made['no_plans']}", soft_wrap=True, markup=False)
+        return
     for one in made["plans"]:
         table = Table(title=escape(_title(one)), title_justify="left")
         for column in ("block", "heads x dims", "units", "nats", "without attention", "without FFN"):
@@ -58,6 +66,25 @@ def show(made: Json) -> None:
     console.print(
         f"The curves are in {made['folder']}; `vitprune run` goes on from there.", soft_wrap=True, markup=False
     )
+
+
+def _costs(console: Console, cost: Json) -> None:
+    """A line for every stage of the run, and one for all of it."""
+    from rich.table import Table
+
+    from vitprune.runs.costs.telling import duration, size
+
+    table = Table(title="what the run costs, estimated here", title_justify="left")
+    for column in ("stage", "time", "memory", "disk"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    total = {"total": {key: cost[key] for key in ("seconds", "memory_mb", "disk_mb")} | {"done": False}}
+    for name, row in (cost["stages"] | total).items():
+        cells = ("done", "", "") if row["done"] else (duration(row["seconds"]), *(size(row[key]) for key in _BYTES))
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+_BYTES = ("memory_mb", "disk_mb")
 
 
 def _title(one: Json) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import Address, AsJson, Device, Engine, Force, Out, RecipeArg, Shard, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, MaxHours, Out, RecipeArg, Shard, Workers, Yes
 from vitprune.core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vitprune.core.progress import Reporter
     from vitprune.recipe.recipe import Recipe
 
 
@@ -22,9 +26,11 @@ def run(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    _verb("run", recipe, out, device, force, as_json, workers, engine, address)
+    _verb("run", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
 def discover(
@@ -36,6 +42,8 @@ def discover(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
     shard: Shard = None,
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
@@ -46,7 +54,7 @@ def discover(
             )
         _share(recipe, out, device, as_json, shard)
         return
-    _verb("discover", recipe, out, device, force, as_json, workers, engine, address)
+    _verb("discover", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
 def prune(
@@ -58,9 +66,11 @@ def prune(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the slim model's checkpoint folder."""
-    _verb("prune", recipe, out, device, force, as_json, workers, engine, address)
+    _verb("prune", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
 def evaluate(
@@ -72,9 +82,11 @@ def evaluate(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the exam on the test split, baselines included."""
-    _verb("evaluate", recipe, out, device, force, as_json, workers, engine, address)
+    _verb("evaluate", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
 def export(
@@ -86,9 +98,11 @@ def export(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Up to the checked ONNX file and its latency."""
-    _verb("export", recipe, out, device, force, as_json, workers, engine, address)
+    _verb("export", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
 def compare(
@@ -100,15 +114,23 @@ def compare(
     workers: Workers = 1,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """Criteria x budgets x repairs x seeds, as the recipe's `compare` section says: a table, a plot, a test."""
-    from vitprune.core.progress import Reporter
+    loaded, reporter = opened(recipe, out)
     from vitprune.report import grid
     from vitprune.runs import compare as comparison
+    from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
 
-    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
-    record = comparison.compare(loaded, device=device, force=force, reporter=Reporter(), workers=crew)
+    crew = opening.Crew(workers, engine, address)
+    asked, spec, _ = comparison.asked(loaded)
+    part = comparison.part(asked, spec, [name for name in spec.criteria if name != "auto"], spec.seeds[0])
+    telling.ahead(
+        part, device, reporter, crew, lambda run: estimate.of_compare(run, spec, force), max_hours, yes, _asking()
+    )
+    record = comparison.compare(loaded, device=device, force=force, reporter=reporter, workers=crew)
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(record, indent=1))
@@ -125,15 +147,24 @@ def paper(
     as_json: AsJson = False,
     engine: Engine = "local",
     address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """The paper's tables and figures on the recipe's model; see recipes/paper/ and the recipe's `paper` section."""
-    from vitprune.core.progress import Reporter
+    loaded, reporter = opened(recipe, out)
     from vitprune.paper import tables as paper_tables
+    from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
 
-    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
-    command = _command("paper", recipe, out, device)
-    record = paper_tables.run(loaded, device=device, reporter=Reporter(), command=command, workers=crew)
+    crew = opening.Crew(workers, engine, address)
+    if (spec := loaded.paper) is not None:
+        telling.ahead(
+            paper_tables.first(loaded), device, reporter, crew, lambda run: estimate.of_paper(run, spec),
+            max_hours, yes, _asking(),
+        )  # fmt: skip
+    record = paper_tables.run(
+        loaded, device=device, reporter=reporter, command=_command("paper", recipe, out, device), workers=crew
+    )
     if as_json:
         print(json.dumps(record, indent=1))
     else:
@@ -142,24 +173,21 @@ def paper(
 
 
 def _verb(
-    verb: str,
-    recipe: str,
-    out: Path | None,
-    device: str,
-    force: bool,
-    as_json: bool,
-    workers: int,
-    engine: str,
-    address: str | None,
-) -> None:
+    verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool,
+    crew: tuple[int, str, str | None], allowed: tuple[float | None, bool],
+) -> None:  # fmt: skip
+    """`crew`: how many workers, of which engine, where; `allowed`: hours without a question, and whether the answer is yes."""
+    loaded, reporter = opened(recipe, out)
     from vitprune.cli import tables as summary
-    from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
+    from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
 
-    loaded, crew = _load(recipe, out), opening.Crew(workers, engine, address)
-    command = _command(verb, recipe, out, device)
-    record = pipeline.run(loaded, verb, device=device, force=force, reporter=Reporter(), command=command, workers=crew)
+    record = pipeline.run(
+        loaded, verb, device=device, force=force, reporter=reporter, command=_command(verb, recipe, out, device),
+        workers=opening.Crew(*crew),
+        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, verb, force), *allowed, _asking()),
+    )  # fmt: skip
     folder = loaded.out / loaded.name
     if as_json:
         print(json.dumps(summary.as_json(record, verb, folder), indent=1))
@@ -168,10 +196,10 @@ def _verb(
 
 
 def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str) -> None:
-    from vitprune.core.progress import Reporter
     from vitprune.runs import sharing
 
-    made = sharing.discover(_load(recipe, out), shard, device=device, reporter=Reporter())
+    loaded, reporter = opened(recipe, out)
+    made = sharing.discover(loaded, shard, device=device, reporter=reporter)
     if as_json:
         print(json.dumps(made, indent=1))
     else:
@@ -180,14 +208,23 @@ def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str
         )
 
 
-def _load(recipe: str, out: Path | None) -> Recipe:
-    """The recipe to be run, whose paths are there."""
+def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
+    """The recipe to be run, whose paths are there, and where progress goes."""
+    from vitprune.core.progress import Reporter
     from vitprune.recipe import parse
     from vitprune.recipe.paths import require
 
-    loaded = parse.load(recipe)
+    loaded, reporter = parse.load(recipe), Reporter()
     require(loaded, parse.beside(recipe))
-    return loaded if out is None else loaded.model_copy(update={"out": out})
+    loaded = loaded if out is None else loaded.model_copy(update={"out": out})
+    return loaded, reporter
+
+
+def _asking() -> Callable[[str], bool] | None:
+    """How a question is put to who sits at a terminal; None where nobody does."""
+    from typer import confirm
+
+    return (lambda text: confirm(text, err=True)) if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 def _command(verb: str, recipe: str, out: Path | None, device: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +17,28 @@ from vitprune.model.inside import first_token
 def parameters(model: nn.Module) -> int:
     """Number of weights."""
     return sum(p.numel() for p in model.parameters())
+
+
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def file_bytes(model: nn.Module, bound: bool = False) -> int:
+    """Bytes of a model's safetensors file: its numbers, and the header that names them. `bound`: a few more at most, and no
+    less than for any order of the tensors: where in the file one lies is written with the digits of where the file ends."""
+    state = {name: value for name, value in sorted(model.state_dict().items()) if isinstance(value, Tensor)}
+    content = sum(value.numel() * value.element_size() for value in state.values())
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in state.items():
+        start, end = end, end + value.numel() * value.element_size()
+        places = [content, content] if bound else [start, end]
+        kind = _DTYPES.get(value.dtype, "F8_E4M3")
+        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": places}
+    told = len(json.dumps(header, separators=(",", ":")).encode())
+    return 8 + told + -told % 8 + content
 
 
 def macs(model: nn.Module, shortcut: bool = False) -> int:

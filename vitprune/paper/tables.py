@@ -86,6 +86,11 @@ def run(
     return record
 
 
+def first(recipe: Recipe) -> Recipe:
+    """The recipe of what a table finds before it is made."""
+    return recipe.model_copy(update={"baselines": figure6.probe_criteria(recipe), "compare": None})
+
+
 def files(recipe: Recipe) -> list[Path]:
     """What `run` writes: JSON, Markdown and, for a figure, SVG."""
     assert recipe.paper is not None

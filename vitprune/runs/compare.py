@@ -61,7 +61,7 @@ def compare(
     """
     worker.one_process()
     reporter = reporter or Reporter(quiet=True)
-    recipe, spec, notes = _asked(recipe)
+    recipe, spec, notes = asked(recipe)
     for note in notes:
         reporter.say(f"note: {note}")
     root, names = recipe.out / recipe.name, [c for c in spec.criteria if c != "auto"]
@@ -73,7 +73,7 @@ def compare(
     costs: list[Json] = []
     choices: list[Json] = []
     for seed in spec.seeds:
-        with Run.open(_part(recipe, spec, names, seed), device, reporter, workers) as run:
+        with Run.open(part(recipe, spec, names, seed), device, reporter, workers) as run:
             for keep, site in itertools.product(spec.keep or (), run.sites):
                 masks.width(keep, site.size, recipe.round_to)
             if spec.budget:
@@ -91,7 +91,7 @@ def compare(
     return _write(_record(recipe, spec, found, costs) | {"choices": choices, "notes": notes}, root)
 
 
-def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
+def asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     """The recipe and its `compare` section, with the defaults that its model allows, and the notes that say so."""
     spec = recipe.compare or Compare().under(recipe.whole)
     if recipe.data.probe and len(spec.seeds) > 1:
@@ -106,7 +106,7 @@ def _asked(recipe: Recipe) -> tuple[Recipe, Compare, list[str]]:
     return recipe, spec, notes
 
 
-def _part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Recipe:
+def part(recipe: Recipe, spec: Compare, names: Sequence[str], seed: int) -> Recipe:
     """The recipe of one seed, a run of its own inside the comparison."""
     return recipe.model_copy(
         update={

@@ -6,6 +6,7 @@ split → discover → moments → prune → evaluate → export → report
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vitprune.core import memory
@@ -37,16 +38,20 @@ def run(
     reporter: Reporter | None = None,
     command: str = "",
     workers: Workers = 1,
+    before: Callable[[Run], None] | None = None,
 ) -> dict[str, Any]:
     """Run a recipe up to a verb's last stage; `run` also writes the report. Returns the report's record.
 
-    `workers` share the heavy work: so many processes of this machine, or a crew with an engine of its own.
+    `workers` share the heavy work: so many processes of this machine, or a crew with an engine of its own. `before` is called
+    with the open run and may refuse it.
 
     Raises UserError for everything the user can mend. Interrupted, the same call goes on where it stopped.
     """
     reporter = reporter or Reporter(quiet=True)
     worker.one_process()
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
+        if before is not None:
+            before(run)
         inputs, done = advance(run, verb, force)
         if run.recipe.frontier:
             return _frontier(run, verb, inputs, done, command, force)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitprune.model import families
+from vitprune.model import families, size
 from vitprune.model.sites import ffn
 from vitprune.model.sites.attention import AttentionSite
 from vitprune.model.sites.ffn import FfnSite
 
 MEGABYTE = 1e6  # bytes
 PER_SITE = 256  # bytes of a graph: constants that blocks share while they are of one shape
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 
 
 class Megabytes:
@@ -31,7 +29,7 @@ class Megabytes:
         largest = _largest(model)
         self.model, self.each = model, next(model.parameters()).element_size()
         graph = 0 if onnx is None else onnx(largest) + PER_SITE * 2 * len(families.ffn_sites(model))
-        self.total = float(max(checkpoint(largest), graph))
+        self.total = float(max(size.file_bytes(largest, bound=True), graph))
 
     def room(self, amount: float) -> float:
         """That many megabytes."""
@@ -48,20 +46,6 @@ class Megabytes:
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Bytes of its layers."""
         return np.array([self.each * site.cost(self.model, int(k)).parameters for k in sizes], float)
-
-
-def checkpoint(model: nn.Module) -> int:
-    """Bytes of the model's safetensors file, a few more at most: where in the file a weight lies has as many digits as
-    where the file ends."""
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    content = sum(value.numel() * value.element_size() for value in state.values())
-    header = {name: _entry(value, content) for name, value in state.items()}
-    told = len(json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode())
-    return 8 + told + -told % 8 + content
-
-
-def _entry(value: Tensor, end: int) -> dict[str, object]:
-    return {"dtype": DTYPES.get(value.dtype, "F8_E4M3"), "shape": list(value.shape), "data_offsets": [end, end]}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ test split is looked at beyond what every split does, which reads all images to 
 
 from __future__ import annotations
 
-import json
+import contextlib
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from vitprune.pruning.plan import Plan
 from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
+from vitprune.runs.costs import estimate
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier
@@ -36,24 +37,51 @@ NATS = "nats per image"
 
 
 def outlook(
-    recipe: Recipe, *, device: str = "auto", force: bool = False, reporter: Reporter | None = None, workers: Workers = 1
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    reporter: Reporter | None = None,
+    workers: Workers = 1,
+    curves: bool = True,
 ) -> Json:
-    """What would be kept of every model that the recipe makes, and what it would cost; the content of `plan --json`.
+    """What a run would cost, what would be kept of every model that the recipe makes, and what that would lose; the content
+    of `plan --json`. Without `curves` the cost alone, and nothing is written; so it is where only a repair can say what is
+    kept, which `no_plans` then says.
 
-    Raises UserError for everything the user can mend, and where only a repair can say what is kept.
+    Raises UserError for everything the user can mend.
     """
-    if recipe.rounds > 1:
-        raise UserError("plan: `rounds` scores the model again after every repair; `vitprune prune` says what is kept")
-    if recipe.whole is not None and recipe.whole.of == "loss_points":
-        raise UserError("plan: `loss_points` are sought by repairing models; `vitprune prune` says what is kept")
     worker.one_process()
-    with Run.open(recipe, device, reporter or Reporter(quiet=True), workers) as run, memory.refused("plan", run.device):
+    reporter = reporter or Reporter(quiet=True)
+    why = _why_not(recipe)
+    if why is not None or not curves:
+        run = Run.join(recipe, device, reporter, workers)
+        with memory.refused("plan", run.device), contextlib.closing(run):
+            return _made(run, force) | {"plans": [], "no_plans": why, "notes": run.notes, "stages": []}
+    with Run.open(recipe, device, reporter, workers) as run, memory.refused("plan", run.device):
+        made = _made(run, force)
         _, done = pipeline.advance(run, "discover", force)
-        dense = _figures(run.loaded.model)
         every = [(one, *item) for one in frontier.runs(run) for item in one.classes.sets().items()]
-        plans = [_told(one, dense, group, targets) for one, group, targets in every]
-        made: Json = {"name": run.recipe.name, "folder": str(run.folder.root), "criterion": run.recipe.criterion.name}
-        return made | {"dense": dense, "plans": plans, "notes": run.notes, "stages": done}
+        plans = [_told(one, made["dense"], group, targets) for one, group, targets in every]
+        made["criterion"] = run.recipe.criterion.name  # what `auto` has become
+        return made | {"plans": plans, "no_plans": None, "notes": run.notes, "stages": done}
+
+
+def _why_not(recipe: Recipe) -> str | None:
+    """Why nothing can be said of what is kept before a repair."""
+    if recipe.rounds > 1:
+        return "`rounds` scores the model again after every repair; `vitprune prune` says what is kept"
+    if recipe.whole is not None and recipe.whole.of == "loss_points":
+        return "`loss_points` are sought by repairing models; `vitprune prune` says what is kept"
+    return None
+
+
+def _made(run: Run, force: bool) -> Json:
+    """What is known before any work: the dense model's figures and what the run will cost."""
+    run.preflight()
+    made: Json = {"name": run.recipe.name, "folder": str(run.folder.root), "criterion": run.recipe.criterion.name}
+    cost = estimate.of_run(run, "run", force)
+    return made | {"dense": _figures(run.loaded.model), "cost": cost.as_json()}
 
 
 def _told(run: Run, dense: Json, group: str | None, targets: list[int]) -> Json:
@@ -86,25 +114,7 @@ def _of_file(model: nn.Module) -> int:
 
 
 def _figures(model: nn.Module) -> Json:
-    return {"params": size.parameters(model), "macs": size.macs(model), "bytes": file_bytes(model)}
-
-
-def file_bytes(model: nn.Module) -> int:
-    """How large model.safetensors of a model is: its numbers, and the header that names them."""
-    header: Json = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, value in sorted(model.state_dict().items()):
-        start, end = end, end + value.numel() * value.element_size()
-        header[name] = {
-            "dtype": _DTYPES.get(value.dtype, "F32"),
-            "shape": list(value.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"))
-    return 8 + -(-len(text) // 8) * 8 + end
-
-
-_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+    return {"params": size.parameters(model), "macs": size.macs(model), "bytes": size.file_bytes(model)}
 
 
 def _blocks(run: Run, plan: Plan, group: str | None) -> list[Json]:

@@ -106,7 +106,13 @@ def _left(run: Run, how: Recovery, index: np.ndarray, batch: int, slim: nn.Modul
     state = {name: value.detach().cpu().numpy() for name, value in slim.state_dict().items()}
     of_slim = [checksum(state), attention.slim(slim)]
     images = [checksum({"index": index}), batch, run.data_digest, pieces.RULE]
-    settings = [closed_form(how), run.recipe.ridge, run.device.type, version("prune"), precise.told(run.recipe, run.device)]
+    settings = [
+        closed_form(how),
+        run.recipe.ridge,
+        run.device.type,
+        version("prune"),
+        precise.told(run.recipe, run.device),
+    ]
     key = digest(run.model_digest, of_slim, images, settings)
     return Left(run.folder.stage_folder("prune") / PARTS / f"repair-{key[:16]}", key)
 
