@@ -112,6 +112,7 @@ def test_every_default() -> None:
             "latency_batches": [1, 8, 32],
             "shortcut": True,
         },
+        "see": None,
         "out": Path("exported"),
     }
 
