@@ -20,6 +20,7 @@ from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs.record import matrices
 from vitprune.runs.results import losses, shortcut
+from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import FILES, LATENCY_BATCH
 from vitprune.runs.state import lengths, told
@@ -75,6 +76,8 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     if evaluated:
         record |= _evaluated(run, evaluated, "export" in ran)
         record["notes"] += shortcut.note(recipe, record["model"])
+    if "see" in ran:
+        record["see"] = seeing.read(run)
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]

@@ -9,8 +9,8 @@ from torch import nn
 
 from vitprune.core.errors import UserError
 from vitprune.recipe.seeing import See
-from vitprune.runs.seeing.parts import alignment, drift, exemplars
 from vitprune.runs.seeing.looking import Looking
+from vitprune.runs.seeing.parts import alignment, drift, exemplars
 from vitprune.see import alignment as aligned
 
 

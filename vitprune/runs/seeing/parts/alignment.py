@@ -33,11 +33,12 @@ def work(looking: Looking) -> None:
     _save(looking, [one.cpu().numpy() for one in aligned], [one.cpu().numpy() for one in lengths])
     looking.column("norm", [one.cpu().numpy().astype(np.float64) for one in lengths])
     looking.column("dead", [["no" if lives else "yes" for lives in block.tolist()] for block in alive])
+    first = [one.argmax(1).cpu().numpy() for one in aligned]
     writes = [_writes(one, lives, chance) for one, lives, chance in zip(aligned, alive, null, strict=True)]
     looking.left["writes"] = writes
     _columns(looking, "writes", writes)
     blocks = [_block(i, chance, int((~lives).sum())) for i, (chance, lives) in enumerate(zip(null, alive, strict=True))]
-    _fires(looking, writes, [one.numpy() for one in alive], blocks)
+    _fires(looking, first, [one.numpy() for one in alive], blocks)
     looking.left["aligned"] = [one.cpu() if chance.carries else None for one, chance in zip(aligned, null, strict=True)]
     looking.told["alignment"] = {
         "form": form,
@@ -74,7 +75,7 @@ def _block(i: int, chance: Chance, dead: int) -> Json:
     return made | {"carries": chance.carries, "dead": dead}
 
 
-def _fires(looking: Looking, writes: list[np.ndarray], alive: list[np.ndarray], blocks: list[Json]) -> None:
+def _fires(looking: Looking, first: list[np.ndarray], alive: list[np.ndarray], blocks: list[Json]) -> None:
     """Columns `fires for`, and per block how often that is what a unit writes."""
     found: dict[str, list[Fires]] = {}
     seen = passes.seen(looking)
@@ -84,14 +85,13 @@ def _fires(looking: Looking, writes: list[np.ndarray], alive: list[np.ndarray], 
         looking.column(f"between_{read}", [one.between for one in found[read]])
     looking.left["fires"] = found
     for i, block in enumerate(blocks):
-        block["agreement"] = {read: _agreement(writes[i], found[read][i], alive[i], looking) for read in found}
+        block["agreement"] = {read: _agreement(first[i], found[read][i], alive[i], looking) for read in found}
 
 
-def _agreement(writes: np.ndarray, fires: Fires, alive: np.ndarray, looking: Looking) -> Json | None:
-    """How many units fire most for the class that they write most, with an interval; chance is one in as many classes."""
-    if not (writes >= 0).any():
-        return None
-    same, n = int((writes[:, 0] == fires.classes[:, 0])[alive].sum()), int(alive.sum())
+def _agreement(first: np.ndarray, fires: Fires, alive: np.ndarray, looking: Looking) -> Json:
+    """How many units fire most for the class that they write most, with an interval; chance is one in as many classes. Of
+    every block: where it is at chance, that is what it shows."""
+    same, n = int((first == fires.classes[:, 0])[alive].sum()), int(alive.sum())
     classes = len(set(looking.run.images.labels[looking.index].tolist()))
     return {"share": same / n, "n": n, "ci95": list(metrics.wilson(same, n)), "chance": 1 / classes}
 
