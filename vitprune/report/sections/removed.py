@@ -72,7 +72,8 @@ def _sentence(see: Json, group: str, evidence: Json) -> str:
         text += (
             f"; they told classes apart {word}: median share of a unit's variance between classes "
             f"{numbers.share(removed)} "
-            f"against {numbers.share(kept)} of the kept ones (labels at random: {numbers.share(number(between.get('chance')))})"
+            f"against {numbers.share(kept)} of the kept ones "
+            f"(labels at random: {numbers.share(number(between.get('chance')))})"
         )
     return text + "."
 
@@ -156,14 +157,16 @@ def _drift(drift: Json) -> list[Block]:
     below = numbers.general(number(drift.get("below")))
     text = (
         f"Of {numbers.count(number(drift.get('kept')))} kept units, activations before pruning and after the repair have a "
-        f"median correlation of {middle['corr']} (least {numbers.fixed(number(corr.get('least')), 3)}; {changed['corr']} below "
-        f"{below}), and what they write a median cosine of {middle['cos']} ({changed['cos']} below {below})."
+        f"median correlation of {middle['corr']} (least {numbers.fixed(number(corr.get('least')), 3)}; "
+        f"{changed['corr']} below {below}), and what they write a median cosine of "
+        f"{middle['cos']} ({changed['cos']} below {below})."
     )
     blocks: list[Block] = [Heading("Drift through the repair"), Text(text)]
     other = mapping(drift.get("other_class"))
     units, n = mappings(other.get("units")), number(other.get("n"))
     if n:
-        told = f"{numbers.count(len(units))} of {numbers.count(n)} kept units that may be said to write a class now write another."
+        other_now = numbers.count(len(units))
+        told = f"{other_now} of {numbers.count(n)} kept units that write a class write another now."
         blocks.append(Text(told))
     if units:
         rows = [Row(tuple(Cell(clean(unit.get(key))) for key in ("unit", "before", "after"))) for unit in units]
@@ -179,8 +182,8 @@ def _twins(drift: Json) -> list[Block]:
         return []
     text = (
         f"Each removed unit's best stand-in among the kept ones of its block correlates with it, up to the sign, at a median "
-        f"of {numbers.fixed(median, 2)} ({numbers.share(number(twins.get('near')))} at 0.9 or more; unrelated units would reach "
-        f"about {numbers.fixed(number(twins.get('chance')), 2)} by chance). The nearer, the less a random mask can hurt."
+        f"of {numbers.fixed(median, 2)} ({numbers.share(number(twins.get('near')))} at 0.9 or more; unrelated units would "
+        f"reach about {numbers.fixed(number(twins.get('chance')), 2)} by chance). The nearer, the less a random mask can hurt."
     )
     return [Heading("Stand-ins of the removed units"), Text(text)]
 
@@ -192,7 +195,8 @@ def _null(see: Json) -> list[Block]:
         return []
     caption = (
         f"Mean over classes of the largest cosine to a unit, against {numbers.count(number(aligned.get('heads')))} random "
-        f"heads; below {numbers.general(number(aligned.get('enough')))} standard deviations nothing is said of what units write"
+        f"heads; below {numbers.general(number(aligned.get('enough')))} standard deviations nothing is said of what "
+        "units write"
     )
     columns = (
         "Block",
