@@ -117,11 +117,16 @@
 
   const turn = (step) => { page += step; draw(); by("units").focus(); };
 
+  const clear = () => {
+    ["unit", "class", "block", "state"].forEach((id) => { by(id).value = ""; });
+    by("which").value = "any";
+    search();
+  };
+
   const open = () => {
     const wanted = decodeURIComponent(location.hash.slice(1)), [b, j] = wanted.split(":").map(Number);
     if (!/^\d+:\d+$/.test(wanted) || !(j < data.widths[b])) return;
-    by("filters").reset();
-    search();
+    clear();
     page = Math.floor((start[b] + j) / PER_PAGE);
     draw();
     const target = by(`${b}:${j}`);
@@ -132,14 +137,14 @@
 
   by("filters").addEventListener("input", search);
   by("filters").addEventListener("submit", (event) => event.preventDefault());
-  by("filters").addEventListener("reset", () => setTimeout(search));
+  by("clear").addEventListener("click", clear);
   by("before").addEventListener("click", () => turn(-1));
   by("after").addEventListener("click", () => turn(1));
   addEventListener("hashchange", open);
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = /^(INPUT|SELECT)$/.test(document.activeElement.tagName);
-    if (event.key === "Escape") { by("filters").reset(); document.activeElement.blur(); }
+    if (event.key === "Escape") { clear(); document.activeElement.blur(); }
     if (typing) return;
     if (event.key === "/") { event.preventDefault(); by("class").focus(); }
     if (event.key === "n") turn(1);
