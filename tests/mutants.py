@@ -352,6 +352,24 @@ MUTANTS = (
            "if False:", ("test_attention_families.py::test_the_repair_of_its_projection_alone_comes_closer",)),
     Mutant("a run takes heads for dimensions", "runs/state/run.py", "*([slim] if slim else [])", "*([] if slim else [])",
            ("test_slim_attention.py::test_a_run_knows_models_apart_that_differ_in_their_heads_alone",)),
+    # ---- seeing units
+    Mutant("of equal images the higher comes first", "see/exemplars.py", "np.lexsort((images, -values), axis=1)",
+           "np.lexsort((-images, -values), axis=1)", ("test_exemplars.py::test_the_lists_are_those_of_sorting_everything",)),
+    Mutant("the class token counts as a patch", "see/exemplars.py", "hidden_BTH[:, prefix:]", "hidden_BTH[:, 0:]",
+           ("test_exemplars.py::test_the_lists_are_those_of_sorting_everything",)),
+    Mutant("test images are looked at", "runs/seeing/looking.py", "for i in run.split.probe.tolist():",
+           "for i in [*run.split.test.tolist(), *run.split.probe.tolist()]:",
+           ("test_see.py::test_only_probe_images_and_no_picture_twice",)),
+    Mutant("blocks at chance are spoken of", "see/alignment.py", "return self.z >= ENOUGH", "return True",
+           ("test_alignment.py::test_random_units_are_at_chance_and_those_that_write_classes_are_not",
+            "test_see.py::test_a_card_in_the_terminal")),
+    Mutant("dead units write", "see/alignment.py", "return length <= DEAD * length.median()", "return length < 0",
+           ("test_alignment.py::test_a_unit_that_writes_one_class_is_found_and_dead_ones_are_not",)),
+    Mutant("kept units' evidence is told as removed", "see/firing.py", "evidence[~kept_H].sum()", "evidence[kept_H].sum()",
+           ("test_alignment.py::test_removed_evidence_by_hand",
+            "test_see.py::test_where_all_is_kept_nothing_drifts_and_no_evidence_goes")),
+    Mutant("a name ends the atlas' data", "report/atlas/page.py", '.replace("<", "\\\\u003c")', "",
+           ("test_see.py::test_names_are_only_ever_text",)),
 )  # fmt: skip
 
 

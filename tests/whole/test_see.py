@@ -29,7 +29,6 @@ from small import (
 from vitprune.cli import app
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
-from vitprune.model import families
 from vitprune.model.inside import hooks
 from vitprune.recipe.recipe import Recipe
 from vitprune.recipe.seeing import PARTS

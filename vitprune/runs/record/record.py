@@ -72,12 +72,10 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     record["checks"] = _checks(run, ran)
     record["files"] = _files(run, ran)
     record["export"] = {"files": _exported(run, ran), "failed": _left_out(run, ran)}
-    record |= _discovered(run)
+    record |= _discovered(run) | (seeing.told(run) if "see" in ran else {})
     if evaluated:
         record |= _evaluated(run, evaluated, "export" in ran)
         record["notes"] += shortcut.note(recipe, record["model"])
-    if "see" in ran:
-        record["see"] = seeing.read(run)
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
     record["complete"] = not record["missing"]

@@ -64,7 +64,6 @@ NOT_OFFERED = (
 )
 
 
-def read(run: Run) -> Json | None:
-    """see.json of a run, or None where there is none."""
-    path = run.folder.root / FOLDER / "see.json"
-    return dict(read_json(path)) if path.is_file() else None
+def told(run: Run) -> Json:
+    """What the record has of a run whose units were looked at: see.json, under `see`."""
+    return {"see": dict(read_json(run.folder.root / FOLDER / "see.json"))}
