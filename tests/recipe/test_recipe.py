@@ -16,7 +16,7 @@ from vitprune.core.errors import UserError
 from vitprune.criteria.statistics.random import random
 from vitprune.images.split import split_per_class
 from vitprune.model.sites.ffn import FfnSite
-from vitprune.recipe import parse, recipe, template
+from vitprune.recipe import parse, recipe
 from vitprune.recipe.parts import Whole
 
 BUNDLED = sorted(path.stem for path in parse.bundled_folder().glob("*.yaml"))
@@ -113,6 +113,7 @@ def test_every_default() -> None:
             "latency_batches": [1, 8, 32],
             "shortcut": True,
         },
+        "see": None,
         "out": Path("exported"),
     }
 
@@ -369,7 +370,7 @@ def test_the_schema_is_json_and_knows_every_key() -> None:
 
 
 def test_the_template_parses_and_shows_every_section() -> None:
-    made = parse.parse(template.TEMPLATE)
+    made = parse.parse(parse.TEMPLATE)
     assert made.name == "my-model" and made.keep is None and made.round_to is None
     assert made.whole == Whole(macs=0.5) and made.prune == ["ffn", "attention"]
 
@@ -381,7 +382,7 @@ def test_the_template_parses_and_shows_every_section() -> None:
         "name: a\nkeep: 3 units\nclasses: [b, ä]\nround_to: 8\nout: some/where\npaper_protocol: {t: [1]}\n",
         "name: a\ngroups: {x: [b], y: [c, d]}\nmodel: {name: vit, args: {img_size: 28}, checkpoint: w.pth}\n"
         "data: {path: p, limit_per_class: 4}\n",
-        template.TEMPLATE,
+        parse.TEMPLATE,
     ],
 )
 def test_dump_and_parse_go_round(text: str) -> None:

@@ -29,10 +29,11 @@ from small import (
     write_recipe,
 )
 
-from vitprune.cli import app, full_check
+from vitprune.cli import app
 from vitprune.core.errors import UserError
 from vitprune.model.load import build, folders, headers, opening, timm_names
 from vitprune.recipe import check, inputs, model_files, parse, paths, recipe
+from vitprune.runs.state import preflight
 
 Made = dict[str, Any]
 WITHOUT = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "matplotlib", "scipy", "transformers")
@@ -333,7 +334,7 @@ def test_what_only_the_built_model_tells(place: Path, change: Made) -> None:
 
 def full(made: Made) -> tuple[recipe.Recipe, list[str]]:
     parsed = parse.parse(yaml.safe_dump(made), "r.yaml")
-    return full_check.check(parsed, check.check(parsed))
+    return preflight.check(parsed, check.check(parsed))
 
 
 def test_weights_of_a_named_model(place: Path) -> None:

@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli import files, lists, planning, runs
+from vitprune.cli import files, lists, planning, runs, seeing
 from vitprune.core.errors import UserError, one_line
 from vitprune.runs.engine import threads
 
 TERMINATED = 128 + signal.SIGTERM
 STOPPED = "vitprune: stopped; the same command continues where it was"
 VERBS = (
-    runs.run, planning.plan, runs.discover, runs.prune, runs.evaluate, runs.export, runs.compare, files.predict, files.report,
-    files.check, runs.paper, files.bench, lists.criteria, lists.models, lists.doctor,
+    runs.run, planning.plan, runs.discover, runs.prune, runs.evaluate, runs.export, seeing.see, runs.compare,
+    files.predict, files.report, files.check, runs.paper, files.bench, lists.criteria, lists.models, lists.doctor,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -73,9 +73,9 @@ def recipe_check(
     notes = loaded.advice
     found = precheck.check(loaded, parse.beside(recipe))
     if model:
-        from vitprune.cli import full_check
+        from vitprune.runs.state import preflight
 
-        loaded, more = full_check.check(loaded, found)
+        loaded, more = preflight.check(loaded, found)
         notes += more
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -98,7 +98,7 @@ def recipe_schema() -> None:
 @recipes.command("new")
 def recipe_new() -> None:
     """Print a commented recipe for one's own model and images."""
-    from vitprune.recipe.template import TEMPLATE
+    from vitprune.recipe.parse import TEMPLATE
 
     print(TEMPLATE, end="")
 

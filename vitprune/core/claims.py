@@ -22,7 +22,7 @@ from vitprune.core.files import explain
 from vitprune.core.ledger import Ledger
 from vitprune.core.reading import Json, read_sealed
 
-STAGES = {"split", "discover", "moments", "prune", "evaluate", "export", "choose", "cluster"}
+STAGES = {"split", "discover", "moments", "prune", "evaluate", "export", "choose", "cluster", "see"}
 ONNX = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
 AT_ROOT = (
     "config.json", "model.safetensors", "masks.safetensors", "split.json", "recipe.yaml", "README.md", "report.json",

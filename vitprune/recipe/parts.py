@@ -30,7 +30,18 @@ Keep = Annotated[
 ]
 
 
-TAKEN = {"stages", "stage", "all", "onnx", "report-data", "compare", "parts", "rows", "dense"}  # folders, files of ours
+TAKEN = {
+    "stages",
+    "stage",
+    "all",
+    "onnx",
+    "report-data",
+    "compare",
+    "parts",
+    "rows",
+    "dense",
+    "see",
+}  # folders, files of ours
 
 
 OURS = re.compile(r".*\.(json|ya?ml|md|html|svg|csv|onnx|data|safetensors|weights|moments|lock|tmp)")  # more of them

@@ -30,6 +30,7 @@ from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
 from vitprune.recipe.exports import Export, sized_by_files
 from vitprune.recipe.inputs import Data, Model, SplitSpec
 from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, Whole, on_any_disk
+from vitprune.recipe.seeing import See
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class Recipe(Part):
     compare: Compare | None = Field(None, description="what `vitprune compare` puts side by side")
     paper: Paper | None = Field(None, description="which of the paper's tables `vitprune paper` makes")
     export: Export = Field(default_factory=lambda: Export(), description="what is written for deployment")
+    see: See | None = Field(None, description="what the report shows of units, removed and kept; without it nothing")
     out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
     _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
 
@@ -387,6 +389,7 @@ class Recipe(Part):
             idle = {"whole", "attention_dims"}
             idle |= {"budget"} if self.allocation != "budgeted" and self.budget == "flops" else set()
             idle |= {"prune"} if self.prune is None else set()
+        idle |= {"see"} if self.see is None else set()
         return {"budget" if name == "whole" else name: part for name, part in made.items() if name not in idle}
 
     @property

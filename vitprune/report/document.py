@@ -1,4 +1,4 @@
-"""A record as a document: the seven questions in order (an eighth of a frontier), warnings first."""
+"""A record as a document: the seven questions in order, warnings first (one more of a frontier, and one of units)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vitprune.report.sections.contenders import comparison_section
 from vitprune.report.sections.deploy import deploy_section
 from vitprune.report.sections.frontier import frontier_sections
 from vitprune.report.sections.kept import kept_section
+from vitprune.report.sections.removed import removed_sections
 from vitprune.report.sections.reproduce import reproduce_section
 from vitprune.report.sections.result import result_section
 from vitprune.report.sections.trust import failed_checks, trust_section
@@ -28,6 +29,7 @@ def document(record: Json, beside: Beside) -> Document:
         trust_section(record),
         comparison_section(record, beside),
         classes_section(record, beside),
+        *removed_sections(record, beside),
         kept_section(record, beside),
         deploy_section(record),
         reproduce_section(record),

@@ -18,7 +18,7 @@ from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier, matrices, record
 from vitprune.runs.results import loss_search
-from vitprune.runs.stages.order import STAGES, Stage, stage_digest
+from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS, SHARED
 
@@ -55,6 +55,7 @@ def run(
         inputs, done = advance(run, verb, force)
         if run.recipe.frontier:
             return _frontier(run, verb, inputs, done, command, force)
+        done += _seen(run, verb, inputs, force)
         made = record.build(run, done, command)
         if verb == "run":
             record.write(made | matrices.write(run, made), run.folder.root)
@@ -75,6 +76,7 @@ def _frontier(
         for stage in frontier.stages_of(run, inner, stages):
             own[stage.name] = stage_digest(stage, inner, own)
             through.append(_do(stage, inner, own[stage.name], force))
+        through += _seen(inner, verb, own, force)
         made = frontier.complete(run, record.build(inner, through, command))
         if verb == "run":
             record.write(made, inner.folder.root)
@@ -105,6 +107,13 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
             inputs[stage.name] = stage_digest(stage, run, inputs)
             done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done
+
+
+def _seen(run: Run, verb: str, inputs: dict[str, str], force: bool) -> list[dict[str, Any]]:
+    """What the units are, for a recipe that asks for it: done after the exam, before the report, and told as the others."""
+    if verb != "run" or run.recipe.see is None:
+        return []
+    return [_do(SEE, run, stage_digest(SEE, run, inputs), force)]
 
 
 def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:

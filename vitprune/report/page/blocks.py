@@ -136,11 +136,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Pictures in a grid."""
+    """Pictures in a grid; `wide` ones are several times as wide as high. `heads`: what titles and names are, in a table."""
 
     kind: ClassVar[str] = "gallery"
     caption: str
     pictures: tuple[Picture, ...]
+    wide: bool = False
+    heads: tuple[str, str] = ("Class", "Image")
 
 
 Block: TypeAlias = "Table | Text | Heading | Figure | Code | Facts | Numbers | Fold | Columns | Gallery"

@@ -91,10 +91,10 @@ def _table(table: Table) -> str:
 
 def _gallery(gallery: Gallery) -> str:
     """The pictures' names and lines as a table."""
-    labels = [label for label, _ in gallery.pictures[0].lines]
-    cells = [(p.title, p.name, *(value for _, value in p.lines)) for p in gallery.pictures]
+    labels = list(dict.fromkeys(label for picture in gallery.pictures for label, _ in picture.lines))
+    cells = [(p.title, p.name, *(dict(p.lines).get(label, "") for label in labels)) for p in gallery.pictures]
     rows = tuple(Row(tuple(map(Cell, line))) for line in cells)
-    return _table(Table(gallery.caption, ("Class", "Image", *labels), rows))
+    return _table(Table(gallery.caption, (*gallery.heads, *labels), rows))
 
 
 def _row(row: Row) -> str:

@@ -75,6 +75,11 @@ def probability(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}" if value >= 0.01 else f"{value:.4f}"
 
 
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many digits after the point."""
+    return NONE if value is None else _signed(value, digits)
+
+
 def general(value: float | None) -> str:
     """A number of unknown kind, short and lossless enough to compare with a limit."""
     return NONE if value is None else f"{value:.6g}".replace("-", "−")

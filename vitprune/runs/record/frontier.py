@@ -19,7 +19,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages.order import Stage
 from vitprune.runs.state.run import Run
 
-HEADLINE = ("result", "model", "per_class", "confusions", "latency", "usage")
+HEADLINE = ("result", "model", "per_class", "confusions", "latency", "usage", "see")
 
 
 def runs(run: Run) -> Iterator[Run]:
@@ -99,6 +99,8 @@ def merged(recipe: Recipe, base: Json, found: Sequence[Json]) -> Json:
         made["result"] = lead["result"] | {"budget": budgets[first].spelled}
         made["rows"] = _rows(lead, pairs)
         made["predictions"] = {group: f"{folder}/{path}" for group, path in lead["predictions"].items()}
+        if "see" in made:
+            made["see"] = _of_folder(folder, made["see"])
         made["worst"] = {g: [_under(folder, row, "thumbnail") for row in rows] for g, rows in lead["worst"].items()}
     known = {check["name"] for check in base["checks"]}
     for one, own in pairs:
@@ -122,6 +124,19 @@ def merged(recipe: Recipe, base: Json, found: Sequence[Json]) -> Json:
 
 def _under(folder: str, file: Json, key: str = "path") -> Json:
     return file | {key: f"{folder}/{file[key]}"}
+
+
+def _of_folder(folder: str, see: Json) -> Json:
+    """What was seen of the units of one budget's model, its pictures and atlas by their names from the run's own folder."""
+
+    def under(name: str | None) -> str | None:
+        return None if name is None else f"{folder}/{name}"
+
+    shown = {
+        group: {side: [card | {"strip": under(card["strip"])} for card in cards] for side, cards in sides.items()}
+        for group, sides in see["shown"].items()
+    }
+    return see | {"shown": shown, "atlas": {"file": under(see["atlas"]["file"])}}
 
 
 def _rows(lead: Json, pairs: Sequence[tuple[Whole, Json]]) -> list[Json]:

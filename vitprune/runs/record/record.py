@@ -24,6 +24,7 @@ from vitprune.report.reading.values import plain
 from vitprune.runs.record import matrices
 from vitprune.runs.results import losses, shortcut
 from vitprune.runs.results.onnx_files import FILES
+from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages import score
 from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import lengths, told
@@ -75,7 +76,7 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     record["checks"] = _checks(run, ran)
     record["files"] = _files(run, ran)
     record["export"] = {"files": _exported(run, ran), "failed": _left_out(run, ran)}
-    record |= _discovered(run)
+    record |= _discovered(run) | (seeing.told(run) if "see" in ran else {})
     if evaluated:
         record |= _evaluated(run, evaluated, "export" in ran)
         record["notes"] += shortcut.note(recipe, record["model"])

@@ -1,0 +1,119 @@
+"""The section `see`: what a run shows of its units."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, StrictInt, field_validator
+
+from vitprune.recipe.parts import Part, Seed
+
+PartName = Literal[
+    "exemplars", "alignment", "drift", "maps", "masks", "blocks", "stimuli"
+]  # a row each in runs/seeing/table.py
+PARTS: tuple[str, ...] = get_args(PartName)
+Form = Literal["folded", "raw", "normed", "cos"]
+
+
+class SeeUnits(Part):
+    """Which units stand side by side in the report: a seeded draw, removed ones and as many kept ones of the same blocks."""
+
+    removed: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="removed units that are shown")
+    kept: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="kept units that are shown")
+    seed: Seed = Field(0, description="of the draw")
+
+
+class SeeImages(Part):
+    """Which images the units are seen on: probe images, never the exam's."""
+
+    per_class: Annotated[StrictInt, Field(ge=1)] = Field(40, description="of each class at most, no picture twice")
+
+
+class Exemplars(Part):
+    """The images that move a unit most, and some that were drawn without looking."""
+
+    k: Annotated[StrictInt, Field(ge=1, le=100)] = Field(15, description="images of each unit, the strongest first")
+    random: Annotated[StrictInt, Field(ge=0, le=100)] = Field(5, description="images of each unit drawn at random")
+    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.99, description="of a unit's activations over all patches, above which it is said to fire"
+    )
+
+
+class Maps(Part):
+    """Where in an image a unit fires."""
+
+    of: Literal["activation", "gradient"] = Field(
+        "activation",
+        description="activation: the unit's value at every patch; gradient: which patches raise it at the tokens that speak "
+        "for its class",
+    )
+
+
+class Masks(Part):
+    """The pixels where the top unit of a class is above its threshold."""
+
+    threshold: Literal["unit", "image"] = Field(
+        "unit", description="unit: one of all images, so that masks can be compared; image: of each image's own pixels"
+    )
+    percentile: Annotated[float, Field(gt=0, lt=100)] = Field(80.0, description="above which a pixel is in the mask")
+
+
+class Stimuli(Part):
+    """Images made for the top units of classes, and for random units beside them."""
+
+    method: Literal["fourier", "maco", "pixel"] = Field(
+        "fourier",
+        description="fourier: a spectrum that prefers low frequencies; maco: phases alone, under the probe images' spectrum; "
+        "pixel: the pixels themselves",
+    )
+    steps: Annotated[StrictInt, Field(ge=0, le=10_000)] = Field(250, description="of gradient ascent")
+    seeds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(3, description="images of each unit")
+    activation: Literal["pre", "post"] = Field("pre", description="which side of the activation is raised")
+    tokens: Literal["auto", "cls", "patches", "all"] = Field(
+        "auto", description="where it is raised; auto: at the tokens that the head reads in the last block, else at all"
+    )
+    classes: Annotated[StrictInt, Field(ge=1)] = Field(10, description="classes at most, drawn with units.seed")
+    top: Annotated[StrictInt, Field(ge=1, le=3)] = Field(
+        1, description="units of a class that one image raises together"
+    )
+    mix: Literal["equal", "score", "softmax"] = Field("equal", description="how much each of several units counts")
+    diversity: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how much the images of one unit are kept apart; 0.001 is the authors'"
+    )
+    judge: str | None = Field(None, description="another model that judges the images, by the words of model.name")
+
+
+class See(Part):
+    """What `vitprune see` shows of hidden units; `see: {}` takes every default, without `see` nothing is computed."""
+
+    parts: list[PartName] = Field(
+        ["exemplars", "alignment", "drift"],
+        min_length=1,
+        description="exemplars: the images that move each unit most; alignment: which classes it writes and fires for, and "
+        "what went with the removed ones; drift: what the repair made of the kept ones, and who stands in for the removed; "
+        "maps: where in an image the shown ones fire; masks: which pixels the classes' top units need; blocks: the classes' "
+        "units from block to block; stimuli: images made for units, and who recognises them",
+    )
+    units: SeeUnits = Field(default_factory=lambda: SeeUnits(), description="which units the report shows")
+    alignment: Form = Field(
+        "folded",
+        description="how what a unit writes is held against the classes: folded (through the last norm, its scale left out), "
+        "raw, normed (through the last norm as a token of its own), cos",
+    )
+    images: SeeImages = Field(default_factory=lambda: SeeImages(), description="which images are looked at")
+    exemplars: Exemplars = Field(default_factory=lambda: Exemplars(), description="how many, and when a unit fires")
+    maps: Maps = Field(default_factory=lambda: Maps(), description="what the maps show")
+    masks: Masks = Field(default_factory=lambda: Masks(), description="when a pixel is in a mask")
+    stimuli: Stimuli = Field(default_factory=lambda: Stimuli(), description="how images are made for units")
+
+    @field_validator("parts")
+    @classmethod
+    def nothing_twice(cls, parts: list[PartName]) -> list[PartName]:
+        if len(set(parts)) < len(parts):
+            raise ValueError("names one of its parts twice")
+        return parts
+
+    @property
+    def by_default(self) -> bool:
+        """Whether the parts were left to us, so that those a model does not allow are left out."""
+        return "parts" not in self.model_fields_set

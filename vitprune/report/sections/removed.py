@@ -1,0 +1,234 @@
+"""What was removed? What went with the removed units, matched strips of removed and kept ones, drift, stand-ins."""
+
+from __future__ import annotations
+
+from vitprune.core.reading import Json
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import (
+    Block,
+    Cell,
+    Fold,
+    Gallery,
+    Heading,
+    Picture,
+    Row,
+    Section,
+    Text,
+    missing,
+    table,
+)
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+from vitprune.report.sections.unit_pictures import picture_blocks
+
+MOST = 24  # units of a strip
+LISTED = 20  # rows that stand open
+
+
+def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
+    """The section, where the run looked at its units."""
+    see = mapping(record.get("see"))
+    if not see:
+        return ()
+    kept = mapping(see.get("kept"))
+    blocks: list[Block] = []
+    for place, group in enumerate(kept):
+        if len(kept) > 1:
+            blocks.append(Heading(f"Class set {clean(group)}"))
+        blocks += _of_set(see, str(group), beside if place == 0 else Beside(None), place == 0)
+    if not blocks:
+        blocks = [missing("which units were removed")]
+    return (Section("removed", "What was removed?", (*blocks, *picture_blocks(see, beside), *_null(see), *_end(see))),)
+
+
+def _of_set(see: Json, group: str, beside: Beside, pictures: bool) -> list[Block]:
+    evidence = mapping(mapping(mapping(see.get("alignment")).get("evidence")).get(group))
+    drift = mapping(mapping(see.get("drift")).get(group))
+    blocks: list[Block] = [Text(_sentence(see, group, evidence))]
+    if pictures:
+        blocks += _strips(mapping(mapping(see.get("shown")).get(group)), see, beside)
+    return blocks + _classes(evidence) + _drift(drift) + _twins(drift)
+
+
+def _sentence(see: Json, group: str, evidence: Json) -> str:
+    """What went, in one sentence of figures."""
+    widths = [number(width) or 0 for width in sequence(see.get("widths"))]
+    left = [number(width) or 0 for width in sequence(mapping(see.get("kept")).get(group))]
+    gone, every = sum(widths) - sum(left), sum(widths)
+    text = f"{numbers.count(gone)} of {numbers.count(every)} hidden units were removed"
+    share, between = number(evidence.get("share")), mapping(evidence.get("between"))
+    if share is not None:
+        where = ", ".join(clean(block) for block in sequence(evidence.get("blocks")))
+        read = "class token" if evidence.get("read") == "class" else "patches"
+        count = len(mappings(evidence.get("classes")))
+        text += (
+            f"; they carried {numbers.share(share)} of the direct class evidence (block{'s' if ',' in where else ''} {where}, "
+            f"{read}, mean of {numbers.plural(count, 'class', 'classes')})"
+        )
+    elif evidence:
+        text += "; no block carries class evidence that could be told from chance, so no share of it is given"
+    removed, kept = number(between.get("removed")), number(between.get("kept"))
+    if removed is not None and kept is not None:
+        word = "less" if removed < kept else "more" if removed > kept else "equally"
+        text += (
+            f"; they told classes apart {word}: median share of a unit's variance between classes "
+            f"{numbers.share(removed)} "
+            f"against {numbers.share(kept)} of the kept ones "
+            f"(labels at random: {numbers.share(number(between.get('chance')))})"
+        )
+    return text + "."
+
+
+def _strips(shown: Json, see: Json, beside: Beside) -> list[Block]:
+    """Removed units, then as many kept ones of the same blocks."""
+    blocks: list[Block] = []
+    for side, words in (("removed", "Removed units"), ("kept", "Kept units of the same blocks")):
+        cards = mappings(shown.get(side))[:MOST]
+        if cards:
+            pictures = tuple(_picture(card, beside) for card in cards)
+            told = f"{words}: {len(cards)} by a seeded draw, nobody picked them; "
+            told += "the images that move a unit most, after the gap one drawn at random"
+            blocks.append(Gallery(told, pictures, wide=True, heads=("Unit", "Strongest image")))
+    return [Heading("Units side by side"), *blocks] if blocks else []
+
+
+def _picture(card: Json, beside: Beside) -> Picture:
+    lines = [("writes", _writes(card))] if "norm" in card else []
+    read = next((read for read in ("class", "patches") if f"fires_{read}_1" in card), None)
+    if read:
+        lines.append(("fires for", _three(card, f"fires_{read}")))
+    for key, value in card.items():
+        if key.startswith("drift_corr") and number(value) is not None:
+            lines.append(("after the repair", f"correlation {numbers.fixed(number(value), 2)}"))
+        if key.startswith("twin_corr") and number(value) is not None:
+            twin = clean(card.get(key.replace("twin_corr", "twin")))
+            lines.append(("stand-in", f"{twin}, correlation {numbers.fixed(number(value), 2)}"))
+    name = clean(card.get("strongest_image")) if card.get("fires") != "no" else "never fires on these images"
+    return Picture(beside.picture(card.get("strip")), clean(card.get("unit")), name, tuple(lines))
+
+
+def _writes(card: Json) -> str:
+    if card.get("dead") == "yes":
+        return "nothing, it is dead"
+    return _three(card, "writes") or "not said: no class evidence in this block"
+
+
+def _three(card: Json, start: str) -> str:
+    return ", ".join(clean(card[f"{start}_{rank}"]) for rank in (1, 2, 3) if card.get(f"{start}_{rank}"))
+
+
+def _classes(evidence: Json) -> list[Block]:
+    rows = mappings(evidence.get("classes"))
+    if not rows:
+        return []
+    caption = "Direct evidence that went with the removed units, per class, beside what the class lost in the exam"
+    made = table(caption, ("Class", ">Evidence removed", ">Points lost", ">Test images"), map(_class_row, rows))
+    return [
+        Heading("Does the removed evidence tell where it hurts?"),
+        Text(_rank(evidence)),
+        Fold(caption, (made,)) if len(rows) > LISTED else made,
+    ]
+
+
+def _class_row(row: Json) -> Row:
+    share, lost, n = (number(row.get(key)) for key in ("share", "lost_points", "n"))
+    shown = numbers.NONE if lost is None else numbers.fixed(lost, 2)
+    return Row(
+        (Cell(clean(row.get("class"))), Cell(numbers.share(share), share), Cell(shown, lost), Cell(numbers.count(n), n))
+    )
+
+
+def _rank(evidence: Json) -> str:
+    rho, p, n = (number(evidence.get(key)) for key in ("rho", "p", "classes_compared"))
+    if rho is None or p is None:
+        return "Too few classes with a measured loss, or all the same: no rank correlation."
+    verdict = "the classes that lost more evidence lost more accuracy" if rho > 0 else "not in the direction of damage"
+    if p >= 0.05:
+        verdict = "no more than classes in a random order would show"
+    told = f"Spearman's ρ of evidence removed and points lost: {numbers.fixed(rho, 2)} over {numbers.count(n)} classes"
+    return f"{told} (permutation p = {numbers.probability(p)}): {verdict}."
+
+
+def _drift(drift: Json) -> list[Block]:
+    if not drift:
+        return []
+    cos, corr = mapping(drift.get("cos")), mapping(drift.get("corr"))
+    middle = {key: numbers.fixed(number(one.get("median")), 3) for key, one in (("cos", cos), ("corr", corr))}
+    changed = {key: numbers.count(number(one.get("changed"))) for key, one in (("cos", cos), ("corr", corr))}
+    below = numbers.general(number(drift.get("below")))
+    text = (
+        f"Of {numbers.count(number(drift.get('kept')))} kept units, activations before pruning and after the repair have a "
+        f"median correlation of {middle['corr']} (least {numbers.fixed(number(corr.get('least')), 3)}; "
+        f"{changed['corr']} below {below}), and what they write a median cosine of "
+        f"{middle['cos']} ({changed['cos']} below {below})."
+    )
+    blocks: list[Block] = [Heading("Drift through the repair"), Text(text)]
+    other = mapping(drift.get("other_class"))
+    units, n = mappings(other.get("units")), number(other.get("n"))
+    if n:
+        other_now = numbers.count(len(units))
+        told = f"{other_now} of {numbers.count(n)} kept units that write a class write another now."
+        blocks.append(Text(told))
+    if units:
+        rows = [Row(tuple(Cell(clean(unit.get(key))) for key in ("unit", "before", "after"))) for unit in units]
+        caption = "Kept units whose most aligned class changed"
+        blocks.append(Fold(caption, (table(caption, ("Unit", "Before", "After"), rows),)))
+    return blocks
+
+
+def _twins(drift: Json) -> list[Block]:
+    twins = mapping(drift.get("twins"))
+    median = number(twins.get("median"))
+    if median is None:
+        return []
+    text = (
+        f"Each removed unit's best stand-in among the kept ones of its block correlates with it, up to the sign, at a median "
+        f"of {numbers.fixed(median, 2)} ({numbers.share(number(twins.get('near')))} at 0.9 or more; unrelated units would "
+        f"reach about {numbers.fixed(number(twins.get('chance')), 2)} by chance). The nearer, the less a random mask can hurt."
+    )
+    return [Heading("Stand-ins of the removed units"), Text(text)]
+
+
+def _null(see: Json) -> list[Block]:
+    aligned = mapping(see.get("alignment"))
+    rows = [_block_row(block) for block in mappings(aligned.get("blocks"))]
+    if not rows:
+        return []
+    caption = (
+        f"Mean over classes of the largest cosine to a unit, against {numbers.count(number(aligned.get('heads')))} random "
+        f"heads; below {numbers.general(number(aligned.get('enough')))} standard deviations nothing is said of what "
+        "units write"
+    )
+    columns = (
+        "Block",
+        ">Found",
+        ">Random",
+        ">z",
+        "Carries classes",
+        ">Writes = fires, class token",
+        ">patches",
+        ">by chance",
+    )
+    return [Fold("Do units write classes at all? The test against random heads", (table(caption, columns, rows),))]
+
+
+def _block_row(block: Json) -> Row:
+    found, random, sd, z = (number(block.get(key)) for key in ("found", "random", "random_sd", "z"))
+    agreement = mapping(block.get("agreement"))
+    cells = [Cell(clean(block.get("block")), number(block.get("block"))), Cell(numbers.fixed(found, 3), found)]
+    cells += [Cell(f"{numbers.fixed(random, 3)} ± {numbers.fixed(sd, 3)}", random), Cell(numbers.fixed(z, 1), z)]
+    cells.append(Cell("yes" if block.get("carries") is True else "no"))
+    shares = [number(mapping(agreement.get(read)).get("share")) for read in ("class", "patches")]
+    cells += [Cell(numbers.share(share), share) for share in shares]
+    chance = next((c for one in agreement.values() if (c := number(mapping(one).get("chance"))) is not None), None)
+    return Row((*cells, Cell(numbers.share(chance), chance)))
+
+
+def _end(see: Json) -> list[Block]:
+    """Where the rest is, and what is not offered."""
+    left = [f"{clean(name)} was left out: {clean(why)}." for name, why in mapping(see.get("left_out")).items()]
+    images = mapping(see.get("images"))
+    atlas = clean(mapping(see.get("atlas")).get("file"))
+    text = f"Seen on {numbers.count(number(images.get('n')))} probe images; none of the exam's."
+    text += f" Every unit is in {atlas} and units.csv beside it." if atlas else ""
+    return [Text(" ".join([text, *left]), "note")]

@@ -1,0 +1,53 @@
+"""The part `exemplars`: the images that move each unit most, some that were drawn without looking, and when it fires."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitprune.runs.seeing import passes
+from vitprune.runs.seeing.looking import Looking
+from vitprune.see import exemplars as lists
+from vitprune.see.exemplars import Top
+from vitprune.see.histogram import Histogram
+from vitprune.see.seen import Seen
+
+
+def work(looking: Looking) -> None:
+    """Nothing; exemplars.safetensors and what see.json says of it. Images are positions in the source, tokens are counted as
+    the model does, those that are no patches first; −1 where a list is shorter."""
+    how, blocks = looking.see.exemplars, passes.seen(looking)
+    arrays: dict[str, np.ndarray] = {}
+    silent = []
+    for i, block in enumerate(blocks):
+        assert block.histogram is not None
+        counts = Histogram.unpacked({k.removeprefix("histogram."): v for k, v in block.histogram.items()})
+        silent.append(counts.low == counts.high)
+        drawn = drawn_of(looking, block)
+        for name, one in (("top", block.top), ("random", drawn)):
+            arrays |= {f"{name}.values.{i}": one.values, f"{name}.images.{i}": one.images}
+            arrays[f"{name}.tokens.{i}"] = one.tokens
+        arrays[f"quantile.{i}"] = counts.quantile(how.quantile).astype(np.float32)
+        arrays[f"low.{i}"], arrays[f"high.{i}"] = counts.low.astype(np.float32), counts.high.astype(np.float32)
+    looking.save("exemplars", arrays)
+    looking.left["silent"], looking.left["exemplars"] = silent, arrays
+    looking.column("fires", [["no" if quiet else "yes" for quiet in block] for block in silent])
+    looking.column("quantile", [arrays[f"quantile.{i}"] for i in range(len(blocks))])
+    looking.column("highest", [arrays[f"high.{i}"] for i in range(len(blocks))])
+    looking.column("strongest_image", [_names(looking, block.top.images[:, 0].tolist()) for block in blocks])
+    looking.told["exemplars"] = {
+        "k": how.k,
+        "random": how.random,
+        "quantile": how.quantile,
+        "pooled": "the largest activation over an image's patches",
+        "never_fire": [int(block.sum()) for block in silent],
+    }
+
+
+def drawn_of(looking: Looking, block: Seen) -> Top:
+    """The images that were drawn for each unit, but for those among its strongest."""
+    ids = looking.index[block.asked.drawn].astype(np.int32)
+    return lists.beside(block.top, Top(block.drawn, ids, block.drawn_tokens), looking.see.exemplars.random)
+
+
+def _names(looking: Looking, images: list[int]) -> list[str | None]:
+    return [looking.image_names[image] if image >= 0 else None for image in images]
