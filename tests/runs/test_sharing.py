@@ -13,8 +13,8 @@ from small import image_folder, model_folder, recipe_dict, write_recipe
 
 from vitprune.core.errors import UserError
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs import sharing
 from vitprune.runs.engine import worker
+from vitprune.runs.results import sharing
 from vitprune.runs.state import elsewhere
 from vitprune.runs.state.batching import Batching
 

@@ -128,7 +128,7 @@ def compare(
     asked, spec, _ = comparison.asked(loaded)
     part = comparison.part(asked, spec, [name for name in spec.criteria if name != "auto"], spec.seeds[0])
     telling.ahead(
-        part, device, reporter, crew, lambda run: estimate.of_compare(run, spec, force), max_hours, yes, _asking()
+        part, device, reporter, crew, lambda run: estimate.of_compare(run, spec, force), max_hours, yes, asking()
     )
     record = comparison.compare(loaded, device=device, force=force, reporter=reporter, workers=crew)
     folder = loaded.out / loaded.name
@@ -160,7 +160,7 @@ def paper(
     if (spec := loaded.paper) is not None:
         telling.ahead(
             paper_tables.first(loaded), device, reporter, crew, lambda run: estimate.of_paper(run, spec),
-            max_hours, yes, _asking(),
+            max_hours, yes, asking(),
         )  # fmt: skip
     record = paper_tables.run(
         loaded, device=device, reporter=reporter, command=_command("paper", recipe, out, device), workers=crew
@@ -186,7 +186,7 @@ def _verb(
     record = pipeline.run(
         loaded, verb, device=device, force=force, reporter=reporter, command=_command(verb, recipe, out, device),
         workers=opening.Crew(*crew),
-        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, verb, force), *allowed, _asking()),
+        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, verb, force), *allowed, asking()),
     )  # fmt: skip
     folder = loaded.out / loaded.name
     if as_json:
@@ -196,7 +196,7 @@ def _verb(
 
 
 def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str) -> None:
-    from vitprune.runs import sharing
+    from vitprune.runs.results import sharing
 
     loaded, reporter = opened(recipe, out)
     made = sharing.discover(loaded, shard, device=device, reporter=reporter)
@@ -220,7 +220,7 @@ def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
     return loaded, reporter
 
 
-def _asking() -> Callable[[str], bool] | None:
+def asking() -> Callable[[str], bool] | None:
     """How a question is put to who sits at a terminal; None where nobody does."""
     from typer import confirm
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, Device, Force, Out, Workers
+from vitprune.cli.options import Address, AsJson, Device, Engine, Force, MaxHours, Out, Workers, Yes
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
 
@@ -39,36 +39,47 @@ def see(
     force: Force = False,
     as_json: AsJson = False,
     workers: Workers = 1,
+    engine: Engine = "local",
+    address: Address = None,
+    max_hours: MaxHours = None,
+    yes: Yes = False,
 ) -> None:
     """What was removed: the images that move each unit, what it writes and fires for, what the repair changed."""
+    from vitprune.cli.runs import asking
     from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
+    from vitprune.runs.costs import estimate, telling
+    from vitprune.runs.engine import opening
 
     recipe, command = _recipe(source, out)
     recipe = _asked(recipe, parts, kept, removed)
     units = [_address(text) for text in unit or []]
     for folder in _folders(recipe):
         _there(folder, units, of_class)
-    pipeline.run(recipe, "run", device=device, force=force, reporter=Reporter(), command=command, workers=workers)
+    pipeline.run(
+        recipe, "run", device=device, force=force, reporter=Reporter(), command=command,
+        workers=opening.Crew(workers, engine, address),
+        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, "run", force), max_hours, yes, asking()),
+    )  # fmt: skip
     for folder in _folders(recipe):
         _print(folder, units, of_class, as_json)
 
 
 def _recipe(source: str, out: Path | None) -> tuple[Recipe, str]:
     """The recipe, of a file or as a run left it in its folder, where it stays; and the command for the record."""
-    from vitprune.cli.runs import _load
+    from vitprune.cli.runs import opened
     from vitprune.core import places
     from vitprune.recipe.recipe import Origin
 
     command = f"vitprune see {places.place(source)}"
     folder = Path(source)
     if not folder.is_dir():
-        return _load(source, out), command
+        return opened(source, out)[0], command
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: has no recipe.yaml; give a recipe, or the folder of a run")
     if out is not None:
         raise UserError("--out: a run stays in its folder; --out goes with a recipe")
-    loaded = _load(str(folder / "recipe.yaml"), None)
+    loaded = opened(str(folder / "recipe.yaml"), None)[0]
     made = loaded.model_copy(update={"out": folder.resolve().parent, "name": folder.resolve().name})
     made._origin = Origin(folder / "recipe.yaml")
     return made, command

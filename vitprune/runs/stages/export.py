@@ -194,12 +194,11 @@ def _examined(run: Run, which: File, known: Table) -> Json:
         "parity": {str(batch): gap for batch, gap in exporting.parity(_slim(run, group), path, real, provider).items()},
         "agreement": _agreement(run, torch_logits, path, targets, precision, provider),
     }
-    row |= {"provider": provider} if provider != "cpu" else {}
     row["top1"] = row["agreement"]["onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"]
     if precision in precision_checks.LIMITS:
         batches, floor = _batches_differ(path, real.numpy(), provider), run.recipe.export.int8_floor_points
         row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
-    return row
+    return row if provider == "cpu" else row | {"provider": provider}
 
 
 def _batches_differ(path: Path, real: np.ndarray, provider: str) -> float:
@@ -256,9 +255,7 @@ def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
     return position[labels]
 
 
-def _agreement(
-    run: Run, torch_logits: np.ndarray, path: Path, targets: list[int], precision: str, provider: str
-) -> dict[str, Any]:
+def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], precision: str, provider: str) -> Json:
     """A written ONNX file against the reloaded checkpoint on all test images."""
     made = runtime.session(path, provider, exact=True)
     onnx_logits, labels = logits.test_logits(
@@ -266,7 +263,7 @@ def _agreement(
     )
     hit = onnx_logits.argmax(1) == _own(run, labels, targets)
     limit = precision_checks.LIMITS.get(precision)
-    return precision_checks.compare(torch_logits, onnx_logits, limit.tie if limit else 0.0) | {
+    return precision_checks.compare(known, onnx_logits, limit.tie if limit else 0.0) | {
         "onnx_top1": float(hit.mean()),
         "onnx_top1_targets": float(hit[np.isin(labels, targets)].mean()),
     }

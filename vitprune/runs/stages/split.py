@@ -22,7 +22,7 @@ from vitprune.images.decode_pool import Checked
 from vitprune.images.sources import found
 from vitprune.images.sources.base import Source
 from vitprune.images.sources.pair import ProbeAndTest
-from vitprune.images.split import Split, beyond_limit, given_split, remarks, split_per_class
+from vitprune.images.split import Split, given_split, remarks, split_per_class
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
@@ -45,7 +45,7 @@ def split(run: Run) -> list[Path]:
     if bad and recipe.data.on_corrupt == "fail":
         run.folder.clear(run.folder.stage_folder("split") / PARTS, set())  # what could not be read may be another time
         raise UserError(bad[0][1] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
-    leave_out = {i for i, _ in bad} | beyond_limit(source, recipe.data.limit_per_class)
+    leave_out = {i for i, _ in bad} | set(np.flatnonzero(~run.within_limit).tolist())
     made = _made(recipe, source, seen.contents, leave_out)
     probe, test = (
         np.bincount(source.class_of[part], minlength=len(source.classes)) for part in (made.probe, made.test)
@@ -71,7 +71,7 @@ def split(run: Run) -> list[Path]:
 
 def _seen(run: Run) -> Checked:
     """What looking at every image found, from a job of a few hundred images each; fewer and larger parts where there are
-    very many."""
+    very many. The pixels of those within the limit per class are kept for the passes that follow."""
     count = len(run.source.names)
     step = max(IMAGES, -(-count // PARTS_AT_MOST))
     items = [[start, min(start + step, count)] for start in range(0, count, step)]
@@ -87,12 +87,10 @@ def _seen(run: Run) -> Checked:
 
 
 def _look(run: Run, item: list[int]) -> Columns:
-    """Digests of the pixels of a few images, and which cannot be read; the pixels are kept where there is room."""
+    """Digests of the pixels of a few images, and which cannot be read."""
     start, stop = item
-    beyond = beyond_limit(run.source, run.recipe.data.limit_per_class)
-    keep = run.images.keep(~np.isin(np.arange(len(run.source.names)), list(beyond)))
-    only = range(start, stop)
-    found = decode_pool.check(run.source, processes=run.processes, contents=True, keep=keep, only=only)
+    keep = run.images.keep(run.within_limit)
+    found = decode_pool.check(run.source, processes=run.processes, contents=True, only=range(start, stop), keep=keep)
     own = Checked(found.bad, {i - start: content for i, content in found.contents.items()})
     return packed({"bad": [[i, why] for i, why in found.bad]}) | {"contents": own.packed(stop - start)}
 

@@ -30,7 +30,7 @@ from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.base import Source
 from vitprune.images.sources.contents import Contents
 from vitprune.images.sources.opening import open_source
-from vitprune.images.split import Split
+from vitprune.images.split import Split, beyond_limit
 from vitprune.model import classifier, families, size
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
@@ -180,6 +180,12 @@ class Run:
     @cached_property
     def source(self) -> Source:
         return open_source(self.recipe.data)
+
+    @cached_property
+    def within_limit(self) -> np.ndarray:
+        """Which images the recipe's limit per class lets take part, [N] bool."""
+        count = len(self.source.names)
+        return ~np.isin(np.arange(count), list(beyond_limit(self.source, self.recipe.data.limit_per_class)))
 
     @cached_property
     def processes(self) -> Processes | None:
