@@ -8,7 +8,9 @@ from pydantic import Field, StrictInt, field_validator
 
 from vitprune.recipe.parts import Part, Seed
 
-PartName = Literal["exemplars", "alignment", "drift"]  # a row each in runs/seeing/table.py
+PartName = Literal[
+    "exemplars", "alignment", "drift", "maps", "masks", "blocks", "stimuli"
+]  # a row each in runs/seeing/table.py
 PARTS: tuple[str, ...] = get_args(PartName)
 Form = Literal["folded", "raw", "normed", "cos"]
 
@@ -37,6 +39,50 @@ class Exemplars(Part):
     )
 
 
+class Maps(Part):
+    """Where in an image a unit fires."""
+
+    of: Literal["activation", "gradient"] = Field(
+        "activation",
+        description="activation: the unit's value at every patch; gradient: which patches raise it at the tokens that speak "
+        "for its class",
+    )
+
+
+class Masks(Part):
+    """The pixels where the top unit of a class is above its threshold."""
+
+    threshold: Literal["unit", "image"] = Field(
+        "unit", description="unit: one of all images, so that masks can be compared; image: of each image's own pixels"
+    )
+    percentile: Annotated[float, Field(gt=0, lt=100)] = Field(80.0, description="above which a pixel is in the mask")
+
+
+class Stimuli(Part):
+    """Images made for the top units of classes, and for random units beside them."""
+
+    method: Literal["fourier", "maco", "pixel"] = Field(
+        "fourier",
+        description="fourier: a spectrum that prefers low frequencies; maco: phases alone, under the probe images' spectrum; "
+        "pixel: the pixels themselves",
+    )
+    steps: Annotated[StrictInt, Field(ge=0, le=10_000)] = Field(250, description="of gradient ascent")
+    seeds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(3, description="images of each unit")
+    activation: Literal["pre", "post"] = Field("pre", description="which side of the activation is raised")
+    tokens: Literal["auto", "cls", "patches", "all"] = Field(
+        "auto", description="where it is raised; auto: at the tokens that the head reads in the last block, else at all"
+    )
+    classes: Annotated[StrictInt, Field(ge=1)] = Field(10, description="classes at most, drawn with units.seed")
+    top: Annotated[StrictInt, Field(ge=1, le=3)] = Field(
+        1, description="units of a class that one image raises together"
+    )
+    mix: Literal["equal", "score", "softmax"] = Field("equal", description="how much each of several units counts")
+    diversity: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how much the images of one unit are kept apart; 0.001 is the authors'"
+    )
+    judge: str | None = Field(None, description="another model that judges the images, by the words of model.name")
+
+
 class See(Part):
     """What `vitprune see` shows of hidden units; `see: {}` takes every default, without `see` nothing is computed."""
 
@@ -44,7 +90,9 @@ class See(Part):
         ["exemplars", "alignment", "drift"],
         min_length=1,
         description="exemplars: the images that move each unit most; alignment: which classes it writes and fires for, and "
-        "what went with the removed ones; drift: what the repair made of the kept ones, and who stands in for the removed",
+        "what went with the removed ones; drift: what the repair made of the kept ones, and who stands in for the removed; "
+        "maps: where in an image the shown ones fire; masks: which pixels the classes' top units need; blocks: the classes' "
+        "units from block to block; stimuli: images made for units, and who recognises them",
     )
     units: SeeUnits = Field(default_factory=lambda: SeeUnits(), description="which units the report shows")
     alignment: Form = Field(
@@ -54,6 +102,9 @@ class See(Part):
     )
     images: SeeImages = Field(default_factory=lambda: SeeImages(), description="which images are looked at")
     exemplars: Exemplars = Field(default_factory=lambda: Exemplars(), description="how many, and when a unit fires")
+    maps: Maps = Field(default_factory=lambda: Maps(), description="what the maps show")
+    masks: Masks = Field(default_factory=lambda: Masks(), description="when a pixel is in a mask")
+    stimuli: Stimuli = Field(default_factory=lambda: Stimuli(), description="how images are made for units")
 
     @field_validator("parts")
     @classmethod

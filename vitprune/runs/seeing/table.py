@@ -10,7 +10,7 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.recipe.seeing import See
 from vitprune.runs.seeing.looking import Looking
-from vitprune.runs.seeing.parts import alignment, drift, exemplars
+from vitprune.runs.seeing.parts import alignment, blocks, drift, exemplars, maps, masks, stimuli
 from vitprune.see import alignment as aligned
 
 
@@ -28,6 +28,10 @@ TABLE: dict[str, SeePart] = {
     "exemplars": SeePart(exemplars.work),
     "alignment": SeePart(alignment.work, aligned.why_not),
     "drift": SeePart(drift.work),
+    "maps": SeePart(maps.work, maps.why_not, ("exemplars",)),
+    "masks": SeePart(masks.work, maps.why_not, ("alignment",)),
+    "blocks": SeePart(blocks.work, maps.why_not, ("alignment",)),
+    "stimuli": SeePart(stimuli.work, after=("alignment",)),
 }
 
 

@@ -45,6 +45,27 @@ def cut_out(under_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
     return under_HW3 * np.asarray(mask_HW, np.uint8)[..., None]
 
 
+def at_most(picture: np.ndarray, edge: int) -> np.ndarray:
+    """The picture with its longer side at most `edge` pixels, at least as large as before where it is smaller."""
+    height, width = picture.shape[:2]
+    if max(height, width) <= edge:
+        return np.repeat(np.repeat(picture, edge // max(height, width), 0), edge // max(height, width), 1)
+    scale = edge / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+def side_by_side(pictures: Sequence[np.ndarray], before: int = 0, gap: int = 0) -> np.ndarray:
+    """Pictures of one size in a row, uint8 [H, ·, 3], white between; a wider gap of `gap` pixels after the first `before`."""
+    high = pictures[0].shape[0]
+    made = []
+    for k, picture in enumerate(pictures):
+        if k:
+            made.append(np.full((high, 2 + (gap if k == before else 0), 3), 255, np.uint8))
+        made.append(picture)
+    return np.concatenate(made, 1)
+
+
 def png(picture: np.ndarray, limit: int = LIMIT) -> bytes:
     """PNG of uint8 [H, W, 3] or [H, W], the same bytes every time; with 256 colours, then smaller, where it is beyond
     `limit` bytes."""

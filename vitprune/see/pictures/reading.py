@@ -65,19 +65,19 @@ def tokens_of(model: nn.Module, site: FfnSite, sites: Sequence[FfnSite], choice:
 
 class Upper:
     """A high quantile of many values per unit, exact, holding only the largest: `count` values of each of k units come in
-    any portions and order. Linear between neighbours, as numpy's."""
+    any portions and order, of a portion as few as its `most` largest. Linear between neighbours, as numpy's."""
 
     def __init__(self, count: int, quantile: float, units: int) -> None:
         self.count, self.place = count, quantile * (count - 1)
+        self.most = count - int(self.place)  # how many of the largest can matter
         self.kept = torch.zeros(units, 0)
         self.seen = 0
 
-    def add(self, values_kn: Tensor) -> None:
-        """More values of every unit."""
-        self.seen += values_kn.shape[1]
+    def add(self, values_kn: Tensor, among: int | None = None) -> None:
+        """More values of every unit: all, or the largest `among` so many."""
+        self.seen += values_kn.shape[1] if among is None else among
         both = torch.cat([self.kept.to(values_kn), values_kn], 1)
-        most = min(self.count - int(self.place), both.shape[1])
-        self.kept = both.topk(most, dim=1).values
+        self.kept = both.topk(min(self.most, both.shape[1]), dim=1).values
 
     def value(self) -> Tensor:
         """The quantile of each unit, [k]."""

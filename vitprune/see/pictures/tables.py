@@ -28,19 +28,19 @@ def text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def by_name(what: str, names: Sequence[str], found: Banded) -> str:
     """A figure per name: class, block or unit."""
-    return text((what, *FIGURE), ((name, *_at(found, i)) for i, name in enumerate(names)))
+    return text((what, *FIGURE), ((name, *at(found, i)) for i, name in enumerate(names)))
 
 
 def by_block(what: str, names: Sequence[str], blocks: Sequence[Banded]) -> str:
     """A figure per block and name, block by block from 0."""
-    rows = ((b, name, *_at(found, i)) for b, found in enumerate(blocks) for i, name in enumerate(names))
+    rows = ((b, name, *at(found, i)) for b, found in enumerate(blocks) for i, name in enumerate(names))
     return text(("block", what, *FIGURE), rows)
 
 
 def pairs(names: Sequence[str], blocks: Sequence[Banded]) -> str:
     """A distance per block and pair of classes, every pair once."""
     rows = (
-        (b, names[i], names[j], *_at(found, (i, j)))
+        (b, names[i], names[j], *at(found, (i, j)))
         for b, found in enumerate(blocks)
         for i in range(len(names))
         for j in range(i + 1, len(names))
@@ -48,7 +48,8 @@ def pairs(names: Sequence[str], blocks: Sequence[Banded]) -> str:
     return text(("block", "class", "other", *FIGURE), rows)
 
 
-def _at(found: Banded, place: int | tuple[int, int]) -> list[float]:
+def at(found: Banded, place: int | tuple[int, int]) -> list[float]:
+    """The figure at one place: value, standard error, null band."""
     return [float(values[place]) for values in (found.value, found.error, found.low, found.high)]
 
 

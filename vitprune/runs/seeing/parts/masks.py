@@ -1,0 +1,123 @@
+"""The part `masks`: which pixels the classes' top units are above their thresholds on, and whether they need them.
+
+The control of every figure: the same mask at a random place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitprune.core.files import replacing
+from vitprune.core.reading import Json
+from vitprune.images.preprocess import Preprocessing
+from vitprune.model import families
+from vitprune.model.tokens import tokens_per_site
+from vitprune.runs.engine.base import Columns
+from vitprune.runs.seeing import passes, targets
+from vitprune.runs.seeing.looking import Looking
+from vitprune.runs.state.run import Run
+from vitprune.see.pictures import checks, drawing, maps, masks, reading
+from vitprune.see.pictures.grid import grid_of
+
+IMAGES, EDGE = 6, 112  # pictures of a strip, longest side of each
+CLASSES = 24  # at most, of more a seeded draw
+JUDGED = 40  # images of a class that the deletion is measured on, at most
+
+
+def work(looking: Looking) -> None:
+    """Nothing; per class a strip of its top unit's masks, and what filling them does to the unit, in see.json."""
+    outputs = targets.classes(looking, CLASSES)
+    best = targets.tops(looking, outputs, targets.carrying(looking))
+    top = {c: (units[0].block, units[0].unit) for c, units in zip(outputs, best, strict=False) if units}
+    how = looking.see.masks
+    thresholds = _thresholds(looking, sorted(set(top.values()))) if how.threshold == "unit" else {}
+    rows = [_of_class(looking, c, unit, thresholds.get(unit)) for c, unit in top.items()]
+    lower = sum(row["deletion"] > 0 for row in rows)
+    told: Json = {"threshold": how.threshold, "percentile": how.percentile, "classes": rows}
+    looking.told["masks"] = told | {"needed": lower, "n": len(rows)}
+
+
+def _thresholds(looking: Looking, units: list[targets.Unit]) -> dict[targets.Unit, float]:
+    """Each unit's percentile over the patches of all images."""
+    if not units:
+        return {}
+    run, index, share = looking.run, looking.index, looking.see.masks.percentile / 100
+    size, tokens = families.input_shape(looking.model)[1:], tokens_per_site(looking.model, looking.sites)
+    upper = {}
+    for i, j in units:
+        grid = grid_of(looking.model, looking.sites[i], tokens[i], size)
+        upper[i, j] = reading.Upper(len(index) * grid.rows * grid.columns, share, 1)
+    most = [one.most for one in upper.values()]
+    batch = passes.batch_of(run)
+    job = passes.job(looking, "masks", functools.partial(_largest, run, index, units, most, batch), [units, most])
+    for columns in run.executor.run(job, passes.folder_of(looking, "masks")):
+        for i, j in units:
+            upper[i, j].add(torch.from_numpy(columns[f"{i}.{j}"])[None], int(columns[f"{i}.{j}.among"][0]))
+    return {unit: float(one.value()) for unit, one in upper.items()}
+
+
+def _largest(
+    run: Run, index: np.ndarray, units: list[targets.Unit], most: list[int], batch: int, item: Sequence[int]
+) -> Columns:
+    by_block: dict[int, list[int]] = {}
+    for i, j in units:
+        by_block.setdefault(i, []).append(j)
+    made: dict[targets.Unit, list[Tensor]] = {}
+    for at in range(item[0], item[1], batch):
+        x, _ = next(run.images.batches(index[at : min(at + batch, item[1])], batch))
+        sites = [run.sites[i] for i in by_block]
+        found = maps.all_maps(run.loaded.model, sites, list(by_block.values()), x.to(run.device), "pre")
+        for (i, own), block in zip(by_block.items(), found, strict=True):
+            for k, j in enumerate(own):
+                made.setdefault((i, j), []).append(block[:, k].flatten().cpu())
+    done: Columns = {}
+    for (i, j), limit in zip(units, most, strict=True):
+        values = torch.cat(made[i, j])
+        done[f"{i}.{j}"] = values.topk(min(limit, len(values))).values.numpy()
+        done[f"{i}.{j}.among"] = np.array([len(values)])
+    return done
+
+
+def _of_class(looking: Looking, output: int, unit: targets.Unit, threshold: float | None) -> Json:
+    run, site = looking.run, looking.sites[unit[0]]
+    index = looking.index[run.images.labels[looking.index] == output][:JUDGED]
+    prepared = Preprocessing.of(run.loaded.data_config)
+    images = torch.stack([run.images.tensor(int(i)) for i in index]).to(run.device)
+    batch = passes.batch_of(run)
+
+    def value(given: Tensor) -> Tensor:
+        """The unit's mean over the patches, before its activation."""
+        parts = [maps.maps(looking.model, site, [unit[1]], part, "pre").mean((1, 2, 3)) for part in given.split(batch)]
+        return torch.cat(parts)
+
+    found = torch.cat([maps.maps(looking.model, site, [unit[1]], part, "pre") for part in images.split(batch)])
+    size = families.input_shape(looking.model)[1:]
+    if threshold is None:
+        mask = masks.image_masks(found, size, looking.see.masks.percentile)[:, 0]
+    else:
+        mask = masks.unit_masks(found, size, torch.tensor([threshold]))[:, 0]
+    black = torch.tensor([-m / s for m, s in zip(prepared.mean, prepared.std, strict=True)], device=run.device)
+    fall = checks.deletion(value, images, mask, black, seed=looking.see.units.seed)
+    shown = [
+        drawing.at_most(drawing.cut_out(drawing.pixels(x, prepared.mean, prepared.std), m.cpu().numpy()), EDGE)
+        for x, m in zip(images[:IMAGES], mask, strict=False)
+    ]
+    path = looking.folder / "masks" / f"{unit[0]}-{unit[1]}-{output}.png"
+    with replacing(path) as temporary:
+        temporary.write_bytes(drawing.png(drawing.side_by_side(shown)))
+    looking.files.append(path)
+    error = float(fall.std(ddof=1) / len(fall) ** 0.5) if len(fall) > 1 else None
+    return {
+        "class": looking.name(output),
+        "unit": f"{unit[0]}:{unit[1]}",
+        "picture": path.relative_to(run.folder.root).as_posix(),
+        "area": float(mask.float().mean()),
+        "deletion": float(fall.mean()),
+        "standard_error": error,
+        "n": len(fall),
+    }
