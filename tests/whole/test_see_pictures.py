@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
-from small import contents, image_folder, leftovers, model_folder, recipe_dict
+from small import contents, image_folder, leftovers, model_folder, quicken, recipe_dict
 
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
+from vitprune.runs.engine.base import Columns, Job
+from vitprune.runs.engine.local import Local
+from vitprune.runs.seeing import passes
+from vitprune.runs.state import run as run_module
 
 PICTURES = ["maps", "masks", "blocks", "stimuli"]
 STIMULI = {"steps": 3, "seeds": 2, "classes": 2}
@@ -100,10 +106,41 @@ def test_stimuli_are_judged_beside_random_units(seen: Path) -> None:
         assert row["unit"].startswith("1:")
 
 
+def test_the_report_shows_them_each_beside_its_control(seen: Path) -> None:
+    page, text = (seen / "report.html").read_text(), (seen / "report.md").read_text()
+    for heading in ("Where units fire", "Which pixels they need", "From block to block", "Images made for units"):
+        assert heading in page and heading in text
+    assert "see-top-block" in page and "see-distances" in page and "random heads, 95 %" in page
+    assert "Fisher" in text and "Random units of the same blocks" in text
+    assert page.index("What was removed?") < page.index("Where units fire") < page.index("> What was kept?</h2>")
+
+
+class Elsewhere(Local):
+    """An engine whose parts are computed by what a worker would be sent, the last of them first."""
+
+    def run(self, job: Job, folder: Path) -> Iterator[Columns]:
+        work = pickle.loads(pickle.dumps(job.work))
+        made = [work(item) for item in reversed(job.items)]
+        yield from reversed(made)
+
+
+def test_the_same_bytes_whoever_computes_the_parts(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    monkeypatch.setattr(passes, "SHARD", 6)
+    monkeypatch.setattr(passes, "BATCH", 3)
+    folder = done(ground, tmp_path)
+    before = contents(folder / "see")
+    (folder / "stages" / "see" / "stage.json").unlink()
+    monkeypatch.setattr(run_module.Run, "executor", property(lambda _: Elsewhere()))
+    assert contents(done(ground, tmp_path) / "see") == before
+    assert leftovers(folder) == []
+
+
+@pytest.mark.slow
 def test_the_same_bytes_from_two_workers(ground: Path, seen: Path, tmp_path: Path) -> None:
-    other = done(ground, tmp_path, workers=2)
-    assert contents(seen / "see") == contents(other / "see")
-    assert leftovers(other) == []
+    assert contents(seen / "see") == contents(done(ground, tmp_path, workers=2) / "see")
 
 
 def test_a_model_without_classes_says_so_and_goes_on(ground: Path, tmp_path: Path) -> None:

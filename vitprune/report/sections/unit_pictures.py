@@ -1,0 +1,165 @@
+"""What `see` drew of units: maps, masks, block plots and stimulus images, each beside its control."""
+
+from __future__ import annotations
+
+from vitprune.core.reading import Json
+from vitprune.report.page import numbers
+from vitprune.report.page.blocks import Block, Cell, Figure, Fold, Gallery, Heading, Picture, Row, Text, table
+from vitprune.report.plots import block_plots
+from vitprune.report.plots.block_plots import Band
+from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+
+MOST = 24  # units of a gallery
+SHOWN = {"scaled_1": "one unit, each map on its own scale", "raw_1": "one unit, as it is",
+         "scaled_3": "three units, each map on its own scale", "raw_3": "three units, as they are"}  # fmt: skip
+
+
+def picture_blocks(see: Json, beside: Beside) -> list[Block]:
+    """Blocks for those parts that the run did; nothing for the others."""
+    return [
+        *_maps(mapping(see.get("maps")), beside),
+        *_masks(mapping(see.get("masks")), beside),
+        *_plots(mapping(see.get("blocks"))),
+        *_stimuli(mapping(see.get("stimuli")), beside),
+    ]
+
+
+def _maps(maps: Json, beside: Beside) -> list[Block]:
+    units = mappings(maps.get("units"))[:MOST]
+    if not units:
+        return []
+    told = (
+        "Each unit's maps are on one scale of its own, up to its 99.9th percentile over "
+        f"{numbers.count(number(maps.get('images')))} images: dark is silent, light is as loud as it gets. The strongest "
+        "images first, after the gap one drawn at random."
+    )
+    pictures = tuple(_map(unit, beside) for unit in units)
+    found = Gallery("Maps of the units above", pictures, wide=True, heads=("Unit", "Scale"))
+    return [Heading("Where units fire"), Text(told), found]
+
+
+def _map(unit: Json, beside: Beside) -> Picture:
+    scale = number(unit.get("scale"))
+    lines = [("own class", clean(unit.get("own_class")) or numbers.NONE)]
+    lines.append(("own class above others (0.5: chance)", numbers.fixed(number(unit.get("auroc")), 2)))
+    share = number(unit.get("on_outlying_tokens"))
+    if share:
+        lines.append(("on tokens of outlying norm", numbers.share(share)))
+    silent = sum(mapping(one).get("note") == "does not fire here" for one in sequence(unit.get("images")))
+    if silent:
+        lines.append(("does not fire on", numbers.plural(silent, "image")))
+    name = clean(unit.get("note")) or f"0 to {numbers.general(scale)}"
+    return Picture(beside.picture(unit.get("picture")), clean(unit.get("unit")), name, tuple(lines))
+
+
+def _masks(masks: Json, beside: Beside) -> list[Block]:
+    rows = mappings(masks.get("classes"))[:MOST]
+    if not rows:
+        return []
+    needed, n = number(masks.get("needed")), number(masks.get("n"))
+    told = (
+        f"Pixels where the top unit of a class is above its threshold. Of {numbers.count(n)} units {numbers.count(needed)} "
+        "fall further when these pixels are blackened than when as large an area elsewhere is."
+    )
+    pictures = [
+        Picture(
+            beside.picture(row.get("picture")),
+            clean(row.get("class")),
+            f"unit {clean(row.get('unit'))}",
+            (("further fall", _plus_minus(row)), ("area", numbers.share(number(row.get("area"))))),
+        )
+        for row in rows
+    ]
+    found = Gallery("Masks of the classes' top units", tuple(pictures), wide=True, heads=("Class", "Unit"))
+    return [Heading("Which pixels they need"), Text(told), found]
+
+
+def _plus_minus(row: Json) -> str:
+    value, error = number(row.get("deletion")), number(row.get("standard_error"))
+    return f"{numbers.fixed(value, 3)} ± {numbers.fixed(error, 3)}"
+
+
+def _plots(blocks: Json) -> list[Block]:
+    carrying = [int(b) for b in sequence(blocks.get("blocks")) if number(b) is not None]
+    if not carrying:
+        note = clean(blocks.get("note"))
+        return [Heading("From block to block"), Text(note, "note")] if note else []
+    top = _band("classes", mapping(blocks.get("top_block")))
+    first = block_plots.histogram(
+        "see-top-block", range(len(top.value)), top, "Blocks of the classes' top units", "classes"
+    )
+    mean = mapping(blocks.get("mean_distances"))
+    bands = [
+        _joined(words, mappings(mean.get(kind)), len(carrying))
+        for kind, words in SHOWN.items()
+        if kind.startswith("scaled")
+    ]
+    second = block_plots.lines("see-distances", carrying, bands, "How far the classes' mean maps lie apart", "L2")
+    text = (
+        "Distances between the mean maps of any two classes, each of the class's own top units; the shaded bars are the 95 % "
+        "of labels that were permuted over the images, the error bars standard errors. The numbers, those of maps as they "
+        "are, class means and most active units are in see/blocks."
+    )
+    captions = ("Blocks of the classes' top units", "Distances between the classes' mean maps")
+    figures = [Figure(svg, caption) for svg, caption in zip((first, second), captions, strict=True) if svg]
+    return [Heading("From block to block"), *figures, Text(text, "note")]
+
+
+def _band(name: str, found: Json) -> Band:
+    lists = (
+        [number(v) for v in sequence(found.get(key))] for key in ("value", "standard_error", "null_low", "null_high")
+    )
+    value, *rest = lists
+    error, low, high = ([*one, *[None] * len(value)][: len(value)] for one in rest)
+    return Band(name, value, error, low, high)
+
+
+def _joined(name: str, found: list[Json], count: int) -> Band:
+    each = [_band(name, one) for one in found[:count]]
+    pick = lambda values: values[0] if values else None  # noqa: E731
+    columns = [[pick(getattr(one, key)) for one in each] for key in ("value", "error", "low", "high")]
+    return Band(name, *([*column, *[None] * (count - len(column))] for column in columns))
+
+
+def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
+    rates = mapping(stimuli.get("rates"))
+    heading = Heading("Images made for units")
+    if not rates:
+        note = clean(stimuli.get("note"))
+        return [heading, Text(note, "note")] if note else []
+    judges = list(dict.fromkeys(str(who) for kind in rates.values() for who in mapping(kind)))
+    kinds = {"top": "Top units of classes", "random": "Random units of the same blocks"}
+    rows = [
+        Row((Cell(words), *(_rate(mapping(mapping(rates.get(kind)).get(who))) for who in judges)))
+        for kind, words in kinds.items()
+    ]
+    caption = (
+        f"Images that were given the class of their unit (chance {numbers.share(number(stimuli.get('chance')))}; "
+        "in brackets the 95 % interval)"
+    )
+    p = numbers.probability(number(stimuli.get("top_against_random_p")))
+    text = f"Top units against random ones, by the model itself: Fisher's p = {p}."
+    pictures = [
+        Picture(
+            beside.picture(unit.get("picture")),
+            f"{clean(unit.get('class'))}{'' if unit.get('kind') == 'top' else ', random unit'}",
+            f"unit {clean(unit.get('unit'))}",
+            (("seen as", ", ".join(clean(v) for v in sequence(unit.get("seen_as")) if v) or numbers.NONE),),
+        )
+        for unit in mappings(stimuli.get("units"))[: 2 * MOST]
+    ]
+    found = Gallery("Stimulus images", tuple(pictures), heads=("Class", "Unit"))
+    who = {"own": ">The model itself", "judge": ">The judge"}
+    made = table(caption, ("Units", *(who.get(one, f">{clean(one)}") for one in judges)), rows)
+    return [heading, made, Text(text), Fold("The images", (found,))]
+
+
+def _rate(rate: Json) -> Cell:
+    share, ends = number(rate.get("share")), [number(v) for v in sequence(rate.get("ci95"))]
+    if share is None or len(ends) != 2:
+        return Cell(numbers.NONE)
+    failed = number(rate.get("failed"))
+    more = f"; {numbers.count(failed)} failed" if failed else ""
+    n = numbers.count(number(rate.get("n")))
+    return Cell(f"{numbers.share(share)} ({numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more})", share)
