@@ -370,6 +370,26 @@ MUTANTS = (
             "test_see.py::test_where_all_is_kept_nothing_drifts_and_no_evidence_goes")),
     Mutant("a name ends the atlas' data", "report/atlas/page.py", '.replace("<", "\\\\u003c")', "",
            ("test_see.py::test_names_are_only_ever_text",)),
+    # ---- pictures of units
+    Mutant("tokens of a mask unit stay where the pass keeps them", "see/pictures/grid.py",
+           "patches = patches[:, self.order.to(patches.device)]", "patches = patches[:, :]",
+           ("test_maps.py::test_every_family_s_tokens_come_back_to_their_place",)),
+    Mutant("every map has a scale of its own", "see/pictures/maps.py", "np.clip(values / scale, 0, 1)",
+           "np.clip(values / values.max(), 0, 1)", ("test_maps.py::test_a_map_without_a_shape_is_flat_and_said",)),
+    Mutant("the sign of a gated unit decides its map", "see/pictures/maps.py",
+           "laid.abs() if reading.gated(site) else laid.relu()", "laid.relu()",
+           ("test_maps.py::test_the_sign_of_a_gated_unit_changes_no_map",)),
+    Mutant("a pixel at the threshold is in the mask", "see/pictures/masks.py", "return large > torch.from_numpy(threshold)",
+           "return large >= torch.from_numpy(threshold)", ("test_masks.py::test_a_map_without_a_shape_has_an_empty_mask",)),
+    Mutant("labels of the null band are not permuted", "see/pictures/blocks.py", "generator.permutation(label)", "label.copy()",
+           ("test_blocks.py::test_distances_lie_above_the_null_band_only_where_the_classes_differ",)),
+    Mutant("units of the last block are raised where nobody reads", "see/pictures/reading.py",
+           'if choice == "auto" and last and layout.class_token', "if False", ("test_maps.py::test_tokens_are_those_that_the_head_can_see",)),
+    Mutant("every seed gives the same stimulus image", "see/pictures/stimuli/ascent.py", 'f"{target.name} {seed}"',
+           'f"{target.name}"', ("test_stimuli.py::test_an_image_is_the_same_alone_or_among_others",)),
+    Mutant("one image that fails takes the others with it", "see/pictures/stimuli/ascent.py",
+           "images.isfinite().flatten(1).all(1) & values.isfinite()", "images.isfinite().flatten(1).all(1) & values.isfinite().all()",
+           ("test_stimuli.py::test_what_becomes_non_finite_fails_alone",)),
 )  # fmt: skip
 
 
