@@ -6,6 +6,7 @@ Legend: B images, T tokens of a site, P patches among them, k units, g x g' the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models import hiera, naflexvit, swin_transformer, swin_transformer_v2
@@ -46,8 +47,8 @@ def grid_of(model: nn.Module, site: FfnSite, tokens: int, image: tuple[int, int]
     if isinstance(model, hiera.Hiera):
         return _rerolled(model, site, tokens)
     if isinstance(model, SWIN):
-        stage: nn.Module = model.get_submodule(site.name.rpartition(".")[0])
-        rows, columns = stage.input_resolution  # type: ignore[misc]
+        stage: Any = model.get_submodule(site.name.rpartition(".")[0])
+        rows, columns = stage.input_resolution
         return _checked(model, Grid(0, int(rows), int(columns)), tokens)
     if isinstance(model, Foreign):
         if type(model.net).__module__.partition(".")[0] not in IN_ROWS:
@@ -63,8 +64,8 @@ def _patch(model: nn.Module) -> tuple[int, int]:
     if isinstance(model, naflexvit.NaFlexVit):
         size = model.embeds.patch_size
         return int(size[0]), int(size[1])
-    down, across = model.get_submodule("patch_embed.proj").stride  # type: ignore[misc]
-    return int(down), int(across)
+    proj: Any = model.get_submodule("patch_embed.proj")
+    return int(proj.stride[0]), int(proj.stride[1])
 
 
 def _rerolled(model: hiera.Hiera, site: FfnSite, tokens: int) -> Grid:

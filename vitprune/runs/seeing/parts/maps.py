@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -115,38 +116,50 @@ def _strip(looking: Looking, i: int, j: int, scale: float, own: int | None) -> J
     images = top + [int(at) for at in exemplars[f"random.images.{i}"][j][:1] if at >= 0]
     if looking.left["silent"][i][j] or not images:
         return {"picture": None, "images": [], "note": "never fires on these images"}
-    run, site, prepared = looking.run, looking.sites[i], Preprocessing.of(looking.run.loaded.data_config)
-    by_gradient = looking.see.maps.of == "gradient" and own is not None
-    shown, outlying, notes = [], [], []
-    found = []
+    run, outlying = looking.run, []
+    found: list[tuple[Tensor, Tensor]] = []
     for position in images:  # one at a time: the same whatever else is shown
         x = run.images.tensor(position)[None].to(run.device)
-        values = maps.maps(looking.model, site, [j], x)
-        share = maps.outlier_share(looking.model, site, x, values)
-        outlying.append(None if share is None else float(share))
-        if by_gradient:
-            assert own is not None
-            values = maps.gradient_map(looking.model, site, j, own, x, prepared.std)[:, None]
+        values, share = _drawn(looking, i, j, own, x)
         found.append((x[0], values))
-    if by_gradient:
+        outlying += [] if share is None else [share]
+    if looking.see.maps.of == "gradient" and own is not None:
         scale = max(float(values.max()) for _, values in found)
+    path = looking.folder / "maps" / f"{i}-{j}.png"
+    notes = _write(looking, path, found, scale, len(top))
+    names = [looking.image_names[position] for position in images]
+    told = [
+        {"image": name, "note": note, "random": k >= len(top)}
+        for k, (name, note) in enumerate(zip(names, notes, strict=True))
+    ]
+    on_outlying = float(np.mean(outlying)) if outlying else None
+    picture = path.relative_to(run.folder.root).as_posix()
+    return {"picture": picture, "images": told, "on_outlying_tokens": on_outlying}
+
+
+def _drawn(looking: Looking, i: int, j: int, own: int | None, x: Tensor) -> tuple[Tensor, float | None]:
+    """What is drawn of the unit over one image, [1, 1, g, g'], and its activation's share on outlying tokens."""
+    model, site = looking.model, looking.sites[i]
+    values = maps.maps(model, site, [j], x)
+    share = maps.outlier_share(model, site, x, values)
+    if looking.see.maps.of == "gradient" and own is not None:
+        std = Preprocessing.of(looking.run.loaded.data_config).std
+        values = maps.gradient_map(model, site, j, own, x, std)[:, None]
+    return values, None if share is None else float(share)
+
+
+def _write(
+    looking: Looking, path: Path, found: list[tuple[Tensor, Tensor]], scale: float, before: int
+) -> list[str | None]:
+    """Write the strip, a gap after the first `before` images; what is to be said of each map."""
+    prepared = Preprocessing.of(looking.run.loaded.data_config)
+    shown, notes = [], []
     for x, values in found:
         level, note = maps.levels(maps.upsample(values, prepared.size)[0, 0], scale)
         picture = drawing.overlay(drawing.pixels(x, prepared.mean, prepared.std), level)
-        shown.append(picture)
+        shown.append(drawing.at_most(picture, EDGE))
         notes.append(note)
-    strip = drawing.side_by_side([drawing.at_most(one, EDGE) for one in shown], len(top), GAP)
-    path = looking.folder / "maps" / f"{i}-{j}.png"
     with replacing(path) as temporary:
-        temporary.write_bytes(drawing.png(strip))
+        temporary.write_bytes(drawing.png(drawing.side_by_side(shown, before, GAP)))
     looking.files.append(path)
-    names = [looking.image_names[position] for position in images]
-    known = [share for share in outlying if share is not None]
-    return {
-        "picture": path.relative_to(run.folder.root).as_posix(),
-        "images": [
-            {"image": name, "note": note, "random": k >= len(top)}
-            for k, (name, note) in enumerate(zip(names, notes, strict=True))
-        ],
-        "on_outlying_tokens": float(np.mean(known)) if known else None,
-    }
+    return notes
