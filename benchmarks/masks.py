@@ -5,8 +5,8 @@
 The top unit of every class by what it writes, on images of that class. `on_object`: the masks' share on the garment (pixels
 above 0) over that of the same masks shifted at random, with its interval over images; bar: above 1 for at least 6 of 10
 classes. `deletion`: how much further the unit falls when the mask's pixels are blackened than when the shifted mask's are;
-bar: at least 9 of 10 units. `image_area`: pixels by which `image` masks miss a fifth, ties aside; bar: 1. The last line is one JSON
-object; exit 1 where a bar is missed.
+bar: at least 9 of 10 units. `image_area`: pixels by which `image` masks miss a fifth, ties aside; bar: 1. The last
+line is one JSON object; exit 1 where a bar is missed.
 """
 
 from __future__ import annotations
