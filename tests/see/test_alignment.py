@@ -141,6 +141,7 @@ def test_what_cannot_be_held_against_classes_says_why() -> None:
         num_classes=3,
     )
     assert "needs blocks of one FFN after attention" in str(alignment.why_not(swin))
+    assert "attention of its own" in str(alignment.why_not(small(global_pool="map", class_token=False)))
     assert "linear head" in str(alignment.why_not(_headless()))
     with pytest.raises(UserError):
         alignment.written(swin)

@@ -17,6 +17,7 @@ from vitprune.model.load import build
 from vitprune.model.sites.attention import stays
 from vitprune.model.sites.attention_layers import WHAT
 from vitprune.pruning.repair.names import RECOVERIES, closed_form
+from vitprune.recipe.seeing import PARTS
 
 BY_BLOCK = ("sequential", "layerwise")
 SAID = {"ffn": "FFN", "values": "V/proj", "query_keys": "Q/K", "heads": "heads"}
@@ -42,6 +43,7 @@ def families() -> list[Json]:
                 "criteria": [c for c in every if why_not(c, "cls", **facts) is None],
                 "all_tokens_only": [c for c in every if why_not(c, "cls", **facts) is not None],
                 "sites": {"ffn": None} | {kind: family.stays.get(kind) for kind in WHAT},
+                "see": [part for part in PARTS if part != "alignment" or family.halves],
                 "repairs": [r for r in RECOVERIES if family.halves or closed_form(r) not in BY_BLOCK],
             }
         )
@@ -56,7 +58,7 @@ def line(row: Json) -> str:
     return (
         f"{row['family']:<16}{', '.join(row['names'])}\n{'':<16}{row['title']}; "
         + ("; ".join(but) or "every criterion")
-        + f"\n{'':<16}{_sites(row['sites'])}"
+        + f"\n{'':<16}{_sites(row['sites'])}; see: {', '.join(row['see'])}"
     )
 
 

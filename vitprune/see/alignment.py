@@ -67,6 +67,8 @@ def written(model: nn.Module) -> Written:
     parts = blockwise.halves(model)
     if parts is None:
         raise UserError(f"needs blocks of one FFN after attention ({blockwise.why_not(model)})")
+    if getattr(model, "attn_pool", None) is not None:
+        raise UserError("needs tokens that go straight to the head; this model pools them by an attention of its own")
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
         raise UserError(f"needs a linear head, this one is {type(head).__name__}")

@@ -18,6 +18,7 @@ from vitprune.see.exemplars import Top
 from vitprune.see.histogram import Histogram
 
 Columns = dict[str, np.ndarray]
+LOOSE = 1 << 22  # bytes of a block's counts; larger ones are kept packed, as most of their bins are empty
 READS = ("class", "patches")  # where class means are taken: the class token; the mean over the patches
 
 
@@ -59,7 +60,7 @@ class Seen:
     top: Top
     drawn: np.ndarray
     drawn_tokens: np.ndarray
-    histogram: Columns | None = None  # packed: most bins are empty
+    _histogram: Histogram | Columns | None = None
     classes: dict[int, Sums] = field(default_factory=dict)
     squares: Columns = field(default_factory=dict)
 
@@ -94,15 +95,21 @@ class Seen:
             self.squares[name] = self.squares[name] + value if name in self.squares else value
 
     def _count(self, more: Histogram) -> None:
-        known = self.histogram
-        self.histogram = (more if known is None else Histogram.unpacked(known).joined(more)).packed()
+        made = more if self._histogram is None else self.histogram.joined(more)
+        self._histogram = made if made.counts.nbytes <= LOOSE else made.packed()
+
+    @property
+    def histogram(self) -> Histogram:
+        """The counts of what has been seen; of something, at least."""
+        known = self._histogram
+        assert known is not None
+        return known if isinstance(known, Histogram) else Histogram.unpacked(known)
 
     def columns(self) -> Columns:
         """As columns of a part."""
-        assert self.histogram is not None
         made = {"values": self.top.values, "images": self.top.images, "tokens": self.top.tokens}
         made |= {"drawn": self.drawn, "drawn_tokens": self.drawn_tokens}
-        made |= {f"histogram.{name}": column for name, column in self.histogram.items()}
+        made |= {f"histogram.{name}": column for name, column in self.histogram.packed().items()}
         made["labels"] = np.array(list(self.classes), np.int64)
         made["counts"] = np.array([sums.images for sums in self.classes.values()], np.int64)
         for name in self.asked.reads:

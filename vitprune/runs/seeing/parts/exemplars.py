@@ -8,7 +8,6 @@ from vitprune.runs.seeing import passes
 from vitprune.runs.seeing.looking import Looking
 from vitprune.see import exemplars as lists
 from vitprune.see.exemplars import Top
-from vitprune.see.histogram import Histogram
 from vitprune.see.seen import Seen
 
 
@@ -19,8 +18,7 @@ def work(looking: Looking) -> None:
     arrays: dict[str, np.ndarray] = {}
     silent = []
     for i, block in enumerate(blocks):
-        assert block.histogram is not None
-        counts = Histogram.unpacked({k.removeprefix("histogram."): v for k, v in block.histogram.items()})
+        counts = block.histogram
         silent.append(counts.low == counts.high)
         drawn = drawn_of(looking, block)
         for name, one in (("top", block.top), ("random", drawn)):
