@@ -123,3 +123,21 @@ def test_a_loss_is_told_as_chosen_and_as_it_came_out(script: Any) -> None:
     made = script("losses").figures({"losses": [chosen], "rows": [dense, slim], "result": slim})
     assert made["probe"] == {name: x for name, x in chosen.items() if name != "group"} and made["macs_ratio"] == 0.49
     assert made["test"] == {"dense_top1": 0.9, "top1": 0.88, "loss_points": 2.0, "n": 50, "mcnemar_p": 0.25}
+
+
+def test_exponents_of_growth_are_the_slopes_between_the_largest(script: Any) -> None:
+    """Quadratic in classes, linear in images, flat in width; what is under the floor is flat."""
+    growth = script("growth")
+    asked = growth.sizes(quick=False)
+
+    def made(classes: int, images: int, units: int) -> dict[str, Any]:
+        return {"seconds": {"one": images * classes**2 * 1.0, "none": 1e-6 * images}, "memory": {"one": 0.0}}
+
+    found = {axis: [made(*size) for size in every] for axis, every in asked.items()}
+    slopes = growth.exponents(found, asked, "seconds")
+    assert slopes["one"] == {"images": 1.0, "classes": 2.0, "width": 0.0}
+    assert all(abs(slope) < 0.1 for slope in slopes["none"].values())
+    assert growth.exponents(found, asked, "memory") == {"one": {"images": 0.0, "classes": 0.0, "width": 0.0}}
+    assert all(
+        images % classes == 0 and images // classes >= 4 for every in asked.values() for classes, images, _ in every
+    )
