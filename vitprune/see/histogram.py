@@ -2,7 +2,7 @@
 
 A bin is a power of two wide and starts at a multiple of that, both said by the unit's least and greatest value alone. So two
 bins of one width make one of the next exactly, and the counts of parts add up to those of the whole, to the bit.
-Legend: H units, M activations of each.
+Legend: H units.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BINS = 1024
-CHUNK = 1 << 20  # activations binned at once
+CHUNK = 1 << 18  # activations binned at once
 FINEST = 36  # powers of two below the largest value: what float32 cannot tell apart needs no bins of its own
 
 
@@ -28,18 +28,21 @@ class Histogram:
     counts: np.ndarray
 
     @classmethod
-    def of(cls, values_MH: Tensor) -> Histogram:
-        """Of a batch's activations."""
-        low, high = values_MH.amin(0).double().cpu().numpy(), values_MH.amax(0).double().cpu().numpy()
-        units = values_MH.shape[1]
+    def of(cls, values: Tensor) -> Histogram:
+        """Of a batch's activations, [..., H]."""
+        every = tuple(range(values.ndim - 1))
+        low, high = (end(every).double().cpu().numpy() for end in (values.amin, values.amax))
+        step = max(1, CHUNK * len(low) // values.numel())
         exponent, start = _bins(low, high)
         scale, first = torch.from_numpy(np.exp2(-exponent)), torch.from_numpy(start)
-        offset = torch.arange(units) * BINS
-        counts = torch.zeros(units * BINS, dtype=torch.int64)
-        for rows in values_MH.split(max(1, CHUNK // units)):
-            place = (rows.cpu().double() * scale).floor_().sub_(first).long().add_(offset)
-            counts += torch.bincount(place.flatten(), minlength=units * BINS)
-        return cls(low, high, counts.view(units, BINS).numpy().astype(np.uint32))
+        counts = np.empty((len(low), BINS), np.uint32)
+        for at in range(0, len(low), step):
+            some = slice(at, at + step)
+            place = (values[..., some].cpu().double() * scale[some]).floor_().sub_(first[some]).long()
+            place += torch.arange(place.shape[-1]) * BINS
+            found = torch.bincount(place.flatten(), minlength=place.shape[-1] * BINS)
+            counts[some] = found.view(-1, BINS).numpy()
+        return cls(low, high, counts)
 
     def joined(self, other: Histogram) -> Histogram:
         """The counts of both, in the bins of their common range."""
@@ -96,15 +99,14 @@ def _bins(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _moved(given: Histogram, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The counts in the bins of a wider range, [H, BINS]."""
     (old, first), (new, start) = _bins(given.low, given.high), _bins(low, high)
-    moved = (old != new) | (first != start)
-    if not moved.any():
-        return given.counts.copy()
     counts = given.counts.copy()
-    numbers = first[moved, None] + np.arange(BINS)
-    place = np.floor(numbers * np.exp2(old - new)[moved, None]) - start[moved, None]
-    rows = np.arange(int(moved.sum()))[:, None] * BINS
-    used = given.counts[moved]
-    flat = (rows + place.clip(0, BINS - 1)).astype(np.int64)  # what lies outside is empty
-    made = np.bincount(flat.ravel(), used.ravel(), minlength=len(used) * BINS)
-    counts[moved] = made.reshape(-1, BINS).astype(np.uint32)
+    every = np.flatnonzero((old != new) | (first != start))
+    for at in range(0, len(every), CHUNK // BINS // 4):
+        moved = every[at : at + CHUNK // BINS // 4]
+        numbers = first[moved, None] + np.arange(BINS)
+        place = np.floor(numbers * np.exp2(old - new)[moved, None]) - start[moved, None]
+        rows = np.arange(len(moved))[:, None] * BINS
+        flat = (rows + place.clip(0, BINS - 1)).astype(np.int64)  # what lies outside is empty
+        made = np.bincount(flat.ravel(), given.counts[moved].ravel(), minlength=len(moved) * BINS)
+        counts[moved] = made.reshape(-1, BINS)
     return counts

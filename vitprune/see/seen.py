@@ -79,7 +79,7 @@ class Seen:
         unit, place = np.nonzero((self.asked.drawn >= start) & (self.asked.drawn < start + len(ids)))
         row = self.asked.drawn[unit, place] - start
         self.drawn[unit, place], self.drawn_tokens[unit, place] = values[row, unit], tokens[row, unit]
-        self._count(Histogram.of(hidden_BTH[:, self.asked.prefix :].flatten(0, 1)))
+        self._count(Histogram.of(hidden_BTH[:, self.asked.prefix :]))
         means = {"patches": hidden_BTH[:, self.asked.prefix :].mean(1)}
         if self.asked.class_token:
             means["class"] = hidden_BTH[:, 0]
