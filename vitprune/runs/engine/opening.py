@@ -49,7 +49,7 @@ class Crew:
             return Ray(self.workers, begin, self.address, device.type == "cuda")
         if self.workers == 1:
             return Local()
-        return Pool(self.workers, functools.partial(worker.begin, share, worker.shared(device)))
+        return Pool(self.workers, functools.partial(worker.begin, share, worker.shared(device)), share)
 
 
 Workers = int | Crew

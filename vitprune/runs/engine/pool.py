@@ -22,26 +22,30 @@ from vitprune.runs.engine.parts import Parts
 
 PR_SET_PDEATHSIG = 1
 # A worker may hold what it made for an earlier job: loky would take that for a leak, and begin another in its place.
+BLAS = "OPENBLAS_NUM_THREADS"
 ENVIRONMENT = {"PYTHONWARNINGS": "ignore", "LOKY_MAX_MEMORY_LEAK_SIZE": "1e18"}
 
 
 class Pool(Dispatch):
-    """Parts in `workers` processes; `begin(rank)` is called in each before its first part."""
+    """Parts in `workers` processes; `begin(rank)` is called in each before its first part. `threads`: of numpy's products in
+    each, which have to be told before numpy is there; None: as many as there are cores."""
 
-    def __init__(self, workers: int, begin: Callable[[int], None]) -> None:
+    def __init__(self, workers: int, begin: Callable[[int], None], threads: int | None = None) -> None:
         super().__init__(workers)
-        self.begin = begin
+        self.begin, self.threads = begin, threads
 
     def hire(self, rank: int) -> Process:
         """The process of a rank; it starts with its first part."""
-        return Process(self.begin, rank)
+        return Process(self.begin, rank, self.threads)
 
 
 class Process:
     """One process. A job is sent to it once, then the positions of its parts alone."""
 
-    def __init__(self, begin: Callable[[int], None], rank: int) -> None:
-        self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=(begin, rank, os.getpid()), env=ENVIRONMENT)
+    def __init__(self, begin: Callable[[int], None], rank: int, threads: int | None) -> None:
+        told = {} if threads is None or BLAS in os.environ else {BLAS: str(threads)}
+        own = (begin, rank, os.getpid())
+        self._pool = ProcessPoolExecutor(1, initializer=_begin, initargs=own, env=ENVIRONMENT | told)
         self._knows: Parts | None = None
 
     def part(self, parts: Parts, position: int) -> Columns | None:
