@@ -158,6 +158,28 @@ def mean(rows: list[Found], key: str) -> Any:
     return None if None in values else statistics.mean(values)
 
 
+def combined(made: list[Found]) -> Found:
+    """What one run over the seeds of several would have said; the speed is that of the first."""
+    seeds = [len(one["seeds"]) for one in made]
+
+    def over_all(values: list[Any]) -> Any:
+        weighted = [value * n for value, n in zip(values, seeds, strict=True)] if None not in values else None
+        return None if weighted is None else sum(weighted) / sum(seeds)
+
+    budgets: Found = {}
+    for budget, first in made[0]["budgets"].items():
+        rows = [one["budgets"][budget] for one in made]
+        of = {key: over_all([row[key] for row in rows]) for key in first if key not in ("loss_points_ci95", "kl_sd")}
+        of["loss_points_ci95"] = [interval for row in rows for interval in row["loss_points_ci95"]]
+        alone = all(n == 1 for n in seeds) and len(rows) > 1
+        budgets[budget] = of | {"kl_sd": statistics.stdev([row["kl"] for row in rows]) if alone else None}
+    return made[0] | {
+        "seeds": [seed for one in made for seed in one["seeds"]],
+        "dense_top1": over_all([one["dense_top1"] for one in made]),
+        "budgets": budgets,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", type=Path, help="a timm folder; without it the bundled model")
@@ -173,7 +195,13 @@ def main() -> None:
         "--latency", type=float, help="a share of the dense model's time: run with it, and time the files"
     )
     parser.add_argument("--json", type=Path, help="write the last line there too")
+    parser.add_argument(
+        "--combine", type=Path, nargs="+", help="files of --json, of other seeds each: their mean, no run"
+    )
     args = parser.parse_args()
+    if args.combine:
+        show(args, combined([json.loads(path.read_text()) for path in args.combine]))
+        return
     args.budgets = QUICK if args.quick else BUDGETS
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     reporter = Reporter()
