@@ -24,6 +24,7 @@ from vitprune.recipe.parse import parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.record import record
+from vitprune.runs.results import side_by_side
 from vitprune.runs.stages import export
 
 META = {"labels": ["a", "b", "c"], "recipe_hash": "0123ab"}
@@ -262,7 +263,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
             return exam(*args)  # type: ignore[arg-type]
 
         patch.setattr(export, "to_int8", seen)
+
+        def together(*args: object) -> object:
+            log.append("test")
+            return models(*args)  # type: ignore[arg-type]
+
+        models = side_by_side.logits_side_by_side
         patch.setattr(logits, "test_logits", examined)
+        patch.setattr(side_by_side, "logits_side_by_side", together)
         made = pipeline.run(Recipe.model_validate(content), "export")
     return tmp / "out" / "tiny", made | {"log": log}
 

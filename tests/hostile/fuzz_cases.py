@@ -19,7 +19,7 @@ import yaml
 from fuzz import Case
 from small import image_folder, model_folder, picture, quicken, recipe_dict, tiny_args, tiny_model
 
-from vitprune.recipe import parse, recipe, template
+from vitprune.recipe import parse, recipe
 from vitprune.report import write_report
 from vitprune.runs import pipeline
 from vitprune.runs.record import record
@@ -50,7 +50,7 @@ class Lab:
             pipeline.run(recipe.Recipe.model_validate(content), device="cpu")
         picture(1, 1).save(base / "a.png")
         run = base / "out" / "tiny"
-        bundled = [p.read_text() for p in sorted(parse.bundled_folder().rglob("*.yaml"))] + [template.TEMPLATE]
+        bundled = [p.read_text() for p in sorted(parse.bundled_folder().rglob("*.yaml"))] + [parse.TEMPLATE]
         bundled.append(yaml.safe_dump(content, sort_keys=False))
         return cls(base, content, run, json.loads((run / "report.json").read_text()), bundled, foreign())
 

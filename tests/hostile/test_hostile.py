@@ -119,6 +119,7 @@ def test_a_run_with_too_little_memory_for_the_exam_gives_the_same_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(contenders, "predictor", predictor)
+        patch.setattr(side_by_side, "predictor", predictor)
         rows = run(setting)["rows"]
     assert sizes
     again = run(setting | {"out": setting["out"] + "2"})["rows"]

@@ -49,6 +49,7 @@ def test_bfloat16_reaches_every_pass_and_no_exam(
         return predictor(model)
 
     monkeypatch.setattr("vitprune.runs.contenders.predictor", looking)
+    monkeypatch.setattr("vitprune.runs.results.side_by_side.predictor", looking)
     road = {"baselines": [], "export": {"onnx": False}, "recovery": "layerwise"} | road
     name = road["criterion"]["name"]
     plain, half = (

@@ -41,6 +41,9 @@ class Workers:
         self.states: list[tuple[dict[str, Run], list[Any]]] = [({}, []), ({}, [])]
         self.done: list[tuple[str, int]] = []
 
+    def carry(self, _: Callable[[], Any]) -> None:
+        """They open the model themselves."""
+
     def run(self, job: Job, folder: Path) -> Iterator[Columns]:
         assert not job.kept
         for position, item in enumerate(job.items):

@@ -19,7 +19,7 @@ import vitprune
 from vitprune.core import memory
 from vitprune.core.progress import Reporter
 from vitprune.pruning.repair import layerwise
-from vitprune.recipe import parse, template
+from vitprune.recipe import parse
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.state.run import Run
@@ -36,7 +36,7 @@ def test_a_recipe_without_a_word_is_the_benchmarks_setting(monkeypatch: pytest.M
     assert (made.criterion.name, made.allocation, made.recovery) == ("fisher-obs", "auto", "auto")
     assert (made.criterion.name, "layerwise") == importlib.import_module("budget").OURS
     assert made.criterion.among[0] == "fisher-obs"
-    new = parse.parse(template.TEMPLATE)
+    new = parse.parse(parse.TEMPLATE)
     assert (new.criterion.name, new.allocation, new.recovery) == (made.criterion.name, made.allocation, made.recovery)
 
 

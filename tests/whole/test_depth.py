@@ -28,11 +28,12 @@ from vitprune.model.inside import hooks
 from vitprune.model.sites import attention
 from vitprune.model.sites.attention import NoAttention, attention_sites
 from vitprune.model.sites.ffn import linear
+from vitprune.model.size import file_bytes
 from vitprune.pruning import surgery
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import layerwise
 from vitprune.pruning.whole import allocation, reach
-from vitprune.pruning.whole.megabytes import Megabytes, checkpoint
+from vitprune.pruning.whole.megabytes import Megabytes
 from vitprune.pruning.whole.pricing import Macs, Parameters, Pricing
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
@@ -68,7 +69,7 @@ def gone(plan: Plan) -> list[str]:
 def counted(prices: Pricing, model: nn.Module) -> float:
     """What the model costs, counted anew in the word of the prices."""
     if isinstance(prices, Megabytes):
-        return checkpoint(model)
+        return file_bytes(model, bound=True)
     return size.macs(model) if isinstance(prices, Macs) else size.parameters(model)
 
 

@@ -44,7 +44,8 @@ def _moments_file(run: Run, group: str | None) -> Path:
 
 
 def _moments_of(run: Run, group: str | None, targets: list[int]) -> Path:
-    index = refit_index(run, targets)
+    probe = run.split.probe
+    index = probe[np.isin(probe, refit_index(run, targets))]  # in the split's order
     label = "statistics" + (f" {group}" if group else "")
     found = sums.total(run, Asked("moments", "obs", Nothing(), index, run.batching.batch), label)
     stats = inside_moments.of_sums(found, run.sites)
