@@ -81,12 +81,13 @@ def run(args: argparse.Namespace) -> None:
     from vitprune.core.progress import Reporter
     from vitprune.recipe import parse
     from vitprune.runs import pipeline
+    from vitprune.runs.engine import opening
 
     torch.set_num_threads(args.workers if args.engine == "local" and args.workers > 1 else 1)  # one for each of them
     found = parse.load(args.run)
     start = time.perf_counter()
-    told = {"engine": args.engine, "address": args.address}
-    pipeline.run(found, "evaluate", reporter=Reporter(), workers=args.workers, **told)
+    crew = opening.Crew(args.workers, args.engine, args.address)
+    pipeline.run(found, "evaluate", reporter=Reporter(), workers=crew)
     print(json.dumps({"seconds": time.perf_counter() - start}))
 
 

@@ -45,7 +45,7 @@ def of_sites(run: Run, asked: Asked, label: str) -> tuple[list[Tensor | Curve], 
     for (kind, _), made in zip(
         items, run.reporter.track(_all(run, job, folder), f"{label}, sites", len(items)), strict=True
     ):
-        found = {name: torch.from_numpy(column) for name, column in made.items()}
+        found = {name: torch.tensor(column) for name, column in made.items()}
         if kind == FFN:
             ffns.append(_of_columns(found))
         else:
