@@ -49,6 +49,7 @@ def recipe(folder: Path, **changed: Any) -> Path:
     return path
 
 
+ALL = {True: ["local-1", "local-2", "ray-2"], False: ["local-1", "local-2", "local-3", "ray-2"]}
 SMALL: Json = {
     "criterion": {"name": "fisher-obs", "probe_per_class": 40},
     "baselines": ["jas", "activation"],
@@ -149,7 +150,10 @@ def workers_of(mark: str, engine: str) -> list[int]:
 
 def engines(args: argparse.Namespace, work: Path) -> Json:
     """Seconds and bits of every engine, in turn; `--rounds` times, the median."""
-    asked = [("local", 1), ("local", 2)] + ([] if args.quick else [("local", 3)]) + ([("ray", 2)] if RAY else [])
+    asked = [
+        (engine, int(count)) for engine, _, count in (one.partition("-") for one in args.engines or ALL[args.quick])
+    ]
+    asked = [one for one in asked if RAY or one[0] != "ray"]
     changed = SMALL | {"baselines": []} if args.quick else {}
     took: dict[str, list[float]] = {}
     first: dict[str, str] | None = None
@@ -287,6 +291,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["engines", "growth", "faults"], nargs="*")
     parser.add_argument("--rounds", type=int, default=1, help="how often every engine is timed, in turn")
+    parser.add_argument("--engines", nargs="+", help="those that are timed, local-1 first: local-2, ray-2")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the last line there too")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

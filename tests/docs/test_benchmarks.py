@@ -141,3 +141,42 @@ def test_exponents_of_growth_are_the_slopes_between_the_largest(script: Any) -> 
     assert all(
         images % classes == 0 and images // classes >= 4 for every in asked.values() for classes, images, _ in every
     )
+
+
+def test_runs_are_held_against_each_other_without_their_times(script: Any, tmp_path: Path) -> None:
+    """What two engines left is the same but for what is measured; a byte of a file, or a file, is not."""
+    scale = script("scale")
+    for name, seconds in (("one", 1.5), ("two", 2.5)):
+        root = tmp_path / name / "run"
+        (root / "stages").mkdir(parents=True)
+        (root / "rows.json").write_text(json.dumps({"rows": [{"top1": 0.5, "seconds": seconds}]}))
+        (root / "model.safetensors").write_bytes(b"weights")
+        (root / "stages" / "stage.json").write_text(json.dumps({"inputs": name}))
+        (root / "recipe.yaml").write_text(f"out: {tmp_path / name}")
+    one, two = (scale.bits(tmp_path / name / "run") for name in ("one", "two"))
+    assert scale.apart(one, two) == [] and set(one) == {"rows.json", "model.safetensors", "recipe.yaml"}
+    (tmp_path / "two" / "run" / "model.safetensors").write_bytes(b"weightz")
+    (tmp_path / "two" / "run" / "more.json").write_text("{}")
+    assert scale.apart(one, scale.bits(tmp_path / "two" / "run")) == ["model.safetensors", "more.json"]
+
+
+def test_files_of_single_seeds_make_the_mean_of_all(script: Any) -> None:
+    whole = script("whole")
+
+    def of(seed: int, kl: float) -> dict[str, Any]:
+        row = {"top1": kl, "kl": kl, "ffn_only_kl": None, "loss_points_ci95": [[seed, seed]], "kl_sd": None}
+        return {
+            "model": "m",
+            "seeds": [seed],
+            "dense_top1": kl,
+            "budgets": {"0.5": row},
+            "speedup_batch32": {"0.5": seed},
+        }
+
+    made = whole.combined([of(0, 0.1), of(1, 0.2), of(2, 0.6)])
+    row = made["budgets"]["0.5"]
+    assert made["seeds"] == [0, 1, 2] and made["dense_top1"] == pytest.approx(0.3) and row["kl"] == pytest.approx(0.3)
+    assert row["kl_sd"] == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1)) and row["ffn_only_kl"] is None
+    assert row["loss_points_ci95"] == [[0, 0], [1, 1], [2, 2]] and made["speedup_batch32"] == {"0.5": 0}
+    whole_again = whole.combined([whole.combined([of(0, 0.1), of(1, 0.2)]), of(2, 0.6)])
+    assert whole_again["budgets"]["0.5"]["kl"] == pytest.approx(0.3) and whole_again["seeds"] == [0, 1, 2]
