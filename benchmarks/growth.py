@@ -46,7 +46,7 @@ def sizes(quick: bool) -> dict[str, list[tuple[int, int, int]]]:
     }
 
 
-def recipe(folder: Path, classes: int, images: int, units: int, criterion: str) -> Path:
+def recipe(folder: Path, classes: int, images: int, units: int, criterion: str, quick: bool = False) -> Path:
     """The default recipe, with the caps lifted."""
     folder.mkdir(parents=True)
     model = thousand.model(folder / "model", classes, WIDTH, DEPTH, units)
@@ -54,6 +54,7 @@ def recipe(folder: Path, classes: int, images: int, units: int, criterion: str) 
     made |= {"model": {"name": f"local-dir:{model}"}, "refit_images": 1 << 20}
     made |= {"data": {"path": str(thousand.images(folder / "images.tar", classes, images // classes))}}
     made |= {"criterion": {"name": criterion, "probe_per_class": 1 << 20}, "export": {"latency_batches": [1]}}
+    made["export"] |= {"precisions": ["fp32"]} if quick else {}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(made))
     return path
@@ -120,7 +121,7 @@ def measure(args: argparse.Namespace, work: Path) -> Json:
     asked, known = sizes(args.quick), dict[tuple[int, int, int], Json]()
     loads = [os.getloadavg()[0]]
     for size in dict.fromkeys(size for every in asked.values() for size in every):
-        known[size] = measured(recipe(work / "-".join(map(str, size)), *size, args.criterion))
+        known[size] = measured(recipe(work / "-".join(map(str, size)), *size, args.criterion, args.quick))
         loads.append(os.getloadavg()[0])
         print(f"{size}: {known[size]['seconds']['run']:.1f} s of the processor", file=sys.stderr, flush=True)
     found = {axis: [known[size] for size in every] for axis, every in asked.items()}
@@ -137,7 +138,7 @@ def measure(args: argparse.Namespace, work: Path) -> Json:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="two sizes of each, fewer images")
+    parser.add_argument("--quick", action="store_true", help="two sizes of each, fewer images, the fp32 file alone")
     parser.add_argument("--criterion", default="fisher-obs")
     parser.add_argument("--work", type=Path, help="folder to work in")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)

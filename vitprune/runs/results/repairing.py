@@ -124,7 +124,7 @@ def _moments(run: Run, asked: Asked, step: int) -> Iterator[Seen]:
         pinned=True, kept=False,
     )  # fmt: skip
     for found in run.executor.run(job, asked.left.folder / PARTS):
-        yield Seen.of({name: torch.from_numpy(column) for name, column in found.items()}, run.device)
+        yield Seen.of({name: torch.tensor(column) for name, column in found.items()}, run.device)
 
 
 def _told(run: Run, asked: Asked, most: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,7 +132,7 @@ def _told(run: Run, asked: Asked, most: int) -> Iterator[tuple[Tensor, Tensor]]:
     work = functools.partial(_told_of_part, run, asked)
     job = Job("classifier", asked.items(most), work, asked.left.key, kept=False)
     for found in run.executor.run(job, asked.left.folder / PARTS):
-        yield torch.from_numpy(found["features"]).to(run.device), torch.from_numpy(found["logits"]).to(run.device)
+        yield torch.tensor(found["features"]).to(run.device), torch.tensor(found["logits"]).to(run.device)
 
 
 # ---- in a worker
