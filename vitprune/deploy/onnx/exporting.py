@@ -27,7 +27,7 @@ from vitprune.core.files import put, replacing, scratch
 from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
 from vitprune.deploy import runtime
-from vitprune.deploy.onnx import rewrites
+from vitprune.deploy.onnx import rewrites, scales
 from vitprune.model import families
 
 OPSET = 23  # the first with an Attention operator
@@ -56,6 +56,7 @@ def export(model: nn.Module, path: Path, metadata: Json) -> None:
     proto = program.model_proto
     rewrites.fuse(proto)
     rewrites.add_bias_in_gemm(proto)
+    scales.fold(proto)
     rewrites.drop_unused(proto.graph)
     save(proto, path, metadata)
 
