@@ -14,29 +14,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from whole import recipe_for
+
 from vitprune.core.progress import Reporter
-from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 
 Row = dict[str, Any]
-
-
-def recipe_for(args: argparse.Namespace, seed: int) -> Recipe:
-    """The default recipe of one split, with units at random beside it."""
-    made: Row = {
-        "name": f"seed-{seed}",
-        "out": str(args.work),
-        "split": {"seed": seed},
-        "criterion": {"name": "fisher-obs", "probe_per_class": args.probe},
-        "budget": {"macs": args.macs},
-        "baselines": ["random"],
-        "random_draws": args.draws,
-        "refit_images": args.refit,
-    }
-    if args.model:
-        made["model"] = {"name": f"local-dir:{args.model}"}
-    made["data"] = {"path": str(args.data)} if args.data else {"source": "bundled"}
-    return Recipe.model_validate(made)
 
 
 def of_seed(rows: list[Row]) -> Row:
@@ -70,9 +53,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/controls"))
     parser.add_argument("--json", type=Path, help="write the last line there too")
     args = parser.parse_args()
+    drawn = {"budget": {"macs": args.macs}, "baselines": ["random"], "random_draws": args.draws}
     found = []
     for seed in args.seeds:
-        record = pipeline.run(recipe_for(args, seed), "evaluate", reporter=Reporter())
+        record = pipeline.run(recipe_for(args, seed, **drawn), "evaluate", reporter=Reporter())
         found.append({"seed": seed, **of_seed(record["rows"])})
     made = {"model": args.model.name if args.model else "bundled", "macs": args.macs, "seeds": found}
     if args.json:

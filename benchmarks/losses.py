@@ -13,35 +13,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from whole import recipe_for
+
 from vitprune.core.progress import Reporter
-from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 
 Found = dict[str, Any]
 CHOSEN = ("macs", "within", "loss_points", "bound_points", "n", "tried")
 
 
-def recipe_for(args: argparse.Namespace, seed: int) -> Recipe:
-    made: Found = {
-        "name": f"seed-{seed}",
-        "out": str(args.work),
-        "split": {"seed": seed},
-        "criterion": {"name": "fisher-obs", "probe_per_class": args.probe},
-        "budget": {"loss_points": args.points},
-        "baselines": [],
-        "refit_images": args.refit,
-        "export": {"onnx": False},
-    }
-    if args.model:
-        made["model"] = {"name": f"local-dir:{args.model}"}
-    if args.data:
-        made["data"] = {"path": str(args.data)}
-    return Recipe.model_validate(made)
-
-
 def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
     """What was chosen on the probe split, and what it came to on the test split."""
-    made = pipeline.run(recipe_for(args, seed), "evaluate", reporter=reporter)
+    asked = {"budget": {"loss_points": args.points}, "export": {"onnx": False}}
+    made = pipeline.run(recipe_for(args, seed, **asked), "evaluate", reporter=reporter)
     return {"seed": seed, **figures(made)}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from whole import recipe_for
 
 from vitprune.core.progress import Reporter
 from vitprune.exam.logits import predictor, test_logits
@@ -46,24 +47,12 @@ BUDGETS = (0.4, 0.25)
 Found = dict[str, Any]
 
 
-def recipe_for(args: argparse.Namespace, seed: int, groups: dict[str, list[str]] | None) -> Recipe:
-    made: Found = {
-        "name": f"{'groups' if groups else 'all'}-{seed}",
-        "out": str(args.work),
-        "split": {"seed": seed},
-        "criterion": {"name": "fisher-obs", "probe_per_class": args.probe},
-        "budget": {"macs": 0.4},
-        "baselines": [],
-        "refit_images": args.refit,
-        "groups": groups,
-        "head": "all" if groups else None,
-        "export": {"onnx": False},
-    }
-    if args.model:
-        made["model"] = {"name": f"local-dir:{args.model}"}
-    if args.data:
-        made["data"] = {"path": str(args.data)}
-    return Recipe.model_validate(made)
+def recipe_of(args: argparse.Namespace, seed: int, groups: dict[str, list[str]] | None) -> Recipe:
+    """Of one split: all classes, or a class set per group."""
+    asked: Found = {"budget": {"macs": 0.4}, "export": {"onnx": False}}
+    if groups:
+        asked |= {"groups": groups, "head": "all"}
+    return recipe_for(args, seed, name=f"{'groups' if groups else 'all'}-{seed}", **asked)
 
 
 def made_by(run: Run, group: str | None, targets: list[int], share: float) -> Any:
@@ -82,13 +71,13 @@ def right(run: Run, model: Any, targets: list[int]) -> np.ndarray:
 def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
     """Group → budget → top-1 of each model."""
     found: Found = {}
-    with Run.open(recipe_for(args, seed, None), "auto", reporter) as general:
+    with Run.open(recipe_of(args, seed, None), "auto", reporter) as general:
         pipeline.advance(general, "moments")
         every, names = general.classes.every(), set(general.source.classes)
         groups = next((g for g in GROUPS if {n for members in g.values() for n in members} == names), None)
         assert groups is not None, f"no groups are known for {sorted(names)}"
         generic = {share: made_by(general, None, every, share) for share in BUDGETS}
-        with Run.open(recipe_for(args, seed, groups), "auto", reporter) as special:
+        with Run.open(recipe_of(args, seed, groups), "auto", reporter) as special:
             pipeline.advance(special, "moments")
             for group, targets in special.classes.sets().items():
                 dense = right(general, general.loaded.model, targets)
