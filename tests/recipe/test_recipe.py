@@ -54,6 +54,7 @@ def test_every_default() -> None:
             "probe": None,
             "test": None,
             "labels": None,
+            "attributes": None,
             "on_corrupt": "fail",
             "workers": None,
             "limit_per_class": None,

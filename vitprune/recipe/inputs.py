@@ -120,6 +120,9 @@ class Data(Part):
         description="names of the images' classes against the model's: a .json, .csv or plain text file, or the word "
         "`by-order`: the sorted classes are the outputs (a file of that name is `./by-order`)",
     )
+    attributes: Path | None = Field(
+        None, description="attributes of the images for the names of units: a .csv, image and then 0 or 1 for each"
+    )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image: stop, or leave it out and count"
     )
@@ -147,8 +150,8 @@ class Data(Part):
         return f"./{labels}" if labels == Path(BY_ORDER) else None if labels is None else str(labels)
 
     def content(self) -> dict[str, Any]:
-        """What a result depends on: not how many processes decode."""
-        return self.model_dump(mode="json", exclude={"workers"})
+        """What a result depends on: not how many processes decode, nor attributes, which only name units."""
+        return self.model_dump(mode="json", exclude={"workers", "attributes"})
 
 
 class SplitSpec(Part):

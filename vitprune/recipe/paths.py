@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitprune.core.errors import UserError
 
 if TYPE_CHECKING:
+    from vitprune.recipe.parts import Part
     from vitprune.recipe.recipe import Recipe
 
 PREFIXES = ("local-dir:", "transformers:")
@@ -49,15 +50,30 @@ def named(recipe: Recipe) -> Iterator[Named]:
             yield Named("data", key, value, str(value), what)
     if isinstance(data.labels, Path):  # `by-order` is a word
         yield Named("data", "labels", data.labels, str(data.labels), "file")
+    if data.attributes is not None:
+        yield Named("data", "attributes", data.attributes, str(data.attributes), "file")
+    if recipe.see is not None:
+        for key, what in (("folder", "model folder"), ("concepts", "file")):
+            value = getattr(recipe.see.names, key)
+            if value is not None:
+                yield Named("see.names", key, value, str(value), what)
 
 
 def located(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with the paths that are not in the working folder, but beside the recipe, as they are found there."""
     for entry in named(recipe):
         if not _there(Path(entry.path)) and not Path(entry.path).is_absolute() and _there(folder / entry.path):
-            section = getattr(recipe, entry.section).model_copy(update={entry.key: entry.moved(folder / entry.path)})
-            recipe = recipe.model_copy(update={entry.section: section})
+            recipe = _changed(recipe, (*entry.section.split("."), entry.key), entry.moved(folder / entry.path))
     return recipe
+
+
+P = TypeVar("P", bound="Part")
+
+
+def _changed(part: P, keys: Sequence[str], value: Any) -> P:
+    """A section with one value of it, or of a section inside it, changed."""
+    inner = value if len(keys) == 1 else _changed(getattr(part, keys[0]), keys[1:], value)
+    return part.model_copy(update={keys[0]: inner})
 
 
 def require(recipe: Recipe, folders: Sequence[Path] = ()) -> None:

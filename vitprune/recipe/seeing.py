@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import Field, StrictInt, field_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from vitprune.recipe.parts import Part, Seed
 
 PartName = Literal[
-    "exemplars", "alignment", "drift", "maps", "masks", "blocks", "stimuli"
+    "exemplars", "alignment", "drift", "maps", "masks", "blocks", "stimuli", "names", "simulator"
 ]  # a row each in runs/seeing/table.py
 PARTS: tuple[str, ...] = get_args(PartName)
 Form = Literal["folded", "raw", "normed", "cos"]
@@ -83,6 +85,67 @@ class Stimuli(Part):
     judge: str | None = Field(None, description="another model that judges the images, by the words of model.name")
 
 
+OF_NAMES = {"labels": (), "clip": ("folder", "concepts"), "server": ("url", "model")}  # what each way needs
+
+
+class Names(Part):
+    """What units are called: a claim, which carries a score."""
+
+    by: Literal["labels", "clip", "server"] = Field(
+        "labels",
+        description="labels: classes, and data.attributes where given, without another model; clip: a list of concepts by a "
+        "local CLIP; server: a language model behind an address, which is sent images of the units that the report shows",
+    )
+    tokens: Literal["auto", "cls", "patches"] = Field(
+        "auto",
+        description="where a unit's activation is read: the class token, or the mean over patches; auto: the former",
+    )
+    folder: Path | None = Field(None, description="of `clip`: a folder of a CLIPModel that transformers wrote")
+    concepts: Path | None = Field(None, description="of `clip`: a text file, one concept a line")
+    url: str | None = Field(
+        None, description="of `server`: an OpenAI-compatible address, as http://127.0.0.1:8000/v1; a key is read from the "
+        "environment (VITPRUNE_SERVER_KEY) and from nowhere else",
+    )  # fmt: skip
+    model: str | None = Field(
+        None, min_length=1, max_length=200, description="of `server`: which model it is asked for"
+    )
+    max_calls: Annotated[StrictInt, Field(ge=1)] = Field(200, description="of `server`: requests of a run, at most")
+    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60.0, description="of `server`: seconds that a reply may take"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def plain_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in url):
+            raise ValueError("is an address such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("is an address alone; a key goes into the environment, VITPRUNE_SERVER_KEY")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def what_each_way_needs(self) -> Names:
+        for by, keys in OF_NAMES.items():
+            for key in keys:
+                if by == self.by and getattr(self, key) is None:
+                    raise ValueError(f"`by: {by}` needs `{key}`")
+                if by != self.by and getattr(self, key) is not None:
+                    raise ValueError(f"`{key}` goes with `by: {by}`")
+        return self
+
+
+class Simulator(Part):
+    """Whether an explanation tells what a unit does on images that it was not made from."""
+
+    images: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
+        20,
+        description="of `clip` and `server`: images whose maps are predicted, half of them the shown units' strongest",
+    )
+
+
 class See(Part):
     """What `vitprune see` shows of hidden units; `see: {}` takes every default, without `see` nothing is computed."""
 
@@ -92,7 +155,8 @@ class See(Part):
         description="exemplars: the images that move each unit most; alignment: which classes it writes and fires for, and "
         "what went with the removed ones; drift: what the repair made of the kept ones, and who stands in for the removed; "
         "maps: where in an image the shown ones fire; masks: which pixels the classes' top units need; blocks: the classes' "
-        "units from block to block; stimuli: images made for units, and who recognises them",
+        "units from block to block; stimuli: images made for units, and who recognises them; names: what units are called; "
+        "simulator: whether classes and names tell what units do on other images",
     )
     units: SeeUnits = Field(default_factory=lambda: SeeUnits(), description="which units the report shows")
     alignment: Form = Field(
@@ -105,6 +169,8 @@ class See(Part):
     maps: Maps = Field(default_factory=lambda: Maps(), description="what the maps show")
     masks: Masks = Field(default_factory=lambda: Masks(), description="when a pixel is in a mask")
     stimuli: Stimuli = Field(default_factory=lambda: Stimuli(), description="how images are made for units")
+    names: Names = Field(default_factory=lambda: Names(), description="who names the units, and from what")
+    simulator: Simulator = Field(default_factory=lambda: Simulator(), description="how explanations are tried")
 
     @field_validator("parts")
     @classmethod

@@ -136,7 +136,7 @@ def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None =
         settings["num_labels"] = outputs
     _no_others(settings, {*inspect.signature(made.config_class.__init__).parameters, "id2label", "num_labels"})
     config = made.config_class(**settings)
-    net = made(config) if folder is None else _with_weights(made, config, folder)
+    net = made(config) if folder is None else with_weights(made, config, folder)
     prefix, (start, stop) = TRANSFORMERS[name]
     layout = TokenLayout(prefix + int(getattr(config, "num_register_tokens", 0)), True, start, stop)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
@@ -148,7 +148,7 @@ def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None =
     return Foreign(net, [_hf_ffn(net, path) for path in _paths(net, "mlp")], shape, config.num_labels, layout, cfg)
 
 
-def _with_weights(made: Any, config: Any, folder: Path) -> nn.Module:
+def with_weights(made: Any, config: Any, folder: Path) -> nn.Module:
     """transformers' own loading: it knows the names that its older versions wrote. Nothing pickled, nothing fetched."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     net, found = made.from_pretrained(

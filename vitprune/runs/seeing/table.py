@@ -11,6 +11,7 @@ from vitprune.core.errors import UserError
 from vitprune.recipe.seeing import See
 from vitprune.runs.seeing.looking import Looking
 from vitprune.runs.seeing.parts import alignment, blocks, drift, exemplars, maps, masks, stimuli
+from vitprune.runs.seeing.parts.naming import names, simulator
 from vitprune.see import alignment as aligned
 
 
@@ -32,6 +33,8 @@ TABLE: dict[str, SeePart] = {
     "masks": SeePart(masks.work, maps.why_not, ("alignment",)),
     "blocks": SeePart(blocks.work, maps.why_not, ("alignment",)),
     "stimuli": SeePart(stimuli.work, after=("alignment",)),
+    "names": SeePart(names.work),
+    "simulator": SeePart(simulator.work, after=("names",)),
 }
 
 

@@ -11,6 +11,7 @@ from vitprune.core.reading import digest
 from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.seeing import stage as seeing
+from vitprune.runs.seeing.parts.naming import inputs
 from vitprune.runs.stages import exam, export, moments, prune, score, split
 from vitprune.runs.stages.versions import version
 from vitprune.runs.state import lengths, precise
@@ -46,7 +47,7 @@ STAGES = (
     Stage("evaluate", exam.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export.model_dump(mode="json", exclude={"budget"}), ("prune",)),
 )
-SEE = Stage("see", seeing.see, lambda r: r.see, ("prune", "evaluate"))  # of a run whose recipe has `see`
+SEE = Stage("see", seeing.see, inputs.of_recipe, ("prune", "evaluate"))  # of a run whose recipe has `see`
 
 
 def stage_digest(stage: Stage, run: Run, earlier: dict[str, str]) -> str:

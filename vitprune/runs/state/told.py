@@ -16,10 +16,12 @@ from vitprune.core.places import place
 if TYPE_CHECKING:
     from vitprune.recipe.inputs import Data, Model
     from vitprune.recipe.recipe import Recipe
+    from vitprune.recipe.seeing import See
 
     P = TypeVar("P", Model, Data)
 
-PATHS = ("path", "probe", "test", "labels")  # of a recipe's `data`
+PATHS = ("path", "probe", "test", "labels", "attributes")  # of a recipe's `data`
+NAMERS = ("folder", "concepts")  # of `see.names`
 
 
 def model_name(name: str, beside: Path | None = None) -> str:
@@ -43,9 +45,17 @@ def recipe(given: Recipe, beside: Path | None = None) -> Recipe:
         update={
             "model": _with(model, changed),
             "data": _with(data, moved),
+            "see": given.see and _seen(given.see, beside),
             "out": Path(place(given.out)),
         }
     )
+
+
+def _seen(see: See, beside: Path | None) -> See:
+    """What names units is told as all files are."""
+    found = {key: getattr(see.names, key) for key in NAMERS}
+    moved = {key: Path(place(path, beside)) for key, path in found.items() if path is not None}
+    return see.model_copy(update={"names": see.names.model_copy(update=moved)}) if moved else see
 
 
 def _with(part: P, changed: dict[str, Any]) -> P:
@@ -67,6 +77,7 @@ def scrubbed(value: Any, given: Recipe, folder: Path) -> Any:
     """JSON-like `value` with every absolute path of the run in its texts told by its last name."""
     model, data = given.model, given.data
     paths = [model.checkpoint, *(getattr(data, key) for key in PATHS), given.out, folder]
+    paths += [getattr(given.see.names, key) for key in NAMERS] if given.see else []
     paths += [Path(model.name.partition(":")[2]), Path((data.dataset or "").partition("/")[2])]
     known = {str(p) for path in paths if isinstance(path, Path) and str(path) != "." for p in (path, path.absolute())}
     known |= {str(Path(path).resolve()) for path in known}

@@ -1,0 +1,1 @@
+"""The parts `names` and `simulator`: what units are called, and whether that tells what they do."""
