@@ -75,6 +75,18 @@ def check(
         float | None, typer.Option("--max-params-ratio", help="slim / dense parameters")
     ] = None,
     max_macs_ratio: Annotated[float | None, typer.Option("--max-macs-ratio", help="slim / dense multiply-adds")] = None,
+    min_simulator: Annotated[
+        float | None,
+        typer.Option(
+            "--min-simulator", metavar="R", help="how far classes tell what kept units do (see.parts: simulator)"
+        ),
+    ] = None,
+    max_removed_aligned: Annotated[
+        float | None,
+        typer.Option(
+            "--max-removed-aligned", metavar="SHARE", help="of the class evidence removed (see.parts: alignment)"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold a finished run against bars: one line per bar; exit code 1 where one is missed, 2 where none can be judged."""
@@ -82,6 +94,7 @@ def check(
 
     asked = [("top1", min_top1, True), ("latency_ratio", max_latency_ratio, False)]
     asked += [("params_ratio", max_params_ratio, False), ("macs_ratio", max_macs_ratio, False)]
+    asked += [("simulator", min_simulator, True), ("removed_aligned", max_removed_aligned, False)]
     bars = [gate.Bar(name, limit, at_least) for name, limit, at_least in asked if limit is not None]
     rows = gate.check(report, bars)
     print(json.dumps(rows, indent=1) if as_json else "\n".join(map(gate.line, rows)))

@@ -87,13 +87,35 @@ def _failed(row: Json) -> Json:
 def _judge(path: Path, record: Json, group: str, result: Json, bar: Bar) -> Json:
     if result.get("protocol") != "honest":
         raise UserError(f"{path}: its result is not an honest measurement, so no bar can be held against it")
-    value = _figure(record, result, bar.name)
+    value = _seen(record, group, bar.name) if bar.name in SEEN else _figure(record, result, bar.name)
     if value is None:
         where = f" of group {group}" if group else ""
-        raise UserError(f"{path}: holds no {bar.name}{where}; was it measured (export.onnx for the latency)?")
+        raise UserError(
+            f"{path}: holds no {bar.name}{where}; was it measured ({MEASURED.get(bar.name, MEASURED[''])})?"
+        )
     judged = {"value": value, "limit": bar.limit, "at_least": bar.at_least, "passed": bar.passed(value)}
     notes = [clean(note) for note in sequence(result.get("latency_notes"))] if bar.name == "latency_ratio" else []
     return {"name": bar.name, "group": group or None, **judged, "notes": notes}
+
+
+SEEN = {
+    "simulator": "simulator",
+    "removed_aligned": "alignment",
+}  # bars of units, and the part of `see` that measures them
+MEASURED = {
+    name: f"the recipe's see.parts: {part}; a median or a share may also not be known" for name, part in SEEN.items()
+}
+MEASURED[""] = "export.onnx for the latency"
+
+
+def _seen(record: Json, group: str, name: str) -> float | None:
+    """A figure of `see`: the median correlation of the kept units with their classes' means on other images, or the share of
+    the classes' direct evidence that went with the removed ones."""
+    part = mapping(mapping(record.get("see")).get(SEEN[name]))
+    if name == "simulator":
+        sets = mapping(mapping(mapping(part.get("predictors")).get("labels")).get("sets"))
+        return number(mapping(mapping(sets.get(group)).get("kept")).get("median"))
+    return number(mapping(mapping(part.get("evidence")).get(group)).get("share"))
 
 
 def _figure(record: Json, result: Json, name: str) -> float | None:

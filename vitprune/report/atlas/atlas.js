@@ -31,12 +31,17 @@
     option.value = text;
     by("classes").append(option);
   });
-  if (!data.writes && !data.fires) by("which").disabled = by("class").disabled = true;
+  if (!data.called) by("which").querySelector("[value=name]").remove();
+  if (!data.writes && !data.fires && !data.called) by("which").disabled = by("class").disabled = true;
 
   const lines = (i) => {
     const rows = [];
     if (data.writes) rows.push(["writes", data.writes[i] < 0 ? "not said" : data.classes[data.writes[i]]]);
     if (data.fires) rows.push(["fires for", data.fires[i] < 0 ? "–" : `${data.classes[data.fires[i]]} (${data.read})`]);
+    if (data.called && data.called[i] >= 0) {
+      const score = data.called_score ? data.called_score[i] : null;
+      rows.push(["name", data.named[data.called[i]] + (score === null ? "" : `, correlation ${(score / 100).toFixed(2)}`)]);
+    }
     if (data.between && data.between[i] !== null) rows.push(["tells classes apart", `${data.between[i]} % of its variance`]);
     if (data.kept[i] === "1" && data.drift && data.drift[i] !== null) rows.push(["after the repair", `correlation ${(data.drift[i] / 100).toFixed(2)}`]);
     if (data.kept[i] === "0" && data.twin && data.twin[i] >= 0) {
@@ -95,13 +100,15 @@
     const wanted = by("unit").value.trim(), text = by("class").value.trim().toLowerCase();
     const b = by("block").value, state = by("state").value, which = by("which").value;
     const hits = new Set(data.classes.flatMap((one, c) => (one.toLowerCase().includes(text) ? [c] : [])));
-    const speaks = (column, i) => Boolean(data[column]) && hits.has(data[column][i]);
+    const named = new Set((data.named || []).flatMap((one, c) => (one.toLowerCase().includes(text) ? [c] : [])));
+    const speaks = (column, i) => Boolean(data[column]) && (column === "called" ? named : hits).has(data[column][i]);
     found = [];
     for (let i = 0; i < total; i++) {
       if (b !== "" && block[i] !== Number(b)) continue;
       if (state !== "" && data.kept[i] !== state) continue;
       if (wanted && !name(i).startsWith(wanted)) continue;
-      if (text && !((which !== "fires" && speaks("writes", i)) || (which !== "writes" && speaks("fires", i)))) continue;
+      const where = { writes: "writes", fires: "fires", name: "called" };
+      if (text && !Object.keys(where).some((one) => (which === "any" || which === one) && speaks(where[one], i))) continue;
       found.push(i);
     }
     page = 0;

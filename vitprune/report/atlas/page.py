@@ -23,7 +23,8 @@ def html(data: Json) -> str:
     )
     script = (HERE / "atlas.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    safe = plain(data) | {"name": clean(data.get("name")), "classes": [clean(name) for name in data.get("classes", [])]}
+    safe = plain(data) | {"name": clean(data.get("name"))}
+    safe |= {key: [clean(name) for name in data[key]] for key in ("classes", "named") if key in data}
     text = json.dumps(safe, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return environment.get_template("atlas.html.j2").render(
         name=safe["name"],

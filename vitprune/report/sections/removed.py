@@ -19,7 +19,7 @@ from vitprune.report.page.blocks import (
 )
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
-from vitprune.report.sections.unit_pictures import picture_blocks
+from vitprune.report.sections.unit_pictures import name_lines, naming_blocks, picture_blocks
 
 MOST = 24  # units of a strip
 LISTED = 20  # rows that stand open
@@ -38,7 +38,13 @@ def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
         blocks += _of_set(see, str(group), beside if place == 0 else Beside(None), place == 0)
     if not blocks:
         blocks = [missing("which units were removed")]
-    return (Section("removed", "What was removed?", (*blocks, *picture_blocks(see, beside), *_null(see), *_end(see))),)
+    return (
+        Section(
+            "removed",
+            "What was removed?",
+            (*blocks, *picture_blocks(see, beside), *naming_blocks(see), *_null(see), *_end(see)),
+        ),
+    )
 
 
 def _of_set(see: Json, group: str, beside: Beside, pictures: bool) -> list[Block]:
@@ -94,6 +100,7 @@ def _strips(shown: Json, see: Json, beside: Beside) -> list[Block]:
 
 def _picture(card: Json, beside: Beside) -> Picture:
     lines = [("writes", _writes(card))] if "norm" in card else []
+    lines += name_lines(card)
     read = next((read for read in ("class", "patches") if f"fires_{read}_1" in card), None)
     if read:
         lines.append(("fires for", _three(card, f"fires_{read}")))

@@ -1,4 +1,4 @@
-"""What `see` drew of units: maps, masks, block plots and stimulus images, each beside its control."""
+"""What `see` drew of units: maps, masks, block plots and stimulus images, and what it calls them, each beside its control."""
 
 from __future__ import annotations
 
@@ -163,3 +163,76 @@ def _rate(rate: Json) -> Cell:
     more = f"; {numbers.count(failed)} failed" if failed else ""
     n = numbers.count(number(rate.get("n")))
     return Cell(f"{numbers.share(share)} ({numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more})", share)
+
+
+def name_lines(card: Json) -> list[tuple[str, str]]:
+    """What a unit is called, for its card, with the score of the name and that of others' names."""
+    lines: list[tuple[str, str]] = []
+    if card.get("name"):
+        lines.append(("name", clean(card.get("name"))))
+    for words, key in (("the name's correlation", "name"), ("the classes' correlation", "simulated")):
+        score, control = (number(card.get(f"{key}{end}")) for end in (("_score" if key == "name" else ""), "_control"))
+        if score is not None:
+            beside = "" if control is None else f" (others' {numbers.fixed(control, 2)})"
+            lines.append((words, f"{numbers.fixed(score, 2)}{beside}"))
+    return lines
+
+
+BY = {"labels": "classes and attributes", "clip": "a CLIP", "server": "a language model"}
+PREDICTORS = {"labels": "mean of the image's class", "attributes": "attributes", "clip": "names, by a CLIP",
+              "server": "names, by a language model"}  # fmt: skip
+
+
+def naming_blocks(see: Json) -> list[Block]:
+    """How far names, classes and attributes tell what units do; nothing where neither was asked for."""
+    names, simulator = mapping(see.get("names")), mapping(see.get("simulator"))
+    if not names and not simulator:
+        return []
+    blocks: list[Block] = [Heading("What units are called, and whether that tells what they do")]
+    images = mapping((names or simulator).get("images"))
+    read = "class token" if (names or simulator).get("tokens") == "cls" else "mean over the patches"
+    blocks.append(Text(
+        f"Names are claims. They are by {BY.get(str(names.get('by')), 'classes')}, from "
+        f"{numbers.count(number(images.get('for_names')))} probe images; every figure is a correlation of predicted and true "
+        f"activation ({read}) on {numbers.count(number(images.get('for_scores')))} others. The control is what explanations "
+        "of other units of the block reach."
+    ))  # fmt: skip
+    tables = [("names", names), *mapping(simulator.get("predictors")).items()]
+    rows = [row for name, one in tables for row in _score_rows(str(name), mappings(mapping(one).get("blocks")))]
+    if rows:
+        caption = "Median over the units of a block, with the 95 % interval over images"
+        columns = ("Explanation", ">Block", ">Correlation", ">95 %", ">Control", ">Units", ">Without one")
+        blocks.append(Fold(caption, (table(caption, columns, rows),)))
+    maps = mapping(simulator.get("maps"))
+    rows = [_map_row(str(name), mapping(one)) for name, one in maps.items()]
+    if rows:
+        caption = "Maps of the shown units, place by place: median correlation of predicted and true"
+        blocks.append(table(caption, ("Explanation", ">Correlation", ">Control", ">Units", ">Images"), rows))
+    return blocks
+
+
+def _score_rows(name: str, blocks: list[Json]) -> list[Row]:
+    rows = []
+    for block in blocks:
+        score, control, n, none = (number(block.get(key)) for key in ("score", "control", "n", "null"))
+        ends = [number(v) for v in sequence(block.get("ci95"))]
+        if score is None and name == "names" and n is None:
+            continue
+        interval = f"{numbers.fixed(ends[0], 2)} to {numbers.fixed(ends[1], 2)}" if len(ends) == 2 else numbers.NONE
+        cells = [Cell(clean(PREDICTORS.get(name, name))), Cell(clean(block.get("block")), number(block.get("block")))]
+        cells += [Cell(numbers.fixed(score, 2), score), Cell(interval), Cell(numbers.fixed(control, 2), control)]
+        rows.append(Row((*cells, Cell(numbers.count(n), n), Cell(numbers.count(none), none))))
+    return rows
+
+
+def _map_row(name: str, found: Json) -> Row:
+    median, control, n, images = (number(found.get(key)) for key in ("median", "control", "n", "images"))
+    cells = [Cell(clean(PREDICTORS.get(name, name))), Cell(numbers.fixed(median, 2), median)]
+    return Row(
+        (
+            *cells,
+            Cell(numbers.fixed(control, 2), control),
+            Cell(numbers.count(n), n),
+            Cell(numbers.count(images), images),
+        )
+    )

@@ -30,8 +30,8 @@ def write(looking: Looking, pictures: Pictures) -> Path | None:
 
 
 def data(looking: Looking, pictures: Pictures) -> Json:
-    """What the page shows. Units stand one after the other, block by block; classes are numbers into `classes`, pictures into
-    the sheets; shares and correlations are in hundredths; None where something is not known."""
+    """What the page shows. Units stand one after the other, block by block; classes are numbers into `classes`, names into
+    `named`, pictures into the sheets; shares and correlations are in hundredths; None where something is not known."""
     names: list[str] = []
     place: dict[str, int] = {}
 
@@ -63,8 +63,21 @@ def data(looking: Looking, pictures: Pictures) -> Json:
             made[key] = [None if v is None else round(100 * v) for v in columns[column]]
     if f"twin{end}" in columns:
         made["twin"] = [-1 if v is None else int(v.split(":")[1]) for v in columns[f"twin{end}"]]
+    made |= _called(columns)
     made["read"] = "class token" if "fires_class_1" in columns else "patches"
     return made | {"classes": names} | _pictures(looking, pictures)
+
+
+def _called(columns: dict[str, list[Any]]) -> Json:
+    """The names of units, as numbers into `named`, and their scores."""
+    if "name" not in columns:
+        return {}
+    named = sorted({name for name in columns["name"] if name is not None})
+    place = {name: at for at, name in enumerate(named)}
+    made: Json = {"named": named, "called": [-1 if name is None else place[name] for name in columns["name"]]}
+    if "name_score" in columns:
+        made["called_score"] = [None if v is None else round(100 * v) for v in columns["name_score"]]
+    return made
 
 
 def _fires(columns: dict[str, list[Any]]) -> str:

@@ -56,6 +56,7 @@ class Cards:
                 share = row.get(f"between_{read}")
                 apart = f"; {100 * float(share):.0f} % of its variance lies between classes" if share else ""
                 lines.append(f"  fires for   {', '.join(classes)} (mean over the {words}{apart})")
+        lines += _named(row)
         if row.get("fires") == "no":
             lines.append("  never fires on the images that were looked at")
         elif row.get("strongest_image"):
@@ -131,6 +132,24 @@ def _state(row: dict[str, str]) -> str:
             state = f"kept (slim unit {slim})" if value == "yes" else "removed"
             found.append(f"{state} for {group}" if group else state)
     return ", ".join(found)
+
+
+def _named(row: dict[str, str]) -> list[str]:
+    """What a unit is called and how far the class of an image tells what it does, each beside its control."""
+    lines = []
+    if row.get("name"):
+        score = _score(row, "name_score", "name_control", "names")
+        lines.append(f"  name        {clean(row['name'])}{score and f' ({score})'}")
+    if row.get("simulated"):
+        lines.append(f"  simulated   by an image's class: {_score(row, 'simulated', 'simulated_control', 'units')}")
+    return lines
+
+
+def _score(row: dict[str, str], score: str, control: str, of: str) -> str:
+    if not row.get(score):
+        return ""
+    beside = f"; those of other {of} {float(row[control]):.2f}" if row.get(control) else ""
+    return f"correlation {float(row[score]):.2f} on other images{beside}"
 
 
 def _classes(row: dict[str, str], start: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 
@@ -39,13 +41,14 @@ def gridded(picture_HW3: np.ndarray, rows: int, columns: int) -> bytes:
 
 
 def crops(picture_HW3: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
-    """The cells of a picture, row by row."""
+    """The cells of a picture, row by row; of a pixel each, at least."""
     down, across = (_edges(n, cells) for n, cells in zip(picture_HW3.shape[:2], (rows, columns), strict=True))
-    return [
-        picture_HW3[down[r] : max(down[r + 1], down[r] + 1), across[c] : max(across[c + 1], across[c] + 1)]
-        for r in range(rows)
-        for c in range(columns)
-    ]
+    spans = [[slice(min(at, end - 1), end) for at, end in _pairs(edges)] for edges in (down, across)]
+    return [picture_HW3[row, column] for row in spans[0] for column in spans[1]]
+
+
+def _pairs(edges: list[int]) -> list[tuple[int, int]]:
+    return [(at, max(end, 1)) for at, end in pairwise(edges)]
 
 
 def _edges(pixels: int, cells: int) -> list[int]:
