@@ -72,6 +72,6 @@ def without(path: Path, name: str) -> None:
 def test_a_folder_that_is_no_clip_is_one_line(tmp_path: Path, spoil: Any, said: str) -> None:
     made = clip_folder(tmp_path / "clip")
     spoil(made)
-    with pytest.raises(UserError, match="see.names.folder|config.json") as error:
+    with pytest.raises(UserError, match=r"see\.names\.folder|config\.json") as error:
         Clip.open(made, CPU)
     assert said in str(error.value)

@@ -24,6 +24,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.recipe import parse
 from vitprune.recipe.recipe import Recipe
+from vitprune.report import bars
 from vitprune.runs import pipeline
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.local import Local
@@ -38,14 +39,17 @@ SECRET = "sk-very-secret-0123456789"
 
 
 def planted(path: Path) -> None:
-    """A model whose first FFN has unit 0 silent and unit 1 firing where the first patch is bright, as it is on circles alone.
-    Channel 0 of the stream is a patch's mean, 2 and 3 are large, so that the norm hardly moves it, 4 says which patch it is."""
+    """A model whose first FFN has unit 1 firing where the first patch is bright, as it is on circles alone, 2 to 9 random and
+    the others silent. Channel 0 of the stream is a patch's mean, 2 and 3 are large, so that the norm hardly moves it, 4 says
+    which patch it is."""
     weights = load_file(path / "model.safetensors")
     state = {name: value.clone() for name, value in weights.items()}
     for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token"):
         state[name].zero_()
-    for name in ("attn.proj.weight", "attn.proj.bias", "mlp.fc1.weight", "mlp.fc1.bias"):
+    for name in ("attn.proj.weight", "attn.proj.bias"):
         state[f"blocks.0.{name}"].zero_()
+    for name in ("weight", "bias"):
+        state[f"blocks.0.mlp.fc1.{name}"][:2] = state[f"blocks.0.mlp.fc1.{name}"][10:] = 0
     state["patch_embed.proj.weight"][0] = 1 / 49
     state["patch_embed.proj.bias"][2], state["patch_embed.proj.bias"][3] = 40.0, -40.0
     state["pos_embed"][0, 1, 4] = 20.0
@@ -108,10 +112,10 @@ def test_units_whose_function_is_known_are_called_what_they_are(
     assert {silent[key] for key in ("name", "name_score", "simulated", "simulated_control")} == {""}
     assert made["names"]["images"] == {"n": 24, "for_names": 12, "for_scores": 12} and made["names"]["concepts"] == 3
     block = made["simulator"]["predictors"]["labels"]["blocks"][0]
-    assert block["n"] == 1 and block["null"] == 63 and made["names"]["blocks"][0]["named"] == 1
+    assert block["n"] == 9 and block["null"] == 55 and 1 <= made["names"]["blocks"][0]["named"] <= 9
     for unit in made["simulator"]["maps"]["labels"]["units"]:
-        flat = unit["unit"].startswith("0:") and unit["unit"] != "0:1"
-        assert (unit["score"] is None) == flat and (unit["why"] is not None) == flat
+        silent_one = unit["unit"].startswith("0:") and not 1 <= int(unit["unit"][2:]) <= 9
+        assert (unit["score"] is None) == (unit["why"] is not None) and (unit["score"] is None or not silent_one)
     assert leftovers(tmp_path / "tiny") == []
 
 
@@ -120,7 +124,8 @@ def test_attributes_name_units_and_simulate_them(ground: Path, seen: Path) -> No
     assert told["names"]["concepts"] == 5 and set(told["simulator"]["predictors"]) == {"labels", "attributes"}
     assert rows(seen)[1]["name"] in ("circle", "</script><b>top left")  # the same images
     attributes = told["simulator"]["predictors"]["attributes"]
-    assert attributes["blocks"][0]["score"] >= 0.95 and attributes["sets"][""]["kept"]["n"] > 0
+    assert attributes["blocks"][0]["n"] >= 1 and attributes["sets"][""]["kept"]["n"] > 0
+    assert float(rows(seen)[1]["name_score"]) >= 0.95
     page, atlas = (seen / "report.html").read_text(), (seen / "see" / "atlas.html").read_text()
     assert atlas.count("</script>") == 2 and "<b>top" not in atlas and "<b>top" not in page
     assert "What units are called, and whether that tells what they do" in page and "attributes" in page
@@ -147,8 +152,10 @@ def test_bars_on_units(seen: Path) -> None:
     assert ask("--min-simulator", repr(value))[0] == 0
     code, text = ask("--min-simulator", repr(value + 1e-6))
     assert code == 1 and text.startswith("MISSED  simulator ")
-    code, text = ask("--max-removed-aligned", "0.5")
-    assert code == 2 and isinstance(text, str)  # no block carries classes
+    with pytest.raises(
+        UserError, match=r"holds no removed_aligned; was it measured \(the recipe's see.parts: alignment"
+    ):
+        bars.check(seen, [bars.Bar("removed_aligned", 0.5)])  # no block carries classes
 
 
 def test_removed_evidence_has_a_bar(seen: Path, tmp_path: Path) -> None:
@@ -159,8 +166,6 @@ def test_removed_evidence_has_a_bar(seen: Path, tmp_path: Path) -> None:
         assert CliRunner().invoke(app, ["check", str(tmp_path), "--max-removed-aligned", limit]).exit_code == code
     del found["see"]
     (tmp_path / "report.json").write_text(json.dumps(found))
-    from vitprune.report import bars
-
     with pytest.raises(UserError, match=r"holds no simulator; was it measured \(the recipe's see.parts: simulator"):
         bars.check(tmp_path, [bars.Bar("simulator", 0.1, True)])
 
@@ -187,7 +192,7 @@ def test_the_same_bytes_whoever_computes_the_parts(
     unit = next(one for one in found["names"]["units"] if one["name"])
     assert len(unit["parts"]) == 1 and len(unit["other"]) == 2
     clip = found["simulator"]["maps"]["clip"]
-    assert clip["images"] == 12 and clip["n"] >= 4 and all(one["others"] for one in clip["units"])
+    assert clip["images"] == 12 and clip["n"] >= 3 and all(one["others"] for one in clip["units"] if one["why"] is None)
     before = contents(tmp_path / "tiny" / "see")
     (tmp_path / "tiny" / "stages" / "see" / "stage.json").unlink()
     monkeypatch.setattr(run_module.Run, "executor", property(lambda _: Elsewhere()))
@@ -224,8 +229,8 @@ def test_a_server_names_shown_units_once_and_is_never_told_the_key(
         assert {one["name"] for one in units} == {"</script><b>stripes"} and "score" not in units[0]
         assert len(chat.asked) == 4 * len(units) == found["simulator"]["maps"]["server"]["server"]["calls"]
         naming, trying = chat.asked[0], chat.asked[-1]
-        pictures = [np.array(Image.open(io.BytesIO(image))) for image in images_of(naming)]
-        assert len(pictures) == 12 and len(images_of(trying)) == 1  # all that are for names
+        pictures = [np.array(Image.open(io.BytesIO(image))) for asked in chat.asked for image in images_of(asked)]
+        assert len(images_of(naming)) == 12 and len(images_of(trying)) == 1  # all that are for names
         assert any(((one == (255, 220, 0)).all(2)).any() for one in pictures)
         assert "</script><b>stripes" in text_of(trying) and "4 rows and 4 columns" in text_of(trying)
         server = found["simulator"]["maps"]["server"]
@@ -245,7 +250,6 @@ def test_a_server_names_shown_units_once_and_is_never_told_the_key(
     assert len(list((folder / "see" / "cache").iterdir())) == count and leftovers(folder) == []
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes()
-    assert "<b>stripes" not in (folder / "report.html").read_text()
     assert (folder / "see" / "atlas.html").read_text().count("</script>") == 2
 
 
