@@ -35,7 +35,10 @@ def data(widths: list[int] = WIDTHS, each: int = 4) -> dict[str, Any]:
         "between": [None if i == 3 else int(i % 100) for i in place], "read": "class token",
         "drift": [99 if i % 4 == 0 else None for i in place], "twin": [-1 if i % 4 == 0 else 4 for i in place],
         "twinned": [None if i % 4 == 0 else -51 for i in place], "classes": ["boot", "bag", "</script>"],
-        "sheets": [["thumbnails/0000.png", 28]], "across": 16, "images": (np.arange(units * each) % 20).tolist(), "each": each,
+        "sheets": [["thumbnails/0000.png", 28]], "across": 16,
+        "named": ["stripes </script>", "boot"], "called": [-1 if i == 3 else int(i % 2) for i in place],
+        "called_score": [None if i % 7 == 0 else 40 for i in place],
+        "images": (np.arange(units * each) % 20).tolist(), "each": each,
     }  # fmt: skip
 
 
@@ -68,6 +71,10 @@ def test_units_are_found(browser: Browser, atlas: Path) -> None:
     assert count() == "80" and count(unit="1:49") == "1" and count(block="0") == "30"
     assert count(state="1") == "20" and count(state="0", block="0") == "22"
     assert count(**{"class": "boot", "which": "fires"}) == "40" and count(**{"class": "moon"}) == "0"
+    assert (
+        count(**{"class": "stripes", "which": "name"}) == "40"
+        and count(**{"class": "stripes", "which": "fires"}) == "0"
+    )
     assert count(**{"class": "boot", "which": "writes"}) == str(sum(i % 3 == 0 for i in range(30, 80)))
 
 
@@ -77,6 +84,8 @@ def test_an_address_leads_to_its_unit_and_arrows_lead_on(browser: Browser, atlas
     assert browser.run("document.activeElement.id") == "1:49"
     text = browser.run("document.activeElement.innerText")
     assert "removed" in text and "stand-in" in text and "1:4, correlation -0.51" in text
+    assert "boot, correlation" not in text or "0.40" in text
+    assert "stripes" in text or "boot" in text
     browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}))")
     assert browser.run("document.activeElement.id") == "1:48" and browser.complaints() == []
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from scipy.optimize import nnls
+from small import tiny_model
+from torch import nn
 
 from vitprune.core.errors import UserError
+from vitprune.model import families
+from vitprune.model.inside import hooks
 from vitprune.runs.seeing.parts.naming import collect
 from vitprune.see.naming import concepts, marked, scores, sparse, wpmi
 from vitprune.see.naming.scores import Sums
@@ -214,6 +222,61 @@ def test_images_for_names_are_none_of_those_for_scores() -> None:
     assert [int((labels[fewer - 100] == c).sum()) for c in (3, 1)] == [3, 3] and some.sum() == 4
     other = collect.chosen(np.arange(100, 111), labels, 1000, 1)[1]
     assert other.tolist() != fit.tolist()
+
+
+class Pass:
+    """As much of an open run as one part of the collecting pass needs."""
+
+    def __init__(self, model: nn.Module, images: torch.Tensor) -> None:
+        self.loaded, self.sites, self.images, self.device = self, families.ffn_sites(model), self, torch.device("cpu")
+        self.model, self.pixels = model, images
+
+    def batches(self, index: np.ndarray, _: int) -> Iterator[tuple[torch.Tensor, None]]:
+        yield self.pixels[index], None
+
+
+def collected(model: nn.Module, images: torch.Tensor, token: bool) -> dict[str, np.ndarray]:
+    made: Any = Pass(model, images)
+    prefix = families.token_layout(model).prefix
+    return collect._looked(made, np.arange(len(images)), {1: [3, 0]}, prefix, token, 4, [0, len(images)])
+
+
+def test_activations_are_read_at_the_class_token_or_over_the_patches() -> None:
+    model, images = tiny_model(1), torch.randn(6, 1, 28, 28)
+    hidden: dict[int, torch.Tensor] = {}
+    with (
+        torch.no_grad(),
+        hooks.hidden_units(model, families.ffn_sites(model), lambda i, h: hidden.update({i: h.clone()})),
+    ):
+        model(images)
+    for token in (True, False):
+        found = collected(model, images, token)
+        for i in (0, 1):
+            expected = hidden[i][:, 0] if token else hidden[i][:, 1:].mean(1)
+            np.testing.assert_allclose(found[f"{i}.values"], expected.numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found["1.maps"], hidden[1][:, 1:, [3, 0]].relu().numpy(), rtol=1e-4, atol=1e-6)
+        assert "0.maps" not in found
+
+
+def test_the_free_sign_of_a_gated_unit_changes_no_name() -> None:
+    """Negate a unit's row of the one half and its column of fc2: the same function, the same activations to be named."""
+    model: Any = timm.create_model(
+        "vit_small_patch14_reg4_dinov2", img_size=28, patch_size=7, in_chans=1, embed_dim=16, depth=2, num_heads=2,
+        num_classes=3, mlp_layer=timm.layers.GluMlp, act_layer=nn.SiLU,
+    ).eval()  # fmt: skip
+    images = torch.randn(4, 1, 28, 28)
+    before = collected(model, images, False)
+    with torch.no_grad():
+        for block in model.blocks:
+            half = block.mlp.fc2.in_features
+            value = slice(half, None) if block.mlp.gate_last is False else slice(0, half)
+            block.mlp.fc1.weight[value] *= -1
+            block.mlp.fc1.bias[value] *= -1
+            block.mlp.fc2.weight.mul_(-1)
+    after = collected(model, images, False)
+    assert (before["0.values"] >= 0).all() and before["0.values"].std() > 0
+    for name, column in before.items():
+        np.testing.assert_allclose(after[name], column, rtol=1e-3, atol=1e-6)
 
 
 # ---- soft-WPMI

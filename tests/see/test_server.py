@@ -52,7 +52,7 @@ def test_what_is_asked_and_that_it_is_asked_once(tmp_path: Path, monkeypatch: py
         again = of(chat, tmp_path)
         assert again.ask(NAMING) == {"text": "bright corner"} and again.calls == 0 and len(chat.asked) == 1
         of(chat, tmp_path, model="other").ask(NAMING)
-        of(chat, tmp_path).ask(prompts.naming("5:17", [PNG], [PNG + b"3"]))
+        of(chat, tmp_path).ask(prompts.naming("5:17", [PNG, PNG + b"2"], [PNG + b"4"]))
         of(chat, tmp_path).ask(prompts.naming("5:18", [PNG, PNG + b"2"], [PNG + b"3"]))
         assert len(chat.asked) == 4
     assert all(SECRET not in path.read_text() for path in (tmp_path / "cache").iterdir())

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chat import Chat, images_of, obliging, text_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,7 @@ from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.local import Local
 from vitprune.runs.record import record
 from vitprune.runs.seeing import passes
-from vitprune.runs.seeing.parts.naming import inputs
+from vitprune.runs.seeing.parts.naming import clip_names, inputs
 from vitprune.runs.state import run as run_module
 from vitprune.see.naming.server import KEY
 
@@ -198,6 +199,40 @@ def test_the_same_bytes_whoever_computes_the_parts(
     monkeypatch.setattr(run_module.Run, "executor", property(lambda _: Elsewhere()))
     done(made)
     assert contents(tmp_path / "tiny" / "see") == before
+
+
+class Corners:
+    """A CLIP that knows where an image is bright: at the top left, in the middle, at the bottom."""
+
+    words = ("top", "middle", "bottom")
+
+    @classmethod
+    def open(cls, *_: Any) -> Corners:
+        return cls()
+
+    def texts(self, words: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[float(word == own) for own in self.words] for word in words])
+
+    def images(self, pictures: Iterable[Image.Image]) -> torch.Tensor:
+        pixels = [np.asarray(one.convert("L"), np.float64) for one in pictures]
+        thirds = [
+            [one[k * len(one) // 3 : (k + 1) * len(one) // 3 + 1, : len(one) // 3 + 1].mean() for k in range(3)]
+            for one in pixels
+        ]
+        found = torch.tensor(thirds, dtype=torch.float32) - 60
+        return torch.nn.functional.normalize(found.clamp(min=0) + 1e-3, dim=1)
+
+
+def test_clip_names_a_unit_whose_function_is_known(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    monkeypatch.setattr(clip_names, "Clip", Corners)
+    (tmp_path / "words.txt").write_text("\n".join(["nothing", *Corners.words]))
+    names = {"by": "clip", "folder": str(ground / "clip"), "concepts": str(tmp_path / "words.txt"), "tokens": "patches"}
+    done(content(ground, tmp_path, names=names))
+    unit = rows(tmp_path / "tiny")[1]
+    assert unit["name"] == "top" and float(unit["name_score"]) > max(0.8, 0.5 + float(unit["name_control"]))
 
 
 class Saying(Reporter):
