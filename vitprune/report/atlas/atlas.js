@@ -39,8 +39,9 @@
     if (data.writes) rows.push(["writes", data.writes[i] < 0 ? "not said" : data.classes[data.writes[i]]]);
     if (data.fires) rows.push(["fires for", data.fires[i] < 0 ? "–" : `${data.classes[data.fires[i]]} (${data.read})`]);
     if (data.called && data.called[i] >= 0) {
-      const score = data.called_score ? data.called_score[i] : null;
-      rows.push(["name", data.named[data.called[i]] + (score === null ? "" : `, correlation ${(score / 100).toFixed(2)}`)]);
+      const [score, control] = ["called_score", "called_control"].map((one) => (data[one] ? data[one][i] : null));
+      const beside = control === null ? "" : `, other names ${(control / 100).toFixed(2)}`;
+      rows.push(["name", data.named[data.called[i]] + (score === null ? "" : ` (correlation ${(score / 100).toFixed(2)}${beside})`)]);
     }
     if (data.between && data.between[i] !== null) rows.push(["tells classes apart", `${data.between[i]} % of its variance`]);
     if (data.kept[i] === "1" && data.drift && data.drift[i] !== null) rows.push(["after the repair", `correlation ${(data.drift[i] / 100).toFixed(2)}`]);

@@ -75,8 +75,9 @@ def _called(columns: dict[str, list[Any]]) -> Json:
     named = sorted({name for name in columns["name"] if name is not None})
     place = {name: at for at, name in enumerate(named)}
     made: Json = {"named": named, "called": [-1 if name is None else place[name] for name in columns["name"]]}
-    if "name_score" in columns:
-        made["called_score"] = [None if v is None else round(100 * v) for v in columns["name_score"]]
+    for key, column in (("called_score", "name_score"), ("called_control", "name_control")):
+        if column in columns:
+            made[key] = [None if v is None else round(100 * v) for v in columns[column]]
     return made
 
 
