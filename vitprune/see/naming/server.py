@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib import error as failures
@@ -55,7 +55,6 @@ class Server:
     calls: int = 0
     cached: int = 0
     tokens: int = 0
-    files: list[Path] = field(default_factory=list)
     logprobs: bool = True
 
     @property
@@ -106,7 +105,6 @@ class Server:
         known = self.known(prompt)
         if known is not None:
             self.cached += 1
-            self.files.append(self._file(prompt))
             return known
         why = ""
         for attempt in range(TRIES):
@@ -118,7 +116,6 @@ class Server:
                     time.sleep(2.0**attempt if fault.after is None else fault.after)
                 continue
             write_json(self._file(prompt), {"model": self.model, "prompt": prompt.template, "reply": reply})
-            self.files.append(self._file(prompt))
             return reply
         raise UserError(f"see.names.url: {self.place}: {why} (unit {prompt.unit}, {TRIES} tries); {KEPT}")
 

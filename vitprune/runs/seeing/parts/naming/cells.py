@@ -100,11 +100,9 @@ def _by_server(
 ) -> Said:
     """What the server makes of each name on the cells of its own grid; held against `max_calls` before."""
     server = namer.server
+    drawn = {grid: [marked.gridded(one, *grid) for one in pictures] for grid in set(shape.values())}
     asked = {
-        unit: [
-            prompts.simulating(f"{unit[0]}:{unit[1]}", text, marked.gridded(one, *shape[unit]), *shape[unit])
-            for one in pictures
-        ]
+        unit: [prompts.simulating(f"{unit[0]}:{unit[1]}", text, one, *shape[unit]) for one in drawn[shape[unit]]]
         for unit, text in texts.items()
     }
     every = [prompt for own in asked.values() for prompt in own]

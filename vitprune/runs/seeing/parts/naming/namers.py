@@ -89,4 +89,4 @@ def attributes_of(looking: Looking, found: Activations) -> Concepts | None:
     path = looking.run.recipe.data.attributes
     if path is None:
         return None
-    return concepts.attributes(path, [looking.image_names[position] for position in found.index.tolist()])
+    return concepts.attributes(path, [looking.run.source.names[position] for position in found.index.tolist()])

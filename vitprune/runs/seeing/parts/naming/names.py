@@ -13,7 +13,7 @@ from vitprune.runs.seeing.parts.naming import collect
 from vitprune.runs.seeing.parts.naming.clip_names import ClipNames
 from vitprune.runs.seeing.parts.naming.collect import Activations
 from vitprune.runs.seeing.parts.naming.namers import Labels, Named, Namer
-from vitprune.runs.seeing.parts.naming.server_names import ServerNames
+from vitprune.runs.seeing.parts.naming.server_names import ServerNames, replies
 from vitprune.see.naming import scores
 from vitprune.see.naming.scores import Sums
 
@@ -41,6 +41,7 @@ def work(looking: Looking) -> None:
         looking.column("name_score", [score for score, _ in figures])
         looking.column("name_control", [control for _, control in figures])
     told: Json = {"by": looking.see.names.by, "tokens": found.tokens, "images": counts(found)}
+    looking.files += replies(looking)
     looking.told["names"] = told | {"blocks": blocks, "units": units} | namer.about()
 
 

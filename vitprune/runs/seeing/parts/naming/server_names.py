@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +18,12 @@ from vitprune.see.naming.prompts import Prompt
 from vitprune.see.naming.server import Server
 
 CACHE = "cache"  # in the folder `see`
+REPLY = re.compile(r"[0-9a-f]{32}\.json")
+
+
+def replies(looking: Looking) -> list[Path]:
+    """What was answered, now or for an earlier look, and may have cost something: it stays."""
+    return [path for path in sorted((looking.folder / CACHE).glob("*.json")) if REPLY.fullmatch(path.name)]
 
 
 @dataclass
@@ -67,9 +75,8 @@ class ServerNames:
         return {"server": self.told() | {"prompt": prompts.about(prompts.NAME)}}
 
     def told(self) -> Json:
-        """Who was asked and how often; replies that are kept go with what the stage made."""
+        """Who was asked and how often."""
         how, server = self.looking.see.names, self.server
-        self.looking.files += [path for path in sorted(set(server.files)) if path not in set(self.looking.files)]
         counts = {"calls": server.calls, "cached": server.cached, "tokens": server.tokens or None}
         return {"url": how.url, "model": how.model, **counts}
 

@@ -16,7 +16,7 @@ from vitprune.runs.seeing.looking import Looking
 from vitprune.runs.seeing.parts.naming import cells, collect, namers, names
 from vitprune.runs.seeing.parts.naming.clip_names import ClipNames
 from vitprune.runs.seeing.parts.naming.collect import Activations
-from vitprune.runs.seeing.parts.naming.server_names import ServerNames
+from vitprune.runs.seeing.parts.naming.server_names import ServerNames, replies
 from vitprune.see.naming import scores, sparse
 
 
@@ -45,6 +45,7 @@ def work(looking: Looking) -> None:
     namer = looking.left["namer"]
     if isinstance(namer, ClipNames | ServerNames):
         told["maps"][looking.see.names.by] = cells.of_names(looking, found, namer)
+        looking.files += [path for path in replies(looking) if path not in looking.files]
     looking.told["simulator"] = told
 
 
