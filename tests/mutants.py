@@ -492,7 +492,7 @@ MUTANTS = (
     Mutant("what never changes scores 0", "see/naming/scores.py", "np.where(moves, found, np.nan)", "np.where(moves, found, 0.0)",
            ("test_naming.py::test_what_never_changes_has_no_score",)),
     Mutant("a name has concepts of negative weight", "see/naming/sparse.py", "better = (solved >= 0).all(1) & (rest", "better = (rest",
-           ("test_naming.py::test_names_are_those_of_trying_every_concept",)),
+           ("test_naming.py::test_a_concept_that_others_make_needless_goes",)),
     Mutant("noise has a name", "see/naming/sparse.py", "price = np.log(n) + 2 * np.log(k)", "price = 0.0",
            ("test_naming.py::test_noise_and_silence_have_no_name",)),
     Mutant("the free sign of a gated unit decides its name", "runs/seeing/parts/naming/collect.py",

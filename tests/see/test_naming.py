@@ -64,6 +64,20 @@ def slow_fit(table: np.ndarray, y: np.ndarray) -> list[tuple[int, float]]:
     return [(c, float(w)) for c, w in zip(chosen, weights, strict=True) if w > 0]
 
 
+def test_a_concept_that_others_make_needless_goes() -> None:
+    """One that speaks for both of two others, and a little more, is taken first; with both of them its weight would be below
+    zero, so it goes, and the others have the weights that they have without it."""
+    generator = np.random.default_rng(0)
+    place = generator.random(80)
+    one, other, more = place < 0.3, (place >= 0.3) & (place < 0.6), place < 0.7
+    table = np.stack([one, other, more, generator.random(80) < 0.5], 1).astype(np.float32)
+    values = table[:, :1] + table[:, 1:2] - 0.2 * table[:, 2:3] + 0.05 * generator.normal(size=(80, 1))
+    found, expected = sparse.fit(table, values), slow_fit(table, values[:, 0])
+    assert sorted(c for c, _ in expected) == [0, 1]
+    assert found.concepts[0].tolist() == [expected[0][0], expected[1][0], -1]
+    np.testing.assert_allclose(found.weights[0], [expected[0][1], expected[1][1], 0], rtol=1e-8)
+
+
 def test_names_are_those_of_trying_every_concept() -> None:
     table, values = drawn()
     found = sparse.fit(table, values)
