@@ -40,6 +40,11 @@ class Foreign(nn.Module):
         out = self.net(images)
         return out if isinstance(out, Tensor) else out.logits
 
+    def pooled_and_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a model without a head (`num_classes` 0): one vector per image [B, D'] and its tokens after the final norm
+        [B, T, D]. Raises UserError where the library's own class does not say them."""
+        raise UserError(f"model: {type(self.net).__name__} has no features that are known")
+
     def sites(self) -> list[FfnSite]:
         """The declared FFNs. Raises UserError naming the layer that does not fit."""
         if not self.ffns:

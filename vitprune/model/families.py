@@ -30,6 +30,8 @@ PLAIN = (
 )  # fmt: skip
 HIERARCHICAL = (hiera.Hiera, swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2)
 MOST = 1 << 16  # pixels
+READ = "features_read"  # an attribute of a model without a head: which of its features are its output
+Reads = Literal["pooled", "tokens"]
 ROWS = (nn.Sequential, nn.ModuleList)
 STAGES = (swin_transformer.SwinTransformerStage, swin_transformer_v2.SwinTransformerV2Stage)
 NORMS = (nn.LayerNorm, LayerNorm, RmsNorm)
@@ -206,13 +208,34 @@ def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:
                     )
 
 
-def token_layout(model: nn.Module) -> TokenLayout:
-    """Where the class token is and what the head reads. Raises UserError for a pooling that is not known."""
+def reads(model: nn.Module) -> Reads | None:
+    """Which features of a model without a head are its output: every token, unless it was told otherwise; None for a
+    classifier."""
+    return getattr(model, READ, "tokens") if getattr(model, "num_classes", None) == 0 else None
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """How many tokens of the stream stand before the patches."""
+    return model.layout.prefix if isinstance(model, Foreign) else int(getattr(model, "num_prefix_tokens", 0))
+
+
+def has_class_token(model: nn.Module) -> bool:
+    """Whether the first token of the stream is a class token, read by a head or not."""
     if isinstance(model, Foreign):
-        return model.layout
+        return model.layout.prefix > 0 and model.layout.class_token
+    there = getattr(getattr(model, "embeds", model), "cls_token", None) is not None
+    return there and prefix_tokens(model) > 0
+
+
+def token_layout(model: nn.Module) -> TokenLayout:
+    """Where the class token is and what the head reads; of a model without one, what its output is made of. Raises UserError for a pooling that is not known."""
     if isinstance(model, HIERARCHICAL):
         return TokenLayout(0, False, plain=False)
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    prefix = prefix_tokens(model)
+    if reads(model) == "tokens":
+        return TokenLayout(prefix, has_class_token(model))
+    if isinstance(model, Foreign):
+        return model.layout
     if isinstance(model, deit.VisionTransformerDistilled):
         return TokenLayout(prefix, True, 0, 2)
     pooling = getattr(model, "global_pool", None)

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     StrictInt,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -67,6 +69,9 @@ class Preprocess(Part):
         return tuple(sides) if len(sides) == 3 else (channels, *sides)
 
 
+_OF_BACKBONES = ("head", "features")
+
+
 class Model(Part):
     """Which model: `bundled`, a timm name, `local-dir:FOLDER` with config.json and model.safetensors, or another's."""
 
@@ -84,6 +89,18 @@ class Model(Part):
     )
     args: dict[str, Any] = Field(default_factory=dict, description="extra arguments for timm.create_model")
     preprocess: Preprocess | None = Field(None, description="how images are prepared, where the weights do not say it")
+    head: Literal["none"] | None = Field(
+        None,
+        description="`none`: a backbone, whatever classifier came with it; features are pruned for, labels play no part",
+    )
+    features: Literal["pooled", "tokens"] | None = Field(
+        None, description="of a backbone, what its output is: every token (the default) or the pooled vector alone"
+    )
+
+    @model_serializer(mode="wrap")
+    def as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The section without what only backbones have, where it is not given: a classifier's digests stay."""
+        return {name: value for name, value in plain(self).items() if value is not None or name not in _OF_BACKBONES}
 
     @model_validator(mode="after")
     def key_of_a_checkpoint(self) -> Model:

@@ -19,6 +19,7 @@ from vitprune.core.errors import one_line as line
 from vitprune.core.reading import opened, read_json
 from vitprune.model import classifier, families
 from vitprune.model.families import ffn_sites
+from vitprune.model.inside import backbone
 from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import ASSUMED, Loaded
@@ -36,7 +37,7 @@ def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
     else:
         loaded = _open_folder(folder, spec.preprocess)
     ffn_sites(loaded.model)
-    classifier.outputs(loaded.model)
+    _head(loaded, spec)
     channels = families.input_shape(loaded.model)[0]
     if channels not in (1, 3):
         raise UserError(
@@ -44,6 +45,17 @@ def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
         )
     loaded.model = _ready(loaded.model).to(device or "cpu")
     return loaded
+
+
+def _head(loaded: Loaded, spec: ModelSpec) -> None:
+    """Nothing; the model is left the head that is asked for, and is a classifier or a backbone from here on."""
+    if spec.head == "none":
+        backbone.remove_head(loaded.model)
+    backbone.read(loaded.model, spec.features)
+    if backbone.of(loaded.model) is None:
+        classifier.outputs(loaded.model)
+    else:
+        loaded.labels = None
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Args = dict[str, Any]  # keyword arguments of an architecture, as a recipe, a config.json or a call of timm gives them
 
@@ -40,3 +40,7 @@ class ModelSpec(Protocol):
     def args(self) -> Args: ...
     @property
     def preprocess(self) -> PreprocessSpec | None: ...
+    @property
+    def head(self) -> Literal["none"] | None: ...
+    @property
+    def features(self) -> Literal["pooled", "tokens"] | None: ...
