@@ -228,7 +228,10 @@ def has_class_token(model: nn.Module) -> bool:
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
-    """Where the class token is and what the head reads; of a model without one, what its output is made of. Raises UserError for a pooling that is not known."""
+    """Where the class token is and what the head reads; without a head, what its output is made of.
+
+    Raises UserError for a pooling that is not known.
+    """
     if isinstance(model, HIERARCHICAL):
         return TokenLayout(0, False, plain=False)
     prefix = prefix_tokens(model)
