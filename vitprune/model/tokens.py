@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
+from vitprune.model import families
 from vitprune.model.families import ffn_sites, input_shape, token_layout
 from vitprune.model.inside import hooks
 from vitprune.model.inside.blockwise import Halves, halves
@@ -19,9 +20,16 @@ from vitprune.model.sites.ffn import FfnSite
 __all__ = ["Halves", "ffn_sites", "halves", "input_shape", "token_layout"]
 
 
-def tokens_read(model: nn.Module) -> slice:
-    """The tokens of the last block that the head reads; what the last FFN does to the others is never seen."""
+def tokens_read(model: nn.Module) -> slice | Tensor:
+    """The tokens of the last block that the head reads; what the last FFN does to the others is never seen.
+
+    Of a backbone whose every token is read, positions: the class token as often as there are others, as it weighs as much as
+    they do together (see `backbone.Output`).
+    """
     layout = token_layout(model)
+    if families.reads(model) == "tokens" and layout.class_token:
+        count = tokens_per_site(model, ffn_sites(model))[-1]
+        return torch.arange(2 - count, count).clamp_min(0) if count > 1 else torch.zeros(1, dtype=torch.int64)
     return slice(layout.start, layout.stop)
 
 

@@ -38,8 +38,34 @@ def check(recipe: Recipe, folders: Sequence[Path] = ()) -> Found:
     return found
 
 
+OF_BACKBONES = ("fisher-obs", "obs", "variance", "variance-weight", "magnitude-l1", "magnitude-l2", "random")
+
+
+def of_backbone(recipe: Recipe) -> None:
+    """Raises UserError for what needs a classifier, where the model has none."""
+    need = "needs a classifier, and this model is a backbone without a head"
+    data, whole = recipe.data, recipe.whole
+    given = {
+        "classes": recipe.classes, "groups": recipe.groups or recipe.clusters, "head": recipe.head, "data.labels": data.labels,
+        "paper_protocol": recipe.paper_protocol, "paper": recipe.paper, "compare": recipe.compare, "see": recipe.see,
+        "budget: loss_points": whole is not None and any(one.of == "loss_points" for one in whole.each),
+        "rounds": recipe.rounds > 1,
+    }  # fmt: skip
+    for key, asked in given.items():
+        if asked:
+            raise UserError(f"{key}: {need}; leave it out")
+    baselines = recipe.baselines if "baselines" in recipe.model_fields_set else []
+    for name in (recipe.criterion.name, *baselines):
+        if name not in OF_BACKBONES:
+            raise UserError(f"criterion `{name}`: {need}; take one of {', '.join(OF_BACKBONES)}")
+    if recipe.recovery.endswith(("head", "distill")):
+        raise UserError(f"recovery: {recipe.recovery}: {need}; take layerwise")
+
+
 def exclusive(recipe: Recipe) -> None:
     """Sections that cannot work together, whatever the model; the verbs refuse them too."""
+    if recipe.model.head is not None:
+        of_backbone(recipe)
     spec = recipe.compare
     if spec is not None:
         if recipe.groups or recipe.clusters:
@@ -81,8 +107,9 @@ def data(recipe: Recipe, found: Found) -> None:
 
     spec = recipe.data
     mapping = Mapping(spec.labels) if isinstance(spec.labels, Path) else None
-    source = images(spec, found)
-    if source is None:
+    headless = recipe.model.head is not None or found.outputs == 0
+    source = images(spec, found, headless)
+    if source is None or headless:
         return
     where = str(spec.dataset or spec.path or spec.probe or "bundled images")
     of_class: list[int | None] = [None] * len(source.classes)
@@ -118,8 +145,10 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def images(spec: Data, found: Found) -> Any:
-    """The classes of the images as the run's own source reads them; of too many files to open, by the folders' names."""
+def images(spec: Data, found: Found, unlabelled: bool = False) -> Any:
+    """The classes of the images as the run's own source reads them; of too many files to open, by the folders' names.
+    `unlabelled`: a folder without class folders is one class."""
+    from vitprune.images.sources.folder import ONE_CLASS
     from vitprune.images.sources.found import folders
     from vitprune.images.sources.opening import open_source
 
@@ -128,11 +157,11 @@ def images(spec: Data, found: Found) -> Any:
         return None
     places = [path for path in (spec.path, spec.probe, spec.test) if path is not None]
     if all(small(path) for path in places):
-        return open_source(spec)
+        return open_source(spec, lambda: unlabelled)
     if all(path.is_dir() and not any(entry.suffix == ".tar" for entry in path.iterdir()) for path in places):
         found.unseen.append("the image files")
         names = [set(folders(path)) for path in places]
-        return _Folders(sorted(set().union(*names)))
+        return _Folders(sorted(set().union(*names)) or [ONE_CLASS] * unlabelled)
     found.unseen.append("the images' classes")
     return None
 

@@ -4,7 +4,7 @@ the same pass; no labels.
 Per attention, with a what `proj` reads and g = ∂ log p(ŷ)/∂(proj's output, before LayerScale), ŷ drawn from the model's own
 prediction as in `fisher_obs`: the centred covariance of a, G = E[g gᵀ], and per head the second moment of the queries (bias
 included) and the covariance of the keys around their mean in each image, for softmax ignores what all keys of an image share.
-In the last block a and the queries count at the tokens that the head reads.
+In the last block a and the queries count at the tokens that the head reads. Of a backbone g is along drawn directions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitprune.core.device import device_of, exact, products, widened
 from vitprune.core.least_squares import SAME, Stream, Sums
-from vitprune.criteria.sampling import draw
+from vitprune.criteria.sampling import objective
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics import fisher_obs
 from vitprune.model import families
@@ -223,9 +223,9 @@ def _one_pass(
         hooks.layers(model, of.paths, reads, written),
         asked(model, [site for _, site in of.asking], give),
     ):
-        logits = model(images[rows])
-        if seed is not None:
-            log_p = logits[:, among].log_softmax(-1)
-            drawn = draw(widened(log_p.detach()).softmax(-1), images[rows], seed)
-            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+        if seed is None:
+            model(images[rows])
+        else:
+            total = objective(model, images[rows], among, seed)
+            grads = torch.autograd.grad(total, [outputs[i] for i in every])
     return [seen[i] for i in every] + list(grads) + [made[i] for i in range(len(of.asking))]

@@ -8,6 +8,9 @@ g = ∂ log p(ŷ)/∂(fc2's output, before LayerScale), ŷ drawn from the model'
 The cost of a removal is ½·T times that in nats per image, if the T tokens were independent: one unit of account for all
 blocks, so their curves can be merged (`allocation: global` or `budgeted`). The prediction is taken among the classes of
 the images that are given: for a class set C and G are those of its images, and ŷ is one of its classes.
+
+Of a backbone g = ∂(u·f)/∂(the same), u drawn (`sampling.objective`), and the cost is half the expected squared error of its
+output, the image's vector and its rows weighed as `backbone.Output` says.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of, exact, products, wide, widened
+from vitprune.core.device import device_of, exact, products, wide
 from vitprune.core.least_squares import SAME, Sums
 from vitprune.criteria.curves import Curve
-from vitprune.criteria.sampling import draw
+from vitprune.criteria.sampling import objective
 from vitprune.criteria.settings import Seeded
 from vitprune.criteria.signatures import Batches
 from vitprune.criteria.statistics.elimination import eliminate
@@ -105,10 +108,8 @@ def sums(
             return outputs[position]
 
         with torch.enable_grad(), hooks.hidden_units(model, sites, collect), hooks.ffn_outputs(model, sites, keep):
-            log_p = model(images)[:, among].log_softmax(-1)
-            drawn = draw(widened(log_p.detach()).softmax(-1), images, how.seed)
-            every = range(len(sites))
-            grads = torch.autograd.grad(log_p.gather(1, drawn[:, None]).sum(), [outputs[i] for i in every])
+            every, total = range(len(sites)), objective(model, images, among, how.seed)
+            grads = torch.autograd.grad(total, [outputs[i] for i in every])
         return [hidden[i] for i in every] + list(grads)
 
     for images, _ in batches():

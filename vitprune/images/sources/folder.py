@@ -52,6 +52,27 @@ class Folder:
         return (contents or Contents()).digest(self.names, self.files)
 
 
+ONE_CLASS = "images"  # what the class of a flat folder is called
+
+
+def is_flat(root: Path) -> bool:
+    """Whether a folder holds no folders, and so no classes."""
+    return root.is_dir() and not folders(root)
+
+
+class Flat(Folder):
+    """A folder of images without class folders: one class of all of them, in the order of their names."""
+
+    def __init__(self, root: Path, key: str = "data.path") -> None:
+        self.root, self.classes, self.numbers = root, [ONE_CLASS], None
+        found = below(root)
+        if not found.files:
+            raise UserError(f"{key} {root}: holds no images")
+        self.files, self.left_out = found.files, found.others
+        self.class_of = np.zeros(len(self.files), np.int64)
+        self.names = [p.relative_to(root).as_posix() for p in self.files]
+
+
 def grouped(labels: list[str]) -> tuple[list[str], np.ndarray, list[int] | None]:
     """Classes in order, the class of each image, and the outputs where every label is a number (then in its order).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +16,34 @@ from vitprune.images.sources.base import Source
 MANIFESTS = {".csv", ".parquet"}
 
 
-def open_source(data: ImagesSpec) -> Source:
-    """The images that a recipe's `data` names. Raises UserError."""
+def _never() -> bool:
+    return False
+
+
+def open_source(data: ImagesSpec, unlabelled: Callable[[], bool] = _never) -> Source:
+    """The images that a recipe's `data` names; a folder without class folders is one class of images where they may be
+    `unlabelled`, which is asked only then. Raises UserError."""
     if data.probe is not None and data.test is not None:
         from vitprune.images.sources.pair import ProbeAndTest
 
-        return ProbeAndTest(open_path(data.probe, "data.probe"), open_path(data.test, "data.test"))
+        return ProbeAndTest(
+            open_path(data.probe, "data.probe", unlabelled), open_path(data.test, "data.test", unlabelled)
+        )
     if data.dataset is not None:
         from vitprune.images.sources.timm_dataset import open_dataset
 
         return open_dataset(data.dataset, data.path, data.dataset_split)
     if data.path is not None:
-        return open_path(data.path, "data.path")
+        return open_path(data.path, "data.path", unlabelled)
     from vitprune.images.sources.bundled import Bundled
 
     return Bundled()
 
 
-def open_path(path: Path, key: str) -> Source:
-    """A folder of class folders, a folder of tar files, one tar file, or a manifest; `key` names it in errors."""
-    from vitprune.images.sources.folder import Folder
+def open_path(path: Path, key: str, unlabelled: Callable[[], bool] = _never) -> Source:
+    """A folder of class folders, a folder of tar files, one tar file, or a manifest; `key` names it in errors. `unlabelled` as
+    in `open_source`."""
+    from vitprune.images.sources.folder import Flat, Folder, is_flat
     from vitprune.images.sources.manifest import Manifest
     from vitprune.images.sources.tar import Tar, tars_in
 
@@ -50,4 +59,6 @@ def open_path(path: Path, key: str) -> Source:
     if path.exists() and not path.is_dir():
         raise UserError(f"{key} {path}: is {kind(path)}, no file or folder of images")
     tars = tars_in(path)
-    return Tar(tars, key) if tars else Folder(path, key)
+    if tars:
+        return Tar(tars, key)
+    return Flat(path, key) if is_flat(path) and unlabelled() else Folder(path, key)

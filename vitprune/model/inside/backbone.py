@@ -29,6 +29,16 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """A backbone's output as errors of it are counted: `weight` times those of one `vector` [N, D'] per image and once those
+    of `rows` [N, R, D]. The vector weighs as much as all of the rows together."""
+
+    vector: Tensor
+    rows: Tensor
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Backbone:
     """A model whose outputs are features. `reads`: which of them are the model's output, and so what costs and repairs of
     the last block look at: every token, or the pooled vector alone."""
@@ -52,6 +62,16 @@ class Backbone:
         if pooled.ndim == 3:  # a model without a pooling: its class token, else the mean
             pooled = pooled[:, 0] if self.class_token else pooled.mean(1)
         return Features(pooled, tokens)
+
+    def output(self, features: Features, along: Directions | None = None) -> Output:
+        """What of the features is read (or what `along` says). Where every token is, the vector is the class token; of a model
+        without one, it is the pooled feature, which no row says."""
+        pooled, tokens = features.pooled, features.tokens
+        if (along or self.reads) == "pooled":
+            return Output(pooled, tokens[:, :0], 1.0)
+        if self.class_token:
+            return Output(tokens[:, 0], tokens[:, 1:], max(1.0, tokens.shape[1] - 1.0))
+        return Output(pooled, tokens, float(tokens.shape[1]))
 
     @property
     def class_token(self) -> bool:

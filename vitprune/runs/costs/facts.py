@@ -114,7 +114,7 @@ class Images:
         output = run.images.labels
 
         def of_set(name: str | None, targets: Sequence[int]) -> Set:
-            counts = [np.bincount(output[part], minlength=run.loaded.outputs)[list(targets)] for part in (probe, test)]
+            counts = [np.bincount(output[part], minlength=run.classes.count)[list(targets)] for part in (probe, test)]
             return Set(name, tuple(int(n) for n in counts[0]), int(counts[1].sum()))
 
         sets, count = run.classes.sets(), len(run.source.names)

@@ -55,7 +55,7 @@ def split(run: Run) -> list[Path]:
     notes = remarks(_names(run), probe, test)
     notes += batches.copies(source, seen.contents, np.concatenate([made.probe, made.test]))
     more = (
-        class_names.remark(run.classes.match, source.classes, run.loaded.outputs, run.loaded.labels),
+        class_names.remark(run.classes.match, source.classes, run.classes.count, run.loaded.labels),
         found.note(source.left_out, "the image source"),
     )
     notes += [note for note in more if note]

@@ -1,10 +1,15 @@
-"""Which of the model's outputs the images' classes are, what they are called, and the class sets that a recipe asks for."""
+"""Which of the model's outputs the images' classes are, what they are called, and the class sets that a recipe asks for.
+
+A backbone has no outputs: its classes are those of the images, counted from 0, and the one class set is all of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from vitprune.core.errors import UserError
 from vitprune.images import class_names as labels
@@ -35,6 +40,8 @@ class ClassSets:
     def match(self) -> Match:
         """The model's output of each of the images' classes."""
         given, source, loaded = self.recipe.data, self.source, self.loaded
+        if not loaded.outputs:
+            return Match(np.arange(len(source.classes), dtype=np.int64), "name")
         where, by_order = str(given.dataset or given.path or given.probe or "bundled images"), given.labels == BY_ORDER
         known = (source.classes, loaded.outputs, loaded.labels)
         return labels.match(*known, where, source.numbers, self.mapping, by_order=by_order)
@@ -74,17 +81,22 @@ class ClassSets:
 
     def keeps_head(self, targets: list[int]) -> bool:
         """Whether a slim model for these classes keeps the dense model's every output; one for a single class does."""
-        return not self.recipe.own_head or len(targets) in (1, self.loaded.outputs)
+        return not self.recipe.own_head or len(targets) in (1, self.count)
 
     def every(self) -> list[int]:
         """Union of the class sets."""
         return sorted(set().union(*self.sets().values()))
 
+    @property
+    def count(self) -> int:
+        """How many classes there are to tell apart: the model's outputs, of a backbone the images' classes."""
+        return self.loaded.outputs or len(self.source.classes)
+
     @cached_property
     def names(self) -> list[str]:
         """What every output is called in reports, tables and exported files: as the model does, else as the images do."""
         images = {int(i): name for name, i in zip(self.source.classes, self.match.outputs, strict=True)}
-        return called(self.loaded.outputs, None if self.by_order else self.loaded.labels, images)
+        return called(self.count, None if self.by_order else self.loaded.labels, images)
 
     @property
     def by_order(self) -> bool:

@@ -24,6 +24,8 @@ from vitprune.recipe.experiments import Compare, Paper
 from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 
+BASELINES: list[CriterionName] = ["variance", "magnitude-l2", "random"]  # of a backbone
+IMAGES = 2000  # that the costs of a backbone are worked out from, where the recipe does not say
 INSTEAD: dict[str, CriterionName] = {"activation": "mean-activation"}  # of a default, where only the second applies
 
 
@@ -76,6 +78,8 @@ class Facts:
 def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple[Recipe, list[str]]:
     """The recipe with defaults that the model allows, and a note for each that became another."""
     facts, notes = Facts.of(model, sites), []
+    if families.reads(model) is not None:
+        recipe, notes = _of_backbone(recipe)
     for step in (_tokens, _criterion, _baselines, _sites, _protocol):
         recipe, more = step(recipe, facts)
         notes += more
@@ -83,6 +87,26 @@ def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple
         recipe, more = last(recipe, model)
         notes += more
     return recipe, notes
+
+
+def _of_backbone(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The baselines that need no classifier."""
+    if "baselines" in recipe.model_fields_set:
+        return recipe, []
+    names = [name for name in BASELINES if name != recipe.criterion.name]
+    note = f"baselines: {', '.join(f'`{name}`' for name in names)}, as this model is a backbone without a head."
+    return recipe.model_copy(update={"baselines": names}), [note]
+
+
+def of_images(recipe: Recipe, classes: int) -> tuple[Recipe, list[str]]:
+    """The recipe of a backbone with enough probe images for its costs, of however many classes they are."""
+    own = recipe.criterion
+    enough = -(-IMAGES // max(1, classes))
+    if "probe_per_class" in own.model_fields_set or enough <= own.probe_per_class:
+        return recipe, []
+    what = "one class" if classes == 1 else f"{classes:,} classes"
+    note = f"criterion.probe_per_class: {enough:,}, for {IMAGES:,} images in all; those of a backbone are of {what}."
+    return _with(recipe, probe_per_class=enough), [note]
 
 
 def comparison(spec: Compare, recipe: Recipe, facts: Facts) -> tuple[Compare, list[str]]:

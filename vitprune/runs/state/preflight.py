@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitprune.core.progress import Reporter
-from vitprune.recipe.check import images
+from vitprune.recipe.check import images, of_backbone
 from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.state import skeleton
@@ -17,9 +17,11 @@ def check(recipe: Recipe, found: Found) -> tuple[Recipe, list[str]]:
     """
     run = Run.join(recipe, "cpu", Reporter(quiet=True))
     run.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
-    source = images(recipe.data, Found())
+    source = images(recipe.data, Found(), run.backbone is not None)
     try:
         if source is None:  # a dataset, or too many files: its classes are for the run
+            if run.backbone is not None:
+                of_backbone(recipe)
             run.adapt()
             run.fits()
         else:

@@ -32,6 +32,8 @@ from vitprune.images.sources.contents import Contents
 from vitprune.images.sources.opening import open_source
 from vitprune.images.split import Split, beyond_limit
 from vitprune.model import classifier, families, size
+from vitprune.model.inside import backbone
+from vitprune.model.inside.backbone import Backbone
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.model.sites import attention
@@ -42,7 +44,7 @@ from vitprune.pruning.repair import repair
 from vitprune.pruning.repair.names import Recovery
 from vitprune.pruning.repair.streams import DenseStreams
 from vitprune.pruning.whole import reach
-from vitprune.recipe import paths
+from vitprune.recipe import check, paths
 from vitprune.recipe.exports import of_file
 from vitprune.recipe.parse import dump
 from vitprune.recipe.parts import BY_ORDER, Whole
@@ -166,6 +168,11 @@ class Run:
         """The dense model."""
         return opening.open_model(self.recipe.model, self.device)
 
+    @property
+    def backbone(self) -> Backbone | None:
+        """The dense model as a backbone; None where it is a classifier."""
+        return backbone.of(self.loaded.model)
+
     @cached_property
     def _portable(self) -> Loaded:
         """The dense model as every machine can take it."""
@@ -179,7 +186,7 @@ class Run:
 
     @cached_property
     def source(self) -> Source:
-        return open_source(self.recipe.data)
+        return open_source(self.recipe.data, lambda: self.backbone is not None)
 
     @cached_property
     def within_limit(self) -> np.ndarray:
@@ -285,6 +292,10 @@ class Run:
         for line in self.recipe.advice:
             self.reporter.note(line)
         self.recipe, notes = defaults.adapted(self.recipe, self.loaded.model, self.sites)
+        self._tell(notes)
+
+    def _tell(self, notes: list[str]) -> None:
+        """What became of defaults, each said once."""
         for note in notes:
             if note not in self.notes:
                 self.notes.append(note)
@@ -293,6 +304,10 @@ class Run:
     def preflight(self) -> None:
         """What can be refused before any work and before any file: paths, classes, budget, criteria, units per path."""
         paths.require(self.recipe)
+        if self.backbone is not None:
+            check.of_backbone(self.recipe)
+            self.recipe, notes = defaults.of_images(self.recipe, len(self.source.classes))
+            self._tell(notes)
         self.adapt()
         self.classes.every()
         if not all(self.classes.keeps_head(targets) for targets in self.classes.sets().values()):
