@@ -21,7 +21,7 @@ from vitprune.images.sources.folder import Folder
 from vitprune.model.load.loaded import Transform
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.stages import examples
+from vitprune.runs.stages.exams import examples
 
 GREY = Preprocessing(1, (28, 28), "bilinear", 0.875, "center", (0.2860,), (0.3530,))
 COLOUR = Preprocessing(3, (8, 32), "bicubic", 0.9, "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

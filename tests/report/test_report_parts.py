@@ -24,7 +24,7 @@ from vitprune.report.plots.similarity import cluster, matrix_of
 from vitprune.report.reading.beside import Beside
 from vitprune.runs import pipeline
 from vitprune.runs.record import matrices
-from vitprune.runs.stages import examples
+from vitprune.runs.stages.exams import examples
 
 # ---- single test images
 

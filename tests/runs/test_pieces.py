@@ -305,7 +305,7 @@ def test_a_lack_of_memory_anywhere_leaves_no_trace_or_is_one_line(
     [
         "pruning.surgery.slim",
         "model.load.saving.save",
-        "runs.stages.examples.write",
+        "runs.stages.exams.examples.write",
         "core.least_squares.SecondMoments.solve",
     ],
 )

@@ -33,7 +33,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.report import write_report
 from vitprune.runs import contenders, pipeline
 from vitprune.runs.results import side_by_side
-from vitprune.runs.stages import examples
+from vitprune.runs.stages.exams import examples
 from vitprune.runs.state.batching import Batching
 
 Made = dict[str, Any]

@@ -52,14 +52,15 @@ def show(made: Json) -> None:
         return
     for one in made["plans"]:
         table = Table(title=escape(_title(one)), title_justify="left")
-        for column in ("block", "heads x dims", "units", "nats", "without attention", "without FFN"):
+        unit = "cosine_loss" if "cosine_loss" in one else "nats"
+        for column in ("block", "heads x dims", "units", _UNIT[unit], "without attention", "without FFN"):
             table.add_column(column, justify="right")
         for row in one["blocks"]:
             dense, gone = row["dense"], row["gone"]
             heads = "" if row["heads"] is None else _of(f"{row['heads']} x {row['dim']}", dense)
             units = f"{row['units']} of {dense['units']}" if "units" in row else ""
             table.add_row(
-                str(row["block"]), heads, units, *map(_nats, (row["nats"], gone.get("attention"), gone.get("ffn")))
+                str(row["block"]), heads, units, *map(_nats, (row[unit], gone.get("attention"), gone.get("ffn")))
             )
         console.print(table)
         console.print(_line(one), soft_wrap=True, markup=False)
@@ -84,6 +85,7 @@ def _costs(console: Console, cost: Json) -> None:
     console.print(table)
 
 
+_UNIT = {"nats": "nats", "cosine_loss": "1 - cosine"}
 _BYTES = ("memory_mb", "disk_mb")
 
 
@@ -103,6 +105,8 @@ def _nats(value: float | None) -> str:
 
 def _line(one: Json) -> str:
     predicted = "" if one["nats"] is None else f"predicted loss {_nats(one['nats'])} nats per image; "
+    if one.get("cosine_loss") is not None:
+        predicted = f"predicted loss of features: 1 - cosine {_nats(one['cosine_loss'])}, FVU {_nats(one['fvu'])}; "
     filed = "" if one["macs_ratio"] == one["macs_ratio_checkpoint"] else f", of the ONNX file x {one['macs_ratio']:.3f}"
     return (
         f"{predicted}MACs {one['macs'] / 1e6:.1f} M (x {one['macs_ratio_checkpoint']:.3f}{filed}), "

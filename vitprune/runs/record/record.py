@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,20 +12,19 @@ from safetensors.numpy import load_file
 
 from vitprune.core import places
 from vitprune.core.device import machine, versions
-from vitprune.core.reading import Json, digest, read_json, sha256
+from vitprune.core.reading import digest, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared
-from vitprune.model.sites.attention import attention_sites
 from vitprune.recipe.parse import dump
 from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
 from vitprune.report.reading.values import plain
 from vitprune.runs.record import matrices
+from vitprune.runs.record.figures import evaluated, stage_json
 from vitprune.runs.results import losses, shortcut
 from vitprune.runs.results.onnx_files import FILES
 from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages import score
-from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import lengths, told
 from vitprune.runs.state.run import CONTENTS, Run
 from vitprune.see import usage
@@ -48,7 +46,7 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     """Gather what the finished stages left; what is missing is named in `missing`."""
     recipe, root = run.recipe, run.folder.root
     ran = {stage["name"] for stage in done}
-    evaluated = _stage_json(run, "evaluate", "rows.json") if "evaluate" in ran else None
+    examined = stage_json(run, "evaluate", "rows.json") if "evaluate" in ran else None
     record: dict[str, Any] = {
         "schema": 1,
         "name": recipe.name,
@@ -77,8 +75,8 @@ def build(run: Run, done: Sequence[dict[str, Any]], command: str) -> dict[str, A
     record["files"] = _files(run, ran)
     record["export"] = {"files": _exported(run, ran), "failed": _left_out(run, ran)}
     record |= _discovered(run) | (seeing.told(run) if "see" in ran else {})
-    if evaluated:
-        record |= _evaluated(run, evaluated, "export" in ran)
+    if examined:
+        record |= evaluated(run, examined, "export" in ran)
         record["notes"] += shortcut.note(recipe, record["model"])
     needed = ["discover", "prune", "evaluate"] + (["export"] if recipe.export.onnx else [])
     record["missing"] = [name for name in needed if name not in ran]
@@ -113,6 +111,9 @@ def _notes(run: Run) -> list[str]:
 
 def _usage(run: Run) -> str:
     folder = places.place(run.folder.root)
+    if run.backbone is not None:
+        lines = "model = vitprune.load({!r})  # a timm model in eval mode\ntokens = model.forward_features(images)"
+        return f"import vitprune\n{lines.format(folder)}\nfeatures = model(images)"
     return f"import vitprune\nmodel = vitprune.load({folder!r})  # a timm model in eval mode\nlogits = model(images)"
 
 
@@ -131,11 +132,11 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
     checks = [_check("probe and test split share no image", shared, 0, "counted by the images' pixels")]
     for group in _groups(run):
         label = "" if group == "all" else f" ({group})"
-        pruned = _stage_json(run, "prune", f"{group}.json") if "prune" in ran else None
+        pruned = stage_json(run, "prune", f"{group}.json") if "prune" in ran else None
         if pruned:
             detail = "masked dense model against the model with the units removed, before repair, 16 probe images"
             checks.append(_check(f"masked = sliced{label}", pruned["masked_vs_sliced"], 1e-5, detail))
-        exported = _stage_json(run, "export", f"{group}.json") if "export" in ran else None
+        exported = stage_json(run, "export", f"{group}.json") if "export" in ran else None
         if exported:
             for precision, why in exported["failed"].items():
                 row = {"name": f"{precision} file was made{label}", "passed": False, "value": None, "limit": None}
@@ -165,7 +166,7 @@ def _left_out(run: Run, ran: set[str]) -> list[dict[str, str]]:
     """Files that the recipe asks for and that could not be made, and why."""
     found: dict[str, str] = {}
     for group in run.classes.sets() if "export" in ran else []:
-        exported = _stage_json(run, "export", f"{group or 'all'}.json") or {"failed": {}}
+        exported = stage_json(run, "export", f"{group or 'all'}.json") or {"failed": {}}
         for precision, why in exported["failed"].items():
             name = "stages/export/dense.onnx" if precision == "dense" else f"{group or ''}/{FILES[precision]}"
             found[name.lstrip("/")] = why
@@ -201,7 +202,7 @@ def _files(run: Run, ran: set[str]) -> list[dict[str, Any]]:
 
 def _exported(run: Run, ran: set[str]) -> list[dict[str, Any]]:
     """Every ONNX file with its exam, the way it was made, and the promise int8 was made with."""
-    results = [_stage_json(run, "export", f"{group}.json") for group in _groups(run) if "export" in ran]
+    results = [stage_json(run, "export", f"{group}.json") for group in _groups(run) if "export" in ran]
     return [row for result in results if result for row in result["files"]]
 
 
@@ -226,73 +227,3 @@ def _discovered(run: Run) -> dict[str, Any]:
         matrix = [[round(v, 4) for v in row] for row in alike.tolist()]
         found["class_similarity"] = {"classes": names, "matrix": matrix}
     return discoveries | found
-
-
-def _evaluated(run: Run, evaluated: dict[str, Any], exported_now: bool) -> dict[str, Any]:
-    rows = evaluated["rows"]
-    for row in rows:
-        dense = next(
-            (
-                r
-                for r in rows
-                if r["criterion"] == "dense" and r["head"] == row["head"] and r["classes"] == row["classes"]
-            ),
-            None,
-        )
-        if dense and row["criterion"] != "dense":
-            row["top1_change_points"] = (row["top1"] - dense["top1"]) * 100
-    results = {row["group"] or "": _result(run, row, exported_now) for row in rows if row.pop("exported")}
-    first = next(iter(results.values()))
-    group = next(iter(results))
-    found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
-    found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions")}
-    if run.recipe.groups:
-        found["results"] = results
-        found["specialists"] = evaluated["specialists"]
-        found["per_class_of_group"] = {g: _changes(v) for g, v in evaluated["per_class"].items()}
-    dense_widths = [site.size for site in run.sites]
-    pruned = _stage_json(run, "prune", f"{group or 'all'}.json") or {"widths": []}
-    found["model"] = {
-        "name": told.model_name(run.recipe.model.name),
-        "architecture": run.loaded.architecture,
-        "params_dense": size.parameters(run.loaded.model),
-        "params_slim": first["params"],
-        "macs_dense": size.macs(run.loaded.model),
-        "macs_slim": first["macs"],
-        "widths_dense": dense_widths,
-        "widths_slim": pruned["widths"],
-    }
-    if pruned.get("attention"):
-        found["model"]["attention"] = _attention(run, pruned["attention"])
-    exported = _stage_json(run, "export", f"{group or 'all'}.json") if exported_now else None
-    found["model"]["macs_exported"] = shortcut.macs_of(exported)
-    found["latency"] = exported["latency"] if exported else []
-    return found
-
-
-def _attention(run: Run, slim: Json) -> Json:
-    found = {site.name: site for site in attention_sites(run.loaded.model)}
-    return {
-        name: {"dense": found[name].state(found[name].heads, found[name].dim), "slim": found[name].state(*size)}
-        for name, size in slim.items()
-    }
-
-
-def _result(run: Run, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
-    exported = _stage_json(run, "export", f"{row['group'] or 'all'}.json") if exported_now else None
-    timed = [x for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
-    ratio = timed[0]["ratio"] if timed and math.isfinite(timed[0]["ratio"]) else None
-    found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
-    found |= {"latency_notes": timed[0]["notes"]} if ratio is not None else {}
-    return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
-
-
-def _changes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    known = [r for r in rows if r["dense_top1"] is not None and r["slim_top1"] is not None]
-    return [r | {"change_points": (r["slim_top1"] - r["dense_top1"]) * 100} for r in known]
-
-
-def _stage_json(run: Run, stage: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of a stage, or None when that stage has not run."""
-    path = run.folder.stage_folder(stage) / name
-    return dict(read_json(path)) if path.is_file() else None

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import contextlib
 
-import torch
 from torch import nn
 
 from vitprune.core import memory
-from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.core.reading import Json
-from vitprune.criteria.curves import Curve
 from vitprune.model import classifier, size
 from vitprune.model.inside import first_token
-from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.pruning import surgery
-from vitprune.pruning.plan import Plan
 from vitprune.recipe.exports import of_file
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
@@ -28,12 +23,10 @@ from vitprune.runs.costs import estimate
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier
-from vitprune.runs.results import attention
+from vitprune.runs.stages.exams import predicted
 from vitprune.runs.stages.prune import main_mask
-from vitprune.runs.stages.score import model_of, scores_of
+from vitprune.runs.stages.score import model_of
 from vitprune.runs.state.run import Run
-
-NATS = "nats per image"
 
 
 def outlook(
@@ -91,20 +84,18 @@ def _told(run: Run, dense: Json, group: str | None, targets: list[int]) -> Json:
     slim = surgery.slim(model_of(run, recipe.criterion.name, group), plan)
     if not run.classes.keeps_head(targets):
         classifier.narrow(slim, targets)
-    figures, blocks = _figures(slim), _blocks(run, plan, group)
-    nats = [block["nats"] for block in blocks]
+    figures = _figures(slim)
     return {
         "group": group,
         "classes": [run.classes.name(i) for i in targets],
         "keep": recipe.keep,
         "budget": recipe.whole.spelled if recipe.whole else None,
         "kept": plan.kept,
-        "nats": None if None in nats else sum(nats),
         **figures,
         **{f"{name}_ratio": figures[name] / dense[name] for name in ("params", "macs", "bytes")},
         "macs_ratio": (_of_file(slim) if of_file(recipe.whole, recipe.export) else figures["macs"]) / dense["macs"],
         "macs_ratio_checkpoint": figures["macs"] / dense["macs"],
-        "blocks": blocks,
+        **predicted.told(run, plan, group),
     }
 
 
@@ -115,51 +106,3 @@ def _of_file(model: nn.Module) -> int:
 
 def _figures(model: nn.Module) -> Json:
     return {"params": size.parameters(model), "macs": size.macs(model), "bytes": size.file_bytes(model)}
-
-
-def _blocks(run: Run, plan: Plan, group: str | None) -> list[Json]:
-    """By block what is kept, and the nats that it costs: None where the criterion does not count in nats.
-
-    `gone`: the nats of a block without its attention or without its FFN, which no plan asks for unless it says so.
-    """
-    recipe = run.recipe
-    found = scores_of(run, recipe.criterion.name, recipe.criterion.seed, group).curves or {}
-    counted = recipe.prunes_attention and all(curve.unit == NATS for curve in found.values())
-    curves = {c.site.name: c for c in attention.of_file(run, group)} if counted else {}
-    rows: dict[int, Json] = {}
-    for attn in _attentions(run):
-        cut, curve = plan.attention.get(attn.name), curves.get(attn.name)
-        heads, dim, *queries = cut.sizes if cut else (attn.heads, attn.dim)
-        rows[attn.block] = {
-            "heads": heads,
-            "dim": dim,
-            "dense": {"heads": attn.heads, "dim": attn.dim},
-            "nats": curve.cost(heads, dim, *queries) if curve else 0.0,
-            "gone": {"attention": curve.cost(0, 0)} if curve else {},
-        }
-    for site in run.sites:
-        row = rows.setdefault(site.block, {"heads": None, "dim": None, "dense": {}, "nats": 0.0, "gone": {}})
-        paid, every = _paid(found.get(site.name), plan.keep[site.name])
-        row["units"] = row.get("units", 0) + plan.widths[site.name]
-        row["dense"]["units"] = row["dense"].get("units", 0) + site.size
-        row["nats"] = None if paid is None or row["nats"] is None else row["nats"] + paid
-        if every is not None:
-            row["gone"]["ffn"] = row["gone"].get("ffn", 0.0) + every
-    return [{"block": block, **rows[block]} for block in sorted(rows)]
-
-
-def _attentions(run: Run) -> list[AttentionSite]:
-    try:
-        return attention_sites(run.loaded.model)
-    except UserError:  # attention of another kind, which stays as it is
-        return []
-
-
-def _paid(curve: Curve | None, keep: torch.Tensor) -> tuple[float | None, float | None]:
-    """The nats of removing what is not kept of one FFN, and those of all of it; None where its curve does not say."""
-    if curve is None or curve.unit != NATS:
-        return None, None
-    gone = int((~keep).sum())
-    summed = torch.cat([torch.zeros(1, dtype=torch.float64), curve.costs.double().clamp_min(0).cumsum(0)])
-    along = not bool(keep[curve.order[:gone]].any())
-    return (float(summed[gone]) if along else None), float(summed[-1])

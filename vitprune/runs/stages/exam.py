@@ -25,7 +25,8 @@ from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import side_by_side
 from vitprune.runs.results.row import Head, Row
 from vitprune.runs.results.side_by_side import Asked, Table
-from vitprune.runs.stages import examples, specialists
+from vitprune.runs.stages import specialists
+from vitprune.runs.stages.exams import backbones, examples
 from vitprune.runs.stages.prune import exported_mask
 from vitprune.runs.stages.score import load
 from vitprune.runs.stages.versions import version
@@ -37,6 +38,8 @@ BYTES = 1 << 32  # of the logits of models without a repair, on disk
 
 def evaluate(run: Run) -> list[Path]:
     """Every row of the report on the test split; all choices have been made by the stages before."""
+    if run.backbone is not None:
+        return backbones.evaluate(run, _contenders(run, None), _made, _about(run))
     rows: list[Row] = []
     files: list[Path] = []
     of_groups: dict[str, dict[str, Any]] = {"per_class": {}, "confusions": {}, "worst": {}, "predictions": {}}

@@ -32,6 +32,7 @@ from vitprune.model.sites.base import names
 from vitprune.pruning import masks
 from vitprune.runs.results import attention, curves
 from vitprune.runs.stages import image_scores
+from vitprune.runs.stages.exams import features
 from vitprune.runs.stages.image_scores import ADVICE, Discovery
 from vitprune.runs.stages.sums import Asked
 from vitprune.runs.state import lengths, precise
@@ -52,6 +53,7 @@ def discover(run: Run) -> list[Path]:
         if CRITERIA[name].whole:
             for group, targets in run.classes.sets_and_union().items():
                 files += _whole(run, name, group, targets)
+    files += features.describe(run)
     _forget_others(run, needed)
     return files
 
