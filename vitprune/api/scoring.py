@@ -24,34 +24,39 @@ from vitprune.criteria.scores import Scores, to_scores
 from vitprune.criteria.signatures import WholeScore
 from vitprune.criteria.statistics.random import random
 from vitprune.model import classifier, door, families
+from vitprune.model.families import Reads
+from vitprune.model.inside import backbone
 from vitprune.model.sites.base import names
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.pruning import masks
+from vitprune.recipe.check import OF_BACKBONES
 from vitprune.recipe.criterion import section
 
 
 def discover(
     model: nn.Module,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     criterion: str = "fisher-obs",
     t: int = 50,
     batch: int = 8,
     seed: int = 0,
+    features: Reads | None = None,
     **settings: Any,
 ) -> Scores:
     """Score every hidden unit of every FFN, for every class where the criterion tells them apart.
 
     Returns, per block [C, n], class frequencies of the `t` best units per image (`jas` and its like), ties decided by the
     mean summed scores, or for a criterion that ranks by it the mean score itself; [1, n] for one that looks at all images
-    together, like the default. `settings` are those of a recipe's `criterion`: `formula`, `nodes`,
+    together, like the default. A model without a head needs no labels; `features` says which of its features count, "tokens"
+    (the default) or "pooled". `settings` are those of a recipe's `criterion`: `formula`, `nodes`,
     `quadrature`, `tokens`, … Raises UserError for an unknown criterion or setting, labels out of range, or a model
     that is not supported.
     """
     model = door.bare("discover", model)
     door.check_batch("discover", batch)
-    with door.Inside(model):
+    with door.Inside(model), backbone.reading(model, features):
         sites = families.ffn_sites(model)
         if criterion == "random":
             return random(sites, seed=seed)
@@ -62,9 +67,14 @@ def discover(
             masks.check_t(t, sites)
         how = _how(criterion, t, seed, settings)
         applies(criterion, getattr(how, "tokens", "cls"), model)
-        outputs = classifier.outputs(model)
+        if families.reads(model) is not None and criterion not in OF_BACKBONES:
+            raise UserError(
+                f"criterion `{criterion}`: needs a classifier; of a backbone take {', '.join(OF_BACKBONES)}"
+            )
+        outputs = 1 if families.reads(model) else classifier.outputs(model)
         images = door.images_of("discover", model, images)
-        labels = door.labels_of("discover", images, labels, outputs)
+        none = torch.zeros(len(images), dtype=torch.int64) if families.reads(model) else labels
+        labels = door.labels_of("discover", images, none, outputs)
         if row.whole:
             return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
         return _per_image(criterion, model, sites, images, labels, batch, t, how)

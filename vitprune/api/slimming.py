@@ -20,7 +20,8 @@ from vitprune.criteria.statistics.attention import statistics
 from vitprune.criteria.statistics.attention_curve import AttentionCurve, curve
 from vitprune.criteria.statistics.ranks import ranks
 from vitprune.model import classifier, door, families
-from vitprune.model.inside import blockwise
+from vitprune.model.families import Reads
+from vitprune.model.inside import backbone, blockwise
 from vitprune.model.sites.attention import AttentionSite, attention_sites
 from vitprune.model.sites.ffn import FfnSite, linear
 from vitprune.pruning import budget as budgets
@@ -48,6 +49,7 @@ def prune(
     budget: prices.Price | Mapping[str, float] = "flops",
     floor: int = 1,
     ridge: float | None = None,
+    features: Reads | None = None,
     batch: int = 64,
 ) -> nn.Module:
     """A slim copy of `model`: the best units for `classes` (None: all) stay, the others are gone, what is left is repaired.
@@ -59,13 +61,16 @@ def prune(
 
     In the place of `keep`, `budget={"macs": 0.25}` or `{"params": 0.25}` is what is left of the whole model, and
     `{"size_mb": 8}` the megabytes of its checkpoint at most: attention goes beside the FFNs where the family allows, at the
-    least cost; `scores` are then of `fisher-obs`, and `images` are needed.
+    least cost; `scores` are then of `fisher-obs`, and `images` are needed. Of a model without a head `features` says which of
+    its features count, "tokens" (the default) or "pooled".
     """
     whole_of = _of_whole(keep, budget, scores, allocation)
     kept = _asked(1.0 if keep is None else keep, recovery)
     model = door.bare("prune", model)
     door.check_batch("prune", batch)
-    with door.Inside(model):
+    with door.Inside(model), backbone.reading(model, features):
+        if families.reads(model) is not None and classes is not None:
+            raise UserError("prune: classes: the model has no head, and so no classes; leave them out")
         sites = families.ffn_sites(model)
         repairer, given = Repairer(chosen(recovery, model, whole_of is not None), ridge), list[Tensor]()
         if whole_of is not None or repairer.method != "none":
@@ -141,7 +146,8 @@ def _curves(
     if not found:
         return []
     device = device_of(model)
-    among = torch.arange(classifier.outputs(model)) if classes is None else torch.tensor(sorted(set(classes)))
+    outputs = 1 if families.reads(model) else classifier.outputs(model)  # a backbone has none, and none is drawn
+    among = torch.arange(outputs) if classes is None else torch.tensor(sorted(set(classes)))
     _, moments = statistics(model, sites, found, lambda: ((x.to(device), among) for x in images), 0)
     measured = ranks(model, found, moments, (x.to(device) for x in images))
     weights = [linear(model, site.proj).weight.detach().double().cpu() for site in found]

@@ -5,6 +5,8 @@ Legend: N images, T tokens of one (class token, registers, patches), D width of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -116,13 +118,30 @@ def read(model: nn.Module, features: Reads | None) -> None:
     for `pooled` of a model that pools nothing."""
     if families.reads(model) is None:
         if features is not None:
-            raise UserError("model.features: the model is a classifier; give model.head: none with it")
+            raise UserError(
+                "model.features: the model is a classifier, whose output is logits; take its head away (model.head: none, or "
+                "reset_classifier(0) of a timm model)"
+            )
         return
     if features == "pooled":
         setattr(model, READ, features)
         families.token_layout(model)
     elif hasattr(model, READ):
         delattr(model, READ)
+
+
+@contextmanager
+def reading(model: nn.Module, features: Reads | None) -> Iterator[None]:
+    """Inside, `read` of these features; outside, what was read before (None: that inside too). Copies that are made inside
+    keep it."""
+    before = vars(model).get(READ)
+    if features is not None:
+        read(model, features)
+    try:
+        yield
+    finally:
+        if features is not None:
+            read(model, before)
 
 
 def draw_along(model: nn.Module, directions: Directions | None) -> None:
