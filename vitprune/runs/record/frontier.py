@@ -148,6 +148,9 @@ def _rows(lead: Json, pairs: Sequence[tuple[Whole, Json]]) -> list[Json]:
     return rows + [row for row in lead["rows"] if row["protocol"] != "honest"]
 
 
+FEATURES = ("cosine", "fvu", "tokens_cosine", "tokens_fvu", "neighbours", "knn_top1", "probe_top1")  # of a backbone
+
+
 def _entry(one: Whole, own: Json) -> Json:
     """One budget's model in a line; the test is against the dense model on the same images."""
     made: Json = {"budget": one.spelled, "folder": one.folder}
@@ -156,8 +159,9 @@ def _entry(one: Whole, own: Json) -> Json:
     if result is None:
         return made
     dense = next(r for r in own["rows"] if r["criterion"] == "dense" and r["head"] == result["head"])
-    made |= {key: result[key] for key in ("top1", "top1_ci95", "top1_change_points", "kl") if key in result}
-    made |= {"dense_top1": dense["top1"], "mcnemar_p": dense["mcnemar_p"], "only_right": dense["only_right"]}
+    made |= {key: result[key] for key in ("top1", "top1_ci95", "top1_change_points", "kl", *FEATURES) if key in result}
+    if "top1" in dense:
+        made |= {"dense_top1": dense["top1"], "mcnemar_p": dense["mcnemar_p"], "only_right": dense["only_right"]}
     for name in ("params", "macs"):
         made |= {name: result[name], f"{name}_ratio": result[name] / dense[name]}
     made |= {key: result[key] for key in ("macs_ratio", "macs_ratio_checkpoint")}

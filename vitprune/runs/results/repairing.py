@@ -92,7 +92,8 @@ def others(run: Run, how: Recovery, index: np.ndarray, batch: int, kept: bool, s
         return Others(left)
     saving.save(left.folder / SLIM, run.loaded, slim, {})
     asked = Asked(left, digest(run.model_digest, run.data_digest), how, index, batch)
-    return Others(left, functools.partial(_moments, run, asked), functools.partial(_told, run, asked, head.most(slim)))
+    told = functools.partial(_told, run, asked, head.most(slim)) if how.endswith("head") else None
+    return Others(left, functools.partial(_moments, run, asked), told)
 
 
 def clear(run: Run, kept: bool) -> None:
