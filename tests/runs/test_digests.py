@@ -44,6 +44,8 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
     "model.preprocess.std": ([0.4], EVERY),
     "model.preprocess.interpolation": ("box", EVERY),
     "model.preprocess.crop_pct": (0.5, EVERY),
+    "model.head": ("none", EVERY),
+    "model.features": ("pooled", EVERY),
     "data.path": ("other", EVERY),
     "data.dataset": ("torch/x", EVERY),
     "data.dataset_split": ("train", EVERY),

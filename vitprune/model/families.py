@@ -210,8 +210,14 @@ def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:
 
 def reads(model: nn.Module) -> Reads | None:
     """Which features of a model without a head are its output: every token, unless it was told otherwise; None for a
-    classifier."""
-    return getattr(model, READ, "tokens") if getattr(model, "num_classes", None) == 0 else None
+    classifier, whatever `num_classes` says of it."""
+    if getattr(model, "num_classes", None) != 0:
+        return None
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    heads = found if isinstance(found, tuple | list) else [found]
+    if any(next(head.parameters(), None) is not None for head in heads):
+        return None
+    return getattr(model, READ, "tokens")
 
 
 def prefix_tokens(model: nn.Module) -> int:

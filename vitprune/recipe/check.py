@@ -44,6 +44,8 @@ OF_BACKBONES = ("fisher-obs", "obs", "variance", "variance-weight", "magnitude-l
 def of_backbone(recipe: Recipe) -> None:
     """Raises UserError for what needs a classifier, where the model has none."""
     need = "needs a classifier, and this model is a backbone without a head"
+    if recipe.model.head is None:
+        need += " (model.args: {num_classes: …} and weights that have it give it one)"
     data, whole = recipe.data, recipe.whole
     given = {
         "classes": recipe.classes, "groups": recipe.groups or recipe.clusters, "head": recipe.head, "data.labels": data.labels,

@@ -100,13 +100,15 @@ def _of_backbone(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 def of_images(recipe: Recipe, classes: int) -> tuple[Recipe, list[str]]:
     """The recipe of a backbone with enough probe images for its costs, of however many classes they are."""
-    own = recipe.criterion
+    own, said = recipe.criterion, []
+    if recipe.model.head is None:
+        said.append("model.head: none, as the model has no classifier; model.args: {num_classes: …} gives it one.")
     enough = -(-IMAGES // max(1, classes))
     if "probe_per_class" in own.model_fields_set or enough <= own.probe_per_class:
-        return recipe, []
+        return recipe, said
     what = "one class" if classes == 1 else f"{classes:,} classes"
     note = f"criterion.probe_per_class: {enough:,}, for {IMAGES:,} images in all; those of a backbone are of {what}."
-    return _with(recipe, probe_per_class=enough), [note]
+    return _with(recipe, probe_per_class=enough), [*said, note]
 
 
 def comparison(spec: Compare, recipe: Recipe, facts: Facts) -> tuple[Compare, list[str]]:

@@ -1,0 +1,132 @@
+"""A model without a head opens as a backbone, of every family; a classifier never does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from small import image_folder, model_folder, tiny_model
+from torch import nn
+
+import vitprune
+from vitprune.core.errors import UserError
+from vitprune.images.sources.folder import Flat, Folder
+from vitprune.images.sources.opening import open_path
+from vitprune.model import families
+from vitprune.model.inside import backbone
+from vitprune.model.load import opening
+from vitprune.model.tokens import tokens_read
+from vitprune.recipe import check
+from vitprune.recipe.inputs import Model
+from vitprune.recipe.recipe import Recipe
+
+PLAIN = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
+SWIN = {
+    "img_size": 16,
+    "patch_size": 4,
+    "window_size": 2,
+    "embed_dim": 8,
+    "depths": [1],
+    "num_heads": [1],
+    "num_classes": 5,
+}
+TINY = {
+    "swin_tiny_patch4_window7_224": SWIN,
+    "swinv2_tiny_window8_256": SWIN,
+    "vit_giant_patch14_dinov2": PLAIN | {"mlp_ratio": 4.0},
+}
+TINY["hiera_tiny_224"] = {"img_size": 32, "embed_dim": 8, "stages": [1], "q_pool": 0, "num_heads": 1, "num_classes": 5}
+NAMES = [name for row in families.FAMILIES.values() for name in row.names if ":" not in name]
+
+
+def args(name: str) -> dict[str, object]:
+    return TINY.get(name, PLAIN | ({"pos_embed_grid_size": [2, 2]} if "naflex" in name else {}))
+
+
+def line(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as said:
+        call()
+    assert "\n" not in str(said.value)
+    return str(said.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_goes_and_the_features_before_it_stay(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = timm.create_model(name, **args(name)).eval()
+    bare = copy.deepcopy(whole)
+    backbone.remove_head(bare)
+    found = backbone.of(bare)
+    assert backbone.of(whole) is None and found is not None and found.reads == "tokens"
+    x = torch.randn(2, *families.input_shape(whole), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        told = found.features(x)
+        every = whole.forward_features(x)
+        assert torch.equal(told.pooled, whole.forward_head(every, pre_logits=True))
+        assert torch.equal(told.tokens.flatten(1), every.flatten(1)) and told.tokens.ndim == 3
+    assert backbone.width(bare) == told.pooled.shape[1] and (found.prefix > 0 or not found.class_token)
+    layout = families.token_layout(bare)
+    assert (layout.start, layout.stop) == (0, None)
+    backbone.read(bare, "pooled")
+    assert families.reads(copy.deepcopy(bare)) == "pooled" and families.token_layout(bare) == families.token_layout(
+        whole
+    )
+    backbone.read(bare, None)
+    assert families.reads(bare) == "tokens"
+
+
+def test_a_recipe_takes_the_head_away_and_says_what_is_read(tmp_path: Path) -> None:
+    name = f"local-dir:{model_folder(tmp_path / 'model')}"
+    made = opening.open_model(Model(name=name, head="none", features="pooled"))
+    assert made.outputs == 0 and made.labels is None and families.reads(made.model) == "pooled"
+    assert opening.open_model(Model(name=name)).outputs == 3
+    bare = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 0}
+    assert families.reads(opening.open_model(Model(name="vit_tiny_patch16_224", args=bare)).model) == "tokens"
+    assert "the model is a classifier" in line(lambda: opening.open_model(Model(name=name, features="tokens")))
+    foreign = Model(name="torchvision:vit_b_16", head="none", args={"image_size": 32, "num_layers": 1})
+    assert "the head cannot be told from the rest" in line(lambda: opening.open_model(foreign))
+
+
+def test_a_head_that_was_put_on_makes_a_classifier() -> None:
+    model = tiny_model(outputs=0)
+    assert backbone.of(model) is not None
+    model.head = nn.Linear(16, 4)
+    assert backbone.of(model) is None and tokens_read(model) == slice(0, 1)
+
+
+def test_the_library_compresses_features() -> None:
+    model, x = tiny_model(outputs=0), torch.randn(24, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for reads in (None, "pooled"):
+        slim = vitprune.compress(model, x, budget={"macs": 0.7}, features=reads)  # type: ignore[arg-type]
+        assert families.reads(slim) == (reads or "tokens") and families.reads(model) == "tokens"
+        assert slim(x).shape == (24, 16) and float(torch.cosine_similarity(slim(x), model(x)).mean()) > 0.9
+    scores = vitprune.discover(model, x)
+    assert "needs a classifier" in line(lambda: vitprune.discover(model, x, criterion="jas"))
+    assert "classes" in line(lambda: vitprune.prune(model, scores, budget={"macs": 0.7}, images=x, classes=[0]))
+    assert "is a classifier" in line(lambda: vitprune.compress(tiny_model(), x, features="tokens"))
+
+
+def test_a_flat_folder_is_one_class_where_no_labels_are_needed(tmp_path: Path) -> None:
+    images = image_folder(tmp_path / "images", 2) / "cross"
+    assert "holds no class folders" in line(lambda: open_path(images, "data.path"))
+    found = open_path(images, "data.path", lambda: True)
+    assert type(found) is Flat and found.classes == ["images"] and found.names == ["00.png", "01.png"]
+    assert found.image(1).size == (28, 28) and len(found.fingerprint()) == 64
+    labelled = open_path(images.parent, "data.path", lambda: True)
+    assert type(labelled) is Folder and labelled.fingerprint() == Folder(images.parent).fingerprint()
+    (tmp_path / "none").mkdir()
+    assert "holds no images" in line(lambda: open_path(tmp_path / "none", "data.path", lambda: True))
+
+
+def test_a_recipe_for_a_flat_folder_is_checked_without_building_the_model(tmp_path: Path) -> None:
+    images = image_folder(tmp_path / "images", 2) / "cross"
+    name = f"local-dir:{model_folder(tmp_path / 'model')}"
+    content = {"name": "a", "model": {"name": name, "head": "none"}, "data": {"path": str(images)}}
+    check.check(Recipe.model_validate(content))
+    content["model"] = {"name": name}
+    assert "holds no class folders" in line(lambda: check.check(Recipe.model_validate(content)))
