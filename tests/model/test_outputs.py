@@ -143,9 +143,10 @@ def test_logits_are_one_row_per_image(tiny_vit, make_images):
 
 
 def test_a_recipe_with_a_model_without_a_classifier_is_refused(tmp_path):
-    """The default of half of timm's names (DINOv2, EVA-02, SigLIP): before any work, with the argument to give."""
+    """The default of half of timm's names (DINOv2, EVA-02, SigLIP), which are backbones: what needs a classifier is refused
+    before any work, with the argument to give."""
     content = recipe_dict("", image_folder(tmp_path / "images", 4, "RGB"), tmp_path / "out")
     tiny = {"img_size": 28, "patch_size": 7, "embed_dim": 16, "depth": 1, "num_heads": 2}
     content["model"] = {"name": "vit_small_patch14_dinov2", "args": tiny}
-    with pytest.raises(UserError, match=r"model\.head: is Identity.*model\.args: \{num_classes"):
+    with pytest.raises(UserError, match=r"criterion `jas`: needs a classifier.*model\.args: \{num_classes"):
         pipeline.run(recipe.Recipe.model_validate(content))
