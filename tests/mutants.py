@@ -54,6 +54,11 @@ SPECIALIST = (
     "test_honest.py::test_a_specialist_is_examined_on_its_own_head",
     "test_groups.py::test_figures_by_hand",
 )
+DIRECTIONS = (
+    "test_directions.py::test_the_metric_is_that_of_random_directions",
+    "test_directions.py::test_directions_hang_on_the_image_alone",
+)
+FEATURES = ("test_features.py::test_cosines_errors_and_variance_unexplained",)
 ORACLE = (
     "test_report.py::test_oracle_rows_stay_out_of_the_honest_table",
     "test_honest.py::test_oracle_rows_stay_out_of_the_honest_ones",
@@ -92,6 +97,20 @@ HELD = (
 )
 
 MUTANTS = (
+    # ---- backbones
+    Mutant("directions are alike for every image", "criteria/sampling.py", "zlib.crc32(image.numpy().tobytes(), seed) for image in images.cpu().contiguous()]\n    drawn",
+           "seed for image in images]\n    drawn", DIRECTIONS),
+    Mutant("the class token's direction is a token's among others", "criteria/sampling.py", "out.weight**0.5 *", "1.0 *", DIRECTIONS),
+    Mutant("the class token is one row of the last block", "model/tokens.py", "torch.arange(2 - count, count).clamp_min(0)", "torch.arange(count)",
+           ("test_directions.py::test_the_rows_of_the_output_are_what_the_last_block_counts",)),
+    Mutant("errors of patches count registers and class token too", "exam/features.py", '"tokens": (dense.tokens[:, prefix:], slim.tokens[:, prefix:], spread.patches)',
+           '"tokens": (dense.tokens, slim.tokens, spread.patches)', FEATURES),
+    Mutant("an image is its own neighbour", "exam/features.py", "alike[own, start + own] = -torch.inf", "pass",
+           ("test_features.py::test_neighbours_overlap",)),
+    Mutant("a head that was put on is not seen", "model/families.py", "if any(next(head.parameters(), None) is not None for head in heads):", "if False:",
+           ("test_backbone.py::test_a_head_that_was_put_on_makes_a_classifier",)),
+    Mutant("jas is let through for a backbone", "recipe/check.py", "if name not in OF_BACKBONES:", "if False:",
+           ("test_backbones.py::test_what_needs_a_classifier_is_refused_by_name",)),
     # ---- who reads the test split
     Mutant("fisher-obs reads the test split", "runs/stages/score.py", "default_rng(c.seed).permutation(index)",
            "default_rng(c.seed).permutation(np.concatenate([index, run.split.test]))", READS),
