@@ -97,6 +97,8 @@ def test_a_head_that_was_put_on_makes_a_classifier() -> None:
     assert backbone.of(model) is not None
     model.head = nn.Linear(16, 4)
     assert backbone.of(model) is None and tokens_read(model) == slice(0, 1)
+    setattr(model, families.PROJECTS, True)  # unless it is said to project features
+    assert backbone.of(model) is not None
 
 
 def test_the_library_compresses_features() -> None:

@@ -31,6 +31,9 @@ PLAIN = (
 HIERARCHICAL = (hiera.Hiera, swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2)
 MOST = 1 << 16  # pixels
 READ = "features_read"  # an attribute of a model without a head: which of its features are its output
+PROJECTS = (
+    "head_projects_features"  # an attribute of a model whose head is no classifier, as that of CLIP's image tower
+)
 Reads = Literal["pooled", "tokens"]
 ROWS = (nn.Sequential, nn.ModuleList)
 STAGES = (swin_transformer.SwinTransformerStage, swin_transformer_v2.SwinTransformerV2Stage)
@@ -215,7 +218,7 @@ def reads(model: nn.Module) -> Reads | None:
         return None
     found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
     heads = found if isinstance(found, tuple | list) else [found]
-    if any(next(head.parameters(), None) is not None for head in heads):
+    if any(next(head.parameters(), None) is not None for head in heads) and not getattr(model, PROJECTS, False):
         return None
     return getattr(model, READ, "tokens")
 
