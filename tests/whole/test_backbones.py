@@ -13,13 +13,17 @@ from safetensors.torch import load_file
 from small import contents, image_folder, model_folder, picture, quicken, recipe_dict
 
 import vitprune
+from vitprune.cli import planning as cli_planning
+from vitprune.cli import tables
 from vitprune.core.errors import UserError
 from vitprune.exam import features
 from vitprune.model.inside import first_token
 from vitprune.recipe import check
+from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.results import planning
+from vitprune.runs.state import preflight
 
 
 def flat_folder(path: Path, count: int = 12) -> Path:
@@ -70,6 +74,28 @@ def test_a_flat_folder_goes_the_whole_road(flat: tuple[Path, Recipe, dict[str, A
     assert sum(block["cosine_loss"] for block in plan["blocks"]) == pytest.approx(plan["cosine_loss"])
     assert 0.2 < result["measured_over_predicted"] < 3
     assert any("one class" in note for note in record["notes"])
+
+
+def test_the_terminal_shows_features(
+    flat: tuple[Path, Recipe, dict[str, Any], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, _, told, record = flat
+    tables.show(record, "run", where)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "features beside the dense model's" in said and "FVU of the output" in said and "ten nearest" in said
+    clipped = cli_planning.show(told)
+    said = " ".join(capsys.readouterr().out.split())
+    assert clipped is None and "predicted loss of features: 1 - cosine" in said and "1 - cosine" in said
+
+
+def test_a_check_that_builds_the_model_knows_a_backbone(
+    flat: tuple[Path, Recipe, dict[str, Any], dict[str, Any]],
+) -> None:
+    _, made, _, _ = flat
+    _, notes = preflight.check(made, Found())
+    assert any("one class" in note for note in notes)
+    spec = made.model.model_copy(update={"head": None, "features": "pooled"})
+    assert "is a classifier" in line(lambda: preflight.check(made.model_copy(update={"model": spec}), Found()))
 
 
 def test_what_stands_beside_the_exported_model_is_paired_with_it(

@@ -27,7 +27,13 @@ def as_json(record: Json, verb: str, folder: Path) -> Json:
 def show(record: Json, verb: str, folder: Path) -> None:
     """Tables on standard output, ending with the path of the report (or of the run's folder)."""
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
-    if "rows" in record:
+    backbone = record.get("backbone")
+    if backbone:
+        console.print(
+            _features("Test split: features beside the dense model's", record["rows"], record["rows"][0]["macs"])
+        )
+        console.print(f"Neighbours: {backbone['index']}", soft_wrap=True, markup=False)
+    elif "rows" in record:
         honest = [row for row in record["rows"] if row["protocol"] == "honest"]
         console.print(_table("Test split, honest: one model for every image", honest))
         oracle = [row for row in record["rows"] if row["protocol"] == "oracle"]
@@ -38,7 +44,14 @@ def show(record: Json, verb: str, folder: Path) -> None:
     measured = [line for line in record.get("frontier", []) if "top1" in line]
     if measured:
         console.print(_frontier(measured))
+    lines = [line for line in record.get("frontier", []) if "cosine" in line]
+    if lines:
+        named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
+        console.print(_features("Every budget's model", named, record["rows"][0]["macs"]))
     result = record.get("result")
+    if result and result.get("measured_over_predicted"):
+        told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
+        console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
     if result:
         model = record["model"]
         macs, params = model["macs_slim"] / model["macs_dense"], model["params_slim"] / model["params_dense"]
@@ -80,6 +93,28 @@ def _table(title: str, rows: list[Json]) -> Table:
             f"{first['macs'] / 1e6:.1f} M",
         )
     return table
+
+
+def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
+    """Of backbones: how near their features are to the dense model's."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("criterion")
+    table.add_column("recovery")
+    for name in _FIGURES.values():
+        table.add_column(name, justify="right")
+    table.add_column("MACs left", justify="right")
+    for group in _draws_together(rows):
+        every = [[row[key] for row in group if row.get(key) is not None] for key in _FIGURES]
+        figures = [f"{statistics.mean(values):.3f}" if values else "" for values in every]
+        first = group[0]
+        table.add_row(escape(first["criterion"]), first["recovery"], *figures, f"{first['macs'] / dense_macs:.3f}")
+    return table
+
+
+_FIGURES = {
+    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches", "tokens_fvu": "FVU", "neighbours": "neighbours",
+    "knn_top1": "kNN", "probe_top1": "probe",
+}  # fmt: skip
 
 
 def _frontier(lines: list[Json]) -> Table:

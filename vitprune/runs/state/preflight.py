@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitprune.core.progress import Reporter
+from vitprune.model.inside import backbone
 from vitprune.recipe.check import images, of_backbone
 from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
@@ -17,6 +18,12 @@ def check(recipe: Recipe, found: Found) -> tuple[Recipe, list[str]]:
     """
     run = Run.join(recipe, "cpu", Reporter(quiet=True))
     run.__dict__["loaded"] = loaded = skeleton.opened(recipe.model)
+    if recipe.model.head == "none":
+        backbone.remove_head(loaded.model)
+    if recipe.model.features is not None:
+        backbone.read(loaded.model, recipe.model.features)
+    if run.backbone is not None:
+        loaded.labels = None
     source = images(recipe.data, Found(), run.backbone is not None)
     try:
         if source is None:  # a dataset, or too many files: its classes are for the run
