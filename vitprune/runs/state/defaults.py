@@ -77,7 +77,7 @@ class Facts:
 
 def adapted(recipe: Recipe, model: nn.Module, sites: Sequence[FfnSite]) -> tuple[Recipe, list[str]]:
     """The recipe with defaults that the model allows, and a note for each that became another."""
-    facts, notes = Facts.of(model, sites), []
+    facts, notes = Facts.of(model, sites), list[str]()
     if families.reads(model) is not None:
         recipe, notes = _of_backbone(recipe)
     for step in (_tokens, _criterion, _baselines, _sites, _protocol):
