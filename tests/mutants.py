@@ -107,7 +107,7 @@ MUTANTS = (
            '"tokens": (dense.tokens, slim.tokens, spread.patches)', FEATURES),
     Mutant("an image is its own neighbour", "exam/features.py", "alike[own, start + own] = -torch.inf", "pass",
            ("test_features.py::test_neighbours_overlap",)),
-    Mutant("a head that was put on is not seen", "model/families.py", "if any(next(head.parameters(), None) is not None for head in heads) and not", "if False and not",
+    Mutant("a head that was put on is not seen", "model/inside/reads.py", "if any(next(head.parameters(), None) is not None for head in heads) and not", "if False and not",
            ("test_backbone.py::test_a_head_that_was_put_on_makes_a_classifier",)),
     Mutant("jas is let through for a backbone", "recipe/check.py", "if name not in OF_BACKBONES:", "if False:",
            ("test_backbones.py::test_what_needs_a_classifier_is_refused_by_name",)),

@@ -21,6 +21,12 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.model import plain
 from vitprune.model.declared import Foreign
+from vitprune.model.inside.reads import PROJECTS as PROJECTS
+from vitprune.model.inside.reads import READ as READ
+from vitprune.model.inside.reads import Reads as Reads
+from vitprune.model.inside.reads import has_class_token as has_class_token
+from vitprune.model.inside.reads import prefix_tokens as prefix_tokens
+from vitprune.model.inside.reads import reads as reads
 from vitprune.model.sites.base import TokenLayout
 from vitprune.model.sites.ffn import FfnSite
 
@@ -30,11 +36,6 @@ PLAIN = (
 )  # fmt: skip
 HIERARCHICAL = (hiera.Hiera, swin_transformer.SwinTransformer, swin_transformer_v2.SwinTransformerV2)
 MOST = 1 << 16  # pixels
-READ = "features_read"  # an attribute of a model without a head: which of its features are its output
-PROJECTS = (
-    "head_projects_features"  # an attribute of a model whose head is no classifier, as that of CLIP's image tower
-)
-Reads = Literal["pooled", "tokens"]
 ROWS = (nn.Sequential, nn.ModuleList)
 STAGES = (swin_transformer.SwinTransformerStage, swin_transformer_v2.SwinTransformerV2Stage)
 NORMS = (nn.LayerNorm, LayerNorm, RmsNorm)
@@ -209,31 +210,6 @@ def _nothing_shared(model: nn.Module, sites: list[FfnSite]) -> None:
                     raise UserError(
                         f"{path}: shares its weights with another layer ({places[id(weight)]}); untie them first"
                     )
-
-
-def reads(model: nn.Module) -> Reads | None:
-    """Which features of a model without a head are its output: every token, unless it was told otherwise; None for a
-    classifier, whatever `num_classes` says of it."""
-    if getattr(model, "num_classes", None) != 0:
-        return None
-    found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
-    heads = found if isinstance(found, tuple | list) else [found]
-    if any(next(head.parameters(), None) is not None for head in heads) and not getattr(model, PROJECTS, False):
-        return None
-    return getattr(model, READ, "tokens")
-
-
-def prefix_tokens(model: nn.Module) -> int:
-    """How many tokens of the stream stand before the patches."""
-    return model.layout.prefix if isinstance(model, Foreign) else int(getattr(model, "num_prefix_tokens", 0))
-
-
-def has_class_token(model: nn.Module) -> bool:
-    """Whether the first token of the stream is a class token, read by a head or not."""
-    if isinstance(model, Foreign):
-        return model.layout.prefix > 0 and model.layout.class_token
-    there = getattr(getattr(model, "embeds", model), "cls_token", None) is not None
-    return there and prefix_tokens(model) > 0
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
