@@ -165,6 +165,23 @@ def test_two_workers_give_the_same_bits(
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
+def test_several_budgets_are_told_together(
+    flat: tuple[Path, Recipe, dict[str, Any], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where, _, _, single = flat
+    quicken(monkeypatch)
+    record = pipeline.run(recipe(where, where / "images", budget={"macs": [0.8, 0.7]}, baselines=[], out=str(tmp_path)))
+    less, most = record["frontier"][1], record["frontier"][0]
+    assert most["cosine"] > less["cosine"] == pytest.approx(single["result"]["cosine"], abs=1e-6)
+    assert record["result"]["cosine"] == less["cosine"] and "top1" not in less
+    tables.show(record, "run", tmp_path)
+    assert "Every budget's model" in capsys.readouterr().out
+
+
 def test_class_folders_give_a_vote_and_a_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels choose nothing, so the slim model is that of its images alone; the pooled vector is what is read here."""
     quicken(monkeypatch)

@@ -67,17 +67,22 @@ def discover(
             masks.check_t(t, sites)
         how = _how(criterion, t, seed, settings)
         applies(criterion, getattr(how, "tokens", "cls"), model)
-        if families.reads(model) is not None and criterion not in OF_BACKBONES:
-            raise UserError(
-                f"criterion `{criterion}`: needs a classifier; of a backbone take {', '.join(OF_BACKBONES)}"
-            )
-        outputs = 1 if families.reads(model) else classifier.outputs(model)
-        images = door.images_of("discover", model, images)
-        none = torch.zeros(len(images), dtype=torch.int64) if families.reads(model) else labels
-        labels = door.labels_of("discover", images, none, outputs)
+        images, labels = _given(model, images, labels, criterion)
         if row.whole:
             return _whole(row.whole, criterion, model, sites, images, labels, batch, how)
         return _per_image(criterion, model, sites, images, labels, batch, t, how)
+
+
+def _given(model: nn.Module, images: Any, labels: Any, criterion: str) -> tuple[Tensor, Tensor]:
+    """Images and labels, checked; of a backbone, which needs none, all are 0. Raises UserError for what needs a classifier."""
+    if families.reads(model) is None:
+        outputs = classifier.outputs(model)
+        images = door.images_of("discover", model, images)
+        return images, door.labels_of("discover", images, labels, outputs)
+    if criterion not in OF_BACKBONES:
+        raise UserError(f"criterion `{criterion}`: needs a classifier; of a backbone take {', '.join(OF_BACKBONES)}")
+    images = door.images_of("discover", model, images)
+    return images, torch.zeros(len(images), dtype=torch.int64)
 
 
 def _per_image(

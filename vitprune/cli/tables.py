@@ -27,12 +27,8 @@ def as_json(record: Json, verb: str, folder: Path) -> Json:
 def show(record: Json, verb: str, folder: Path) -> None:
     """Tables on standard output, ending with the path of the report (or of the run's folder)."""
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
-    backbone = record.get("backbone")
-    if backbone:
-        console.print(
-            _features("Test split: features beside the dense model's", record["rows"], record["rows"][0]["macs"])
-        )
-        console.print(f"Neighbours: {backbone['index']}", soft_wrap=True, markup=False)
+    if "backbone" in record:
+        _of_backbone(console, record)
     elif "rows" in record:
         honest = [row for row in record["rows"] if row["protocol"] == "honest"]
         console.print(_table("Test split, honest: one model for every image", honest))
@@ -44,14 +40,7 @@ def show(record: Json, verb: str, folder: Path) -> None:
     measured = [line for line in record.get("frontier", []) if "top1" in line]
     if measured:
         console.print(_frontier(measured))
-    lines = [line for line in record.get("frontier", []) if "cosine" in line]
-    if lines:
-        named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
-        console.print(_features("Every budget's model", named, record["rows"][0]["macs"]))
     result = record.get("result")
-    if result and result.get("measured_over_predicted"):
-        told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
-        console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
     if result:
         model = record["model"]
         macs, params = model["macs_slim"] / model["macs_dense"], model["params_slim"] / model["params_dense"]
@@ -93,6 +82,20 @@ def _table(title: str, rows: list[Json]) -> Table:
             f"{first['macs'] / 1e6:.1f} M",
         )
     return table
+
+
+def _of_backbone(console: Console, record: Json) -> None:
+    """Features beside the dense model's, those of every budget, what becomes of an index, and what had been predicted."""
+    rows, result = record["rows"], record["result"]
+    console.print(_features("Test split: features beside the dense model's", rows, rows[0]["macs"]))
+    lines = [line for line in record.get("frontier", []) if "cosine" in line]
+    if lines:
+        named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
+        console.print(_features("Every budget's model", named, rows[0]["macs"]))
+    console.print(f"Neighbours: {record['backbone']['index']}", soft_wrap=True, markup=False)
+    if result["measured_over_predicted"]:
+        told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
+        console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
 
 
 def _features(title: str, rows: list[Json], dense_macs: int) -> Table:

@@ -19,7 +19,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages.order import Stage
 from vitprune.runs.state.run import Run
 
-HEADLINE = ("result", "model", "per_class", "confusions", "latency", "usage", "see")
+HEADLINE = ("result", "model", "backbone", "per_class", "confusions", "latency", "usage", "see")
 
 
 def runs(run: Run) -> Iterator[Run]:
