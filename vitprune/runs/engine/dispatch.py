@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from vitprune.core.errors import UserError
 from vitprune.runs.engine.base import Columns, Job
-from vitprune.runs.engine.parts import Parts
+from vitprune.runs.engine.parts import Parts, gone
 
 TRIES = 3
 AGAIN_SECONDS = 10.0  # until a worker for which there was no place is tried again
@@ -60,7 +60,7 @@ class Board:
 
     def there(self, position: int) -> bool:
         """Whether a part lies whole in the folder; it has come back then."""
-        if not self.parts.job.kept or self.parts.read(position) is None:
+        if not self.parts.job.kept or not self.parts.there(position):
             return False
         self.back[position] = None
         return True
@@ -95,9 +95,10 @@ class Board:
         made = self.back.pop(position)
         if isinstance(made, BaseException):
             raise made
-        made = self.parts.read(position) if made is None else made
         if made is None:
-            raise UserError(f"{self.parts.path(position)}: gone or damaged since it was written; run again")
+            made = self.parts.read(position) if self.parts.job.handed else {}
+        if made is None:
+            raise gone(self.parts.path(position))
         return made
 
 
@@ -132,7 +133,7 @@ class Dispatch:
 
     def _handed(self, board: Board, position: int) -> Columns:
         if board.seen == position and board.parts.job.kept:  # nobody was asked for it yet
-            found = board.parts.read(position)
+            found = board.parts.taken(position)
             if found is not None:
                 board.seen += 1
                 return found

@@ -22,7 +22,7 @@ class Local:
             return
         parts = Parts(folder, job)
         for position in range(len(job.items)):
-            found = parts.read(position)
+            found = parts.taken(position)
             yield parts.compute(position) if found is None else found
 
     def carry(self, make: Callable[[], Any]) -> None:
