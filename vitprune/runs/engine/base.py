@@ -57,6 +57,10 @@ class Executor(Protocol):
         """
         ...
 
+    def start(self) -> None:
+        """Begin the workers now, where they are not wanted before the first job anyway; it is not waited for."""
+        ...
+
     def carry(self, make: Callable[[], Any]) -> Callable[[], Any] | None:
         """For the workers a way to what `make` gives here; None where they make it themselves as well."""
         ...

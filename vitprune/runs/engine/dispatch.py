@@ -39,6 +39,10 @@ class Worker(Protocol):
         """What came back for a part: None where the worker left it in the folder. Raises DiedError, or as the work did."""
         ...
 
+    def start(self) -> None:
+        """Begin the process, if it can be without a part."""
+        ...
+
     def end(self) -> None: ...
 
 
@@ -110,11 +114,14 @@ class Dispatch:
         self.changed = threading.Condition()
         self.boards: list[Board] = []
         self.absent: set[int] = set()  # ranks for which there is no worker now
-        self._crew: list[_Served] = []
+        self._crew: list[Served] = []
 
     def hire(self, rank: int) -> Worker:
         """The worker of a rank, new. Raises NoRoomError."""
         raise NotImplementedError
+
+    def start(self) -> None:
+        """As in `Executor.start`."""
 
     def run(self, job: Job, folder: Path) -> Iterator[Columns]:
         """The parts of `job` in order, as in `Executor.run`."""
@@ -140,7 +147,7 @@ class Dispatch:
         missing = board.missing(position)
         with self.changed:
             board.waiting += missing
-            self._crew = self._crew or [_Served(self, rank) for rank in range(self.workers)]
+            self._crew = self._crew or [Served(self, rank) for rank in range(self.workers)]
             self.changed.notify_all()
             self.changed.wait_for(lambda: position in board.back)
         return board.handed(position)
@@ -178,11 +185,11 @@ class Dispatch:
             one.thread.join()
 
 
-class _Served:
+class Served:
     """A worker and its thread. The thread lives as long as the worker may: Linux ends the worker with it."""
 
-    def __init__(self, dispatch: Dispatch, rank: int) -> None:
-        self.dispatch, self.rank, self.stopped = dispatch, rank, False
+    def __init__(self, dispatch: Dispatch, rank: int, early: bool = False) -> None:
+        self.dispatch, self.rank, self.stopped, self.early = dispatch, rank, False, early
         self.worker: Worker | None = None
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -197,6 +204,8 @@ class _Served:
 
     def _serve(self) -> None:
         dispatch = self.dispatch
+        if self.early and not isinstance(begun := self._hired(), BaseException):
+            begun.start()
         while True:
             with dispatch.changed:
                 dispatch.changed.wait_for(lambda: self.stopped or dispatch.task(self.rank) is not None)

@@ -25,6 +25,9 @@ class Local:
             found = parts.taken(position)
             yield parts.compute(position) if found is None else found
 
+    def start(self) -> None:
+        """There is nothing to begin."""
+
     def carry(self, make: Callable[[], Any]) -> None:
         """Nothing is sent anywhere."""
 

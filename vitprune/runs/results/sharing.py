@@ -66,6 +66,9 @@ class Share:
                 self.found += 1
         raise OthersError
 
+    def start(self) -> None:
+        """There is nothing to begin."""
+
     def carry(self, make: Callable[[], Any]) -> None:
         """Nothing is sent anywhere."""
 
