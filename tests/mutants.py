@@ -110,8 +110,8 @@ MUTANTS = (
            "outside = np.setdiff1d(np.arange(len(run.source.names)), run.split.probe)",
            "outside = np.zeros(0, np.int64)", READS),
     Mutant("a later round reads the test split", "runs/stages/prune.py",
-           "inner = run.inside(folder, made, model=slim)", "inner = run.inside(folder, made, model=slim, split={**run.split_record, "
-           '"probe": run.split_record["probe"] + run.split_record["test"], "test": []})', READS),
+           "inner = run.inside(folder, recipe, model=slim,", "inner = run.inside(folder, recipe, model=slim, split={**run.split_record, "
+           '"probe": run.split_record["probe"] + run.split_record["test"], "test": []},', READS),
     Mutant("groups by similarity read the test split", "runs/grouping.py", "record = run.split_record\n",
            'record = run.split_record | {"probe": run.split_record["probe"] + run.split_record["test"], '
            '"test": []}\n', READS),

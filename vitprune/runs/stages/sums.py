@@ -8,6 +8,7 @@ part holds those of all sites. The sums of the sites take the place of the parts
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitprune.core import least_squares
+from vitprune.core import least_squares, memory
 from vitprune.core.least_squares import Sums, of_site
 from vitprune.core.reading import Json
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.signatures import Summed
+from vitprune.criteria.statistics import held
 from vitprune.model.sites.attention import attention_sites
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import Parts, gone
@@ -35,6 +37,7 @@ from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 BYTES = 1 << 32  # of the parts of one sum, about
+LARGE = 1 << 28  # bytes of sums beside which a pass gives back what it needed
 FFN, ATTENTION = "ffn", "attention"
 SITES = "sites"
 FEWEST = 4  # parts after the first, however large they are
@@ -161,7 +164,8 @@ def _work(run: Run, asked: Asked, first: Sums | None, item: Sequence[int]) -> Co
 
     classes = np.unique(run.images.labels[asked.index]).tolist()
     model, of = run.loaded.model, asked.summed.sums
-    with precise.passes(run):
+    large = held.sums(asked.criterion, model, run.sites, asked.attention) >= LARGE
+    with precise.passes(run), memory.returned() if large else contextlib.nullcontext():
         return _columns(of(model, run.sites, batches, classes=classes, how=asked.how, first=first))
 
 
