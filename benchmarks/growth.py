@@ -37,8 +37,8 @@ PROBE = 0.75
 
 def sizes(quick: bool) -> dict[str, list[tuple[int, int, int]]]:
     """By axis: classes, images and units of every measurement, the axis's own growing."""
-    images = 240 if quick else 480
-    at_once = 400 if quick else 4000
+    images = 200 if quick else 480
+    at_once = 800 if quick else 4000  # in the quick one those of the images axis: one measurement less
     return {
         "images": [(10, images * times, UNITS) for times in ((1, 4) if quick else (1, 4, 16))],
         "classes": [(classes, at_once, UNITS) for classes in ((10, 100) if quick else (10, 100, 1000))],

@@ -52,6 +52,8 @@ class _Mode(TorchFunctionMode):
         args, kwargs = self.plain(args), self.plain(kwargs)
         with torch._C.DisableTorchFunction():
             made = func(*args, **kwargs)
+            if name == "to" and made is args[0] and not there and not made.requires_grad:
+                made = made.detach()  # what is on the processor stays there beside its copy
         if name in HOST or (name == "__get__" and not isinstance(made, Tensor)):
             return made
         return tree_map(lambda x: self.laid(x, lands), made)

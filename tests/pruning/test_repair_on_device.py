@@ -31,8 +31,6 @@ def test_a_repair_on_a_device_has_the_processors_bits(
     how: Recovery,
     kind: str,
 ) -> None:
-    if kind == "mps" and how == "layerwise+head":
-        pytest.skip("fits of layers are still in float64 on the device")
     monkeypatch.setattr(memory, "free", lambda _: 1 << 34)
 
     def made(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

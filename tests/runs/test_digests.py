@@ -107,7 +107,8 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.latency", "whole.size_mb",
-    "whole.loss_points", "prune", "attention_dims", "export.budget", "see", "data.attributes",
+    "whole.loss_points", "prune", "attention_dims", "export.budget", "see", "data.attributes", "engine", "workers",
+    "address",
 }  # fmt: skip
 
 

@@ -157,4 +157,4 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
 )
 def test_a_crew_that_does_not_go_together(given: tuple[Any, ...], line: str) -> None:
     with pytest.raises(UserError, match=f"^{line}"):
-        Crew(*given)
+        Crew.of(Crew(*given), Recipe(name="x"))

@@ -51,11 +51,12 @@ def test_shares_together_are_the_whole(
 
 @pytest.mark.slow
 def test_shares_work_at_the_same_time(setting: dict[str, Any], tmp_path: Path) -> None:
-    """The first makes the split, the others wait for it."""
+    """The first makes the split, the others wait for it. The time is one in which nobody waits for ever, on a machine where
+    many others are at work; it says nothing of speed."""
     path = write_recipe(tmp_path / "r.yaml", setting | {"baselines": []})
     command = [sys.executable, "-W", "ignore", "-m", "vitprune", "discover", str(path), "--device", "cpu", "--shard"]
     started = [subprocess.Popen([*command, f"{i}/3"], stdout=subprocess.PIPE, text=True) for i in range(3)]
-    said = [one.communicate(timeout=300)[0] for one in started]
+    said = [one.communicate(timeout=900)[0] for one in started]
     assert [one.returncode for one in started] == [0] * 3
     assert all(out.startswith(f"Share {i}/3: ") for i, out in enumerate(said))
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from small import image_folder, model_folder, recipe_dict
 
+from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.scores import Scores
@@ -84,7 +85,8 @@ def test_parts_of_a_stopped_sum_are_taken(setting: dict[str, Any], monkeypatch: 
     again = sums.total(run, asked, "")
     assert len(made) == 2 + 1 + len(range(8, len(run.split.probe), 4))
     assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
-    assert len(list((run.folder.stage_folder("moments") / "parts").rglob("*.safetensors"))) == 1
+    left = [path.parent.name for path in (run.folder.stage_folder("moments") / "parts").rglob("*.safetensors")]
+    assert left == [sums.SITES] * len(run.sites)
 
 
 @pytest.mark.parametrize("name", [name for name in SUMMED if CRITERIA[name].attention])
@@ -99,13 +101,15 @@ def test_a_site_needs_no_more_than_its_own_sums(
     assert row.summed is not None and row.attention is not None
     asked = Asked("discover", name, row.settings(), run.split.probe, 4, attention=True)
     found, read = sums.total(run, asked, ""), list[set[str]]()
-    one_site = curves.of_site
+    one_site = sums.Totals.of
 
-    def seen(*args: Any) -> dict[str, str]:
-        read.append(set(one_site(*args).values()))
-        return one_site(*args)
+    def seen(totals: sums.Totals, *site: Any) -> Any:
+        own = one_site(totals, *site)
+        read.append(set(sums.of_site(found, site[1], site[0] == sums.ATTENTION).values()))
+        assert own.keys() == sums.of_site(found, site[1], site[0] == sums.ATTENTION).keys()
+        return own
 
-    monkeypatch.setattr(curves, "of_site", seen)
+    monkeypatch.setattr(sums.Totals, "of", seen)
     ffns, attentions = curves.of_sites(run, asked, "")
     assert len(read) == len(run.sites) + len(attentions) == 4
     assert set.union(*read) == set(found) and sum(map(len, read)) == len(found)
@@ -124,3 +128,42 @@ def test_large_sums_have_few_parts() -> None:
     few = sums.items(8, 808, 8, sums.BYTES)
     assert [stop for _, stop in few[:-1]] == [start for start, _ in few[1:]] and few[-1][1] == 808
     assert len(few) == sums.FEWEST and all((stop - start) % 8 == 0 for start, stop in few)
+
+
+@pytest.mark.parametrize("name", ["fisher-obs", "obs"])
+def test_parts_added_up_on_disk_are_the_sums_of_one_pass(
+    setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """To the bit, of FFNs and attentions; and nobody but who makes a part ever has the sums of two sites in memory."""
+    run = Run.join(Recipe.model_validate(setting), "cpu", Reporter(quiet=True))
+    pipeline.run(run.recipe, "split", device="cpu")
+    asked = Asked("discover", name, CRITERIA[name].settings(), run.split.probe, 4, attention=True)
+    tensors, seen = sums._columns, list[set[str]]()
+
+    def kept(found: sums.Sums) -> Any:
+        seen.append({word for key in found for word in key.split(".") if word.isdigit()})
+        return tensors(found)
+
+    monkeypatch.setattr(sums, "_columns", kept)
+    totals = sums.totals(run, asked, "")
+    parts, sites = len(run.split.probe) // 4 + 1, len(totals.sites)
+    assert [len(one) for one in seen] == [len(run.sites)] * parts + [1] * sites
+    found = totals.all()
+
+    def batches() -> Any:
+        return run.images.batches(asked.index, 4)
+
+    classes = sorted(set(run.images.labels[asked.index].tolist()))
+    once = asked.summed.sums(run.loaded.model, run.sites, batches, classes=classes, how=asked.how, first=None)
+    assert once.keys() == found.keys() and all(torch.equal(once[key], found[key]) for key in once)
+
+
+def test_a_part_that_has_gone_is_one_line(setting: dict[str, Any]) -> None:
+    run = Run.join(Recipe.model_validate(setting), "cpu", Reporter(quiet=True))
+    pipeline.run(run.recipe, "split", device="cpu")
+    totals = sums.totals(run, Asked("moments", "obs", CRITERIA["obs"].settings(), run.split.probe, 4), "")
+    totals.parts.path(1).unlink()
+    with pytest.raises(UserError, match="gone or damaged since it was written; run again"):
+        totals.of(sums.FFN, 1)
+    with pytest.raises(UserError, match="gone or damaged"):
+        sums._added([totals.parts.path(0), totals.parts.path(1)], [sums.FFN, 0])

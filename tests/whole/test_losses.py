@@ -89,9 +89,9 @@ class Reads:
             self.asked.add(int(i))
             return image(source, i)
 
-        def of_part(run: Run, group: str | None, share: float, item: list[Any]) -> Any:
-            self.parts.append((share, item[1], set(), set()))
-            return part(run, group, share, item)
+        def of_part(run: Run, group: str | None, item: list[Any]) -> Any:
+            self.parts.append((item[0], item[1], set(), set()))
+            return part(run, group, item)
 
         def judged(predict: Any, images: Any, index: np.ndarray, batch: int) -> Any:
             learnt, self.asked = self.asked, set()
@@ -202,7 +202,7 @@ def test_a_fold_is_a_run_of_its_own(content: Made, watched: tuple[Path, Made, Re
     rows = go(content, tmp_path / "out", "evaluate", data=given, budget={"macs": share})["rows"]
     for name, at, repair in (("dense", 1.0, "none"), ("fisher-obs", share, "layerwise+head")):
         row = next(r for r in rows if (r["criterion"], r["recovery"]) == (name, repair))
-        hits = loss_search._part(run, None, at, [at, 1])["hits"]
+        hits = loss_search._part(run, None, [at, 1])["hits"]
         assert (int(hits.sum()), len(hits)) == (round(row["top1"] * row["n"]), row["n"])
 
 
@@ -214,9 +214,9 @@ def test_nothing_within_it_takes_the_nearest_to_dense_and_says_so(
     shutil.copytree(root.parent, tmp_path / "out")
     asked, part = [], loss_search._part
 
-    def noted(run: Run, group: str | None, share: float, item: list[Any]) -> Any:
-        asked.append(share)
-        return part(run, group, share, item)
+    def noted(run: Run, group: str | None, item: list[Any]) -> Any:
+        asked.append(item[0])
+        return part(run, group, item)
 
     monkeypatch.setattr(loss_search, "_part", noted)
     other = go(content, tmp_path / "out", budget={"loss_points": 0.0})
@@ -238,15 +238,15 @@ def test_a_search_that_was_stopped_goes_on(
     root, made, _, _ = watched
     part, done = loss_search._part, list[Any]()
 
-    def stops(run: Run, group: str | None, share: float, item: list[Any]) -> Any:
+    def stops(run: Run, group: str | None, item: list[Any]) -> Any:
         if len(done) == 7:
             raise KeyboardInterrupt
         done.append(item)
-        return part(run, group, share, item)
+        return part(run, group, item)
 
-    def noted(run: Run, group: str | None, share: float, item: list[Any]) -> Any:
+    def noted(run: Run, group: str | None, item: list[Any]) -> Any:
         again.append(item)
-        return part(run, group, share, item)
+        return part(run, group, item)
 
     monkeypatch.setattr(loss_search, "_part", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -301,19 +301,29 @@ def test_every_class_set_has_a_search_of_its_own_on_its_own_images(
 
 @pytest.mark.parametrize("right", range(9))
 def test_the_smallest_within_is_found(right: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it is among the shares; everything larger that was tried is within too."""
+    """Wherever it is among the shares; everything larger that was tried is within too. With many workers more is tried at
+    once, and nothing else is told."""
     shares = tuple(1 - (k + 1) / 10 for k in range(8))
     n = 1000
 
-    def hits(run: Any, group: Any, about: Any, share: float) -> np.ndarray:
-        found = np.ones(n, bool)
-        found[: 0 if share == 1 else 10 + 10 * (shares.index(share) >= right)] = False
-        return found
+    jobs: list[list[float]] = []
+
+    def hits(run: Any, group: Any, about: Any, asked: list[float]) -> list[np.ndarray]:
+        jobs.append(asked)
+        lost = [0 if share == 1 else 10 + 10 * (shares.index(share) >= right) for share in asked]
+        return [np.arange(n) >= count for count in lost]
 
     monkeypatch.setattr(loss_search, "_allowed", lambda *_: shares)
     monkeypatch.setattr(loss_search, "_hits", hits)
-    run: Any = SimpleNamespace(recipe=SimpleNamespace(whole=Whole(loss_points=2.0)), reporter=Reporter(quiet=True))
+    budget = SimpleNamespace(whole=Whole(loss_points=2.0))
+    run: Any = SimpleNamespace(recipe=budget, reporter=Reporter(quiet=True), workers=1)
     found = loss_search._searched(run, None, [0], {})
+    assert [len(job) for job in jobs] == [1] * (1 + len(found["tried"]))
+    for workers, most in ((9, 5), (15, 3), (35, 3)):
+        jobs.clear()
+        run.workers = workers
+        assert loss_search._searched(run, None, [0], {}) == found and len(jobs) <= most
+        assert all(len(job) <= max(1, workers // loss_search.FOLDS) and len(set(job)) == len(job) for job in jobs)
     assert (found["macs"], found["within"]) == (shares[max(0, right - 1)], right > 0)
     assert all(one["within"] == (one["macs"] > shares[right] if right < 8 else True) for one in found["tried"])
     assert len(found["tried"]) <= 4

@@ -11,8 +11,16 @@ RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, o
 Out = Annotated[Path | None, typer.Option("--out", help="folder for results instead of the recipe's `out`")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="processes that share the heavy work")]
-Engine = Annotated[str, typer.Option("--engine", help="who computes: local (this machine's processes) or ray")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="processes that share the heavy work; else as the recipe says, or 1"),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", help="who computes: local (this machine's processes) or ray; else as the recipe says, or local"
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option("--address", help="of the Ray cluster: ray://host:10001, host:6379 or auto; without it a local one"),

@@ -19,8 +19,8 @@ def plan(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     cost: CostOnly = False,
 ) -> None:

@@ -23,8 +23,8 @@ def run(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -39,8 +39,8 @@ def discover(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -48,7 +48,7 @@ def discover(
 ) -> None:
     """Up to the neuron paths and scores of the probe split."""
     if shard is not None:
-        if workers > 1 or engine != "local":
+        if (workers or 1) > 1 or engine not in (None, "local"):
             raise UserError(
                 "--shard: a share is one process's; ask for more shares in the place of --workers or --engine"
             )
@@ -63,8 +63,8 @@ def prune(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -79,8 +79,8 @@ def evaluate(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -95,8 +95,8 @@ def export(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -111,8 +111,8 @@ def compare(
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
-    workers: Workers = 1,
-    engine: Engine = "local",
+    workers: Workers = None,
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -143,9 +143,9 @@ def paper(
     recipe: RecipeArg,
     out: Out = None,
     device: Device = "auto",
-    workers: Workers = 1,
+    workers: Workers = None,
     as_json: AsJson = False,
-    engine: Engine = "local",
+    engine: Engine = None,
     address: Address = None,
     max_hours: MaxHours = None,
     yes: Yes = False,
@@ -174,7 +174,7 @@ def paper(
 
 def _verb(
     verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool,
-    crew: tuple[int, str, str | None], allowed: tuple[float | None, bool],
+    crew: tuple[int | None, str | None, str | None], allowed: tuple[float | None, bool],
 ) -> None:  # fmt: skip
     """`crew`: how many workers, of which engine, where; `allowed`: hours without a question, and whether the answer is yes."""
     loaded, reporter = opened(recipe, out)

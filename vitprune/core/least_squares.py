@@ -65,7 +65,7 @@ class SecondMoments:
     def around(self, origin: tuple[Tensor, Tensor]) -> SecondMoments:
         """The same sums around another origin; itself where it is this one."""
         assert self.origin is not None
-        h, t = (old.double() - new.double() for old, new in zip(self.origin, origin, strict=True))
+        h, t = (widened(old) - widened(new) for old, new in zip(self.origin, origin, strict=True))
         if not bool(h.any()) and not bool(t.any()):
             return self
         made, n = SecondMoments(), self.rows
@@ -90,7 +90,8 @@ class SecondMoments:
     @classmethod
     def of(cls, sums: Sums, name: str, device: torch.device) -> SecondMoments:
         """The moments whose `sums` these are."""
-        own = {key: sums[f"{name}.{key}"].to(device) for key in ("inputs", "targets", "gram", "cross", "square")}
+        places = {"inputs": device, "targets": device} | dict.fromkeys(("gram", "cross", "square"), wide(device))
+        own = {key: sums[f"{name}.{key}"].to(place) for key, place in places.items()}
         made = cls()
         made.rows, made.origin = int(sums[f"{name}.rows"]), (own["inputs"], own["targets"])
         made.gram, made.cross, made.square = own["gram"], own["cross"], own["square"]

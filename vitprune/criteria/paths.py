@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor
@@ -39,20 +40,20 @@ class Gathered:
         """One batch: `scores` per block [B, n], `labels` [B], `index` [B] positions in the image source; t = 0: no paths."""
         label = labels.cpu().numpy().astype(np.int64)
         classes, row = np.unique(label, return_inverse=True)
-        units, best, counts, sums = [], [], [], []
-        for block in scores:
-            top = block.topk(t, 1)
-            unit = top.indices.cpu().numpy().astype(np.int32)
-            units.append(unit)
-            best.append(top.values.float().cpu().numpy())
+        tops = [block.topk(t, 1) for block in scores]  # one transfer of each kind for all blocks
+        units = torch.stack([top.indices for top in tops], 1).cpu().numpy().astype(np.int32)
+        best = torch.stack([top.values for top in tops], 1).float().cpu().numpy()
+        of_blocks = torch.cat(scores, 1).cpu().double().split([block.shape[1] for block in scores], 1)
+        counts, sums = [], []
+        for i, block in enumerate(of_blocks):
             count = np.zeros((len(classes), block.shape[1]), smallest(np.array([len(label)])))
-            np.add.at(count, (row[:, None], unit), 1)
+            np.add.at(count, (row[:, None], units[:, i]), 1)
             total = np.zeros(count.shape)
-            for r, score in zip(row, block.double().cpu().numpy(), strict=True):
+            for r, score in zip(row, block.numpy(), strict=True):
                 total[r] += score
             counts.append(count)
             sums.append(total)
-        columns = PathSet(np.asarray(index, np.int64), label, np.stack(units, 1), np.stack(best, 1))
+        columns = PathSet(np.asarray(index, np.int64), label, units, best)
         return cls(classes, counts, sums, np.bincount(row), columns)
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import binomtest
 
 if TYPE_CHECKING:  # recipes are read, and checked, without either
     import numpy as np
@@ -64,6 +63,8 @@ def interval(hit: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of `right` out of `n`: never a single point, never outside 0 to 1."""
+    from scipy.stats import binomtest  # large, and not before it is wanted
+
     found = binomtest(right, n).proportion_ci(method="wilson")
     return float(found.low) if right else 0.0, float(found.high) if right < n else 1.0
 
@@ -100,7 +101,11 @@ def _closed(logits: np.ndarray, head: Sequence[int] | None) -> np.ndarray:
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     """Exact two-sided McNemar test: the p-value of as lopsided a split of the images that only one of the two got right."""
     only, not_only = int((one & ~other).sum()), int((other & ~one).sum())
-    return 1.0 if only + not_only == 0 else float(binomtest(only, only + not_only).pvalue)
+    if only + not_only == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only, only + not_only).pvalue)
 
 
 @dataclass(frozen=True, slots=True)

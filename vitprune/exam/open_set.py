@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 SURE = 0.95  # share of the group's own images that are let in
 
@@ -13,6 +12,8 @@ def open_set(inside: np.ndarray, outside: np.ndarray) -> tuple[float | None, flo
     threshold that lets in 95 % of the classes' own. None without either kind."""
     if not len(inside) or not len(outside):
         return None, None
+    from scipy.stats import rankdata  # large, and not before it is wanted
+
     ranks = rankdata(np.concatenate([inside, outside]))[: len(inside)]
     auroc = (ranks.sum() - len(inside) * (len(inside) + 1) / 2) / (len(inside) * len(outside))
     threshold = np.sort(inside)[int(np.floor((1 - SURE) * len(inside)))]

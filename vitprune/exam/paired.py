@@ -7,8 +7,6 @@ is never a single point: without a differing image among n it is z² / (n + z²)
 
 from __future__ import annotations
 
-from scipy.stats import norm
-
 ONE_SIDED = 0.95
 HALVINGS = 60
 
@@ -16,6 +14,8 @@ HALVINGS = 60
 def upper(lost: int, gained: int, n: int, level: float = ONE_SIDED) -> float:
     """The largest loss of a share right that goes with `lost` and `gained` among n images: those that only the first model
     gets right, and those that only the second does."""
+    from scipy.stats import norm  # large, and not before it is wanted
+
     z = float(norm.ppf(level))
     low, high = (lost - gained) / n, 1.0
     for _ in range(HALVINGS):

@@ -125,6 +125,22 @@ class Recipe(Part):
     paper: Paper | None = Field(None, description="which of the paper's tables `vitprune paper` makes")
     export: Export = Field(default_factory=lambda: Export(), description="what is written for deployment")
     see: See | None = Field(None, description="what the report shows of units, removed and kept; without it nothing")
+    engine: Literal["local", "ray"] | None = Field(
+        None,
+        exclude=True,
+        description="who computes, unless `--engine` says it: processes of this machine (local) or a Ray cluster",
+    )
+    workers: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None,
+        exclude=True,
+        description="how many of them share the heavy work, unless `--workers` says it; without it one",
+    )
+    address: str | None = Field(
+        None,
+        exclude=True,
+        min_length=1,
+        description="of the Ray cluster, unless `--address` says it; without it a local one",
+    )
     out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
     _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
 
@@ -301,6 +317,12 @@ class Recipe(Part):
     def auto_is_for_one_class_set(self) -> Recipe:
         if self.criterion.name == "auto" and (self.groups or self.clusters):
             raise ValueError("`criterion: auto` goes with one class set: use `classes`, or one recipe per group")
+        return self
+
+    @model_validator(mode="after")
+    def an_address_of_ray(self) -> Recipe:
+        if self.address is not None and self.engine != "ray":
+            raise ValueError("`address` is of a Ray cluster: add `engine: ray`")
         return self
 
     @model_validator(mode="after")

@@ -52,6 +52,8 @@ def run(
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
         if before is not None:
             before(run)
+        if not all(map(run.folder.record, UP_TO[verb])):
+            run.executor.start()  # meanwhile this process reads
         inputs, done = advance(run, verb, force)
         if run.recipe.frontier:
             return _frontier(run, verb, inputs, done, command, force)

@@ -17,7 +17,6 @@ from vitprune.model.sites.ffn import FfnSite
 
 DOUBLE, SINGLE = 8, 4
 WITH_GRADIENTS = "fisher"  # begins the names of sums that have second moments of gradients too
-ON_THE_HOST = 2  # times the sums that the machine holds: those so far, and those of the next part
 
 
 def sums(criterion: str, model: nn.Module, ffns: Sequence[FfnSite], attention: bool = False) -> int:
@@ -49,8 +48,8 @@ def _outputs(model: nn.Module, path: str) -> int:
 
 
 def require(criterion: str, model: nn.Module, attention: bool = False) -> None:
-    """Raises UserError where the sums, the model and a single image cannot be in memory together, on the model's device or, as
-    their parts are added up there, on the machine itself; it says the figures. What others use now is not counted."""
+    """Raises UserError where the sums, the model and a single image cannot be in memory together on the model's device, or the
+    sums on the machine itself, which leaves them on disk; it says the figures. What others use now is not counted."""
     ffns = families.ffn_sites(model)
     held, device = sums(criterion, model, ffns, attention), device_of(model)
     if not held:
@@ -61,12 +60,10 @@ def require(criterion: str, model: nn.Module, attention: bool = False) -> None:
     lacks = held + beside > whole
     if not lacks:
         machine = memory.whole(None)
-        needs = ON_THE_HOST * held + (beside if device.type == "cpu" else 0)
-        if needs <= machine:
+        if held <= machine:
             return
         raise UserError(
-            f"criterion `{criterion}`: its sums take {_gb(held)}, twice while they are added up, and this machine has "
-            f"{_gb(machine)} of memory; {_OTHER}"
+            f"criterion `{criterion}`: its sums take {_gb(held)}, and this machine has {_gb(machine)} of memory; {_OTHER}"
         )
     way = "" if device.type == "cpu" else ", or --device cpu"
     raise UserError(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, widened
 from vitprune.core.errors import UserError
 from vitprune.model import classifier
 from vitprune.model.inside import hooks, pieces
@@ -48,11 +48,12 @@ def refit(
         raise UserError(f"recovery: {why}; take layerwise without head")
     layer, read, logits = classifier.layers_of(slim)[0], list[Tensor](), list[Tensor]()
     for features, of_dense in told(slim, dense, batches) if seen is None else seen:
-        read.append(features.double())
-        logits.append(of_dense.double())
-    weight, bias = fitted(torch.cat(read), torch.cat(logits).softmax(-1), layer.weight.double(), layer.bias.double())
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+        read.append(widened(features))
+        logits.append(widened(of_dense))
+    start = widened(layer.weight), widened(layer.bias)
+    weight, bias = fitted(torch.cat(read), torch.cat(logits).softmax(-1), *start)
+    layer.weight.copy_(weight.to(layer.weight.dtype))
+    layer.bias.copy_(bias.to(layer.bias.dtype))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vitprune.core.device import wide, widened
 from vitprune.core.errors import UserError
 from vitprune.core.least_squares import fit
 from vitprune.model.inside.blockwise import Halves
@@ -143,20 +144,27 @@ def _centre(left: Any, seen: Seen, scale: Tensor | None) -> None:
     gamma = _gamma(left.bias, scale)
     live = gamma != 0
     shift = (seen.train + seen.held_out).shift(left.bias.new_zeros(len(left.bias), 1))
-    left.bias[live] = (shift[live] / gamma[live]).to(left.bias)
+    left.bias[live.to(left.bias.device)] = _narrowed(shift[live] / gamma[live], left.bias)
 
 
 def _refit(layer: nn.Linear, seen: Seen, scale: Tensor | None, ridge: float | None) -> None:
     """`layer` by ridge regression; its output times `scale` [D] is what the targets are of."""
     gamma = _gamma(layer.weight, scale)
-    weight, bias = fit(seen.train, seen.held_out, gamma[:, None] * layer.weight.double(), ridge)
+    weight, bias = fit(seen.train, seen.held_out, gamma[:, None] * widened(layer.weight), ridge)
     live = gamma != 0  # what LayerScale closes is left as it was
-    layer.weight[live] = (weight[live] / gamma[live, None]).to(layer.weight)
+    there = live.to(layer.weight.device)
+    layer.weight[there] = _narrowed(weight[live] / gamma[live, None], layer.weight)
     if layer.bias is not None:
-        layer.bias[live] = (bias[live] / gamma[live]).to(layer.bias)
+        layer.bias[there] = _narrowed(bias[live] / gamma[live], layer.bias)
+
+
+def _narrowed(solved: Tensor, like: Tensor) -> Tensor:
+    """What was solved in float64, as a layer has it; a device without float64 is given no such tensor."""
+    return solved.to(like.dtype).to(like.device)
 
 
 def _gamma(written: Tensor, scale: Tensor | None) -> Tensor:
     """The scale of what is written [D] as numbers, 1 where there is none."""
-    gamma = torch.ones(len(written), dtype=torch.float64) if scale is None else scale.double()
-    return gamma.to(written.device)
+    if scale is None:
+        return torch.ones(len(written), dtype=torch.float64, device=wide(written.device))
+    return widened(scale)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitprune.core.device import device_of
+from vitprune.core.device import device_of, widened
 from vitprune.core.errors import UserError
 from vitprune.core.least_squares import SecondMoments, Sums
 from vitprune.model import tokens
@@ -230,7 +230,7 @@ class Walk:
 
 
 def _mean(rows: Tensor) -> Tensor:
-    return rows.reshape(-1, rows.shape[-1]).double().mean(0).to(rows)
+    return widened(rows.reshape(-1, rows.shape[-1])).mean(0).to(rows.dtype).to(rows.device)
 
 
 def _refittable(model: Halves, i: int, name: str) -> bool:

@@ -67,8 +67,8 @@ def curves_bytes(shape: Shape, attention: bool) -> int:
 
 
 def scores_bytes(shape: Shape, classes: int, images: int, t: int) -> int:
-    """Bytes of the scores of single images at one t: counts and sums of every class, and every image's path."""
-    return sum(16 * classes * layer.units for layer in shape.ffns) + images * len(shape.ffns) * t * 8
+    """Bytes of the scores of single images at one t: counts (2 bytes) and means (4) of every class, every image's path."""
+    return sum(6 * classes * layer.units for layer in shape.ffns) + images * len(shape.ffns) * t * 8
 
 
 def streams_bytes(shape: Shape, images: int) -> int:

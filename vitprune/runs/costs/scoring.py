@@ -40,14 +40,14 @@ def discover(o: Outline, of: Sequence[Set] | None = None) -> Stage:
         works.append(o.work(found.criterion, _scoring(o, found, images), parts, found.name(found.ts[0])))
         classes = len(o.images.union.per_class)
         disk += sum(formulas.scores_bytes(o.shape, classes, images, t) for t in found.ts) / MB
-    memory = o.pass_mb + o.cache_mb
+    memory, most = o.pass_mb + o.cache_mb, 0.0
     for name in names_of(o.recipe):
         if CRITERIA[name].whole:
             works += _whole(o, name, sets)
-            summed = 2 * formulas.sums_bytes(o.shape, _attention(o, name), "gradients" in CRITERIA[name].needs) / MB
-            memory = max(memory, o.pass_mb + o.cache_mb + (summed if CRITERIA[name].summed else 0.0))
+            summed = o.workers * _sums_mb(o, name)
+            memory, most = max(memory, o.pass_mb + o.cache_mb + summed), max(most, _sums_mb(o, name))
             disk += formulas.curves_bytes(o.shape, _attention(o, name)) * len(sets) / MB
-    return Stage(tuple(_once(works)), memory, disk + _parts_mb(o, memory - o.pass_mb - o.cache_mb))
+    return Stage(tuple(_once(works)), memory, disk + _parts_mb(o, most))
 
 
 def names_of(recipe: Recipe) -> list[str]:
@@ -59,6 +59,13 @@ def names_of(recipe: Recipe) -> list[str]:
 
 def _attention(o: Outline, name: str) -> bool:
     return o.recipe.prunes_attention and CRITERIA[name].attention is not None
+
+
+def _sums_mb(o: Outline, name: str) -> float:
+    """Megabytes of a criterion's sums of all sites, as each worker has them that makes a part of them."""
+    if not CRITERIA[name].summed:
+        return 0.0
+    return formulas.sums_bytes(o.shape, _attention(o, name), "gradients" in CRITERIA[name].needs) / MB
 
 
 def _scoring(o: Outline, found: Discovery, images: int) -> float:
@@ -111,9 +118,8 @@ def _once(works: Sequence[Work]) -> Iterator[Work]:
         seen.add(work.name)
 
 
-def _parts_mb(o: Outline, sums_mb: float) -> float:
-    """Megabytes that the parts of one sum take until they are added up."""
-    one = sums_mb / 2
+def _parts_mb(o: Outline, one: float) -> float:
+    """Megabytes that the parts of sums take until they are added up, each as large as they."""
     count = math.ceil(o.images.union.first(o.recipe.criterion.probe_per_class) / o.batch)
     return one * min(count, max(sums.FEWEST, sums.BYTES / MB / one)) if one else 0.0
 
@@ -128,7 +134,7 @@ def moments(o: Outline) -> Stage:
         for one in o.images.sets_and_union
     ]
     size = formulas.sums_bytes(o.shape, False, False) / MB
-    return Stage(tuple(works), 2 * size + o.pass_mb, size * len(o.images.sets_and_union))
+    return Stage(tuple(works), o.workers * size + o.pass_mb, size * len(o.images.sets_and_union))
 
 
 def choosing(o: Outline) -> Stage:

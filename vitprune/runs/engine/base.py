@@ -27,7 +27,8 @@ class Job:
 
     `pinned`: the part at a position always goes to the same worker, which may hold in memory what it made for an earlier
     job's part at that position; it must be able to make it again. `kept` False: parts are handed over and not left in a
-    folder, for what is large and soon of no use.
+    folder, for what is large and soon of no use. `handed` False: parts that are kept are read where they lie, one column
+    after the other, and handed over empty.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     about: Any
     pinned: bool = False
     kept: bool = True
+    handed: bool = True
 
     def key(self, position: int) -> str:
         """Digest of what the part at `position` depends on."""
@@ -53,6 +55,10 @@ class Executor(Protocol):
 
         Raises UserError, whoever met the user's mistake, and for a part whose worker died three times.
         """
+        ...
+
+    def start(self) -> None:
+        """Begin the workers now, where they are not wanted before the first job anyway; it is not waited for."""
         ...
 
     def carry(self, make: Callable[[], Any]) -> Callable[[], Any] | None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from vitprune.core.errors import UserError
 from vitprune.runs.engine.base import Columns, Job
-from vitprune.runs.engine.parts import Parts
+from vitprune.runs.engine.parts import Parts, gone
 
 TRIES = 3
 AGAIN_SECONDS = 10.0  # until a worker for which there was no place is tried again
@@ -37,6 +37,10 @@ class Worker(Protocol):
 
     def part(self, parts: Parts, position: int) -> Columns | None:
         """What came back for a part: None where the worker left it in the folder. Raises DiedError, or as the work did."""
+        ...
+
+    def start(self) -> None:
+        """Begin the process, if it can be without a part."""
         ...
 
     def end(self) -> None: ...
@@ -60,7 +64,7 @@ class Board:
 
     def there(self, position: int) -> bool:
         """Whether a part lies whole in the folder; it has come back then."""
-        if not self.parts.job.kept or self.parts.read(position) is None:
+        if not self.parts.job.kept or not self.parts.there(position):
             return False
         self.back[position] = None
         return True
@@ -95,9 +99,10 @@ class Board:
         made = self.back.pop(position)
         if isinstance(made, BaseException):
             raise made
-        made = self.parts.read(position) if made is None else made
         if made is None:
-            raise UserError(f"{self.parts.path(position)}: gone or damaged since it was written; run again")
+            made = self.parts.read(position) if self.parts.job.handed else {}
+        if made is None:
+            raise gone(self.parts.path(position))
         return made
 
 
@@ -109,11 +114,14 @@ class Dispatch:
         self.changed = threading.Condition()
         self.boards: list[Board] = []
         self.absent: set[int] = set()  # ranks for which there is no worker now
-        self._crew: list[_Served] = []
+        self._crew: list[Served] = []
 
     def hire(self, rank: int) -> Worker:
         """The worker of a rank, new. Raises NoRoomError."""
         raise NotImplementedError
+
+    def start(self) -> None:
+        """As in `Executor.start`."""
 
     def run(self, job: Job, folder: Path) -> Iterator[Columns]:
         """The parts of `job` in order, as in `Executor.run`."""
@@ -132,14 +140,14 @@ class Dispatch:
 
     def _handed(self, board: Board, position: int) -> Columns:
         if board.seen == position and board.parts.job.kept:  # nobody was asked for it yet
-            found = board.parts.read(position)
+            found = board.parts.taken(position)
             if found is not None:
                 board.seen += 1
                 return found
         missing = board.missing(position)
         with self.changed:
             board.waiting += missing
-            self._crew = self._crew or [_Served(self, rank) for rank in range(self.workers)]
+            self._crew = self._crew or [Served(self, rank) for rank in range(self.workers)]
             self.changed.notify_all()
             self.changed.wait_for(lambda: position in board.back)
         return board.handed(position)
@@ -177,11 +185,11 @@ class Dispatch:
             one.thread.join()
 
 
-class _Served:
+class Served:
     """A worker and its thread. The thread lives as long as the worker may: Linux ends the worker with it."""
 
-    def __init__(self, dispatch: Dispatch, rank: int) -> None:
-        self.dispatch, self.rank, self.stopped = dispatch, rank, False
+    def __init__(self, dispatch: Dispatch, rank: int, early: bool = False) -> None:
+        self.dispatch, self.rank, self.stopped, self.early = dispatch, rank, False, early
         self.worker: Worker | None = None
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -196,6 +204,8 @@ class _Served:
 
     def _serve(self) -> None:
         dispatch = self.dispatch
+        if self.early and not isinstance(begun := self._hired(), BaseException):
+            begun.start()
         while True:
             with dispatch.changed:
                 dispatch.changed.wait_for(lambda: self.stopped or dispatch.task(self.rank) is not None)

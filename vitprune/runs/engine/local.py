@@ -22,8 +22,11 @@ class Local:
             return
         parts = Parts(folder, job)
         for position in range(len(job.items)):
-            found = parts.read(position)
+            found = parts.taken(position)
             yield parts.compute(position) if found is None else found
+
+    def start(self) -> None:
+        """There is nothing to begin."""
 
     def carry(self, make: Callable[[], Any]) -> None:
         """Nothing is sent anywhere."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vitprune.core.errors import UserError
+from vitprune.recipe.recipe import Recipe
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.base import Executor
 from vitprune.runs.engine.local import Local
@@ -18,11 +19,29 @@ NAMES = ("local", "ray")
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Who computes: what `--workers`, `--engine` and `--address` say. Raises UserError for what does not go together."""
+    """Who computes: what `--workers`, `--engine` and `--address` say; None where a flag was not given."""
 
-    workers: int = 1
-    engine: str = "local"
+    workers: int | None = None
+    engine: str | None = None
     address: str | None = None
+
+    @classmethod
+    def of(cls, workers: Workers, recipe: Recipe) -> Team:
+        """So many processes of this machine, or the crew that was given; what neither says is as the recipe has it. Raises
+        UserError for what does not go together."""
+        said = workers if isinstance(workers, Crew) else cls(None if workers == 1 else workers)
+        engine = said.engine or recipe.engine or NAMES[0]
+        address = said.address or (recipe.address if engine == recipe.engine else None)
+        return Team(recipe.workers or 1 if said.workers is None else said.workers, engine, address)
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Who computes, all of it said. Raises UserError for what does not go together."""
+
+    workers: int
+    engine: str
+    address: str | None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -31,11 +50,6 @@ class Crew:
             raise UserError(f"--engine {self.engine}: not an engine; take one of {', '.join(NAMES)}")
         if self.address is not None and self.engine != "ray":
             raise UserError(f"--address {self.address}: is of a Ray cluster; add --engine ray")
-
-    @classmethod
-    def of(cls, workers: Workers) -> Crew:
-        """So many processes of this machine, or the crew that was given."""
-        return workers if isinstance(workers, Crew) else cls(workers)
 
     def executor(self, device: torch.device) -> Executor:
         """The executor of a run; nothing is started before its first job. Raises UserError where Ray is not installed."""

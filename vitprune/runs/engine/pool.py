@@ -17,7 +17,7 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import BrokenProcessPool
 
 from vitprune.runs.engine.base import Columns
-from vitprune.runs.engine.dispatch import DiedError, Dispatch
+from vitprune.runs.engine.dispatch import DiedError, Dispatch, Served
 from vitprune.runs.engine.parts import Parts
 
 PR_SET_PDEATHSIG = 1
@@ -34,8 +34,13 @@ class Pool(Dispatch):
         super().__init__(workers)
         self.begin, self.threads = begin, threads
 
+    def start(self) -> None:
+        """As in `Executor.start`: the processes begin, each by the thread that serves it."""
+        with self.changed:
+            self._crew = self._crew or [Served(self, rank, early=True) for rank in range(self.workers)]
+
     def hire(self, rank: int) -> Process:
-        """The process of a rank; it starts with its first part."""
+        """The process of a rank; it starts with its first part, or before."""
         return Process(self.begin, rank, self.threads)
 
 
@@ -57,6 +62,10 @@ class Process:
         except BrokenProcessPool as error:
             raise DiedError from error
 
+    def start(self) -> None:
+        """Begin the process, which reads what every part needs."""
+        self._pool.submit(_nothing)
+
     def end(self) -> None:
         """End the process now."""
         self._pool.shutdown(wait=True, kill_workers=True)
@@ -73,6 +82,10 @@ def _begin(begin: Callable[[int], None], rank: int, parent: int) -> None:
 
 
 _parts: Parts | None = None  # in a worker: of the job that it was told of last
+
+
+def _nothing() -> None:
+    """What the initializer has not done already."""
 
 
 def _work(told: Parts | None, position: int) -> Columns | None:

@@ -161,6 +161,9 @@ class Actor:
         parts.write(position, made)
         return None
 
+    def start(self) -> None:
+        """It is there since it was hired."""
+
     def end(self) -> None:
         """End the actor now."""
         with contextlib.suppress(Exception):  # it may have gone with its node

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+import vitprune.model.load.opening  # noqa: F401 (read while a worker starts, not by its first part)
 from vitprune.core.errors import UserError
 
 _rank = 0

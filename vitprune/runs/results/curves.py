@@ -1,6 +1,6 @@
 """What a criterion by sums says of its sites, as a job: a part each, FFNs and attentions alike.
 
-Whoever computes a part reads the sums of that site alone from the file that has those of all.
+Whoever computes a part reads the sums of that site alone.
 """
 
 from __future__ import annotations
@@ -13,33 +13,26 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from vitprune.core.least_squares import Sums, of_site
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.criteria.curves import Curve, Unit
 from vitprune.model.sites.attention import attention_sites
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.stages import sums
-from vitprune.runs.stages.sums import Asked
+from vitprune.runs.stages.sums import FFN, Asked, Totals
 from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
-FFN, ATTENTION = "ffn", "attention"
-
 
 def of_sites(run: Run, asked: Asked, label: str) -> tuple[list[Tensor | Curve], list[dict[str, Tensor]]]:
     """What the criterion says of every FFN, and the tensors of what it says of every attention, if that is asked."""
-    file, key = sums.in_file(run, asked, label)
-    items = [[FFN, i] for i in range(len(run.sites))]
-    if asked.attention:
-        items += [[ATTENTION, i] for i in range(len(attention_sites(run.loaded.model)))]
-    about = [key, asked.criterion, asdict(asked.how), version(asked.stage)]
-    work = functools.partial(_work, run, asked, file)
-    job = Job(f"{asked.criterion}-sites", items, work, about)
-    folder = run.folder.stage_folder(asked.stage) / PARTS / f"{job.name}-{key[:16]}"
+    totals = sums.totals(run, asked, label)
+    items = totals.sites
+    about = [totals.key, asked.criterion, asdict(asked.how), version(asked.stage)]
+    job = Job(f"{asked.criterion}-sites", items, functools.partial(_work, run, asked, totals), about)
+    folder = run.folder.stage_folder(asked.stage) / PARTS / f"{job.name}-{totals.key[:16]}"
     ffns: list[Tensor | Curve] = []
     attentions = []
     for (kind, _), made in zip(
@@ -57,10 +50,10 @@ def _all(run: Run, job: Job, folder: Path) -> Iterator[Columns]:
     return run.executor.run(job, folder)
 
 
-def _work(run: Run, asked: Asked, file: Path, item: Sequence[Any]) -> Columns:
+def _work(run: Run, asked: Asked, totals: Totals, item: Sequence[Any]) -> Columns:
     """What the criterion says of one site."""
     row, model, (kind, i) = CRITERIA[asked.criterion], run.loaded.model, item
-    found = _read(file, i, kind == ATTENTION)
+    found = totals.of(kind, i)
     if kind == FFN:
         assert row.summed is not None
         (made,) = row.summed.scores(model, [run.sites[i]], found, how=asked.how)
@@ -73,12 +66,6 @@ def _work(run: Run, asked: Asked, file: Path, item: Sequence[Any]) -> Columns:
 
     (one,) = row.attention.curves(model, batches, found, how=asked.how, sites=[attention_sites(model)[i]])
     return {name: value.contiguous().numpy() for name, value in one.tensors().items()}
-
-
-def _read(file: Path, position: int, attention: bool) -> Sums:
-    """The sums of one site, by their names where it is the only one."""
-    with safe_open(file, "pt") as f:
-        return {own: f.get_tensor(name) for own, name in of_site(f.keys(), position, attention).items()}
 
 
 def _columns(made: Tensor | Curve) -> Columns:

@@ -84,15 +84,32 @@ def _searched(run: Run, group: str | None, targets: list[int], about: Json) -> J
     """The share taken with its figures, and every one that was tried."""
     assert run.recipe.whole is not None
     asked, shares, tried = run.recipe.whole.amount, _allowed(run, group, targets), dict[float, Json]()
-    dense = _hits(run, group, about, DENSE)
+    (dense,) = _hits(run, group, about, [DENSE])
     within, beyond = -1, len(shares)  # places of the smallest share that is, and of the largest that is not
+    hits = dict[int, np.ndarray]()
     while beyond - within > 1:
         at = (within + beyond) // 2
-        tried[shares[at]] = figures(dense, _hits(run, group, about, shares[at]), asked) | {"macs": shares[at]}
+        if at not in hits:
+            places = following(within, beyond, run.workers // FOLDS)
+            hits |= zip(places, _hits(run, group, about, [shares[place] for place in places]), strict=True)
+        tried[shares[at]] = figures(dense, hits[at], asked) | {"macs": shares[at]}
         within, beyond = (at, beyond) if tried[shares[at]]["within"] else (within, at)
         run.reporter.say(_line(group, tried[shares[at]], asked))
     taken = tried[shares[max(within, 0)]]
     return taken | {"n": len(dense), "folds": FOLDS, "tried": [tried[share] for share in sorted(tried, reverse=True)]}
+
+
+def following(within: int, beyond: int, count: int) -> list[int]:
+    """The places that a bisection between two tries next, the nearest in time first: as many as `count` workers are enough
+    for, at least the first. What is tried too much is not told, so that the result is that of one process."""
+    waiting, found = [(within, beyond)], list[int]()
+    while waiting and len(found) < max(1, count):
+        low, high = waiting.pop(0)
+        if high - low > 1:
+            middle = (low + high) // 2
+            found.append(middle)
+            waiting += [(low, middle), (middle, high)]
+    return found
 
 
 def figures(dense: np.ndarray, slim: np.ndarray, asked: float) -> Json:
@@ -126,19 +143,22 @@ def _at(recipe: Recipe, share: float) -> Recipe:
     return recipe.model_copy(update={"whole": Whole(macs=share)})
 
 
-def _hits(run: Run, group: str | None, about: Json, share: float) -> np.ndarray:
-    """Which probe images of the class set a model at a share gets right, bool [n], fold by fold; 1: the dense model."""
-    folder = run.folder.stage_folder(losses.STAGE) / PARTS / _name(group, about) / f"x{share:g}"
-    work = functools.partial(_part, run, group, share)
-    job = Job("losses", [[share, fold] for fold in range(FOLDS)], work, digest(about))
-    label = "dense" if share == DENSE else f"{share:g}"
-    parts = run.reporter.track(run.executor.run(job, folder), f"loss_points, {label}", FOLDS)
-    return np.concatenate([columns["hits"] for columns in parts])
+def _hits(run: Run, group: str | None, about: Json, shares: list[float]) -> list[np.ndarray]:
+    """Which probe images of the class set a model at each of some shares gets right, bool [n], fold by fold; 1: the dense
+    model. A part is a share and a fold."""
+    told = "-".join(f"{share:g}" for share in shares)
+    folder = run.folder.stage_folder(losses.STAGE) / PARTS / _name(group, about) / f"x{told}"
+    items = [[share, fold] for share in shares for fold in range(FOLDS)]
+    job = Job("losses", items, functools.partial(_part, run, group), digest(about))
+    label = "dense" if shares == [DENSE] else told
+    parts = list(run.reporter.track(run.executor.run(job, folder), f"loss_points, {label}", len(items)))
+    hits = [columns["hits"] for columns in parts]
+    return [np.concatenate(hits[at : at + FOLDS]) for at in range(0, len(hits), FOLDS)]
 
 
-def _part(run: Run, group: str | None, share: float, item: list[Any]) -> Columns:
+def _part(run: Run, group: str | None, item: list[Any]) -> Columns:
     """Which images of a fold a model of the other folds gets right."""
-    targets = run.classes.sets_and_union()[group]
+    targets, share = run.classes.sets_and_union()[group], float(item[0])
     inner = inside(run, group, share, int(item[1]))
     model = run.loaded.model
     if share != DENSE:

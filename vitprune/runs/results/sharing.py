@@ -59,12 +59,15 @@ class Share:
             return
         parts, own = Parts(folder, job), range(self.mine, len(job.items), self.count) if job.kept else ()
         for position in self.reporter.track(own, f"{job.name}, share {self.mine}/{self.count}", len(own)):
-            if parts.read(position) is None:
+            if not parts.there(position):
                 parts.compute(position)
                 self.made += 1
             else:
                 self.found += 1
         raise OthersError
+
+    def start(self) -> None:
+        """There is nothing to begin."""
 
     def carry(self, make: Callable[[], Any]) -> None:
         """Nothing is sent anywhere."""

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
 from vitprune.exam.logits import logits_side_by_side, predictor, test_indices
 from vitprune.model import size
 from vitprune.runs.engine.base import Columns, Job
-from vitprune.runs.engine.parts import Parts
+from vitprune.runs.engine.parts import Parts, gone
 from vitprune.runs.state.run import Run
 
 IMAGES = 128  # of one part, at least
@@ -53,7 +52,7 @@ class Table:
             if item["of"] == name and model in item["models"]:
                 columns = self.parts.read(position)
                 if columns is None:
-                    raise UserError(f"{self.parts.path(position)}: gone or damaged since it was written; run again")
+                    raise gone(self.parts.path(position))
                 found.append(columns[str(item["models"].index(model))])
         return np.concatenate(found) if found else None
 

@@ -161,8 +161,12 @@ def _examined(run: Run, logits: Table, item: Json) -> Columns:
         run.dense_logits = None if dense is None else (tuple(targets), dense)
     made = _made(run, contender) if _quick(run, contender) else None
     found = contenders.examine(run, contender, made and replace(made, logits=known))
-    columns = packed({"rows": [row.as_json() for row in found.rows]})
-    return columns | {f"hits.{i}": row.hits for i, row in enumerate(found.rows) if row.hits is not None}
+    return _columns(found.rows)
+
+
+def _columns(rows: Sequence[Row]) -> Columns:
+    columns = packed({"rows": [row.as_json() for row in rows]})
+    return columns | {f"hits.{i}": row.hits for i, row in enumerate(rows) if row.hits is not None}
 
 
 def _rows(columns: Columns) -> Sequence[Row]:
@@ -198,26 +202,24 @@ def _per_class(run: Run, targets: list[int], seen: dict[str, Row], labels: np.nd
 
 
 def _oracle_rows(run: Run) -> list[Row]:
-    """The paper's protocol on all test images of the run's classes: class token only, mask of the true label."""
-    p, model, rows = run.recipe.paper_protocol, run.loaded.model, []
+    """The paper's protocol on all test images of the run's classes, a part for each of its criteria and t."""
+    p = run.recipe.paper_protocol
+    assert p is not None
+    items = [[name, t] for name in ("jas", "activation") for t in p.t]
+    job = Job("paper protocol", items, functools.partial(_oracle_row, run), _about(run))
+    parts = run.executor.run(job, run.folder.stage_folder("evaluate") / PARTS / "protocol")
+    rows = [row for columns in run.reporter.track(parts, job.name, len(items)) for row in _rows(columns)]
+    return [replace(row, exported=False) for row in rows]
+
+
+def _oracle_row(run: Run, item: Sequence[Any]) -> Columns:
+    """One of its rows: class token only, mask of the true label."""
+    p, model, (name, t) = run.recipe.paper_protocol, run.loaded.model, item
     assert p is not None
     index = test_indices(run.images, run.split, np.array(run.classes.every()))
-    costs = Made(model, None).costs(run)
-    for name in ("jas", "activation"):
-        for t in p.t:
-            keep = masks.per_class(load(run, name, t, p.how(name), p.probe_per_class), t)
-            label = f"paper protocol {name} t={t}"
-            logits, labels = oracle.oracle_logits(
-                model,
-                run.sites,
-                keep,
-                run.images,
-                index,
-                run.batching.batch,
-                lambda items, label=label: run.reporter.track(items, label, len(index), run.batching.batch),  # type: ignore[misc]
-            )
-            kept = t * len(run.sites) / sum(site.size for site in run.sites)
-            contender = Contender(name, t, "none", run.recipe.split.seed)
-            made = contenders.row(run, contender, kept, costs, logits, labels)
-            rows.append(replace(made, protocol="oracle", t=t, exported=False))
-    return rows
+    keep = masks.per_class(load(run, name, t, p.how(name), p.probe_per_class), t)
+    logits, labels = oracle.oracle_logits(model, run.sites, keep, run.images, index, run.batching.batch)
+    kept = t * len(run.sites) / sum(site.size for site in run.sites)
+    contender = Contender(name, t, "none", run.recipe.split.seed)
+    made = contenders.row(run, contender, kept, Made(model, None).costs(run), logits, labels)
+    return _columns([replace(made, protocol="oracle", t=t)])

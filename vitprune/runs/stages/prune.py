@@ -30,6 +30,7 @@ from vitprune.pruning.repair.names import Recovery, closed_form, needs_moments
 from vitprune.pruning.repair.repair import Repairer
 from vitprune.pruning.slim_attention import Cut
 from vitprune.recipe.parts import Whole
+from vitprune.recipe.recipe import Recipe
 from vitprune.runs.results import attention, budgets, losses, repairing
 from vitprune.runs.stages.moments import from_file
 from vitprune.runs.stages.moments import refit_index as refit_index
@@ -133,13 +134,23 @@ def _again(run: Run, slim: nn.Module, n: int, group: str | None, targets: list[i
         "paper_protocol": None,
     }
     made = recipe.model_copy(update={**update, "criterion": criterion})
-    inner = run.inside(folder, made, model=slim)
+    inner = _left_to_workers(run, folder, made, slim)
     discover(inner)
     scores = scores_of(inner, criterion.name, criterion.seed).in_memory()
     inner.folder.clear(folder, set())  # nothing reads a round's discovery again
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()
     return scores
+
+
+def _left_to_workers(run: Run, folder: Path, recipe: Recipe, slim: nn.Module) -> Run:
+    """A run of a slim model inside this one; where others work for it, the model and the split are in its folder for them."""
+    place, shared = folder / "model", run.shared and run.executor.workers > 1
+    inner = run.inside(folder, recipe, model=slim, shared=shared, slim=place if shared else None)
+    if shared:
+        saving.save(place, run.loaded, slim, {})
+        write_json(inner.folder.stage_folder("split") / "split.json", run.split_record)
+    return inner
 
 
 def _in_dense_numbering(scores: Scores, left: Plan) -> Scores:

@@ -66,8 +66,9 @@ class Run:
     """What the stages share; nothing here changes a result. `choice` is why `criterion: auto` became what it is.
 
     `shared`: its jobs may go to the `workers`; a run that is sent to one is opened there, once. `keeps`: the budgets that its
-    scores are for, where it is not the recipe's own alone. `notes`: which defaults became others. `dense_logits`: those of
-    the exam's last class set, what every row of it is held against.
+    scores are for, where it is not the recipe's own alone. `slim`: the folder of its model, where that is no recipe's.
+    `notes`: which defaults became others. `dense_logits`: those of the exam's last class set, what every row of it is held
+    against.
     """
 
     recipe: Recipe
@@ -78,6 +79,7 @@ class Run:
     choice: dict[str, Any] | None = None
     shared: bool = True
     keeps: tuple[int | float | None, ...] = ()
+    slim: Path | None = None
     notes: list[str] = field(default_factory=list, init=False)
     _classes: ClassSets | None = field(default=None, init=False, repr=False)
     dense_logits: tuple[tuple[int, ...], np.ndarray] | None = field(default=None, init=False, repr=False)
@@ -111,7 +113,7 @@ class Run:
     @classmethod
     def join(cls, recipe: Recipe, device: str, reporter: Reporter, workers: Workers = 1) -> Run:
         """The run of a process that does not hold the folder."""
-        folder, crew = Workspace(recipe.out / recipe.name), Crew.of(workers)
+        folder, crew = Workspace(recipe.out / recipe.name), Crew.of(workers, recipe)
         run = cls(recipe, resolve_device(device), reporter, folder, crew.workers)
         run.__dict__["executor"] = crew.executor(run.device)
         return run
@@ -127,7 +129,7 @@ class Run:
         """Sent to a worker, the run is opened there from what it is made of; nothing of this process goes along."""
         assert self.shared, "what is inside a run stays in its process"
         carried = self.executor.carry(lambda: self._portable)
-        return _in_worker, (self.recipe, self.device.type, self.folder, self.workers, carried)
+        return _in_worker, (self.recipe, self.device.type, self.folder, self.workers, carried, self.slim)
 
     def inside(
         self,
@@ -137,11 +139,15 @@ class Run:
         model: nn.Module | None = None,
         split: dict[str, Any] | None = None,
         shared: bool = False,
+        slim: Path | None = None,
     ) -> Run:
         """A run inside this one, in a folder of its own and in this process: the same images, the same model and split
         unless others are given. `split` is a record as the split stage writes it, of images of the probe split. `shared`:
-        that record is in the folder, and the model is the recipe's, so that its jobs may go to this run's workers."""
-        inner = replace(self, recipe=recipe, folder=Workspace(folder), shared=shared and self.shared)
+        that record is in the folder, and the model is the recipe's or lies in the folder `slim`, so that its jobs may go to
+        this run's workers."""
+        inner = replace(
+            self, recipe=recipe, folder=Workspace(folder), shared=shared and self.shared, slim=slim or self.slim
+        )
         if inner.shared:
             inner.__dict__["executor"] = self.executor
         same = {name: getattr(self, name) for name in ("source", "images", "data_digest")}
@@ -166,7 +172,8 @@ class Run:
     @cached_property
     def loaded(self) -> Loaded:
         """The dense model."""
-        return opening.open_model(self.recipe.model, self.device)
+        found = opening.open_model(self.recipe.model, self.device)
+        return found if self.slim is None else replace(found, model=opening.load(self.slim, self.device))
 
     @property
     def backbone(self) -> Backbone | None:
@@ -345,19 +352,26 @@ _opened: dict[str, Run] = {}  # in a worker: the run it works for
 
 
 def _in_worker(
-    recipe: Recipe, device: str, folder: Workspace, workers: int, carried: Callable[[], Loaded] | None = None
+    recipe: Recipe,
+    device: str,
+    folder: Workspace,
+    workers: int,
+    carried: Callable[[], Loaded] | None = None,
+    slim: Path | None = None,
 ) -> Run:
-    key = digest(dump(recipe), device, str(folder.root))
+    key = digest(dump(recipe), device, str(folder.root), str(slim))
     if key not in _opened:
+        own = torch.device(worker.own_device(device))
+        made = Run(recipe, own, Reporter(quiet=True), folder, workers, slim=slim)
+        made.__dict__["executor"] = Local()  # a worker has none of its own
         for former in _opened.values():
+            elsewhere.adopt(made, former)
             former.close()
         _opened.clear()
-        own = torch.device(worker.own_device(device))
-        made = Run(recipe, own, Reporter(quiet=True), folder, workers)
-        made.__dict__["executor"] = Local()  # a worker has none of its own
         if carried is not None:
             elsewhere.require(recipe, folder.root)
-            made.__dict__["loaded"] = carried()
+            if "loaded" not in made.__dict__:
+                made.__dict__["loaded"] = carried()
             made.loaded.model.to(own)
         _opened[key] = made
     return _opened[key]

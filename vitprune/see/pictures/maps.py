@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from vitprune.model.inside import blockwise, hooks
@@ -132,6 +131,8 @@ def auroc(values_N: np.ndarray, own_N: np.ndarray) -> float | None:
     inside, outside = int(own.sum()), int((~own).sum())
     if not inside or not outside:
         return None
+    from scipy.stats import rankdata  # large, and not before it is wanted
+
     above = rankdata(values_N)[own].sum() - inside * (inside + 1) / 2
     return float(above / (inside * outside))
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import fisher_exact
 from torch import Tensor, nn
 
 from vitprune.exam.metrics import wilson
@@ -79,5 +78,7 @@ def apart(one: Rate, other: Rate) -> float | None:
     """Fisher's exact two-sided p that two rates are the same; None where one has no image."""
     if not one.n or not other.n:
         return None
+    from scipy.stats import fisher_exact  # large, and not before it is wanted
+
     table = np.array([[one.right, one.n - one.right], [other.right, other.n - other.right]])
     return float(fisher_exact(table).pvalue)
