@@ -1,12 +1,15 @@
 """Whether a model recognises the images that were made for its units: the bundled model, beside random units and a judge.
 
-    python benchmarks/stimuli.py [--classes 10] [--seeds 3] [--steps 150] [--judge local-dir:FOLDER] [--only NAME …]
+    python benchmarks/stimuli.py [--model NAME] [--classes 10] [--seeds 3] [--steps 150] [--judge local-dir:FOLDER]
+                                 [--only NAME …] [--json FILE]
 
 For every class its top unit by what the units write (`raw`, `normed`), the image judged by the model itself (chance: one in
 as many as it has classes) and by a judge where one is given, whose classes have the same names. `random_last` and
 `random_before` are the control: random units of the last block and the one before, each judged for its own most aligned
 class. Bars: class token at least 0.45 and above all tokens; top units of the block before the last below 0.35, where the
-null test finds no class evidence worth the name. With fewer images than the default the bars are printed and not held.
+null test finds no class evidence worth the name. With fewer images than the default, or another model, the bars are printed
+and not held. A linear probe on finished features is the negative control: `--model local-dir:FOLDER --only class_token normed
+--seeds 1 --steps 80`, whose classes are those of the bundled images.
 The last line is one JSON object; exit 1 where a bar is missed.
 """
 
@@ -17,16 +20,18 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vitprune.core import device
 from vitprune.criteria.settings import Nothing
 from vitprune.criteria.weights.class_alignment import class_alignment
 from vitprune.images.batches import Images
 from vitprune.images.sources.bundled import Bundled
-from vitprune.model import families
+from vitprune.model import classifier, families
 from vitprune.model.load import opening
 from vitprune.model.load.loaded import Loaded
 from vitprune.recipe import inputs
@@ -62,8 +67,15 @@ def probe_images(loaded: Loaded, per_class: int) -> torch.Tensor:
     """The first images of every class of the bundled source, as the model is given them."""
     source = Bundled()
     index = np.concatenate([np.flatnonzero(source.class_of == c)[:per_class] for c in range(len(source.classes))])
-    images = Images(source, loaded.transform(), 1, np.arange(len(source.classes)))
+    channels = families.input_shape(loaded.model)[0]
+    images = Images(source, loaded.transform(), channels, np.arange(len(source.classes)))
     return next(images.batches(index, len(index)))[0]
+
+
+def short(name: str) -> str:
+    """The model's name without the place of its folder."""
+    kind, _, place = name.partition(":")
+    return Path(place).name if place else kind
 
 
 def told(rate: verdicts.Rate) -> dict[str, Any]:
@@ -74,10 +86,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     for name, value in (("classes", 10), ("seeds", 3), ("steps", 150), ("at-once", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", default="bundled", help="by the words of model.name")
     parser.add_argument("--judge")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     args = parser.parse_args()
-    loaded = opening.open_model(inputs.Model(name="bundled"))
+    loaded = opening.open_model(inputs.Model(name=args.model))
     judge = opening.open_model(inputs.Model(name=args.judge)) if args.judge else None
     sites = families.ffn_sites(loaded.model)
     scores = {form: class_alignment(loaded.model, sites, [], how=Nothing(), form=form) for form in ("raw", "normed")}
@@ -103,8 +117,14 @@ def main() -> None:
     if {"class_token", "random_last"} <= rates.keys():
         found["top_against_random_p"] = verdicts.apart(rates["class_token"], rates["random_last"])
     missed = held(rates)
-    whole = (args.classes, args.seeds, args.steps) == (10, 3, 150)
-    print(json.dumps({"classes": args.classes, "seeds": args.seeds, "steps": args.steps, **found, "missed": missed}))
+    whole = (args.model, args.classes, args.seeds, args.steps) == ("bundled", 10, 3, 150)
+    about = {"model": short(args.model), "judge": args.judge and short(args.judge)}
+    about |= {"machine": device.machine(torch.device("cpu"))}
+    about |= {"classes": args.classes, "seeds": args.seeds, "steps": args.steps, "at_once": args.at_once}
+    text = json.dumps({**about, "chance": 1 / classifier.outputs(loaded.model), "cases": found, "missed": missed})
+    if args.json:
+        args.json.write_text(text + "\n")
+    print(text)
     sys.exit(1 if whole and missed else 0)
 
 

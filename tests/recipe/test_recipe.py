@@ -55,6 +55,7 @@ def test_every_default() -> None:
             "test": None,
             "labels": None,
             "attributes": None,
+            "masks": None,
             "on_corrupt": "fail",
             "workers": None,
             "limit_per_class": None,

@@ -102,13 +102,13 @@ CHANGED: dict[str, tuple[Any, list[str]]] = {
 }
 # Where results go and how fast; what the choice, the comparison and the tables read has digests of its own; a pair of
 # folders in the place of `path` is another source; a budget of the whole model stands in the place of `keep`, see below;
-# which budget of a frontier is exported is said by the recipe of each;
+# which budget of a frontier is exported is said by the recipe of each; labels of pixels are for `see` alone;
 # `reference` needs other settings beside it.
 ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.latency", "whole.size_mb",
-    "whole.loss_points", "prune", "attention_dims", "export.budget", "see", "data.attributes", "engine", "workers",
-    "address",
+    "whole.loss_points", "prune", "attention_dims", "export.budget", "see", "data.attributes", "data.masks", "engine",
+    "workers", "address",
 }  # fmt: skip
 
 

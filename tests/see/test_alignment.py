@@ -157,3 +157,18 @@ def test_removed_evidence_by_hand() -> None:
     mean, written, kept = np.array([1.0, 2.0, 3.0]), np.array([2.0, -1.0, 1.0]), np.array([True, False, False])
     assert firing.removed_evidence(mean, written, kept) == (1.0, 7.0)
     assert firing.removed_evidence(mean, written, np.ones(3, bool)) == (0.0, 7.0)
+
+
+def test_selectivity_by_hand_and_at_chance() -> None:
+    """The class is chosen on every second image of each class and judged on the others: 16 of 16 pairs, a constant, and of
+    many units that know no class one half, though each was given the class that it was highest for."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat([3, 5], 8)
+    values = np.zeros((16, 2))
+    values[labels == 5, 0] = 1 + np.arange(8)
+    assert firing.selectivity(values, labels)[0] == 1 and np.isnan(firing.selectivity(values, labels)[1])
+    values[1, 0] = 4.5  # a judged image of class 3 above two of the judged 2, 4, 6, 8
+    assert firing.selectivity(values, labels)[0] == pytest.approx(1 - 2 / 16)
+    many = firing.selectivity(generator.normal(size=(200, 500)), np.arange(200) % 10)
+    assert np.median(many) == pytest.approx(0.5, abs=0.02)
+    assert np.isnan(firing.selectivity(values, labels * 0)).all()

@@ -241,7 +241,11 @@ def test_pictures_are_png_of_the_same_bytes(channels: int) -> None:
     over = drawing.overlay(shown, np.linspace(0, 1, 240).reshape(20, 12))
     data = drawing.png(over)
     assert data == drawing.png(over) and (np.array(Image.open(io.BytesIO(data))) == over).all()
-    assert (drawing.cut_out(shown, np.zeros((20, 12), bool)) == 0).all()
+    whole, half = np.ones((20, 12), bool), np.zeros((20, 12), bool)
+    half[:10] = True
+    marked = drawing.marked(shown * 0, half)  # of a black image the mask is seen and nothing else
+    assert (marked[:10] == marked[0, 0]).all() and marked[0, 0].max() > 100 and not marked[10:].any()
+    assert (drawing.marked(shown, ~whole) == np.rint(shown / 2)).all()
 
 
 def test_a_picture_stays_below_what_a_report_embeds() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vitprune.see.pictures import checks, masks, reading
+from vitprune.see.pictures.dissection import Counted
 
 
 def test_a_fifth_of_an_image_s_pixels_is_above_its_own_80th_percentile() -> None:
@@ -44,26 +45,30 @@ def test_a_map_is_scaled_by_its_own_range() -> None:
     assert masks.unit_scaled(torch.tensor([[[[-1.0, 0], [1, 3]]]])).flatten().tolist() == [0, 0.25, 0.5, 1]
 
 
+def counted(mask: torch.Tensor, labels: np.ndarray) -> Counted:
+    """Of masks [n, k, H, W], as maps of their own size above a half."""
+    return Counted.of(mask.float(), labels, torch.full((mask.shape[1],), 0.5))
+
+
 def test_two_masks_of_four_pixels_that_share_two_have_a_third() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]], dtype=torch.bool).view(1, 1, 1, 6)
     label = np.array([[0, 0, 1, 1, 1, 1]]).reshape(1, 1, 6)
-    assert masks.Overlap.of(mask, label, 2).iou()[0, 1] == pytest.approx(1 / 3)
+    assert counted(mask, label).iou()[0, 1] == pytest.approx(1 / 3)
 
 
 def test_overlap_in_portions_is_that_of_the_whole_and_counted_by_hand() -> None:
     generator = np.random.default_rng(0)
     found = torch.from_numpy(generator.random((6, 3, 5, 4)) < 0.4)
-    labels = generator.integers(-1, 5, (6, 5, 4))  # -1 and 4 are nobody's
-    whole = masks.Overlap.of(found, labels, 4)
-    parts = masks.Overlap.of(found[:1], labels[:1], 4) + masks.Overlap.of(found[1:], labels[1:], 4)
+    labels = generator.integers(0, 5, (6, 5, 4))
+    whole = counted(found, labels)
+    parts = counted(found[:1], labels[:1]) + counted(found[1:], labels[1:])
     iou = whole.iou()
-    assert (parts.iou() == iou).all() and whole.both.dtype == np.int64
-    known = (labels >= 0) & (labels < 4)
+    assert (parts.iou() == iou).all() and whole.both.dtype == np.int64 and whole.labels.tolist() == [0, 1, 2, 3, 4]
     for k in range(3):
-        for label in range(4):
-            one, other = found[:, k].numpy() & known, labels == label
+        for label in range(5):
+            one, other = found[:, k].numpy(), labels == label
             assert iou[k, label] == pytest.approx((one & other).sum() / (one | other).sum())
-    assert np.isnan(masks.Overlap.of(found[:, :1] & False, labels * 0, 4).iou()[0, 3])
+    assert (counted(found[:, :1] & False, labels).iou() == 0).all()
 
 
 def test_masks_on_the_object_are_told_from_masks_anywhere() -> None:

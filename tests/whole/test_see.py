@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import Elsewhere
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from small import (
@@ -33,8 +32,6 @@ from vitprune.model.inside import hooks
 from vitprune.recipe.recipe import Recipe
 from vitprune.recipe.seeing import PARTS
 from vitprune.runs import pipeline
-from vitprune.runs.engine.base import Columns, Job
-from vitprune.runs.engine.local import Local
 from vitprune.runs.record import record
 from vitprune.runs.seeing import passes, table
 from vitprune.runs.state import run as run_module
@@ -147,15 +144,6 @@ def test_exemplars_are_those_of_sorting_every_activation(ground: Path, seen: Pat
             gaps = -np.diff(np.sort(pooled[:, unit])[::-1][:16])
             if gaps.min() > 1e-4:
                 assert lists[f"top.images.{block}"][unit].tolist() == index[order].tolist()
-
-
-class Elsewhere(Local):
-    """An engine whose parts are computed by what a worker would be sent, the last of them first."""
-
-    def run(self, job: Job, folder: Path) -> Iterator[Columns]:
-        work = pickle.loads(pickle.dumps(job.work))
-        made = [work(item) for item in reversed(job.items)]
-        yield from reversed(made)
 
 
 def test_the_same_bytes_whoever_computes_the_parts(

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import csv
 import json
-import pickle
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import Elsewhere
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 from small import contents, image_folder, leftovers, model_folder, quicken, recipe_dict
 
+from vitprune.core.errors import UserError
+from vitprune.core.progress import Reporter
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
-from vitprune.runs.engine.base import Columns, Job
-from vitprune.runs.engine.local import Local
-from vitprune.runs.seeing import passes
+from vitprune.runs.seeing import passes, targets
 from vitprune.runs.state import run as run_module
+from vitprune.runs.state.run import Run
+from vitprune.see import readout
+from vitprune.see.pictures import maps
+from vitprune.see.pictures.dissection import Counted
 
-PICTURES = ["maps", "masks", "blocks", "stimuli"]
+PICTURES = ["maps", "masks", "blocks", "stimuli", "readout"]
 STIMULI = {"steps": 3, "seeds": 2, "classes": 2}
 
 
@@ -37,14 +42,26 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights["blocks.1.mlp.fc2.weight"][:, [5, 9, 40]] = 3 * weights["head.weight"].T
     save_file(weights, root / "model" / "model.safetensors", {"format": "pt"})
     image_folder(root / "images")
+    for path in (root / "images").rglob("*.png"):  # what is brighter than the image's mean is label 300
+        bright = np.asarray(Image.open(path).convert("L"))
+        place = root / "masks" / path.relative_to(root / "images")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.where(bright > bright.mean(), 300, 0).astype(np.uint16)).save(place)
+    (root / "masks" / "names.json").write_text('{"300": "<b>bright"}')
     return root
 
 
-def done(ground: Path, out: Path, **how: Any) -> Path:
-    see = {"parts": PICTURES, "units": {"removed": 2, "kept": 2}, "stimuli": STIMULI} | how.pop("see", {})
+def recipe(ground: Path, out: Path, see: dict[str, Any] | None = None) -> Recipe:
+    see = {"parts": PICTURES, "units": {"removed": 2, "kept": 2}, "stimuli": STIMULI} | (see or {})
     changed = {"criterion": {"name": "activation", "t": 3, "probe_per_class": 4}, "baselines": [], "see": see}
     made = recipe_dict(ground / "model", ground / "images", out) | changed
-    pipeline.run(Recipe.model_validate(made), "run", device="cpu", **how)
+    if (ground / "masks").is_dir():
+        made["data"]["masks"] = str(ground / "masks")
+    return Recipe.model_validate(made)
+
+
+def done(ground: Path, out: Path, see: dict[str, Any] | None = None, **how: Any) -> Path:
+    pipeline.run(recipe(ground, out, see), "run", device="cpu", **how)
     return out / "tiny"
 
 
@@ -78,9 +95,88 @@ def test_maps_of_every_shown_unit_on_its_own_scale(seen: Path) -> None:
 
 def test_masks_of_every_class_s_top_unit(seen: Path) -> None:
     found = told(seen)["masks"]
-    assert [row["unit"] for row in found["classes"]] == ["1:5", "1:9", "1:40"]
+    assert [row["unit"] for row in found["classes"]] == ["1:5", "1:9", "1:40"] and found["unseen"] is True
     for row in found["classes"]:
         assert (seen / row["picture"]).stat().st_size < 100_000 and 0 <= row["area"] < 1 and row["n"] == 8
+
+
+def test_masks_are_of_blocks_whose_patches_a_logit_can_see() -> None:
+    def of(aligned: list[int | None], class_token: bool) -> list[int]:
+        layout, sites = SimpleNamespace(class_token=class_token), [0] * len(aligned)
+        return targets.seen_blocks(SimpleNamespace(left={"aligned": aligned}, layout=layout, sites=sites))  # type: ignore[arg-type]
+
+    assert of([None, 1, 1], True) == [1] and of([None, 1, 1], False) == [1, 2]
+    assert of([None, None, 1], True) == [2] and of([None, None, None], True) == []
+
+
+def test_every_unit_is_held_against_the_labelled_pixels(ground: Path, seen: Path) -> None:
+    """The counts of the run are those of all its images' maps at once, at a threshold that is numpy's to a bin."""
+    found = told(seen)["concepts"]
+    assert [row["name"] for row in found["labels"]] == ["<b>bright"] and found["percentile"] == 99.5
+    with (seen / "see" / "units.csv").open(encoding="utf-8", newline="") as file:
+        units = list(csv.DictReader(file))
+    run = Run.join(recipe(ground, seen.parent), "cpu", Reporter(quiet=True))
+    names = {run.source.names[i]: i for i in run.split.probe.tolist()}
+    x, _ = next(run.images.batches(np.array(sorted(names.values())), len(names)))
+    made = maps.maps(run.loaded.model, run.sites[1], list(range(64)), x, "pre")
+    labels = np.stack(
+        [np.asarray(Image.open(ground / "masks" / name)) for name in sorted(names, key=names.__getitem__)]
+    )
+    limit = torch.quantile(made.transpose(0, 1).flatten(1), 0.995, dim=1)
+    best = Counted.of(made, labels.astype(int), limit).best()
+    assert len(x) == found["images"]
+    mine = np.array([float(row["concept_iou"]) for row in units[64:]])
+    np.testing.assert_allclose(mine, best.iou, atol=0.01)
+    assert all(row["concept"] in ("", "<b>bright") for row in units) and max(mine) > 0
+    page = (seen / "report.html").read_text()
+    assert "Which labelled pixels units show" in page and "<b>bright" not in page and "by chance" in page
+
+
+def test_classes_are_read_off_every_block_beside_chance(ground: Path, seen: Path) -> None:
+    found = told(seen)["readout"]
+    assert [row["block"] for row in found["blocks"]] == [0, 1] and found["classes"] == 3
+    last = found["blocks"][1]
+    assert last["class_value"]["found"] == pytest.approx(1, abs=1e-5)
+    assert last["class_value"]["random"] < 1
+    assert last["agrees"]["chance"] == pytest.approx(readout.agrees_by_chance(64))
+    assert last["attention_agrees"]["chance"] == pytest.approx(readout.agrees_by_chance(16))
+    assert 0 < last["attention_class_value"]["found"] < 1
+    run = Run.join(recipe(ground, seen.parent), "cpu", Reporter(quiet=True))
+    x, labels = next(run.images.batches(np.sort(run.split.probe), len(run.split.probe)))
+    with torch.no_grad():
+        own = run.loaded.model(x)
+    slow = [1 - int((row > row[label]).sum()) / 3 for row, label in zip(own, labels.tolist(), strict=True)]
+    assert last["identifiability"]["class"]["value"] == pytest.approx(np.mean(slow))
+    assert "From which block on can the classes be read off the tokens?" in (seen / "report.html").read_text()
+
+
+def test_an_image_without_a_mask_and_labels_that_are_not_given_are_one_line(
+    ground: Path, seen: Path, tmp_path: Path
+) -> None:
+    for name in ("model", "images"):
+        (tmp_path / name).symlink_to(ground / name)
+    with pytest.raises(UserError, match=r"see.parts: concepts: needs data.masks, a folder with one PNG"):
+        done(tmp_path, tmp_path / "out", see={"parts": ["concepts"]})
+    assert not (tmp_path / "out" / "tiny" / "stages" / "split").exists()  # before any work
+    shutil.copytree(ground / "masks", tmp_path / "masks")
+    shutil.rmtree(tmp_path / "masks" / "square")
+    shutil.copytree(seen, tmp_path / "again" / "tiny")
+    with pytest.raises(UserError, match=r"data.masks .*: no mask for `square/\d\d.png`"):
+        done(tmp_path, tmp_path / "again", see={"parts": ["concepts"]})
+
+
+def test_listed_units_are_shown_and_no_others(
+    ground: Path, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quicken(monkeypatch)
+    shutil.copytree(seen, tmp_path / "tiny")
+    units = {"list": ["1:5", "0:3", "0:4", "1:5"]}
+    shown = told(done(ground, tmp_path, see={"parts": ["exemplars"], "units": units}))["shown"][""]
+    assert sorted(card["unit"] for cards in shown.values() for card in cards) == ["0:3", "0:4", "1:5"]
+    assert all(card["kept"] == ("yes" if side == "kept" else "no") for side, cards in shown.items() for card in cards)
+    with pytest.raises(UserError, match="see: unit 6:0: the model has blocks 0–1"):
+        done(ground, tmp_path / "new", see={"units": {"list": ["6:0"]}})
+    assert not (tmp_path / "new" / "tiny" / "stages" / "split").exists()
 
 
 def test_block_plots_have_their_csv(seen: Path) -> None:
@@ -113,15 +209,6 @@ def test_the_report_shows_them_each_beside_its_control(seen: Path) -> None:
     assert "see-top-block" in page and "see-distances" in page and "random heads, 95 %" in page
     assert "Fisher" in text and "Random units of the same blocks" in text
     assert page.index("What was removed?") < page.index("Where units fire") < page.index("> What was kept?</h2>")
-
-
-class Elsewhere(Local):
-    """An engine whose parts are computed by what a worker would be sent, the last of them first."""
-
-    def run(self, job: Job, folder: Path) -> Iterator[Columns]:
-        work = pickle.loads(pickle.dumps(job.work))
-        made = [work(item) for item in reversed(job.items)]
-        yield from reversed(made)
 
 
 def test_the_same_bytes_whoever_computes_the_parts(

@@ -25,6 +25,7 @@ MODULES = (
     "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "deit", "beit",
     "eva", "naflexvit", "hiera", "swin_transformer", "swin_transformer_v2",
 )  # fmt: skip
+NEED_HALVES = ("alignment", "readout", "masks", "blocks", "stimuli")  # the parts of `see` that ask what units write
 
 
 def families() -> list[Json]:
@@ -43,7 +44,7 @@ def families() -> list[Json]:
                 "criteria": [c for c in every if why_not(c, "cls", **facts) is None],
                 "all_tokens_only": [c for c in every if why_not(c, "cls", **facts) is not None],
                 "sites": {"ffn": None} | {kind: family.stays.get(kind) for kind in WHAT},
-                "see": [part for part in PARTS if part != "alignment" or family.halves],
+                "see": [part for part in PARTS if part not in NEED_HALVES or family.halves],
                 "repairs": [r for r in RECOVERIES if family.halves or closed_form(r) not in BY_BLOCK],
             }
         )

@@ -15,6 +15,7 @@ from vitprune.core.reading import Json
 
 if TYPE_CHECKING:
     from vitprune.recipe.recipe import Recipe
+    from vitprune.runs.state.run import Run
 
 Source = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="a recipe, or the folder of a run (exported/NAME)")]
 Parts = Annotated[
@@ -50,16 +51,22 @@ def see(
     from vitprune.runs import pipeline
     from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
+    from vitprune.runs.seeing.shown import require_unit
 
     recipe, command = _recipe(source, out)
     recipe = _asked(recipe, parts, kept, removed)
     units = [_address(text) for text in unit or []]
     for folder in _folders(recipe):
         _there(folder, units, of_class)
+
+    def before(run: Run) -> None:
+        for block, number in units:
+            require_unit([site.size for site in run.sites], block, number)
+        telling.tell(run, lambda: estimate.of_run(run, "run", force), max_hours, yes, asking())
+
     pipeline.run(
         recipe, "run", device=device, force=force, reporter=Reporter(), command=command,
-        workers=opening.Crew(workers, engine, address),
-        before=lambda run: telling.tell(run, lambda: estimate.of_run(run, "run", force), max_hours, yes, asking()),
+        workers=opening.Crew(workers, engine, address), before=before,
     )  # fmt: skip
     for folder in _folders(recipe):
         _print(folder, units, of_class, as_json)

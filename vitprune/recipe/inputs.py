@@ -140,6 +140,10 @@ class Data(Part):
     attributes: Path | None = Field(
         None, description="attributes of the images for the names of units: a .csv, image and then 0 or 1 for each"
     )
+    masks: Path | None = Field(
+        None,
+        description="labels of pixels for `see`: a folder with a PNG of whole numbers for each image, under its name",
+    )
     on_corrupt: Literal["fail", "skip"] = Field(
         "fail", description="an unreadable image: stop, or leave it out and count"
     )
@@ -167,8 +171,8 @@ class Data(Part):
         return f"./{labels}" if labels == Path(BY_ORDER) else None if labels is None else str(labels)
 
     def content(self) -> dict[str, Any]:
-        """What a result depends on: not how many processes decode, nor attributes, which only name units."""
-        return self.model_dump(mode="json", exclude={"workers", "attributes"})
+        """What a model depends on: neither how many processes decode, nor what only `see` looks at."""
+        return self.model_dump(mode="json", exclude={"workers", "attributes", "masks"})
 
 
 class SplitSpec(Part):

@@ -48,6 +48,8 @@ def named(recipe: Recipe) -> Iterator[Named]:
         if value is not None and not (key == "path" and data.dataset is not None):  # a dataset makes its own folder
             what = "file" if Path(value).suffix.lower() in IMAGES else "folder"
             yield Named("data", key, value, str(value), what)
+    if data.masks is not None:
+        yield Named("data", "masks", data.masks, str(data.masks), "folder")
     if isinstance(data.labels, Path):  # `by-order` is a word
         yield Named("data", "labels", data.labels, str(data.labels), "file")
     if data.attributes is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
@@ -11,18 +13,39 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 from vitprune.recipe.parts import Part, Seed
 
 PartName = Literal[
-    "exemplars", "alignment", "drift", "maps", "masks", "blocks", "stimuli", "names", "simulator"
+    "exemplars", "alignment", "drift", "readout", "maps", "masks", "concepts", "blocks", "stimuli", "names", "simulator"
 ]  # a row each in runs/seeing/table.py
 PARTS: tuple[str, ...] = get_args(PartName)
 Form = Literal["folded", "raw", "normed", "cos"]
 
 
+UNIT = re.compile(r"\d{1,9}:\d{1,9}")  # block and number in it, both from 0
+
+
 class SeeUnits(Part):
-    """Which units stand side by side in the report: a seeded draw, removed ones and as many kept ones of the same blocks."""
+    """Which units stand side by side in the report: a seeded draw, removed ones and as many kept ones of the same blocks; or
+    those of a list."""
 
     removed: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="removed units that are shown")
     kept: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="kept units that are shown")
     seed: Seed = Field(0, description="of the draw")
+    list: Sequence[str] | None = Field(
+        None, min_length=1, max_length=100, description='these in place of a draw, BLOCK:UNIT each, as ["5:17"]'
+    )
+
+    @field_validator("list")
+    @classmethod
+    def addresses(cls, given: Sequence[str] | None) -> Sequence[str] | None:
+        for one in given or ():
+            if not UNIT.fullmatch(one):
+                raise ValueError(f"`{one[:40]}` is no unit; write BLOCK:UNIT, both from 0, such as 5:17")
+        return given
+
+    @property
+    def asked(self) -> tuple[tuple[int, int], ...]:
+        """Block and number of the listed units, each once, in the model's order."""
+        pairs = (one.partition(":") for one in self.list or ())
+        return tuple(sorted({(int(block), int(unit)) for block, _, unit in pairs}))
 
 
 class SeeImages(Part):
@@ -58,6 +81,9 @@ class Masks(Part):
         "unit", description="unit: one of all images, so that masks can be compared; image: of each image's own pixels"
     )
     percentile: Annotated[float, Field(gt=0, lt=100)] = Field(80.0, description="above which a pixel is in the mask")
+    labelled: Annotated[float, Field(gt=0, lt=100)] = Field(
+        99.5, description="the same of every unit where its masks are held against the labels of data.masks"
+    )
 
 
 class Stimuli(Part):
@@ -154,9 +180,10 @@ class See(Part):
         min_length=1,
         description="exemplars: the images that move each unit most; alignment: which classes it writes and fires for, and "
         "what went with the removed ones; drift: what the repair made of the kept ones, and who stands in for the removed; "
-        "maps: where in an image the shown ones fire; masks: which pixels the classes' top units need; blocks: the classes' "
-        "units from block to block; stimuli: images made for units, and who recognises them; names: what units are called; "
-        "simulator: whether classes and names tell what units do on other images",
+        "readout: how well the classes can be read off the tokens from block to block; maps: where in an image the shown "
+        "ones fire; masks: which pixels the classes' top units need; concepts: which labelled pixels (data.masks) each unit "
+        "shows; blocks: the classes' units from block to block; stimuli: images made for units, and who recognises them; "
+        "names: what units are called; simulator: whether classes and names tell what units do on other images",
     )
     units: SeeUnits = Field(default_factory=lambda: SeeUnits(), description="which units the report shows")
     alignment: Form = Field(

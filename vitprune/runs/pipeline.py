@@ -18,6 +18,7 @@ from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
 from vitprune.runs.record import frontier, matrices, record
 from vitprune.runs.results import loss_search
+from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS, SHARED
@@ -94,6 +95,8 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
     """Do every stage up to a verb's last that is not done; their input digests, and what was done. Of a frontier those
     that its budgets have in common."""
     run.preflight()
+    if verb == "run" and run.recipe.see is not None:
+        seeing.refuse(run)
     run.write_recipe(run.folder.root)
     inputs: dict[str, str] = {}
     done: list[dict[str, Any]] = []

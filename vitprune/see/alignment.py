@@ -91,6 +91,13 @@ def _last_norm(model: nn.Module) -> nn.Module:
     return norms[0]
 
 
+@torch.no_grad()
+def read(model: nn.Module, stream_BTD: Tensor) -> Tensor:
+    """The head's logits of every token by itself, through the last norm, [B, T, C]. Of a model that `why_not` allows."""
+    logits: Tensor = model.get_submodule("head")(_last_norm(model)(stream_BTD))
+    return logits
+
+
 @dataclass(frozen=True, slots=True)
 class Chance:
     """A block against random heads: mean over classes of its units' largest cosine, mean and spread of the same for them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from vitprune.see.seen import Seen
 
@@ -46,6 +47,28 @@ def fires(seen: Seen, read: str) -> Fires:
     between = np.divide(apart, within, where=moves, out=np.full(len(within), np.nan))
     chance = (len(labels) - 1) / (total - 1) if total > 1 else 0.0
     return Fires(labels[order].T, np.take_along_axis(means, order, 0).T, between.clip(0, 1), float(chance))
+
+
+def selectivity(values_NU: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """How often a unit is higher on an image of the class that it fires for than on one of another, [U]: 0.5 is chance.
+
+    The class is chosen on every second image of each class, the AUROC is that of the others, so that choosing adds nothing to
+    it; equal values count half. NaN for a unit that never changes on those, or where a half has fewer than two classes.
+    """
+    second = np.zeros(len(labels_N), bool)
+    for label in np.unique(labels_N):
+        second[np.flatnonzero(labels_N == label)[1::2]] = True
+    classes = np.unique(labels_N[second])
+    if len(classes) < 2:
+        return np.full(values_NU.shape[1], np.nan)
+    means = np.stack([values_NU[~second & (labels_N == c)].mean(0) for c in classes])
+    chosen = classes[means.argmax(0)]
+    judged, labels = values_NU[second], labels_N[second]
+    own = labels[:, None] == chosen
+    inside = own.sum(0)
+    above = (rankdata(judged, axis=0) * own).sum(0) - inside * (inside + 1) / 2
+    found: np.ndarray = above / (inside * (len(labels) - inside))
+    return np.where(judged.max(0) > judged.min(0), found, np.nan)
 
 
 def removed_evidence(mean_H: np.ndarray, aligned_H: np.ndarray, kept_H: np.ndarray) -> tuple[float, float]:

@@ -24,13 +24,14 @@ READS = ("class", "patches")  # where class means are taken: the class token; th
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How one block is looked at: tokens that are no patches, whether the first of them is a class token, K, and per unit the
-    positions [H, R] of the images that were drawn for it."""
+    """How one block is looked at: tokens that are no patches, whether the first of them is a class token, K, per unit the
+    positions [H, R] of the images that were drawn for it, and of which units every image's value is kept [U]."""
 
     prefix: int
     class_token: bool
     k: int
     drawn: np.ndarray
+    sampled: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -63,6 +64,7 @@ class Seen:
     _histogram: Histogram | Columns | None = None
     classes: dict[int, Sums] = field(default_factory=dict)
     squares: Columns = field(default_factory=dict)
+    sample: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
     def nothing(cls, asked: Asked) -> Seen:
@@ -89,6 +91,7 @@ class Seen:
             found = {name: value.sum(0) for name, value in mine.items()}
             self.classes.setdefault(int(label), Sums()).plus(int((labels == label).sum()), found)
         self._square({name: np.square(value).sum(0) for name, value in read.items()})
+        self.sample.append(read[self.asked.reads[0]][:, self.asked.sampled].astype(np.float32))
 
     def _square(self, more: Mapping[str, np.ndarray]) -> None:
         for name, value in more.items():
@@ -110,6 +113,7 @@ class Seen:
         made = {"values": self.top.values, "images": self.top.images, "tokens": self.top.tokens}
         made |= {"drawn": self.drawn, "drawn_tokens": self.drawn_tokens}
         made |= {f"histogram.{name}": column for name, column in self.histogram.packed().items()}
+        made["sample"] = np.concatenate(self.sample)
         made["labels"] = np.array(list(self.classes), np.int64)
         made["counts"] = np.array([sums.images for sums in self.classes.values()], np.int64)
         for name in self.asked.reads:
@@ -127,6 +131,7 @@ class Seen:
             found = {name: part[f"sums.{name}"][row] for name in self.asked.reads}
             self.classes.setdefault(label, Sums()).plus(int(part["counts"][row]), found)
         self._square({name: part[f"squares.{name}"] for name in self.asked.reads})
+        self.sample.append(part["sample"])
         for label in self.classes.keys() - set(part["labels"].tolist()):  # whole, and kept small
             sums = self.classes[label]
             sums.of = {name: value.astype(np.float32, copy=False) for name, value in sums.of.items()}

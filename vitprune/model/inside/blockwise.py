@@ -131,6 +131,10 @@ class Halves:
         """What each hidden unit of block i writes to the stream, [N, D]."""
         return self.scaled(i, "ffn", self.fc2(i).weight.T)
 
+    def mixed_columns(self, i: int) -> Tensor:
+        """What each dimension of block i's mixed values writes to the stream, [heads · dimensions, D]."""
+        return self.scaled(i, "attention", cast("nn.Linear", self.blocks[i].get_submodule("attn.proj")).weight.T)
+
     def scaled(self, i: int, part: Part, written_RTD: Tensor) -> Tensor:
         """What a half writes, times its γ."""
         gamma = self.scale(i, part)

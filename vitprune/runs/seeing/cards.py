@@ -10,6 +10,7 @@ from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, read_json, read_text
 from vitprune.report.reading.values import clean
 from vitprune.runs.seeing.looking import FOLDER
+from vitprune.runs.seeing.shown import require_unit
 
 MOST = 1 << 28  # bytes of units.csv
 
@@ -28,11 +29,7 @@ class Cards:
 
     def require_unit(self, block: int, number: int) -> None:
         """Raises UserError for a unit that the model does not have."""
-        widths = self.told["widths"]
-        if block >= len(widths):
-            raise UserError(f"see: unit {block}:{number}: the model has blocks 0–{len(widths) - 1}")
-        if number >= widths[block]:
-            raise UserError(f"see: unit {block}:{number}: block {block} has units 0–{widths[block] - 1}")
+        require_unit(self.told["widths"], block, number)
 
     def unit(self, block: int, number: int) -> dict[str, str]:
         """The row of one unit. Raises UserError for one that the model does not have."""
@@ -57,6 +54,9 @@ class Cards:
                 apart = f"; {100 * float(share):.0f} % of its variance lies between classes" if share else ""
                 lines.append(f"  fires for   {', '.join(classes)} (mean over the {words}{apart})")
         lines += _named(row)
+        if row.get("concept"):
+            iou, chance = float(row["concept_iou"]), float(row["concept_iou_chance"])
+            lines.append(f"  shows       {clean(row['concept'])} (IoU {iou:.3f}, {chance:.3f} by chance)")
         if row.get("fires") == "no":
             lines.append("  never fires on the images that were looked at")
         elif row.get("strongest_image"):

@@ -27,6 +27,7 @@ from vitprune.see.seen import Asked, Seen
 SHARD = 64  # images of a part, at least
 MOST = 64  # parts, so that what lies on disk stays bounded
 BATCH = 32
+SAMPLED, FEWEST, VALUES = 2048, 128, 1 << 22  # units whose value on every image is kept; so many values in all, about
 
 
 def batch_of(run: Run) -> int:
@@ -77,15 +78,28 @@ def asked(looking: Looking) -> list[Asked]:
     """How every block is looked at."""
     how, layout = looking.see.exemplars, looking.layout
     most = how.random + how.k  # so that as many as are asked for are none of the strongest
+    sampled = sample(looking)
     return [
         Asked(
             layout.prefix,
             layout.class_token,
             how.k,
             exemplars.draws(len(looking.index), site.size, most, [looking.see.units.seed, i]),
+            sampled[i],
         )
         for i, site in enumerate(looking.sites)
     ]
+
+
+def sample(looking: Looking) -> list[np.ndarray]:
+    """Per block the units whose value on every image is kept: of small models nearly all, else a seeded draw of the whole
+    model's, the fewer the more images there are, so that what is held stays bounded."""
+    widths = [site.size for site in looking.sites]
+    count = min(max(VALUES // len(looking.index), FEWEST), SAMPLED, sum(widths))
+    drawn = np.sort(np.random.default_rng([looking.see.units.seed, 1]).permutation(sum(widths))[:count])
+    ends = np.cumsum(widths)
+    parts = np.split(drawn, np.searchsorted(drawn, ends))[:-1]
+    return [part - end + width for part, end, width in zip(parts, ends, widths, strict=True)]
 
 
 def _looked(run: Run, index: np.ndarray, how: Sequence[Asked], batch: int, item: Sequence[int]) -> Columns:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
 from vitprune.runs.seeing.looking import Looking
 from vitprune.runs.seeing.pictures import Pictures
@@ -14,12 +17,15 @@ STRONGEST = 5  # images of a strip, and one at random
 
 def drawn(looking: Looking) -> dict[str | None, dict[str, list[Unit]]]:
     """Per class set a seeded draw of removed units, and of as many kept ones of the same blocks, in the model's order. Nobody
-    picks them; with nothing removed kept ones are drawn among all."""
+    picks them; with nothing removed kept ones are drawn among all. Where the recipe lists units, those and no others."""
     return {group: _draw(looking, kept) for group, kept in looking.kept.items()}
 
 
 def _draw(looking: Looking, kept: list[np.ndarray]) -> dict[str, list[Unit]]:
     how = looking.see.units
+    if how.list is not None:
+        sides = {"removed": False, "kept": True}
+        return {side: [(i, j) for i, j in how.asked if bool(kept[i][j]) is state] for side, state in sides.items()}
     generator = np.random.default_rng([how.seed, len(kept)])
     gone = [(i, int(j)) for i, mask in enumerate(kept) for j in np.flatnonzero(~mask)]
     removed = [gone[at] for at in generator.permutation(len(gone))[: how.removed]]
@@ -30,6 +36,21 @@ def _draw(looking: Looking, kept: list[np.ndarray]) -> dict[str, list[Unit]]:
         if pools[i]:
             beside.append((i, pools[i].pop()))
     return {"removed": sorted(removed), "kept": sorted(beside)}
+
+
+def require(looking: Looking) -> None:
+    """Raises UserError for a listed unit that the model does not have."""
+    widths = [site.size for site in looking.sites]
+    for block, unit in looking.see.units.asked:
+        require_unit(widths, block, unit)
+
+
+def require_unit(widths: Sequence[int], block: int, unit: int) -> None:
+    """Raises UserError for a unit that a model of these widths does not have."""
+    if block >= len(widths):
+        raise UserError(f"see: unit {block}:{unit}: the model has blocks 0–{len(widths) - 1}")
+    if unit >= widths[block]:
+        raise UserError(f"see: unit {block}:{unit}: block {block} has units 0–{widths[block] - 1}")
 
 
 def offsets(looking: Looking) -> list[int]:

@@ -20,7 +20,7 @@ def see(run: Run) -> list[Path]:
     """What is asked for of the run's units, in the folder `see` beside the slim model."""
     assert run.recipe.see is not None
     looking = Looking(run, run.recipe.see)
-    parts, left_out = table.chosen(looking.see, looking.model)
+    parts, left_out = _asked(looking)
     for name, why in left_out.items():
         run.reporter.say(f"see: {name} is left out: {why}")
     units.begin(looking)
@@ -34,6 +34,17 @@ def see(run: Run) -> list[Path]:
     write_json(path, plain(_about(looking, parts, left_out) | looking.told))
     run.folder.clear(run.folder.stage_folder("see") / PARTS, set())
     return [*looking.files, path]
+
+
+def refuse(run: Run) -> None:
+    """Raises UserError, before any stage, for a part that the model does not allow and a unit that it does not have."""
+    assert run.recipe.see is not None
+    _asked(Looking(run, run.recipe.see))
+
+
+def _asked(looking: Looking) -> tuple[list[str], dict[str, str]]:
+    shown.require(looking)
+    return table.chosen(looking.see, looking.model, looking.run.recipe.data.masks is not None)
 
 
 def _name(looking: Looking, path: Path | None) -> str | None:
@@ -60,7 +71,8 @@ def _about(looking: Looking, parts: list[str], left_out: dict[str, str]) -> Json
 
 NOT_OFFERED = (
     "Units of attention (a dimension of values, or of queries and keys) are directions that a rotation may change, not "
-    "neurons with an activation of their own: exemplars, alignment, drift and twins are of FFN units alone."
+    "neurons with an activation of their own: exemplars, alignment, drift and twins are of FFN units alone; readout has "
+    "figures of the dimensions of its values."
 )
 
 

@@ -10,7 +10,17 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.recipe.seeing import See
 from vitprune.runs.seeing.looking import Looking
-from vitprune.runs.seeing.parts import alignment, blocks, drift, exemplars, maps, masks, stimuli
+from vitprune.runs.seeing.parts import (
+    alignment,
+    blocks,
+    concepts,
+    drift,
+    exemplars,
+    maps,
+    masks,
+    readout,
+    stimuli,
+)
 from vitprune.runs.seeing.parts.naming import names, simulator
 from vitprune.see import alignment as aligned
 
@@ -29,8 +39,10 @@ TABLE: dict[str, SeePart] = {
     "exemplars": SeePart(exemplars.work),
     "alignment": SeePart(alignment.work, aligned.why_not),
     "drift": SeePart(drift.work),
+    "readout": SeePart(readout.work, readout.why_not),
     "maps": SeePart(maps.work, maps.why_not, ("exemplars",)),
     "masks": SeePart(masks.work, maps.why_not, ("alignment",)),
+    "concepts": SeePart(concepts.work, maps.why_not),
     "blocks": SeePart(blocks.work, maps.why_not, ("alignment",)),
     "stimuli": SeePart(stimuli.work, after=("alignment",)),
     "names": SeePart(names.work),
@@ -38,20 +50,26 @@ TABLE: dict[str, SeePart] = {
 }
 
 
-def chosen(see: See, model: nn.Module) -> tuple[list[str], dict[str, str]]:
-    """The parts to be done in the table's order, and why others of the default list are left out.
+def chosen(see: See, model: nn.Module, labelled: bool = False) -> tuple[list[str], dict[str, str]]:
+    """The parts to be done in the table's order, and why others of the default list are left out. Where pixels are
+    `labelled`, `concepts` goes with the default list and with `masks`.
 
     Raises UserError, naming the parts that work, for one that was asked for and that the model does not allow.
     """
     refused = {name: why for name in TABLE if (why := _why_not(name, model))}
+    if not labelled:
+        refused["concepts"] = "needs data.masks, a folder with one PNG of labels for each image"
+    asked = list(map(str, see.parts))
+    if labelled and (see.by_default or "masks" in asked) and "concepts" not in asked:
+        asked.append("concepts")
     wanted: set[str] = set()
-    for name in see.parts:
+    for name in asked:
         if name in refused and not see.by_default:
             works = ", ".join(other for other in TABLE if other not in refused)
             raise UserError(f"see.parts: {name}: {refused[name]}; parts that work here: {works}")
         if name not in refused:
             wanted |= {name, *_before(name)}
-    left_out = {str(name): refused[name] for name in see.parts if name in refused}
+    left_out = {name: refused[name] for name in asked if name in refused}
     return [name for name in TABLE if name in wanted], left_out
 
 

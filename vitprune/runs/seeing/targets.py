@@ -31,6 +31,17 @@ def carrying(looking: Looking) -> list[int]:
     return [i for i, one in enumerate(looking.left["aligned"]) if one is not None]
 
 
+def unseen_block(looking: Looking) -> int | None:
+    """The block whose patches reach no logit: the last, where the head reads the class token alone."""
+    return len(looking.sites) - 1 if looking.layout.class_token else None
+
+
+def seen_blocks(looking: Looking) -> list[int]:
+    """The blocks that carry classes and whose patches some logit depends on; where there is none, those that carry classes."""
+    carry = carrying(looking)
+    return [i for i in carry if i != unseen_block(looking)] or carry
+
+
 def classes(looking: Looking, most: int | None = None) -> list[int]:
     """The run's classes that have images, as outputs in their order; of more than `most` a seeded draw."""
     seen = set(looking.run.images.labels[looking.index].tolist())

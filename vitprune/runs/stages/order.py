@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.core.reading import digest
+from vitprune.images import pixel_labels
 from vitprune.model.inside import pieces
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.seeing import stage as seeing
@@ -47,7 +48,9 @@ STAGES = (
     Stage("evaluate", exam.evaluate, lambda r: r.random_draws, ("prune",)),
     Stage("export", export.export, lambda r: r.export.model_dump(mode="json", exclude={"budget"}), ("prune",)),
 )
-SEE = Stage("see", seeing.see, inputs.of_recipe, ("prune", "evaluate"))  # of a run whose recipe has `see`
+SEE = Stage(
+    "see", seeing.see, lambda r: (inputs.of_recipe(r), *pixel_labels.told(r.data.masks)), ("prune", "evaluate")
+)  # of a run whose recipe has `see`
 
 
 def stage_digest(stage: Stage, run: Run, earlier: dict[str, str]) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Silent to loud; lightness rises all the way.
 COLOURS = ((13, 8, 60), (60, 20, 120), (140, 41, 129), (205, 72, 94), (245, 135, 60), (252, 200, 70), (252, 253, 200))
+MARK = (255, 170, 40)  # of a mask's pixels
+BETWEEN = 128  # grey between pictures, on a light page as on a dark one
 ALPHA = 0.6  # how much of the colour covers the image
 LIMIT = 100_000  # bytes of a picture that a report embeds
 
@@ -40,9 +42,11 @@ def overlay(under_HW3: np.ndarray, level_HW: np.ndarray, alpha: float = ALPHA) -
     return np.rint((1 - alpha) * under_HW3 + alpha * coloured(level_HW)).astype(np.uint8)
 
 
-def cut_out(under_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
-    """An image times a mask, uint8 [H, W, 3]: black outside it."""
-    return under_HW3 * np.asarray(mask_HW, np.uint8)[..., None]
+def marked(under_HW3: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """An image with a mask on it, uint8 [H, W, 3]: half of the mark's colour inside, where a black pixel is seen too; half as
+    bright outside."""
+    share = np.where(np.asarray(mask_HW, bool)[..., None], 0.5 * np.array(MARK, np.float64), 0.0)
+    return np.rint(0.5 * under_HW3 + share).astype(np.uint8)
 
 
 def at_most(picture: np.ndarray, edge: int) -> np.ndarray:
@@ -56,12 +60,12 @@ def at_most(picture: np.ndarray, edge: int) -> np.ndarray:
 
 
 def side_by_side(pictures: Sequence[np.ndarray], before: int = 0, gap: int = 0) -> np.ndarray:
-    """Pictures of one size in a row, uint8 [H, ·, 3], white between; a wider gap of `gap` pixels after the first `before`."""
+    """Pictures of one size in a row, uint8 [H, ·, 3], grey between; a wider gap of `gap` pixels after the first `before`."""
     high = pictures[0].shape[0]
     made = []
     for k, picture in enumerate(pictures):
         if k:
-            made.append(np.full((high, 2 + (gap if k == before else 0), 3), 255, np.uint8))
+            made.append(np.full((high, 2 + (gap if k == before else 0), 3), BETWEEN, np.uint8))
         made.append(picture)
     return np.concatenate(made, 1)
 

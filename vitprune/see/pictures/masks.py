@@ -1,14 +1,12 @@
-"""Dissection masks: the pixels where a unit is above its threshold, and how they meet pixel labels.
+"""Dissection masks: the pixels where a unit is above its threshold; how they meet pixel labels is in `dissection`.
 
 The maps are those before the activation. `image`: the threshold is a percentile of this one map's pixels, so that every
 mask is as large as any other; `unit`: of the unit's values over all probe images, so that masks can be compared between
 images. Above is strictly above: a map without a shape has an empty mask. Legend: n images, k units, g x g' the grid,
-H x W pixels, L labels.
+H x W pixels.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,30 +39,3 @@ def running_mean(maps_b: Tensor) -> Tensor:
     for b in range(1, len(maps_b)):
         made.append(made[-1] + (maps_b[b] - made[-1]) / (b + 1))
     return torch.stack(made)
-
-
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """Pixels counted: `both` [k, L] in the unit's mask and under the label, `masked` [k], `labelled` [L]. Whole numbers, so
-    that counts of any portions add up to those of the whole."""
-
-    both: np.ndarray
-    masked: np.ndarray
-    labelled: np.ndarray
-
-    @classmethod
-    def of(cls, masks_nkHW: Tensor, labels_nHW: np.ndarray, labels: int) -> Overlap:
-        """Counts of these images; pixels with a label outside 0…L-1 are left out altogether."""
-        known = (labels_nHW >= 0) & (labels_nHW < labels)
-        flat = labels_nHW[known].astype(np.int64)
-        masks = masks_nkHW.cpu().numpy().transpose(1, 0, 2, 3)[:, known]
-        both = np.stack([np.bincount(flat[mask], minlength=labels) for mask in masks]).astype(np.int64)
-        return cls(both, both.sum(1), np.bincount(flat, minlength=labels).astype(np.int64))
-
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(self.both + other.both, self.masked + other.masked, self.labelled + other.labelled)
-
-    def iou(self) -> np.ndarray:
-        """Intersection over union of every unit and label, [k, L]; NaN where neither has a pixel."""
-        union = self.masked[:, None] + self.labelled[None] - self.both
-        return np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitprune.core.reading import Json
 from vitprune.runs.seeing import passes
 from vitprune.runs.seeing.looking import Looking
 from vitprune.see import exemplars as lists
+from vitprune.see import firing
 from vitprune.see.exemplars import Top
 from vitprune.see.seen import Seen
 
@@ -38,7 +40,28 @@ def work(looking: Looking) -> None:
         "quantile": how.quantile,
         "pooled": "the largest activation over an image's patches",
         "never_fire": [int(block.sum()) for block in silent],
+        "selectivity": _selectivity(looking, blocks),
     }
+
+
+def _selectivity(looking: Looking, blocks: list[Seen]) -> Json:
+    """Per class set the median AUROC of removed and of kept units for the class that they fire for; of those whose value on
+    every image was kept, all or a seeded draw, where the head reads (the patches' mean without a class token)."""
+    labels = looking.run.images.labels[looking.index]
+    found = [firing.selectivity(np.concatenate(block.sample), labels) for block in blocks]
+    every, told = np.concatenate(found), {}
+    columns = []
+    for site, block, one in zip(looking.sites, blocks, found, strict=True):
+        column = np.full(site.size, np.nan)
+        column[block.asked.sampled] = one
+        columns.append(column)
+    looking.column("auroc", columns)
+    for group, kept in looking.kept.items():
+        mask = np.concatenate([one[block.asked.sampled] for one, block in zip(kept, blocks, strict=True)])
+        sides = {name: every[side & ~np.isnan(every)] for name, side in (("removed", ~mask), ("kept", mask))}
+        row: Json = {name: float(np.median(one)) if len(one) else None for name, one in sides.items()}
+        told[group or ""] = row | {"n": {name: len(one) for name, one in sides.items()}, "chance": 0.5}
+    return told
 
 
 def drawn_of(looking: Looking, block: Seen) -> Top:

@@ -52,6 +52,7 @@ def work(looking: Looking) -> None:
             row |= {"own_class": None if own is None else looking.name(own)}
             told.append(row | _strip(looking, i, j, float(scales[i][k]), own))
     looking.told["maps"] = {"of": how, "quantile": maps.QUANTILE, "images": len(looking.index), "units": told}
+    looking.told["maps"]["unseen_block"] = targets.unseen_block(looking)
 
 
 def _by_block(units: Sequence[targets.Unit]) -> dict[int, list[int]]:

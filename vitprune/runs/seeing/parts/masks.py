@@ -1,6 +1,7 @@
 """The part `masks`: which pixels the classes' top units are above their thresholds on, and whether they need them.
 
-The control of every figure: the same mask at a random place.
+The control of every figure: the same mask at a random place. Units of the last block are left out under a head that reads
+the class token, unless no other block carries classes: what its patches hold reaches no logit.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ JUDGED = 40  # images of a class that the deletion is measured on, at most
 def work(looking: Looking) -> None:
     """Nothing; per class a strip of its top unit's masks, and what filling them does to the unit, in see.json."""
     outputs = targets.classes(looking, CLASSES)
-    best = targets.tops(looking, outputs, targets.carrying(looking))
+    best = targets.tops(looking, outputs, targets.seen_blocks(looking))
     top = {c: (units[0].block, units[0].unit) for c, units in zip(outputs, best, strict=False) if units}
     how = looking.see.masks
     thresholds = _thresholds(looking, sorted(set(top.values()))) if how.threshold == "unit" else {}
     rows = [_of_class(looking, c, unit, thresholds.get(unit)) for c, unit in top.items()]
     lower = sum(row["deletion"] > 0 for row in rows)
     told: Json = {"threshold": how.threshold, "percentile": how.percentile, "classes": rows}
+    told["unseen"] = any(i == targets.unseen_block(looking) for i, _ in top.values())
     looking.told["masks"] = told | {"needed": lower, "n": len(rows)}
 
 
@@ -91,8 +93,8 @@ def _of_class(looking: Looking, output: int, unit: targets.Unit, threshold: floa
     batch = passes.batch_of(run)
 
     def value(given: Tensor) -> Tensor:
-        """The unit's mean over the patches, before its activation."""
-        parts = [maps.maps(looking.model, site, [unit[1]], part, "pre").mean((1, 2, 3)) for part in given.split(batch)]
+        """The unit at its highest patch, before its activation: where its mask is."""
+        parts = [maps.maps(looking.model, site, [unit[1]], part, "pre").amax((1, 2, 3)) for part in given.split(batch)]
         return torch.cat(parts)
 
     found = torch.cat([maps.maps(looking.model, site, [unit[1]], part, "pre") for part in images.split(batch)])
@@ -104,7 +106,7 @@ def _of_class(looking: Looking, output: int, unit: targets.Unit, threshold: floa
     black = torch.tensor([-m / s for m, s in zip(prepared.mean, prepared.std, strict=True)], device=run.device)
     fall = checks.deletion(value, images, mask, black, seed=looking.see.units.seed)
     shown = [
-        drawing.at_most(drawing.cut_out(drawing.pixels(x, prepared.mean, prepared.std), m.cpu().numpy()), EDGE)
+        drawing.at_most(drawing.marked(drawing.pixels(x, prepared.mean, prepared.std), m.cpu().numpy()), EDGE)
         for x, m in zip(images[:IMAGES], mask, strict=False)
     ]
     path = looking.folder / "masks" / f"{unit[0]}-{unit[1]}-{output}.png"

@@ -30,7 +30,8 @@ from vitprune.see.pictures.stimuli.ascent import Settings, Stimulus
 from vitprune.see.pictures.stimuli.objective import Target
 from vitprune.see.pictures.stimuli.space import Space
 
-AT_ONCE = {"cpu": 1, "other": 16}  # images of a pass
+MOST, LIGHT = 10, 400_000_000  # images of a pass on a processor: so many, of so many multiply-adds together at most
+AT_ONCE = 16  # elsewhere
 EDGE = 112
 Wanted = list[tuple[Target, int]]
 
@@ -80,7 +81,7 @@ def _space(looking: Looking) -> Space:
 def _made(looking: Looking, found: list[Target], space: Space) -> list[Stimulus]:
     """The images, one after the other; those of one unit together where they are kept apart from each other."""
     run, how = looking.run, looking.see.stimuli
-    once = AT_ONCE["cpu" if run.device.type == "cpu" else "other"]
+    once = max(1, min(MOST, LIGHT // run.dense_macs)) if run.device.type == "cpu" else AT_ONCE
     settings = Settings(how.method, how.steps, how.activation, how.tokens, how.diversity, at_once=once)
     wanted: Wanted = [(target, seed) for target in found for seed in range(how.seeds)]
     each = how.seeds if how.diversity else once

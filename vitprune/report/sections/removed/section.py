@@ -19,10 +19,13 @@ from vitprune.report.page.blocks import (
 )
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
-from vitprune.report.sections.unit_pictures import name_lines, naming_blocks, picture_blocks
+from vitprune.report.sections.removed.labelled import concept_blocks
+from vitprune.report.sections.removed.pictures import name_lines, naming_blocks, picture_blocks
+from vitprune.report.sections.removed.stream import readout_blocks
 
 MOST = 24  # units of a strip
 LISTED = 20  # rows that stand open
+NAMED = 12  # classes that are named
 
 
 def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
@@ -38,13 +41,13 @@ def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
         blocks += _of_set(see, str(group), beside if place == 0 else Beside(None), place == 0)
     if not blocks:
         blocks = [missing("which units were removed")]
-    return (
-        Section(
-            "removed",
-            "What was removed?",
-            (*blocks, *picture_blocks(see, beside), *naming_blocks(see), *_null(see), *_end(see)),
-        ),
-    )
+    return (Section("removed", "What was removed?", (*blocks, *_rest(see, beside))),)
+
+
+def _rest(see: Json, beside: Beside) -> list[Block]:
+    """What is not of one class set."""
+    seen = [*concept_blocks(mapping(see.get("concepts"))), *picture_blocks(see, beside)]
+    return [*seen, *naming_blocks(see), *_null(see), *readout_blocks(mapping(see.get("readout"))), *_end(see)]
 
 
 def _of_set(see: Json, group: str, beside: Beside, pictures: bool) -> list[Block]:
@@ -73,16 +76,31 @@ def _sentence(see: Json, group: str, evidence: Json) -> str:
         )
     elif evidence:
         text += "; no block carries class evidence that could be told from chance, so no share of it is given"
-    removed, kept = number(between.get("removed")), number(between.get("kept"))
+    return text + _selective(mapping(mapping(see.get("exemplars")).get("selectivity")).get(group), between) + "."
+
+
+def _selective(auroc: object, between: Json) -> str:
+    """Whether the removed units told classes apart less than the kept ones: median AUROCs, or where the run has none shares of
+    variance; nothing where neither is known."""
+    found = mapping(auroc)
+    removed, kept = number(found.get("removed")), number(found.get("kept"))
     if removed is not None and kept is not None:
-        word = "less" if removed < kept else "more" if removed > kept else "equally"
-        text += (
-            f"; they told classes apart {word}: median share of a unit's variance between classes "
-            f"{numbers.share(removed)} "
-            f"against {numbers.share(kept)} of the kept ones "
-            f"(labels at random: {numbers.share(number(between.get('chance')))})"
+        return (
+            f"; they fired {_word(removed, kept)} selectively: median AUROC for the class that a unit fires for "
+            f"{numbers.fixed(removed, 3)} against {numbers.fixed(kept, 3)} of the kept ones (chance: 0.5)"
         )
-    return text + "."
+    removed, kept = number(between.get("removed")), number(between.get("kept"))
+    if removed is None or kept is None:
+        return ""
+    return (
+        f"; they told classes apart {_word(removed, kept)}: median share of a unit's variance between classes "
+        f"{numbers.share(removed)} against {numbers.share(kept)} of the kept ones "
+        f"(labels at random: {numbers.share(number(between.get('chance')))})"
+    )
+
+
+def _word(removed: float, kept: float) -> str:
+    return "less" if removed < kept else "more" if removed > kept else "equally"
 
 
 def _strips(shown: Json, see: Json, beside: Beside) -> list[Block]:
@@ -104,6 +122,9 @@ def _picture(card: Json, beside: Beside) -> Picture:
     read = next((read for read in ("class", "patches") if f"fires_{read}_1" in card), None)
     if read:
         lines.append(("fires for", _three(card, f"fires_{read}")))
+    if card.get("concept"):
+        iou, chance = (numbers.fixed(number(card.get(key)), 3) for key in ("concept_iou", "concept_iou_chance"))
+        lines.append(("shows", f"{clean(card['concept'])}, IoU {iou} ({chance} by chance)"))
     for key, value in card.items():
         if key.startswith("drift_corr") and number(value) is not None:
             lines.append(("after the repair", f"correlation {numbers.fixed(number(value), 2)}"))
@@ -234,6 +255,10 @@ def _block_row(block: Json) -> Row:
 def _end(see: Json) -> list[Block]:
     """Where the rest is, and what is not offered."""
     left = [f"{clean(name)} was left out: {clean(why)}." for name, why in mapping(see.get("left_out")).items()]
+    without = [clean(name) for name in sequence(see.get("classes_without_images"))]
+    if without:
+        more = f" and {len(without) - NAMED:,} more" if len(without) > NAMED else ""
+        left.append(f"No probe image is of {', '.join(without[:NAMED])}{more}: nothing is said of what fires for them.")
     images = mapping(see.get("images"))
     atlas = clean(mapping(see.get("atlas")).get("file"))
     text = f"Seen on {numbers.count(number(images.get('n')))} probe images; none of the exam's."

@@ -11,8 +11,7 @@ from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
 
 MOST = 24  # units of a gallery
-SHOWN = {"scaled_1": "one unit, each map on its own scale", "raw_1": "one unit, as it is",
-         "scaled_3": "three units, each map on its own scale", "raw_3": "three units, as they are"}  # fmt: skip
+SHOWN = {"scaled_1": "one unit", "scaled_3": "three units"}
 
 
 def picture_blocks(see: Json, beside: Beside) -> list[Block]:
@@ -34,6 +33,9 @@ def _maps(maps: Json, beside: Beside) -> list[Block]:
         f"{numbers.count(number(maps.get('images')))} images: dark is silent, light is as loud as it gets. The strongest "
         "images first, after the gap one drawn at random."
     )
+    unseen = maps.get("unseen_block")
+    if isinstance(unseen, int) and any(clean(unit.get("unit")).startswith(f"{unseen}:") for unit in units):
+        told += f" What block {unseen} holds at the patches reaches no logit: its maps show what its units react to, no more."
     pictures = tuple(_map(unit, beside) for unit in units)
     found = Gallery("Maps of the units above", pictures, wide=True, heads=("Unit", "Scale"))
     return [Heading("Where units fire"), Text(told), found]
@@ -49,7 +51,7 @@ def _map(unit: Json, beside: Beside) -> Picture:
     silent = sum(mapping(one).get("note") == "does not fire here" for one in sequence(unit.get("images")))
     if silent:
         lines.append(("does not fire on", numbers.plural(silent, "image")))
-    name = clean(unit.get("note")) or f"0 to {numbers.general(scale)}"
+    name = clean(unit.get("note")) or "0 to " + (numbers.NONE if scale is None else f"{scale:.3g}")
     return Picture(beside.picture(unit.get("picture")), clean(unit.get("unit")), name, tuple(lines))
 
 
@@ -59,9 +61,12 @@ def _masks(masks: Json, beside: Beside) -> list[Block]:
         return []
     needed, n = number(masks.get("needed")), number(masks.get("n"))
     told = (
-        f"Pixels where the top unit of a class is above its threshold. Of {numbers.count(n)} units {numbers.count(needed)} "
-        "fall further when these pixels are blackened than when as large an area elsewhere is."
+        f"Marked are the pixels where the top unit of a class is above its threshold. Of {numbers.count(n)} units "
+        f"{numbers.count(needed)} fall further, at their highest patch, when these pixels are blackened than when as large an "
+        "area elsewhere is."
     )
+    if masks.get("unseen") is True:
+        told += " They are of the last block, whose patches reach no logit: no other block carries classes."
     pictures = [
         Picture(
             beside.picture(row.get("picture")),
@@ -90,18 +95,17 @@ def _plots(blocks: Json) -> list[Block]:
         "see-top-block", range(len(top.value)), top, "Blocks of the classes' top units", "classes"
     )
     mean = mapping(blocks.get("mean_distances"))
-    bands = [
-        _joined(words, mappings(mean.get(kind)), len(carrying))
-        for kind, words in SHOWN.items()
-        if kind.startswith("scaled")
-    ]
+    bands = [_joined(words, mappings(mean.get(kind)), len(carrying)) for kind, words in SHOWN.items()]
     second = block_plots.lines("see-distances", carrying, bands, "How far the classes' mean maps lie apart", "L2")
     text = (
         "Distances between the mean maps of any two classes, each of the class's own top units; the shaded bars are the 95 % "
         "of labels that were permuted over the images, the error bars standard errors. The numbers, those of maps as they "
         "are, class means and most active units are in see/blocks."
     )
-    captions = ("Blocks of the classes' top units", "Distances between the classes' mean maps")
+    captions = (
+        "Blocks of the classes' top units",
+        "Distances between the classes' mean maps, each map on its own scale",
+    )
     figures = [Figure(svg, caption) for svg, caption in zip((first, second), captions, strict=True) if svg]
     return [Heading("From block to block"), *figures, Text(text, "note")]
 
@@ -150,7 +154,7 @@ def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
         for unit in mappings(stimuli.get("units"))[: 2 * MOST]
     ]
     found = Gallery("Stimulus images", tuple(pictures), heads=("Class", "Unit"))
-    who = {"own": ">The model itself", "judge": ">The judge"}
+    who = {"own": ">The model itself", "slim": ">The slim model", "judge": ">The judge"}
     made = table(caption, ("Units", *(who.get(one, f">{clean(one)}") for one in judges)), rows)
     return [heading, made, Text(text), Fold("The images", (found,))]
 
