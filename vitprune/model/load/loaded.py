@@ -20,6 +20,9 @@ RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm mod
 ASSUMED = "preprocessing_assumed"  # of a folder's pretrained_cfg: what no configuration and no recipe has said
 
 
+PROJECTION = "projection"  # of a folder's `vitprune` block: the head is a projection of features, no classifier
+
+
 KEPT_CFG = (
     "tag", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes",
     "pool_size", "first_conv", "classifier", "license", "label_names", "label_descriptions",
@@ -64,6 +67,17 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(self.preprocessing(image))
+
+
+def as_backbone(model: nn.Module) -> None:
+    """Nothing; the model's head is a projection from now on, its outputs are features."""
+    model.num_classes = 0  # type: ignore[assignment]
+
+
+def projection(model: nn.Module) -> int:
+    """Dimensions that a backbone's features are projected to, as CLIP's image tower does; 0 for a model without."""
+    head = getattr(model, "head", None)
+    return head.out_features if getattr(model, "num_classes", None) == 0 and isinstance(head, nn.Linear) else 0
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
