@@ -35,7 +35,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip": ("SiglipVisionModel", VIT),
     "siglip-whole": ("SiglipModel", {"text_config": TEXT, "vision_config": VIT}),
 }
-CFG = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+CFG = {
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
 
 
 def written(folder: Path, kind: str, **changed: Any) -> Any:
@@ -88,7 +94,9 @@ def test_a_tower_gives_the_features_that_transformers_gives(tmp_path, kind):
     before = [(tmp_path / "back" / file).read_bytes() for file in writing.FILES]
     writing.save(tmp_path / "back", ours(tmp_path / "back")[0], CFG | {"input_size": (3, made.side, made.side)})
     assert before == [(tmp_path / "back" / file).read_bytes() for file in writing.FILES]
-    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "back").image_mean == pytest.approx([0.1, 0.2, 0.3])
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "back").image_mean == pytest.approx(
+        [0.1, 0.2, 0.3]
+    )
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2-registers"])
@@ -100,7 +108,12 @@ def test_dinov2_at_the_size_that_its_images_are_cropped_to(tmp_path, kind):
     images = torch.randn(2, 3, 42, 42)
     assert families.input_shape(model) == (3, 42, 42) and made.args["img_size"] == 42
     torch.testing.assert_close(model(images), features(net, images)[0], rtol=1e-4, atol=1e-5)
-    for odd in ({"crop_size": {"height": 42, "width": 42}}, crop | {"crop_size": {"height": 40, "width": 40}}, [], None):
+    for odd in (
+        {"crop_size": {"height": 42, "width": 42}},
+        crop | {"crop_size": {"height": 40, "width": 40}},
+        [],
+        None,
+    ):
         assert families.input_shape(ours(tmp_path, odd)[0]) == (3, 70, 70)
 
 
@@ -159,12 +172,14 @@ def test_weights_that_are_no_floats_or_not_there(tmp_path):
     record = json.loads((tmp_path / "config.json").read_text())
     place = tmp_path / "config.json", tmp_path / "other.safetensors"
     save_file(held | {"layernorm.bias": torch.zeros(16, dtype=torch.int64)}, place[1])
-    with pytest.raises(UserError, match="`layernorm.bias` is of torch.int64"):
+    with pytest.raises(UserError, match=r"`layernorm.bias` is of torch\.int64"):
         towers.opened(record, *place, None)
     save_file({key: value for key, value in held.items() if key != "layernorm.bias"}, place[1])
     with pytest.raises(UserError, match=r"`layernorm.bias` is missing, config.json says \(16,\)"):
         towers.opened(record, *place, None)
-    save_file({f"dinov2.{key}": value.half() for key, value in held.items()}, place[1])  # inside of a classifier, in halves
+    save_file(
+        {f"dinov2.{key}": value.half() for key, value in held.items()}, place[1]
+    )  # inside of a classifier, in halves
     model, _, _ = towers.opened(record, *place, None)
     assert model.norm.weight.dtype == torch.float32
 

@@ -60,7 +60,14 @@ def tower(record: Json, where: Path, width: int | None) -> Tower:
     own = {"num_channels": 3, "patch_size": 16, "layer_norm_eps": EPS[kind], **own}
     dim, depth, heads, side, patch, channels = (
         _number(own, key, where)
-        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels")
+        for key in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+            "num_channels",
+        )
     )
     if depth > DEEPEST or dim % heads:
         raise UserError(f"{where}: {depth} blocks of {heads} heads and {dim} dimensions; no such tower can be")
@@ -106,7 +113,9 @@ def _number(own: Json, key: str, where: Path) -> int:
 def _ratio(own: Json, kind: Kind, dim: int, width: int | None, where: Path, swiglu: bool) -> float:
     """timm's mlp_ratio; of a gated FFN that of gate and value together."""
     if width is None:
-        width = int(dim * float(own.get("mlp_ratio", 4))) if kind == "dinov2" else _number(own, "intermediate_size", where)
+        width = (
+            int(dim * float(own.get("mlp_ratio", 4))) if kind == "dinov2" else _number(own, "intermediate_size", where)
+        )
         width = (int(width * 2 / 3) + 7) // 8 * 8 if swiglu else width
     return ratio_for(dim, 2 * width if swiglu else width)
 

@@ -22,7 +22,8 @@ DINO = {
 }  # fmt: skip
 CLIP = {
     "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-    "attn.proj": "self_attn.out_proj", "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj",
+    "attn.proj": "self_attn.out_proj",
+    "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj",
 }  # fmt: skip
 LAYERS: dict[Kind, tuple[str, dict[str, str]]] = {
     "dinov2": ("encoder.layer", DINO),

@@ -18,7 +18,7 @@ from vitprune.model.load.loaded import as_backbone
 from vitprune.model.load.weights.towers import names
 from vitprune.model.load.weights.towers.configs import Tower, tower
 
-FIRST_FFN = re.compile(r"(?:.*\.)?encoder\.layers?\.0\.mlp\.(fc2|weights_out)\.weight")
+FIRST_FFN = re.compile(r"(?:vision_model\.|dinov2\w*\.)?encoder\.layers?\.0\.mlp\.(fc2|weights_out)\.weight")
 PREFIXES = ("", "vision_model.", "dinov2.", "dinov2_with_registers.")  # under which a tower may stand in its own file
 TORCHS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -52,7 +52,8 @@ def placed(key: str, prefix: str) -> str:
 def side_of(made: Tower, prepared: Any) -> int:
     """The side in pixels at which the tower is used: what its images are cropped to, where DINOv2's positions may follow."""
     crop = prepared.get("crop_size") if isinstance(prepared, dict) else None
-    height, width = (crop.get("height"), crop.get("width")) if isinstance(crop, dict) else (None, None)
+    height: Any = crop.get("height") if isinstance(crop, dict) else None
+    width = crop.get("width") if isinstance(crop, dict) else None
     patch = made.args["patch_size"]
     fits = made.kind == "dinov2" and type(height) is int and height == width and patch <= height <= 1 << 13
     return int(height) if fits and height % patch == 0 and prepared.get("do_center_crop") else made.side
@@ -68,7 +69,9 @@ def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn
             wanted = names.shown(like, made.kind, swiglu=made.swiglu)
             held = {key: file.get_tensor(placed(key, prefix)) for key in wanted if not key.endswith("mask_token")}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{weights}: not a sound safetensors file ({one_line(error)}); copy or export it again") from error
+        raise UserError(
+            f"{weights}: not a sound safetensors file ({one_line(error)}); copy or export it again"
+        ) from error
     for key, value in held.items():
         if value.dtype not in TORCHS:
             raise UserError(f"{weights}: `{key}` is of {value.dtype}; a tower's weights are floats")
@@ -77,8 +80,8 @@ def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn
     if side != made.side:
         state["pos_embed"] = _resampled(state["pos_embed"], made, side)
         notes.append(
-            f"The positions of {config.parent.name} are for {made.side} pixels and are resampled to the {side} that its images "
-            "are cropped to, as transformers does in every pass."
+            f"The positions of {config.parent.name} are for {made.side} pixels and are resampled to the {side} that its "
+            "images are cropped to, as transformers does in every pass."
         )
         made = Tower(made.cls, made.kind, prefix, made.name, made.args | {"img_size": side}, side, made.swiglu)
     model = build.build(made.name, made.args)
@@ -92,6 +95,6 @@ def _resampled(positions: Tensor, made: Tower, side: int) -> Tensor:
     registers = "reg_tokens" in made.args
     own, grid = (positions[:, :0], positions) if registers else (positions[:, :1], positions[:, 1:])
     rows, count = made.side // made.args["patch_size"], side // made.args["patch_size"]
-    square = grid.unflatten(1, (rows, rows)).permute(0, 3, 1, 2)
+    square = grid.reshape(1, rows, rows, -1).permute(0, 3, 1, 2)
     turned = F.interpolate(square, size=(count, count), mode="bicubic", align_corners=False, antialias=registers)
     return torch.cat([own, turned.flatten(2).transpose(1, 2)], 1)

@@ -26,6 +26,7 @@ from vitprune.model.sites import attention
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 PROCESSORS = {"dinov2": "BitImageProcessor", "clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 LAYERS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_pytorch_tanh", "GeluTanh": "gelu_pytorch_tanh"}
+OTHERS = "leave its folder to timm"
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 
@@ -48,15 +49,14 @@ def save(folder: Path, model: nn.Module, data_config: Json) -> str:
 def _kind(model: nn.Module) -> Kind:
     """Which tower the model is built like."""
     if type(model) is not VisionTransformer:
-        raise UserError(f"transformers: {type(model).__name__} is no tower of DINOv2, CLIP or SigLIP; leave its folder to timm")
-    normed, scaled = type(model.norm_pre) is not nn.Identity, hasattr(model.blocks[0].ls1, "gamma")
-    if model.attn_pool is not None and not model.num_prefix_tokens and not scaled:
+        raise UserError(f"transformers: {type(model).__name__} is no tower of DINOv2, CLIP or SigLIP; {OTHERS}")
+    tower: Any = model
+    normed, scaled = type(tower.norm_pre) is not nn.Identity, hasattr(tower.blocks[0].ls1, "gamma")
+    if tower.attn_pool is not None and not tower.num_prefix_tokens and not scaled:
         return "siglip"
-    if normed and model.has_class_token and model.global_pool == "token" and not scaled:
-        return "clip"
-    if scaled and not normed and model.has_class_token and model.global_pool == "token":
-        return "dinov2"
-    raise UserError("transformers: the model is built like no tower of DINOv2, CLIP or SigLIP; leave its folder to timm")
+    if tower.has_class_token and tower.global_pool == "token" and normed != scaled:
+        return "clip" if normed else "dinov2"
+    raise UserError(f"transformers: the model is built like no tower of DINOv2, CLIP or SigLIP; {OTHERS}")
 
 
 def configuration(model: nn.Module) -> Json:
@@ -81,7 +81,10 @@ def configuration(model: nn.Module) -> Json:
     if kind == "dinov2":
         registers = int(tower.num_reg_tokens)
         cls = f"Dinov2{'WithRegisters' if registers else ''}Model"
-        made |= {"model_type": f"dinov2{'_with_registers' if registers else ''}", "mlp_ratio": _times(dim, widths[0], swiglu)}
+        made |= {
+            "model_type": f"dinov2{'_with_registers' if registers else ''}",
+            "mlp_ratio": _times(dim, widths[0], swiglu),
+        }
         made |= {"num_register_tokens": registers} if registers else {"use_mask_token": False}
         made |= {"use_swiglu_ffn": swiglu, "qkv_bias": tower.blocks[0].attn.qkv.bias is not None}
     else:
