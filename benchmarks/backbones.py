@@ -28,12 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from vitprune.exam.features import NEIGHBOURS, Features
-from vitprune.runs.stages.exams import features as described
-from vitprune.runs.stages.exams import predicted
 
 from vitprune.core.progress import Reporter
 from vitprune.exam import features
+from vitprune.exam.features import NEIGHBOURS, Features
 from vitprune.model import size
 from vitprune.model.inside import backbone
 from vitprune.model.load.folders import BUNDLED
@@ -43,6 +41,8 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.results import attention
 from vitprune.runs.stages import score
+from vitprune.runs.stages.exams import features as described
+from vitprune.runs.stages.exams import predicted
 from vitprune.runs.stages.prune import same_sizes, slimmed
 from vitprune.runs.state.run import Run
 
