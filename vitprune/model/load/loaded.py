@@ -20,6 +20,7 @@ RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm mod
 ASSUMED = "preprocessing_assumed"  # of a folder's pretrained_cfg: what no configuration and no recipe has said
 
 
+READS = "features"  # of a folder's `vitprune` block: `pooled` where a backbone's output is the pooled vector alone
 PROJECTION = "projection"  # of a folder's `vitprune` block: the head is a projection of features, no classifier
 
 

@@ -22,7 +22,7 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.inside import backbone
 from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
-from vitprune.model.load.loaded import ASSUMED, PROJECTION, Loaded, as_backbone
+from vitprune.model.load.loaded import ASSUMED, PROJECTION, READS, Loaded, as_backbone
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
 from vitprune.model.load.weights import checksums, filling
 from vitprune.model.load.weights.towers import configs as towers
@@ -53,7 +53,8 @@ def _head(loaded: Loaded, spec: ModelSpec) -> None:
     """Nothing; the model is left the head that is asked for, and is a classifier or a backbone from here on."""
     if spec.head == "none":
         backbone.remove_head(loaded.model)
-    backbone.read(loaded.model, spec.features)
+    if spec.features is not None:  # else as its folder says it
+        backbone.read(loaded.model, spec.features)
     if backbone.of(loaded.model) is None:
         classifier.outputs(loaded.model)
     else:
@@ -170,9 +171,11 @@ def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
         raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
     if about.get(PROJECTION) is True:
         as_backbone(model)
+    if about.get(READS) == "pooled" and backbone.of(model) is not None:
+        backbone.read(model, "pooled")
     assumed = about.get(ASSUMED)
     unsaid = {str(key) for key in assumed} if isinstance(assumed, list) else set()
     loaded = describe(model, architecture, args, Source(record.get("pretrained_cfg"), given, unsaid=unsaid))
-    worked_out = ("widths", "attention", "added_biases", ASSUMED, PROJECTION, *checksums.KEYS)
+    worked_out = ("widths", "attention", "added_biases", ASSUMED, PROJECTION, READS, *checksums.KEYS)
     loaded.about = {key: value for key, value in about.items() if key not in worked_out}
     return loaded
