@@ -118,7 +118,7 @@ def _args(model: nn.Module, name: str) -> Json:
 
 
 def _of_tower(model: Any) -> Json:
-    """What an image tower has that its architecture's name does not say: its activation, its pooling's width, its projection."""
+    """What an image tower has that its architecture's name does not say: its activation, its pooling's width."""
     act, pool = model.blocks[0].mlp.act if hasattr(model.blocks[0], "mlp") else None, getattr(model, "attn_pool", None)
     found: Json = {"act_layer": "gelu_tanh"} if type(act).__name__ == "GELUTanh" else {}
     if pool is not None and getattr(pool, "mlp", None) is not None:

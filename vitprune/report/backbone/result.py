@@ -111,8 +111,8 @@ def _features(result: Json) -> Number:
         parts.append(
             f"the costs predicted an FVU of the output of {numbers.fixed(expected, 3)}, measured {times:.2f} times that"
         )
-    tone = "" if cosine is not None else "missing"
-    return Number(numbers.fixed(cosine, 4), "cosine to the dense features", "; ".join(parts), tone)
+    value, label = numbers.fixed(cosine, 4), "cosine to the dense features"
+    return Number(value, label, "; ".join(parts), "" if cosine is not None else "missing")
 
 
 def _size(model: Json, result: Json) -> Number:
