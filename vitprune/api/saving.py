@@ -18,6 +18,7 @@ from vitprune.model import classifier, door, families
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import build, opening, saving
 from vitprune.model.load.describing import Source, describe
+from vitprune.model.load.loaded import Loaded
 from vitprune.model.load.saving import ratio_for
 from vitprune.model.load.weights.towers import writing as towers
 from vitprune.model.load.weights.towers.opening import opened
@@ -55,14 +56,9 @@ def save(
     given = dict(args) if args is not None else _args(model, name)
     if labels is not None and len(labels) != classifier.outputs(model):
         raise UserError(f"save: {len(labels)} labels for a model of {classifier.outputs(model)} outputs")
-    own = getattr(model, "pretrained_cfg", None)
-    cfg = _prepared(dict(own or {}), families.input_shape(model), labels)
+    target = Path(folder)
     with door.Inside(model):
-        try:
-            loaded = describe(model, name, given, Source(cfg, None))
-        finally:
-            model.pretrained_cfg = own  # type: ignore[assignment]
-        target = Path(folder)
+        loaded = _described(model, name, given, labels)
         with tempfile.TemporaryDirectory() as place:
             if library == "transformers":
                 return _tower(model, target, Path(place), loaded.data_config)
@@ -71,6 +67,16 @@ def save(
         target.mkdir(parents=True, exist_ok=True)
         saving.save(target, loaded, model, {})
     return target
+
+
+def _described(model: nn.Module, name: str, args: Json, labels: Sequence[str] | None) -> Loaded:
+    """The model with what is known of it; nothing in it is changed."""
+    own = getattr(model, "pretrained_cfg", None)
+    cfg = _prepared(dict(own or {}), families.input_shape(model), labels)
+    try:
+        return describe(model, name, args, Source(cfg, None))
+    finally:
+        model.pretrained_cfg = own  # type: ignore[assignment]
 
 
 def _tower(model: nn.Module, target: Path, place: Path, data_config: Json) -> Path:

@@ -24,6 +24,10 @@ class Told(nn.Module):
         self.model, self.reads = found.model, found.reads
         self.eval()
 
+    def extra_repr(self) -> str:
+        """Which outputs there are."""
+        return self.reads
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the order of `names_of`."""
         found = cast("Backbone", backbone.of(self.model)).features(images)

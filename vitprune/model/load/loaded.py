@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitprune.core.reading import Json
 from vitprune.images.preprocess import Preprocessing
+from vitprune.model.families import PROJECTS
 from vitprune.model.load.prepared import Origin
 from vitprune.model.load.spec import Args
 
@@ -71,14 +72,15 @@ class Transform:
 
 
 def as_backbone(model: nn.Module) -> None:
-    """Nothing; the model's head is a projection from now on, its outputs are features."""
+    """Nothing; the model's outputs are features from now on: those before its head, or, where it has one, that projects."""
     model.num_classes = 0  # type: ignore[assignment]
+    setattr(model, PROJECTS, isinstance(getattr(model, "head", None), nn.Linear))
 
 
 def projection(model: nn.Module) -> int:
     """Dimensions that a backbone's features are projected to, as CLIP's image tower does; 0 for a model without."""
     head = getattr(model, "head", None)
-    return head.out_features if getattr(model, "num_classes", None) == 0 and isinstance(head, nn.Linear) else 0
+    return head.out_features if getattr(model, PROJECTS, False) and isinstance(head, nn.Linear) else 0
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -23,6 +23,7 @@ TOWERS: dict[str, tuple[Kind, str]] = {  # kind, and what stands before the towe
 }
 PROJECTED = ("CLIPVisionModelWithProjection", "CLIPModel")
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTS = {"dinov2": "gelu", "clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}  # where a configuration does not say it
 EPS = {"dinov2": 1e-6, "clip": 1e-5, "siglip": 1e-6}
 SIZES = {384: "small", 768: "base", 1024: "large"}
 MOST, DEEPEST = 1 << 16, 512
@@ -57,42 +58,46 @@ def tower(record: Json, where: Path, width: int | None) -> Tower:
     own = record.get("vision_config", record) if cls in ("CLIPModel", "SiglipModel") else record
     if not isinstance(own, dict):
         raise UserError(f"{where}: vision_config is not a block of keys")
-    own = {"num_channels": 3, "patch_size": 16, "layer_norm_eps": EPS[kind], **own}
-    dim, depth, heads, side, patch, channels = (
-        _number(own, key, where)
-        for key in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "image_size",
-            "patch_size",
-            "num_channels",
-        )
-    )
-    if depth > DEEPEST or dim % heads:
-        raise UserError(f"{where}: {depth} blocks of {heads} heads and {dim} dimensions; no such tower can be")
-    if abs(float(own["layer_norm_eps"]) / EPS[kind] - 1) > 1e-6:
-        raise UserError(f"{where}: layer_norm_eps {own['layer_norm_eps']}: {EPS[kind]} is what timm's {kind} has")
-    act = own.get("hidden_act", {"dinov2": "gelu", "clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}[kind])
-    swiglu = kind == "dinov2" and own.get("use_swiglu_ffn") is True
-    if act not in ACTIVATIONS and not swiglu:
-        raise UserError(f"{where}: hidden_act {str(act)[:40]!r}: {', '.join(ACTIVATIONS)} are supported")
-    if kind == "siglip" and own.get("vision_use_head", True) is not True:
-        raise UserError(f"{where}: vision_use_head: false: a SigLIP tower without its pooling is not supported")
-    args: Args = {
-        "img_size": side, "patch_size": patch, "in_chans": channels, "embed_dim": dim, "depth": depth, "num_heads": heads,
-        "mlp_ratio": _ratio(own, kind, dim, width, where, swiglu), "num_classes": 0,
-    }  # fmt: skip
+    own = {"num_channels": 3, "patch_size": 16, "layer_norm_eps": EPS[kind], "hidden_act": ACTS[kind], **own}
+    swiglu, registers = kind == "dinov2" and own.get("use_swiglu_ffn") is True, "WithRegisters" in cls
+    _refuse(own, kind, where, swiglu)
+    args = _args(own, where)
+    args["mlp_ratio"] = _ratio(own, kind, args["embed_dim"], width, where, swiglu)
+    act = str(own["hidden_act"])
     if not swiglu:
         args["act_layer"] = ACTIVATIONS[act]
     if kind == "dinov2" and own.get("qkv_bias", True) is not True:
         args["qkv_bias"] = False
     if cls in PROJECTED:
         args["num_classes"] = _number(record, "projection_dim", where)
-    registers = "WithRegisters" in cls
     if registers:
         args["reg_tokens"] = _number({"num_register_tokens": 4, **own}, "num_register_tokens", where)
-    return Tower(cls, kind, prefix, _name(kind, dim, swiglu, registers, act), args, side, swiglu)
+    name = _name(kind, args["embed_dim"], swiglu, registers, act)
+    return Tower(cls, kind, prefix, name, args, args["img_size"], swiglu)
+
+
+def _refuse(own: Json, kind: Kind, where: Path, swiglu: bool) -> None:
+    """Raises UserError for what timm's model of this kind does not have."""
+    eps, act = own["layer_norm_eps"], own["hidden_act"]
+    if type(eps) not in (int, float) or abs(eps / EPS[kind] - 1) > 1e-6:
+        raise UserError(f"{where}: layer_norm_eps {str(eps)[:40]}: {EPS[kind]} is what timm's {kind} has")
+    if not swiglu and (not isinstance(act, str) or act not in ACTIVATIONS):
+        raise UserError(f"{where}: hidden_act {str(act)[:40]!r}: {', '.join(ACTIVATIONS)} are supported")
+    if kind == "siglip" and own.get("vision_use_head", True) is not True:
+        raise UserError(f"{where}: vision_use_head: false: a SigLIP tower without its pooling is not supported")
+
+
+def _args(own: Json, where: Path) -> Args:
+    """timm's words for the sizes."""
+    words = {
+        "embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads",
+        "img_size": "image_size", "patch_size": "patch_size", "in_chans": "num_channels",
+    }  # fmt: skip
+    args: Args = {ours: _number(own, theirs, where) for ours, theirs in words.items()} | {"num_classes": 0}
+    if args["depth"] > DEEPEST or args["embed_dim"] % args["num_heads"]:
+        of = f"{args['depth']} blocks of {args['num_heads']} heads and {args['embed_dim']} dimensions"
+        raise UserError(f"{where}: {of}; no such tower can be")
+    return args
 
 
 def _class(record: Any) -> Any:
