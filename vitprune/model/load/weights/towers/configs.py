@@ -48,8 +48,8 @@ def is_tower(record: Any) -> bool:
     return _class(record) in TOWERS
 
 
-def tower(record: Json, where: Path, width: int | None) -> Tower:
-    """The tower that a configuration describes; `width`: hidden units of its FFNs, where the file's tensors say it.
+def tower(record: Json, where: Path, width: int) -> Tower:
+    """The tower that a configuration describes; `width`: hidden units of its FFNs, which the file's tensors say.
 
     Raises UserError naming the key for what timm's model cannot be.
     """
@@ -62,7 +62,9 @@ def tower(record: Json, where: Path, width: int | None) -> Tower:
     swiglu, registers = kind == "dinov2" and own.get("use_swiglu_ffn") is True, "WithRegisters" in cls
     _refuse(own, kind, where, swiglu)
     args = _args(own, where)
-    args["mlp_ratio"] = _ratio(own, kind, args["embed_dim"], width, where, swiglu)
+    args["mlp_ratio"] = ratio_for(
+        args["embed_dim"], 2 * width if swiglu else width
+    )  # of a gate and its values together
     act = str(own["hidden_act"])
     if not swiglu:
         args["act_layer"] = ACTIVATIONS[act]
@@ -113,16 +115,6 @@ def _number(own: Json, key: str, where: Path) -> int:
     if type(value) is not int or not 1 <= value <= MOST:
         raise UserError(f"{where}: {key} is {str(value)[:40]}, a whole number up to {MOST} is needed")
     return value
-
-
-def _ratio(own: Json, kind: Kind, dim: int, width: int | None, where: Path, swiglu: bool) -> float:
-    """timm's mlp_ratio; of a gated FFN that of gate and value together."""
-    if width is None:
-        width = (
-            int(dim * float(own.get("mlp_ratio", 4))) if kind == "dinov2" else _number(own, "intermediate_size", where)
-        )
-        width = (int(width * 2 / 3) + 7) // 8 * 8 if swiglu else width
-    return ratio_for(dim, 2 * width if swiglu else width)
 
 
 def _name(kind: Kind, dim: int, swiglu: bool, registers: bool, act: str) -> str:

@@ -30,8 +30,9 @@ def planned(record: Json, config: Path, weights: Path) -> tuple[Tower, str, nn.M
     """
     stored = headers.shapes(weights)
     found = next(((key, shape) for key, shape in stored.items() if FIRST_FFN.fullmatch(key)), None)
-    width = found[1][1] if found is not None and len(found[1]) == 2 else None
-    made = tower(record, config, width)
+    if found is None or len(found[1]) != 2:
+        raise UserError(f"{weights}: has no FFN of a first block (encoder.layer.0.mlp or encoder.layers.0.mlp)")
+    made = tower(record, config, found[1][1])
     prefix = next((p for p in PREFIXES if any(key.startswith(f"{p}embeddings.") for key in stored)), made.prefix)
     try:
         plan = build.on_meta(made.name, made.args)
