@@ -13,7 +13,7 @@ the same repair and read the same rows of the last block:
 
 The first three share the budget out by their own costs. `gap` is fisher-obs less the other, paired over the test images, with
 its 95 % interval. `cosine_loss` is 1 - cosine of the output, half of its energy in the class token. --quick: one seed, x0.5.
-The last line is one JSON object.
+The last line is one JSON object. --table: nothing of this, but the table of a file of --json, for docs/backbones.md.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ OURS, CLASS_ONLY = "fisher-obs", "class-only"
 OWN_BUDGET, ITS_BUDGET = ("obs",), ("variance", "magnitude-l2", "random")
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 FIGURES = ("cosine", "centred_cosine", "fvu", "tokens_cosine", "tokens_fvu", "neighbours", "cosine_loss", "macs_ratio")
+AHEAD = ("cosine", "tokens_cosine")
 Found = dict[str, Any]
 
 
@@ -189,10 +190,35 @@ def mean(found: list[Found]) -> Found:
     return made
 
 
+def markdown(made: Found) -> str:
+    """The means over the seeds as a table, and in how many of them every gap's interval lies above nothing."""
+    head = "| MACs | way | cosine | FVU | patches' cosine | patches' FVU | same neighbours | ahead in cosine | … of patches |"
+    lines = [head, "|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for budget, ways in made["mean"].items():
+        for name, row in ways.items():
+            of = [f"{row[key]:.3f}" for key in ("cosine", "fvu", "tokens_cosine", "tokens_fvu")]
+            of += [
+                f"{100 * row['neighbours']:.0f} %",
+                *(_ahead(made["seeds"], budget, name, row, key) for key in AHEAD),
+            ]
+            lines.append(f"| x{budget} | {name} | {' | '.join(of)} |")
+        ours = ways[OURS]
+        told = f"{ours['predicted_cosine_loss']:.3f} and came out {ours['measured_over_predicted']:.2f} times that"
+        lines.append(f"| x{budget} | {OURS}: the plan said 1 - cosine {told} |" + " |" * 7)
+    return "\n".join(lines)
+
+
+def _ahead(seeds: list[Found], budget: str, name: str, row: Found, key: str) -> str:
+    if "gap" not in row:
+        return "-"
+    lows = [one["budgets"][budget][name]["gap"][f"{key}_ci95"][0] for one in seeds]
+    return f"{row['gap'][key]:+.3f} ({sum(low > 0 for low in lows)} of {len(lows)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", type=Path, help="a timm folder; without it the bundled model")
-    parser.add_argument("--data", type=Path, required=True, help="a folder of images, in whatever folders below it")
+    parser.add_argument("--data", type=Path, help="a folder of images, in whatever folders below it")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="*")
     parser.add_argument("--macs", type=float, nargs="*", help="shares of the multiply-adds that are left")
@@ -200,7 +226,13 @@ def main() -> None:
     parser.add_argument("--refit", type=int, default=4000, help="probe images of the repair")
     parser.add_argument("--work", type=Path, default=Path("runs/backbones"))
     parser.add_argument("--json", type=Path, help="write the last line there too, after every seed")
+    parser.add_argument("--table", type=Path, help="a file of --json: its table, no run")
     args = parser.parse_args()
+    if args.table:
+        print(markdown(json.loads(args.table.read_text())))
+        return
+    if args.data is None:
+        parser.error("--data: a folder of images is needed")
     args.macs = args.macs or ([0.5] if args.quick else [0.5, 0.25])
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     args.images = flat(args.data, args.work)
