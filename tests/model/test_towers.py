@@ -16,8 +16,8 @@ from vitprune.core.errors import UserError
 from vitprune.model import families
 from vitprune.model.inside.blockwise import halves
 from vitprune.model.load import opening, saving
+from vitprune.model.load.weights.towers import configs, writing
 from vitprune.model.load.weights.towers import opening as towers
-from vitprune.model.load.weights.towers import writing
 from vitprune.recipe import inputs, model_files
 from vitprune.runs.state import skeleton
 
@@ -42,6 +42,10 @@ CFG = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
+
+
+def test_the_check_of_recipes_knows_the_same_towers():
+    assert set(model_files.TOWERS) == set(configs.TOWERS)
 
 
 def written(folder: Path, kind: str, **changed: Any) -> Any:
@@ -127,7 +131,7 @@ def test_a_tower_is_opened_by_its_folder_and_saved_as_our_own(tmp_path, kind):
     images = torch.randn(2, *families.input_shape(loaded.model))
     torch.testing.assert_close(loaded.model(images), features(net, images)[0].detach(), rtol=1e-5, atol=1e-5)
     assert loaded.data_config["mean"] == (0.1, 0.2, 0.3) and loaded.labels is None and loaded.outputs == 0
-    assert model_files.model(spec).outputs is None
+    assert model_files.model(spec).outputs == 0
     assert skeleton.opened(spec).data_config == loaded.data_config
     saving.save(tmp_path / "one", loaded, loaded.model, {})
     again = opening.open_model(inputs.Model(name=f"local-dir:{tmp_path / 'one'}"))
