@@ -37,6 +37,7 @@ class Mutant:
 
 
 READS = ("test_honest.py::test_nothing_before_the_exam_reads_the_test_split",)
+TOWERS = ("test_towers.py::test_a_tower_gives_the_features_that_transformers_gives",)
 EXPORTS = ("test_honest.py::test_what_the_export_makes_is_made_without_the_test_split",)
 AGREES = ("test_honest.py::test_an_onnx_file_that_is_wrong_on_one_image_fails_its_check",)
 FIGURES = ("test_honest.py::test_the_figures_are_those_of_the_written_folder",)
@@ -435,6 +436,21 @@ MUTANTS = (
            "for values in (self.std, self.mean)", PREPARED),
     Mutant("the crop is one pixel off", "images/preprocess.py", "round((image.width - width) / 2)",
            "round((image.width - width) / 2) + 1", PREPARED),
+    Mutant("keys and values of a tower change places", "model/load/weights/towers/names.py", 'for one in "qkv")',
+           'for one in "qvk")', TOWERS),
+    Mutant("registers leave the class token without its position", "model/load/weights/towers/names.py",
+           'made["cls_token"] = made["cls_token"] + made["pos_embed"][:, :1]', 'made["cls_token"] = made["cls_token"]', TOWERS),
+    Mutant("a tower's positions are resampled otherwise", "model/load/weights/towers/opening.py", 'mode="bicubic"',
+           'mode="bilinear"', ("test_towers.py::test_dinov2_at_the_size_that_its_images_are_cropped_to",)),
+    Mutant("parity looks at the first output alone", "deploy/onnx/exporting.py", "for (x, y), most in zip(pairs, largest, strict=True)]",
+           "for (x, y), most in zip(pairs[:0], largest[:0], strict=True)] or [0.0]",
+           ("test_backbone_files.py::test_parity_sees_a_wrong_output",)),
+    Mutant("fp16's worst image is not held", "deploy/onnx/feature_checks.py", '"fp16": Limit(1e-4, 1e-2)',
+           '"fp16": Limit(1e-4, None)', ("test_backbone_files.py::test_the_limits_of_a_precision",)),
+    Mutant("random units are those without a repair", "report/backbone/result.py", 'keys = ("recovery", "keep", "budget")',
+           'keys = ("keep", "budget")', ("test_backbone_page.py::test_the_page_says_what_is_lost_first",)),
+    Mutant("features are written in another order than their paths", "deploy/embed.py", "features=features)",
+           "features=features[::-1])", ("test_backbone_files.py::test_predict_writes_the_features_of_images",)),
     Mutant("names are shifted by one in predict", "deploy/predict.py", '"label": classifier.labels[i],',
            '"label": classifier.labels[i - 1],', NAMES),
     Mutant("the ONNX labels are in the images' order", "runs/stages/export.py", "for i in outputs],\n",

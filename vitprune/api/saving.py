@@ -6,18 +6,22 @@ import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import nn
 
 from vitprune.core.errors import UserError, one_line
-from vitprune.core.reading import Json
+from vitprune.core.reading import Json, read_json
 from vitprune.model import classifier, door, families
 from vitprune.model.families import ffn_sites
 from vitprune.model.load import build, opening, saving
 from vitprune.model.load.describing import Source, describe
+from vitprune.model.load.loaded import Loaded
+from vitprune.model.load.saving import ratio_for
+from vitprune.model.load.weights.towers import writing as towers
+from vitprune.model.load.weights.towers.opening import opened
 from vitprune.model.sites.attention import attention_sites
 
 BATCH = 2
@@ -30,6 +34,7 @@ def save(
     architecture: str | None = None,
     args: Mapping[str, Any] | None = None,
     labels: Sequence[str] | None = None,
+    library: Literal["vitprune", "transformers"] = "vitprune",
 ) -> Path:
     """`folder`, with the model in it as config.json and model.safetensors, as a run's checkpoint: slim or dense, for `load`.
 
@@ -37,28 +42,51 @@ def save(
     are read off the model where it tells. `labels`: the names of the outputs. What was written is opened again and held
     against the model on two images before it takes its place. Raises UserError where it is not the same model, where
     nothing says what it was made of, or where the folder holds somebody else's files.
+
+    `library="transformers"`: a folder that transformers opens, of a backbone that is built like its DINOv2, CLIP or SigLIP
+    tower, with one width for all of its FFNs and whole attention.
     """
     model = door.bare("save", model, (torch.float32,))
     ffn_sites(model)
+    if library not in ("vitprune", "transformers"):
+        raise UserError(f"save: library {str(library)[:40]!r}: there are vitprune and transformers")
     name = architecture or _architecture(model)
     if not build.known(name):
         raise UserError(f"save: architecture `{name[:80]}`: not known; give the timm name that the model was made of")
     given = dict(args) if args is not None else _args(model, name)
     if labels is not None and len(labels) != classifier.outputs(model):
         raise UserError(f"save: {len(labels)} labels for a model of {classifier.outputs(model)} outputs")
-    own = getattr(model, "pretrained_cfg", None)
-    cfg = _prepared(dict(own or {}), families.input_shape(model), labels)
+    target = Path(folder)
     with door.Inside(model):
-        try:
-            loaded = describe(model, name, given, Source(cfg, None))
-        finally:
-            model.pretrained_cfg = own  # type: ignore[assignment]
+        loaded = _described(model, name, given, labels)
         with tempfile.TemporaryDirectory() as place:
+            if library == "transformers":
+                return _tower(model, target, Path(place), loaded.data_config)
             saving.save(Path(place), loaded, model, {})
             _same(model, Path(place), name)
-        target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         saving.save(target, loaded, model, {})
+    return target
+
+
+def _described(model: nn.Module, name: str, args: Json, labels: Sequence[str] | None) -> Loaded:
+    """The model with what is known of it; nothing in it is changed."""
+    own = getattr(model, "pretrained_cfg", None)
+    cfg = _prepared(dict(own or {}), families.input_shape(model), labels)
+    try:
+        return describe(model, name, args, Source(cfg, None))
+    finally:
+        model.pretrained_cfg = own  # type: ignore[assignment]
+
+
+def _tower(model: nn.Module, target: Path, place: Path, data_config: Json) -> Path:
+    """`target`, with what transformers opens, once it gave the model back in `place`."""
+    towers.save(place, model, data_config)
+    record = read_json(place / "config.json")
+    again, _, _ = opened(record, place / "config.json", place / "model.safetensors", None)
+    _hold(model, again.eval(), "save: transformers does not give this model back", "leave its folder to timm")
+    target.mkdir(parents=True, exist_ok=True)
+    towers.save(target, model, data_config)
     return target
 
 
@@ -90,8 +118,18 @@ def _args(model: nn.Module, name: str) -> Json:
         found |= {"embed_dim": int(model.embed_dim), "depth": len(model.blocks)}  # type: ignore[arg-type]
         heads = [site.heads for site in _attentions(model) if site.heads * site.dim == model.embed_dim]
         found |= {"num_heads": max(heads)} if heads else {}
+        found |= _of_tower(model)
     taken = inspect.signature(timm.model_entrypoint(name)).parameters
     return found if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else {}
+
+
+def _of_tower(model: Any) -> Json:
+    """What an image tower has that its architecture's name does not say: its activation, its pooling's width."""
+    act, pool = model.blocks[0].mlp.act if hasattr(model.blocks[0], "mlp") else None, getattr(model, "attn_pool", None)
+    found: Json = {"act_layer": "gelu_tanh"} if type(act).__name__ == "GELUTanh" else {}
+    if pool is not None and getattr(pool, "mlp", None) is not None:
+        found["mlp_ratio"] = ratio_for(int(model.embed_dim), int(pool.mlp.fc1.out_features))
+    return found
 
 
 def _attentions(model: nn.Module) -> list[Any]:
@@ -109,6 +147,11 @@ def _same(model: nn.Module, folder: Path, name: str) -> None:
         again = opening.load(folder)
     except UserError as error:
         raise UserError(f"{advice} ({one_line(error)}); {more}") from error
+    _hold(model, again, advice, more)
+
+
+def _hold(model: nn.Module, again: nn.Module, advice: str, more: str) -> None:
+    """Raises UserError where the two models do not give the same for two images."""
     images = torch.randn(BATCH, *families.input_shape(model), generator=torch.Generator().manual_seed(0))
     own = next(model.parameters()).device
     with torch.no_grad():

@@ -20,12 +20,20 @@ def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="files, folders, or globs in quotes")],
     top: Annotated[int, typer.Option("--top", min=1, help="how many classes to name")] = 3,
     batch: Annotated[int, typer.Option("--batch", min=1, help="images at a time")] = 32,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="of a backbone: the .npz or .csv that its features go to")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Names and probabilities for images, from an exported ONNX file alone."""
+    """Names and probabilities for images, or their features, from an exported ONNX file alone."""
+    from vitprune.deploy import embed
     from vitprune.deploy import predict as prediction
     from vitprune.images.sources.found import note
 
+    if out is not None:
+        count, width = embed.write(model, prediction.find_images(images), out, batch)
+        print(f"{out}: {count:,} images, {width:,} numbers each")
+        return
     classifier, left_out = prediction.open_model(model), Counter[str]()
     answers = prediction.predict(classifier, prediction.find_images(images, left_out), top, batch)
     if as_json:

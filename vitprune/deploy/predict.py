@@ -36,6 +36,7 @@ from vitprune.images.preprocess import Preprocessing
 from vitprune.images.sources.found import Found, below, is_housekeeping, note, sort_in
 
 TRUE_POSITIVE_RATE = 0.95
+FEATURES = "features"  # a backbone's first output
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,45 +52,62 @@ class Classifier:
 
     def logits(self, paths: Sequence[Path]) -> np.ndarray:
         """[N, C] float32. Raises UserError naming an image that cannot be read."""
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            images = np.stack(list(pool.map(self._pixels, paths)))
-        return runtime.predict(self.session, images)
+        return runtime.predict(self.session, pixels(self.preprocessing, paths))
 
-    def _pixels(self, path: Path) -> np.ndarray:
-        image = decode.as_mode(decode.read(path), "L" if self.preprocessing.channels == 1 else "RGB")
+
+def pixels(preprocessing: Preprocessing, paths: Sequence[Path]) -> np.ndarray:
+    """Images as a file takes them, [N, channels, H, W] float32. Raises UserError naming one that cannot be read."""
+
+    def of(path: Path) -> np.ndarray:
+        image = decode.as_mode(decode.read(path), "L" if preprocessing.channels == 1 else "RGB")
         try:
-            return self.preprocessing(image)
+            return preprocessing(image)
         except ValueError as error:  # resized, its shorter side has no pixel left
             raise UserError(f"{path}: {image.width} x {image.height} pixels cannot be resized ({error})") from error
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return np.stack(list(pool.map(of, paths)))
 
 
 def open_model(model: Path) -> Classifier:
     """The classifier in an ONNX file or in an exported folder. Raises UserError for one that does not say what it is."""
+    path, session, preprocessing = opened(model)
+    if session.get_outputs()[0].name == FEATURES:
+        raise UserError(
+            f"{path}: is a backbone's, which gives features: `--out FILE.npz` or `--out FILE.csv` writes them"
+        )
+    known, outputs = session.get_modelmeta().custom_metadata_map, session.get_outputs()[0].shape[-1]
+    entries = {key: _entry(known, key, path) for key in ("labels", "labels_by_order", "open_set")}
+    labels = entries["labels"] if entries["labels"] is not None else [str(i) for i in range(outputs)]
+    if not isinstance(labels, list) or len(labels) != outputs:
+        raise UserError(f"{path}: its metadata does not name its {outputs} outputs; export it again")
+    own = _open_set(entries["open_set"], outputs, path)
+    return Classifier(session, [str(n) for n in labels], preprocessing, *own, entries["labels_by_order"] is True)
+
+
+def opened(model: Path) -> tuple[Path, Any, Preprocessing]:
+    """An ONNX file, or that of an exported folder, its session and how it says that images are prepared. Raises UserError for
+    one that does not say it."""
     path = model / "model.onnx" if model.is_dir() else model
     if not path.is_file():
         groups = sorted(p.parent.name for p in model.glob("*/model.onnx")) if model.is_dir() else []
         advice = f"its groups are {', '.join(groups)}" if groups else "`vitprune export RECIPE` writes one"
         raise UserError(f"{path}: no such ONNX file; {advice}")
     session = runtime.session(path)
-    known = session.get_modelmeta().custom_metadata_map
-    entries = {key: _entry(known, key, path) for key in ("labels", "labels_by_order", "preprocessing", "open_set")}
+    prepared = _entry(session.get_modelmeta().custom_metadata_map, "preprocessing", path)
     shape, outputs = runtime.image_shape(session, path), session.get_outputs()[0].shape[-1]
-    if not isinstance(entries["preprocessing"], dict):
+    if not isinstance(prepared, dict):
         raise UserError(
             f"{path}: has no `preprocessing` in its metadata; `vitprune export RECIPE` writes a file that has"
         )
     try:
-        preprocessing = Preprocessing.of(entries["preprocessing"])
+        preprocessing = Preprocessing.of(prepared)
     except ValueError as error:
         raise UserError(f"{path}: its preprocessing {error} cannot be used; export it again") from error
     wanted = [preprocessing.channels, *preprocessing.size]
     if preprocessing.channels not in (1, 3) or shape != wanted or not isinstance(outputs, int):
         raise UserError(f"{path}: takes {shape}, its metadata prepares images of {wanted}; export it again")
-    labels = entries["labels"] if entries["labels"] is not None else [str(i) for i in range(outputs)]
-    if not isinstance(labels, list) or len(labels) != outputs:
-        raise UserError(f"{path}: its metadata does not name its {outputs} outputs; export it again")
-    own = _open_set(entries["open_set"], outputs, path)
-    return Classifier(session, [str(n) for n in labels], preprocessing, *own, entries["labels_by_order"] is True)
+    return path, session, preprocessing
 
 
 def calibrate(logits: np.ndarray, outputs: Sequence[int]) -> Json:

@@ -95,9 +95,16 @@ def image_shape(made: Any, where: Path | str) -> list[Any]:
 
 
 def predict(made: Any, images: np.ndarray) -> np.ndarray:
-    """Logits [B, C] of images [B, channels, H, W] float32. Raises UserError for images that the file does not take."""
+    """Logits [B, C], or a backbone's features [B, D], of images [B, channels, H, W] float32: the first output. Raises
+    UserError for images that the file does not take."""
+    return outputs(made, images, 1)[0]
+
+
+def outputs(made: Any, images: np.ndarray, count: int | None = None) -> list[np.ndarray]:
+    """The first `count` outputs (None: all) of images [B, channels, H, W] float32. Raises UserError as `predict` does."""
+    names = [one.name for one in made.get_outputs()][:count]
     try:
-        return np.asarray(made.run(None, {made.get_inputs()[0].name: images})[0])
+        return [np.asarray(one) for one in made.run(names, {made.get_inputs()[0].name: images})]
     except Exception as error:  # onnxruntime raises classes of its own
         reason = one_line(error)
         raise UserError(f"a batch {list(images.shape)}: onnxruntime cannot run it ({reason})") from error

@@ -21,6 +21,10 @@ TRANSFORMERS = (
     "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "Dinov2ForImageClassification",
     "Dinov2WithRegistersForImageClassification", "ViTForImageClassification",
 )  # fmt: skip  # fmt: skip
+TOWERS = (  # without a classifier
+    "Dinov2Model", "Dinov2WithRegistersModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel",
+    "SiglipVisionModel", "SiglipModel",
+)  # fmt: skip
 HEADS = re.compile(
     r"(?:net\.)?(?:(?:head|fc|classifier|heads\.head|cls_classifier)(?:\.fc)?|head_dist|distillation_classifier)\.weight"
 )
@@ -94,6 +98,9 @@ def in_folder(folder: Path, foreign: bool) -> Found:
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a configuration of a model")
     if foreign:
+        made = record.get("architectures")
+        if isinstance(made, list) and made[:1] and made[0] in TOWERS:
+            return Found(0)
         labels = record.get("id2label")
         names = [str(label) for label in labels.values()] if isinstance(labels, dict) else None
         rows = outputs_in(stored)

@@ -9,6 +9,7 @@ import yaml
 
 from vitprune.core.files import write_text
 from vitprune.core.reading import Json, read_json
+from vitprune.report.backbone import card as backbone
 from vitprune.report.page.markdown import escape
 from vitprune.report.page.numbers import probability
 from vitprune.report.reading.rows import dense_for, of_protocol
@@ -29,7 +30,9 @@ def card(record: Json, result: Json, config: Json) -> str:
     """The card of one exported model: `result` is its row of the report, `config` its config.json."""
     front = yaml.safe_dump(_front(record, result, config), sort_keys=False, allow_unicode=True)
     title = f"# {escape(_name(record, result))}"
-    parts = [title, _what(record, result, config), *_warnings(record), "## Accuracy", _table(record, result)]
+    figures = ["## Features", backbone.table(record, result)] if _headless(record) else []
+    figures = figures or ["## Accuracy", _table(record, result)]
+    parts = [title, _what(record, result, config), *_warnings(record), *figures]
     parts += [
         _latency(result),
         "## Use",
@@ -57,12 +60,21 @@ def _front(record: Json, result: Json, config: Json) -> Json:
     dataset = {"name": Path(path).name or path, "type": "imagefolder"} if path else _BUNDLED
     dataset = {"name": Path(named).name, "type": named.split("/")[0]} if named else dataset
     metric = {"type": "accuracy", "name": "top-1", "value": number(result.get("top1"))}
+    task = {"type": "image-classification", "name": "Image Classification"}
+    if _headless(record):
+        task = {"type": "image-feature-extraction", "name": "Image Feature Extraction"}
+        front |= {"pipeline_tag": task["type"], "tags": [task["type"], *tags[1:]], "metrics": ["cosine", "fvu"]}
     entry = {
-        "task": {"type": "image-classification", "name": "Image Classification"},
+        "task": task,
         "dataset": dataset | {"split": "test"},
-        "metrics": [metric],
+        "metrics": backbone.metrics(result) if _headless(record) else [metric],
     }
     return front | {"model-index": [{"name": _name(record, result), "results": [entry]}]}
+
+
+def _headless(record: Json) -> bool:
+    """Whether the model is a backbone, whose outputs are features."""
+    return bool(mapping(record.get("backbone")))
 
 
 def _base(model: Json, config: Json) -> str:
@@ -117,6 +129,7 @@ def _what(record: Json, result: Json, config: Json) -> str:
     sizes = "heads × dimensions of a head"
     sizes += ", or × those of its queries × of its values," if any(state.count("×") == 2 for state in slim) else ""
     attention = f" Its attention is slim too, {sizes} by block: {', '.join(slim)}." if slim else ""
+    serves = "It has no head: its outputs are features." if _headless(record) else serves
     return (
         f"A `{clean(config.get('architecture'))}` made smaller by vitprune: {share} its FFN hidden units are kept ({shape}), "
         f"chosen by `{clean(result.get('criterion'))}`; repair: `{clean(result.get('recovery'))}`.{attention} {serves}"
@@ -159,6 +172,7 @@ def _latency(result: Json) -> str:
 def _use(record: Json, result: Json, config: Json) -> list[str]:
     mine = 'import vitprune\n\nmodel = vitprune.load("FOLDER")  # a timm model in eval mode'
     theirs = 'import timm\n\nmodel = timm.create_model("local-dir:FOLDER", pretrained=True).eval()'
+    parts: list[str] = []
     if _ragged(config) or _attention(config):
         what = "attention has fewer heads or dimensions than its architecture" if _attention(config) else ""
         why = (
@@ -166,10 +180,13 @@ def _use(record: Json, result: Json, config: Json) -> list[str]:
             "`unexpected keyword argument 'ragged_widths_need_vitprune_load'`. `vitprune.load` can."
         )
         parts = [why, f"```python\n{mine}\n```"]
-    else:
+    if _headless(record):
+        parts = [*parts[:1], *backbone.use(bool(parts))]
+    elif not parts:
         parts = [f"```python\n{theirs}\n```", f"or\n\n```python\n{mine}\n```"]
     if _has_onnx(record):
-        parts.append("Without torch, from `model.onnx` alone:\n\n```sh\nvitprune predict FOLDER photo.jpg\n```")
+        out = " --out features.npz" if _headless(record) else ""
+        parts.append(f"Without torch, from `model.onnx` alone:\n\n```sh\nvitprune predict FOLDER photo.jpg{out}\n```")
     open_set = mapping(result.get("open_set"))
     if (threshold := number(open_set.get("threshold"))) is not None:
         rate, images = number(open_set.get("true_positive_rate")), clean(open_set.get("images"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from vitprune.core.reading import Json
-from vitprune.report.page.blocks import Document, Text
+from vitprune.report.backbone import compare as backbone_compare
+from vitprune.report.backbone import result as backbone_result
+from vitprune.report.page.blocks import Document, Section, Text
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, sequence
 from vitprune.report.sections.classes import classes_section
@@ -23,6 +25,10 @@ SOURCE = "Every number on this page comes from report.json beside it and the fil
 def document(record: Json, beside: Beside) -> Document:
     """The page of one run; `record` holds pure JSON types (see `values.plain`), `beside` reads the files it names."""
     name = clean(record.get("name")) or "unnamed run"
+    if mapping(record.get("backbone")):
+        return Document(
+            f"vitprune report: {name}", _subtitle(record), _of_backbone(record, beside), _warnings(record), SOURCE
+        )
     sections = (
         result_section(record, beside),
         *frontier_sections(record),
@@ -35,6 +41,19 @@ def document(record: Json, beside: Beside) -> Document:
         reproduce_section(record),
     )
     return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
+
+
+def _of_backbone(record: Json, beside: Beside) -> tuple[Section, ...]:
+    """The page of a model whose outputs are features: nothing is classified."""
+    return (
+        backbone_result.result_section(record),
+        trust_section(record),
+        backbone_compare.comparison_section(record),
+        *removed_sections(record, beside),
+        kept_section(record, beside),
+        deploy_section(record),
+        reproduce_section(record),
+    )
 
 
 def _subtitle(record: Json) -> str:

@@ -27,7 +27,7 @@ from vitprune.core.files import put, replacing, scratch
 from vitprune.core.reading import Json, sha256
 from vitprune.core.version import __version__
 from vitprune.deploy import runtime
-from vitprune.deploy.onnx import rewrites, scales
+from vitprune.deploy.onnx import outputs, rewrites, scales
 from vitprune.model import families
 
 OPSET = 23  # the first with an Attention operator
@@ -43,12 +43,12 @@ def export(model: nn.Module, path: Path, metadata: Json) -> None:
     example = torch.zeros(2, *families.input_shape(model), device=device.device_of(model))
     with _quiet(), families.written_out(model):
         program = torch.onnx.export(
-            model,
+            outputs.told(model),
             (example,),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=outputs.names_of(model),
             opset_version=OPSET,
             verbose=False,
         )
@@ -161,16 +161,21 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def parity(model: nn.Module, path: Path, images: Tensor, provider: str | None = None) -> dict[int, float]:
-    """Largest |logit difference| between torch and onnxruntime at batch 1, 2 and 7 of real images [≥7, C, H, W], on the
-    provider of the model's device, if no other is named."""
-    own = device.device_of(model)
+    """Largest difference of an output between torch and onnxruntime at batch 1, 2 and 7 of real images [≥7, C, H, W], on
+    the provider of the model's device, if no other is named; of features over the largest number, where that is above 1."""
+    own, told = device.device_of(model), outputs.told(model)
     made = runtime.session(path, provider or runtime.provider_of(own.type), exact=True)
     differences = {}
     for batch in PARITY_BATCHES:
         part = images[:batch]
         with torch.inference_mode(), device.products("float32", own):
-            expected = model(part.to(own)).float().cpu().numpy()
-        differences[batch] = float(np.abs(runtime.predict(made, part.numpy()) - expected).max())
+            expected = told(part.to(own))
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        found = runtime.outputs(made, part.numpy())
+        pairs = [(x, y.float().cpu().numpy()) for x, y in zip(found, expected, strict=True)]
+        largest = [1.0 if told is model else max(1.0, float(np.abs(y).max())) for _, y in pairs]
+        gaps = [np.abs(x - y).max() / most for (x, y), most in zip(pairs, largest, strict=True)]
+        differences[batch] = float(np.max(gaps))  # NaN stays NaN
     return differences
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from vitprune.core import external
 from vitprune.core.errors import UserError
 from vitprune.core.files import scratch, temporary_files_in
-from vitprune.core.reading import Json
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting, rewrites
+from vitprune.deploy.onnx.feature_checks import cosines
+from vitprune.deploy.onnx.sweep import Sweep as Sweep
 
 TRIAL = """
 import sys, numpy, onnxruntime
@@ -94,43 +94,13 @@ def _own_constants(graph: GraphProto, operator: str) -> None:
                 users[name] -= 1
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """How the int8 file came to be. Top-1 are fractions of the probe images that were looked at.
-
-    `effects`: mean squared logit error with one product alone in int8, most harmful first; empty when all of them in
-    int8 held the floor at once. `tried`: (products left in fp32, top-1).
-    """
-
-    floor_points: float
-    top1_fp32: float
-    top1: float
-    images: int
-    calibration_images: int
-    quantized: int
-    excluded: list[str]
-    effects: dict[str, float]
-    tried: list[tuple[int, float]]
-
-    @property
-    def why(self) -> str:
-        """One sentence for a report."""
-        drop = (self.top1_fp32 - self.tried[0][1]) * 100
-        if not self.excluded:
-            return f"every product in int8 changes the probe top-1 by {-drop:+.2f} points, within {self.floor_points:g}"
-        return (
-            f"with every product in int8 the probe top-1 fell by {drop:.2f} points, more than {self.floor_points:g}; "
-            f"the {len(self.excluded)} with the largest logit error of their own stay in fp32"
-        )
-
-    def as_json(self) -> Json:
-        return asdict(self) | {"why": self.why}
-
-
-def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labels: np.ndarray, floor: float) -> Sweep:
+def to_int8(
+    source: Path, path: Path, calibration: Batches, probe: Batches, labels: np.ndarray | None, floor: float
+) -> Sweep:
     """Write `source` in int8 so that top-1 on the probe images falls by at most `floor` points.
 
-    `calibration` and `probe` are batches [B, C, H, W] float32; `labels` belong to `probe`. All products in int8 are
+    `calibration` and `probe` are batches [B, C, H, W] float32; `labels` belong to `probe`, None for a
+    backbone, whose mean cosine to the fp32 features is held instead. All products in int8 are
     tried first; if they break the floor, each is tried alone, and the worst are left out: one, two, four, … until the
     floor holds, then as few as still hold it between the last two.
     """
@@ -143,8 +113,8 @@ def to_int8(source: Path, path: Path, calibration: Batches, probe: Batches, labe
         _save(trials.made[len(excluded)], path, source, "int8")
     names, top1 = quantizer.names, dict(trials.tried)[len(excluded)]
     return Sweep(
-        floor, trials.top1_fp32, top1, len(labels), sum(map(len, calibration)),
-        len(names) - len(excluded), excluded, effects, trials.tried,
+        floor, trials.top1_fp32, top1, sum(map(len, probe)), sum(map(len, calibration)),
+        len(names) - len(excluded), excluded, effects, trials.tried, "top-1" if labels is not None else "cosine",
     )  # fmt: skip
 
 
@@ -152,13 +122,19 @@ class _Trials:
     """Models with some of the products in fp32: those that were `made`, and the top-1 of each that was `tried`."""
 
     def __init__(
-        self, quantizer: _Quantizer, source: Path, probe: Batches, labels: np.ndarray, floor: float, folder: Path
+        self, quantizer: _Quantizer, source: Path, probe: Batches, labels: np.ndarray | None, floor: float, folder: Path
     ) -> None:
         self.quantizer, self.probe, self.labels, self.floor, self.folder = quantizer, probe, labels, floor, folder
         self.expected = _logits(source, probe)
-        self.top1_fp32 = _top1(self.expected, labels)
+        self.top1_fp32 = self.measured(self.expected)
         self.tried: list[tuple[int, float]] = []
         self.made: dict[int, ModelProto] = {}
+
+    def measured(self, found: np.ndarray) -> float:
+        """Top-1 of logits, or the mean cosine of features to the fp32 file's."""
+        if self.labels is not None:
+            return _top1(found, self.labels)
+        return float(cosines(self.expected, found).mean())
 
     def holds(self, ranked: list[str], count: int) -> bool:
         """Is the floor kept with the first `count` of `ranked` in fp32?"""
@@ -166,7 +142,7 @@ class _Trials:
         if not self.tried:
             onnx.save(self.made[count], str(self.folder / "trial.onnx"))
             opens(self.folder / "trial.onnx")
-        top1 = _top1(_logits(self.made[count].SerializeToString(), self.probe), self.labels)
+        top1 = self.measured(_logits(self.made[count].SerializeToString(), self.probe))
         self.tried.append((count, top1))
         return (self.top1_fp32 - top1) * 100 <= self.floor + 1e-9
 

@@ -9,11 +9,14 @@ Legend: N images, C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from vitprune.core.reading import Json
+from vitprune.deploy import runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,14 @@ def probabilities(logits_NC: np.ndarray) -> np.ndarray:
     """Softmax, float64."""
     shifted = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
+
+
+def batches_differ(path: Path, real: np.ndarray, provider: str, batches: Sequence[int]) -> float:
+    """Largest change of an image's probability with the size of the batch that it is in."""
+    made = runtime.session(path, provider)
+    whole = probabilities(runtime.predict(made, real))
+    parts = [probabilities(runtime.predict(made, real[:n])) for n in batches]
+    return max(float(np.abs(part - whole[: len(part)]).max()) for part in parts)
 
 
 def compare(expected_NC: np.ndarray, found_NC: np.ndarray, tie: float = 0.0) -> Json:

@@ -26,6 +26,7 @@ from vitprune.core.reading import Json
 from vitprune.model.declared import Foreign
 from vitprune.model.load import timm_names
 from vitprune.model.load.spec import Args
+from vitprune.model.load.weights.towers.configs import TOWERS
 from vitprune.model.sites.base import TokenLayout
 
 TORCHVISION = {  # patch_size, num_layers, num_heads, hidden_dim, mlp_dim
@@ -190,7 +191,7 @@ def transformers_folder(folder: Path, config: Json) -> tuple[str, Json]:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if name not in TRANSFORMERS:
-        raise UserError(f"{folder}: {str(name)[:60]} is not supported; there are {', '.join(TRANSFORMERS)}")
+        raise UserError(f"{folder}: {str(name)[:60]} is not supported; there are {', '.join((*TRANSFORMERS, *TOWERS))}")
     return f"transformers:{name}", {key: config[key] for key in SHAPING if key in config}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitprune.core.reading import Json
 from vitprune.images.preprocess import Preprocessing
+from vitprune.model.families import PROJECTS
 from vitprune.model.load.prepared import Origin
 from vitprune.model.load.spec import Args
 
@@ -18,6 +19,10 @@ RAGGED = "ragged_widths_need_vitprune_load"  # a model argument that no timm mod
 
 
 ASSUMED = "preprocessing_assumed"  # of a folder's pretrained_cfg: what no configuration and no recipe has said
+
+
+READS = "features"  # of a folder's `vitprune` block: `pooled` where a backbone's output is the pooled vector alone
+PROJECTION = "projection"  # of a folder's `vitprune` block: the head is a projection of features, no classifier
 
 
 KEPT_CFG = (
@@ -64,6 +69,18 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(self.preprocessing(image))
+
+
+def as_backbone(model: nn.Module) -> None:
+    """Nothing; the model's outputs are features from now on: those before its head, or, where it has one, that projects."""
+    model.num_classes = 0  # type: ignore[assignment]
+    setattr(model, PROJECTS, isinstance(getattr(model, "head", None), nn.Linear))
+
+
+def projection(model: nn.Module) -> int:
+    """Dimensions that a backbone's features are projected to, as CLIP's image tower does; 0 for a model without."""
+    head = getattr(model, "head", None)
+    return head.out_features if getattr(model, PROJECTS, False) and isinstance(head, nn.Linear) else 0
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -22,9 +22,11 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.inside import backbone
 from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
-from vitprune.model.load.loaded import ASSUMED, Loaded
+from vitprune.model.load.loaded import ASSUMED, PROJECTION, READS, Loaded, as_backbone
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
 from vitprune.model.load.weights import checksums, filling
+from vitprune.model.load.weights.towers import configs as towers
+from vitprune.model.load.weights.towers import opening as towers_files
 
 
 def open_model(spec: ModelSpec, device: torch.device | None = None) -> Loaded:
@@ -51,7 +53,8 @@ def _head(loaded: Loaded, spec: ModelSpec) -> None:
     """Nothing; the model is left the head that is asked for, and is a classifier or a backbone from here on."""
     if spec.head == "none":
         backbone.remove_head(loaded.model)
-    backbone.read(loaded.model, spec.features)
+    if spec.features is not None:  # else as its folder says it
+        backbone.read(loaded.model, spec.features)
     if backbone.of(loaded.model) is None:
         classifier.outputs(loaded.model)
     else:
@@ -136,6 +139,14 @@ def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
     record = read_json(config, folders.MAX_CONFIG)
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a transformers configuration")
+    path = folder / "preprocessor_config.json"
+    prepared = read_json(path, folders.MAX_CONFIG) if path.is_file() else None
+    cfg = build.transformers_cfg(prepared) if path.is_file() else None
+    if towers.is_tower(record):
+        model, made, notes = towers_files.opened(record, config, weights, prepared)
+        loaded = describe(model, made.name, made.args, Source(cfg, given))
+        loaded.notes = [*notes, *loaded.notes]
+        return loaded
     architecture, args = build.transformers_folder(folder, record)
     folders.in_range(args, config)
     try:
@@ -144,8 +155,6 @@ def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
         raise
     except Exception as error:
         raise UserError(f"{weights}: does not fit {architecture} ({line(error)})") from error
-    path = folder / "preprocessor_config.json"
-    cfg = build.transformers_cfg(read_json(path, folders.MAX_CONFIG)) if path.is_file() else None
     return describe(model, architecture, args, Source(cfg, given))
 
 
@@ -160,9 +169,13 @@ def _open_folder(folder: Path, given: PreprocessSpec | None = None) -> Loaded:
         model.load_state_dict(load_file(weights), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{weights}: does not fit {config.name} ({line(error)})") from error
+    if about.get(PROJECTION) is True:
+        as_backbone(model)
+    if about.get(READS) == "pooled" and backbone.of(model) is not None:
+        backbone.read(model, "pooled")
     assumed = about.get(ASSUMED)
     unsaid = {str(key) for key in assumed} if isinstance(assumed, list) else set()
     loaded = describe(model, architecture, args, Source(record.get("pretrained_cfg"), given, unsaid=unsaid))
-    worked_out = ("widths", "attention", "added_biases", ASSUMED, *checksums.KEYS)
+    worked_out = ("widths", "attention", "added_biases", ASSUMED, PROJECTION, READS, *checksums.KEYS)
     loaded.about = {key: value for key, value in about.items() if key not in worked_out}
     return loaded

@@ -13,10 +13,10 @@ from torch import nn
 from vitprune.core import ledger
 from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json
-from vitprune.model import kinds
+from vitprune.model import families, kinds
 from vitprune.model.declared import Foreign
 from vitprune.model.families import ffn_sites
-from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, RAGGED, Loaded, _shapes
+from vitprune.model.load.loaded import ASSUMED, KEPT_CFG, PROJECTION, RAGGED, READS, Loaded, _shapes, projection
 from vitprune.model.load.spec import Args
 from vitprune.model.load.weights import checksums
 from vitprune.model.sites import attention, ffn
@@ -45,7 +45,7 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
     _write_weights(folder, model)
     record = {
         "architecture": loaded.architecture,
-        "num_classes": loaded.outputs,
+        "num_classes": projection(model) or loaded.outputs,
         **own,
         "model_args": args,
         "pretrained_cfg": _pretrained_cfg(loaded),
@@ -53,6 +53,8 @@ def save(folder: Path, loaded: Loaded, model: nn.Module, about: Json) -> None:
             "widths": kinds.sizes(model),
             **({"attention": slim} if (slim := attention.slim(model)) else {}),
             **({"added_biases": True} if added else {}),
+            **({PROJECTION: True} if projection(model) else {}),
+            **({READS: "pooled"} if families.reads(model) == "pooled" else {}),
             **({ASSUMED: loaded.origin.assumed} if loaded.origin.assumed else {}),
             **about,
         },
@@ -73,7 +75,9 @@ def _write_weights(folder: Path, model: nn.Module) -> None:
 def _pretrained_cfg(loaded: Loaded) -> Json:
     """timm's pretrained_cfg with the preprocessing as resolved and the labels, its keys in one order."""
     cfg = dict(getattr(loaded.model, "pretrained_cfg", None) or {}) | loaded.data_config
-    cfg["num_classes"] = loaded.outputs
+    cfg["num_classes"] = projection(loaded.model) or loaded.outputs
+    if not loaded.outputs:  # a backbone, whatever names its head's outputs had
+        cfg = {key: value for key, value in cfg.items() if not key.startswith("label_")}
     if loaded.labels:
         cfg["label_names"] = [label.split("\t")[0] for label in loaded.labels]
         if any("\t" in label for label in loaded.labels):
@@ -90,7 +94,7 @@ def _one_ratio(loaded: Loaded, args: Args, model: nn.Module, widths: list[int]) 
         ratio = ratio_for(int(model.embed_dim), made * widths[0])  # type: ignore[arg-type]
         try:
             with torch.device("meta"):
-                changed = args | {"mlp_ratio": ratio, "num_classes": loaded.outputs}
+                changed = args | {"mlp_ratio": ratio, "num_classes": projection(model) or loaded.outputs}
                 plan = timm.create_model(loaded.architecture, **changed)
         except Exception:
             continue

@@ -41,11 +41,38 @@ def _precisions(record: Json) -> list[Block]:
     rows = mappings(mapping(record.get("export")).get("files"))
     if not rows:
         return []
+    if any("cosine" in row for row in rows):
+        return _of_features(rows)
     columns = ["ONNX file", "Precision", ">Top-1", ">Change, points", ">Same top-1", ">Largest logit difference"]
     columns += [">Largest probability difference", ">Opset"]
     found: list[Block] = [table("ONNX files on the whole test split", columns, map(_precision, rows))]
     why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]
     return found + [Text(f"{path}: {text}.", "note") for path, text in why if text]
+
+
+def _of_features(rows: list[Json]) -> list[Block]:
+    """How near every file of a backbone is to the slim model's features."""
+    columns = (
+        "ONNX file",
+        "Precision",
+        ">Cosine",
+        ">Least cosine",
+        ">Patches' cosine",
+        ">Largest difference",
+        ">Opset",
+    )
+    made = []
+    for row in rows:
+        agreement = mapping(row.get("agreement"))
+        of = [number(agreement.get(key)) for key in ("cosine", "least_cosine", "tokens_cosine")]
+        gap = number(agreement.get("max_abs_diff"))
+        cells = [Cell(clean(row.get("path"))), Cell(clean(row.get("precision")))]
+        cells += [Cell(numbers.fixed(value, 6), value) for value in of]
+        cells += [Cell(numbers.NONE if gap is None else f"{gap:.1e}", gap), Cell(clean(row.get("opset")))]
+        made.append(Row(tuple(cells)))
+    why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]
+    notes = [Text(f"{path}: {text}.", "note") for path, text in why if text]
+    return [table("ONNX files beside the slim model's features, whole test split", columns, made), *notes]
 
 
 def _precision(row: Json) -> Row:
@@ -110,10 +137,11 @@ def _usage(record: Json) -> list[Block]:
     path = next((name for name in names if PurePosixPath(name).suffix == ".onnx"), "")
     if not path:
         return [heading, Text("No ONNX file was exported, so there is nothing to load.", "missing")]
+    gives = "logits" if not mapping(record.get("backbone")) else "features"
     code = (
         "import onnxruntime\n"
         f"session = onnxruntime.InferenceSession({path!r})\n"
-        "logits = session.run(None, {session.get_inputs()[0].name: images})[0]"
+        f"{gives} = session.run(None, {{session.get_inputs()[0].name: images}})[0]"
     )
     text = "`images` is a float32 array [batch, 3, height, width], prepared with the model's own transform."
     return [heading, Code(code, "python"), Text(text.replace("`", ""), "note")]

@@ -15,6 +15,7 @@ from vitprune.core.device import machine, versions
 from vitprune.core.reading import digest, sha256
 from vitprune.model import size
 from vitprune.model.load import prepared
+from vitprune.model.load.build import known as known_by_name
 from vitprune.recipe.parse import dump
 from vitprune.report import grid, write_report
 from vitprune.report.card import write_cards
@@ -31,6 +32,7 @@ from vitprune.see import usage
 
 BESIDE = {f"{name}.data": name for name in FILES.values()}  # where the weights of a large file are
 PRECISION = {"model.safetensors": "fp32", **{name: precision for precision, name in FILES.items()}}
+ALIKE = 1e-6  # of 1 - cosine
 TOLERANCE = 1e-4
 MADE_BY = {
     "model.safetensors": "prune",
@@ -106,6 +108,8 @@ def _notes(run: Run) -> list[str]:
     notes += [f"Default {note}" for note in run.notes]
     if m.pretrained or m.checkpoint or m.name == "bundled" or m.name.startswith("local-dir:"):
         return notes
+    if m.name.startswith("transformers:") and not known_by_name(m.name):  # a folder, which has its weights
+        return notes
     return [*notes, "The model's weights are RANDOM: the recipe gives neither model.pretrained nor model.checkpoint."]
 
 
@@ -149,7 +153,10 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
             for batch, difference in exported["parity"].items():
                 detail = "largest logit difference, torch against onnxruntime, real images"
                 checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
-            if a := exported["agreement"]:
+            if (a := exported["agreement"]) and run.backbone is not None:
+                detail = "mean of 1 - cosine to the slim model's features"
+                checks.append(_check("ONNX features on the test split", 1 - a["cosine"], ALIKE, detail))
+            elif a:
                 checks.append(
                     _check(f"ONNX logits on the test split{label}", a["max_abs_diff"], TOLERANCE, f"{a['n']} images")
                 )

@@ -27,6 +27,7 @@ from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import shortcut
 from vitprune.runs.results.onnx_files import DENSE, FILES, File, attempted, path_of
 from vitprune.runs.results.side_by_side import Asked, Table, table
+from vitprune.runs.stages.exams import files as feature_files
 from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
@@ -49,7 +50,8 @@ def export(run: Run) -> list[Path]:
     open_sets = _open_sets(run)
     first = attempted(run, "fp32", [(None, DENSE), *((group, "fp32") for group in groups)], _first, open_sets)
     made, told = _written(run, first)
-    examined = attempted(run, "exam", made, _examined, _logits(run, made))
+    known = _logits(run, made) if run.backbone is None else None
+    examined = attempted(run, "exam", made, _examined, known)
     no_dense = {name: first[None, DENSE]["failed"] for name in (DENSE,) if "failed" in first[None, DENSE]}
     files = [] if no_dense else exporting.parts(path_of(run, None, DENSE))
     for group in groups:
@@ -69,7 +71,7 @@ def _of_one(
     """The record of one slim model's files, and the files; its latency beside that of the dense one."""
     failed = no_dense | {precision: row["failed"] for precision, row in examined.items() if "failed" in row}
     found = {precision: row for precision, row in examined.items() if precision not in failed}
-    for row in found.values():
+    for row in (one for one in found.values() if "top1" in one):
         row["top1_change_points"] = (row["top1"] - found["fp32"]["top1"]) * 100 if "fp32" in found else None
     if sweep and "int8" in found:
         found["int8"]["sweep"] = sweep
@@ -140,7 +142,7 @@ def _int8(run: Run, source: Path, path: Path, targets: list[int]) -> Sweep:
         path,
         [x.cpu().numpy() for x, _ in images.batches(calibration, size)],
         [x.cpu().numpy() for x, _ in images.batches(judging, size)],
-        _own(run, images.labels[judging], targets),
+        None if run.backbone is not None else _own(run, images.labels[judging], targets),
         run.recipe.export.int8_floor_points,
     )
 
@@ -178,11 +180,9 @@ def _logits(run: Run, files: Sequence[File]) -> Table:
     return table(run, [asked], _of_item, about, run.folder.stage_folder("export") / PARTS / "logits", "export, logits")
 
 
-def _examined(run: Run, which: File, known: Table) -> Json:
+def _examined(run: Run, which: File, known: Table | None) -> Json:
     """What report.json says of a written file: parity at three batch sizes and the exam on the whole test split."""
     (group, precision), path, real = which, path_of(run, *which), _real(run)
-    targets, torch_logits = run.classes.sets()[group], known.of("test", {"group": group})
-    assert torch_logits is not None
     relative = path.relative_to(run.folder.root).as_posix()
     provider = "cpu" if precision == "int8" else runtime.provider_of(run.device.type)
     row = {
@@ -192,27 +192,28 @@ def _examined(run: Run, which: File, known: Table) -> Json:
         "sha256": sha256(path),
         **exporting.facts(path),
         "parity": {str(batch): gap for batch, gap in exporting.parity(_slim(run, group), path, real, provider).items()},
-        "agreement": _agreement(run, torch_logits, path, targets, precision, provider),
     }
+    row |= {} if provider == "cpu" else {"provider": provider}
+    if known is None:
+        return row | feature_files.examined(run, _slim(run, group), path, precision, provider, real)
+    targets, torch_logits = run.classes.sets()[group], known.of("test", {"group": group})
+    assert torch_logits is not None
+    row["agreement"] = _agreement(run, torch_logits, path, targets, precision, provider)
     row["top1"] = row["agreement"]["onnx_top1" if run.classes.keeps_head(targets) else "onnx_top1_targets"]
     if precision in precision_checks.LIMITS:
-        batches, floor = _batches_differ(path, real.numpy(), provider), run.recipe.export.int8_floor_points
+        batches = precision_checks.batches_differ(path, real.numpy(), provider, exporting.PARITY_BATCHES)
+        floor = run.recipe.export.int8_floor_points
         row["checks"] = precision_checks.checks(precision, relative, row["agreement"], batches, floor)
-    return row if provider == "cpu" else row | {"provider": provider}
-
-
-def _batches_differ(path: Path, real: np.ndarray, provider: str) -> float:
-    """Largest change of an image's probability with the size of the batch that it is in."""
-    made = runtime.session(path, provider)
-    whole = precision_checks.probabilities(runtime.predict(made, real))
-    parts = [precision_checks.probabilities(runtime.predict(made, real[:n])) for n in exporting.PARITY_BATCHES]
-    return max(float(np.abs(part - whole[: len(part)]).max()) for part in parts)
+    return row
 
 
 def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
-    return {
+    named = {
         "labels": [run.classes.name(i) for i in outputs],
+    }
+    return {
+        **(named if run.backbone is None else {"features": run.backbone.reads}),
         **({"labels_by_order": True} if run.classes.by_order else {}),
         "preprocessing": {k: list(v) if isinstance(v, tuple) else v for k, v in run.loaded.data_config.items()},
         "preprocessing_said_by": run.loaded.origin.said_by,

@@ -13,12 +13,14 @@ from torch import nn
 
 from vitprune.core.errors import UserError
 from vitprune.core.errors import one_line as line
-from vitprune.core.reading import read_json
+from vitprune.core.reading import Json, read_json
 from vitprune.model import families
 from vitprune.model.declared import Foreign
 from vitprune.model.load import build, folders, headers, opening
 from vitprune.model.load.describing import Source, describe
-from vitprune.model.load.loaded import Loaded, _shapes
+from vitprune.model.load.loaded import Loaded, _shapes, as_backbone
+from vitprune.model.load.weights.towers import configs as towers
+from vitprune.model.load.weights.towers import opening as towers_files
 from vitprune.recipe import inputs
 from vitprune.runs.state.defaults import Facts
 
@@ -51,6 +53,8 @@ def opened(spec: inputs.Model) -> Loaded:
     if spec.name.startswith("transformers:"):
         if not isinstance(record, dict):
             raise UserError(f"{config}: not a transformers configuration")
+        if towers.is_tower(record):
+            return _tower(found, record, spec)
         architecture, args = build.transformers_folder(found, record)
         folders.in_range(args, config)
         prepared = found / "preprocessor_config.json"
@@ -66,6 +70,16 @@ def opened(spec: inputs.Model) -> Loaded:
                 f"{weights}: `{key}` is {stored.get(key, 'missing')}, {config.name} says {expected.get(key, 'nothing')}"
             )
     return loaded
+
+
+def _tower(folder: Path, record: Json, spec: inputs.Model) -> Loaded:
+    """An image tower of transformers, at the size that its weights are for."""
+    config, weights = folders.files_of(folder)
+    path = folder / "preprocessor_config.json"
+    cfg = build.transformers_cfg(read_json(path)) if path.is_file() else None
+    made, _, plan = towers_files.planned(record, config, weights)
+    as_backbone(plan)
+    return describe(plan.eval().requires_grad_(False), made.name, made.args, Source(cfg, spec.preprocess))
 
 
 def _named(spec: inputs.Model) -> Loaded:
