@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from vitprune.core.reading import Json
 from vitprune.report.page import numbers
-from vitprune.report.page.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
+from vitprune.report.page.blocks import Block, Cell, Row, Section, Text, missing, table
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
+from vitprune.report.sections.usage import usage_blocks
 
 
 def deploy_section(record: Json) -> Section:
     """Files with sizes, latency per batch size, code."""
-    blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
+    blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *usage_blocks(record)]
     return Section("deploy", "How do I deploy it?", tuple(blocks))
 
 
@@ -99,21 +98,3 @@ def timed(row: Json, name: str) -> str:
     """A median with its quartiles: 26.2 ms (26.0 to 26.5)."""
     text, pair = numbers.milliseconds(number(row.get(f"{name}_ms"))), interval(row.get(f"{name}_quartiles_ms"))
     return text if pair is None else f"{text} ({numbers.three(pair[0])} to {numbers.three(pair[1])})"
-
-
-def _usage(record: Json) -> list[Block]:
-    """The record's own `usage` lines, else plain ONNX Runtime on the exported file."""
-    heading = Heading("Use it")
-    if own := clean(record.get("usage"), lines=True):
-        return [heading, Code(own, "python")]
-    names = [clean(row.get("path")) for row in mappings(record.get("files"))]
-    path = next((name for name in names if PurePosixPath(name).suffix == ".onnx"), "")
-    if not path:
-        return [heading, Text("No ONNX file was exported, so there is nothing to load.", "missing")]
-    code = (
-        "import onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({path!r})\n"
-        "logits = session.run(None, {session.get_inputs()[0].name: images})[0]"
-    )
-    text = "`images` is a float32 array [batch, 3, height, width], prepared with the model's own transform."
-    return [heading, Code(code, "python"), Text(text.replace("`", ""), "note")]
