@@ -29,6 +29,8 @@ LAYOUT = r"""
     if (node.scrollWidth > node.clientWidth + 1 && node.clientWidth && getComputedStyle(node).display !== "inline")
       if (!node.closest(".scroll")) say("wider than its box", node);
   }
+  for (const node of document.querySelectorAll(".scroll"))
+    if (visible(node.getBoundingClientRect()) && node.scrollWidth > node.clientWidth + 1) say("cut columns", node);
   const cells = [...document.querySelectorAll("th, td")];
   for (const cell of cells)
     if (visible(cell.getBoundingClientRect()) && cell.scrollWidth > cell.clientWidth + 1) say("cut cell", cell);

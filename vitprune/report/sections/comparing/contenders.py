@@ -41,7 +41,7 @@ def _honest(record: Json) -> list[Block]:
     ordered = sorted(lines(rows), key=lambda line: _order(line, exported))
     lost = [line for line in ordered if _chance(line, record, exported)]
     shown = [line for line in ordered if line not in lost]
-    blocks: list[Block] = [_table(HONEST_CAPTION, shown, exported, among=ordered)]
+    blocks: list[Block] = [_table(_counted(HONEST_CAPTION, ordered), shown, exported, among=ordered)]
     if lost:
         rest = _table("Honest rows at chance level", lost, exported, among=ordered)
         blocks.append(Fold(f"{numbers.plural(len(lost), 'more row')}, {CHANCE}", (rest,)))
@@ -89,12 +89,21 @@ def _table(
     columns = ["Criterion", "Recovery", *(">t" if key == "t" else key.capitalize() for key in optional)]
     of_dense, tested = (any(getattr(line, key) is not None for line in every) for key in ("dense_p", "p"))
     columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * of_dense), *([">p exported"] * tested)]
-    columns += [">Kept", ">True-class probability", ">Parameters", ">MACs", ">Images"]
-    return table(caption, columns, (_row(line, optional, exported, of_dense, tested) for line in found), tone)
+    counted = len({line.values["n"] for line in every}) > 1
+    columns += [">Kept", ">True-class probability", ">Parameters", ">MACs"]
+    columns += [">Images"] * counted
+    shown = (of_dense, tested, counted)
+    return table(caption, columns, (_row(line, optional, exported, shown) for line in found), tone)
 
 
-def _row(line: Line, optional: Sequence[str], exported: Sequence[str], of_dense: bool, tested: bool) -> Row:
-    value = line.values
+def _counted(caption: str, found: Sequence[Line]) -> str:
+    """The caption, with the number of images where it is the same of every line."""
+    images = {line.values["n"] for line in found}
+    return caption if len(images) > 1 or None in images else f"{caption}, {numbers.count(images.pop())} images"
+
+
+def _row(line: Line, optional: Sequence[str], exported: Sequence[str], shown: tuple[bool, bool, bool]) -> Row:
+    value, (of_dense, tested, counted) = line.values, shown
     cells = [Cell(line.text("criterion") or "unnamed"), Cell("—" if line.dense else line.text("recovery") or "—")]
     cells += [Cell(line.text(key) or "—", number(line.row.get(key)) if key == "t" else None) for key in optional]
     cells += [_top1(line), _interval(line)]
@@ -105,7 +114,7 @@ def _row(line: Line, optional: Sequence[str], exported: Sequence[str], of_dense:
     probability = value["mean_true_probability"]
     cells.append(Cell("—" if probability is None else f"{probability:.3f}", probability))
     cells += [Cell(numbers.compact(value[key]), value[key]) for key in ("params", "macs")]
-    cells.append(Cell(numbers.count(value["n"]), value["n"]))
+    cells += [Cell(numbers.count(value["n"]), value["n"])] * counted
     return Row(tuple(cells), "exported" if _mine(line, exported) else "")
 
 

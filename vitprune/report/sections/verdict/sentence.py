@@ -15,13 +15,14 @@ _NO_RANDOM = "random units with the same repair were not examined, so what the c
 
 
 def verdict(record: Json, result: Json) -> list[Block]:
-    """One sentence of at most three parts; nothing where the record does not say what the dense model had."""
-    dense = mapping(dense_for(of_protocol(record, "honest"), result | {"protocol": "honest"}))
-    found = [part for part in (_loss(dense, result), _random(record, result), _power(dense, result)) if part]
+    """One sentence of at most three parts, and what it rests on; nothing where the loss is not in the record."""
     if result.get("protocol") != "honest" or number(result.get("top1_change_points")) is None:
         return []
-    text = "; ".join(found)
-    return [Text(f"{text[0].upper()}{text[1:]}.", "lead")]
+    dense = mapping(dense_for(of_protocol(record, "honest"), result | {"protocol": "honest"}))
+    parts = [part for part in (_loss(dense, result), _random(record, result), _power(dense, result)) if part[0]]
+    text = "; ".join(said for said, _ in parts)
+    details = ". ".join(f"{detail[0].upper()}{detail[1:]}" for _, detail in parts if detail)
+    return [Text(f"{text[0].upper()}{text[1:]}.", "lead"), *([Text(f"{details}.", "note")] if details else [])]
 
 
 def differing(dense: Json, result: Json) -> tuple[int, int, int] | None:
@@ -33,22 +34,19 @@ def differing(dense: Json, result: Json) -> tuple[int, int, int] | None:
     return (lost, gained, images) if lost >= 0 and gained >= 0 and 0 < images <= 1 << 40 >= lost + gained else None
 
 
-def _loss(dense: Json, result: Json) -> str:
+def _loss(dense: Json, result: Json) -> tuple[str, str]:
     change, before, after = (
         number(x) for x in (result.get("top1_change_points"), dense.get("top1"), result.get("top1"))
     )
     if change is None:
-        return ""
+        return "", ""
     size = numbers.points(abs(change)).removeprefix("+")
     what = f"{size} points of top-1 {'lost' if change < 0 else 'gained'}" if float(size) else "no top-1 lost"
-    told = (
-        [f"{numbers.share(before, 2)} → {numbers.share(after, 2)}"] if before is not None and after is not None else []
-    )
-    if (pair := bounds(dense, result)) is not None:
-        told.append(
-            f"paired 95{numbers.THIN}% interval of the change {numbers.points(pair[0])} to {numbers.points(pair[1])}"
-        )
-    return f"{what} ({', '.join(told)})" if told else what
+    told = f"top-1 {numbers.share(before, 2)} → {numbers.share(after, 2)}" if before is not None else ""
+    if told and (pair := bounds(dense, result)) is not None:
+        low, high = map(numbers.points, pair)
+        told += f", paired 95{numbers.THIN}% interval of the change {low} to {high} points"
+    return what, told
 
 
 def bounds(dense: Json, result: Json) -> tuple[float, float] | None:
@@ -60,20 +58,21 @@ def bounds(dense: Json, result: Json) -> tuple[float, float] | None:
     return -100 * high, -100 * low
 
 
-def _random(record: Json, result: Json) -> str:
+def _random(record: Json, result: Json) -> tuple[str, str]:
     if result.get("criterion") == "random":
-        return "the units were chosen at random"
+        return "the units were chosen at random", ""
     line = random_line(record, result)
     top1, mine = number(line and line.values["top1"]), number(result.get("top1"))
     if line is None or top1 is None or mine is None:
-        return _NO_RANDOM
-    drawn = f"the mean of {line.draws} draws" if line.draws > 1 else "one draw"
-    test = "" if line.p is None else f", p {numbers.probability(line.p)}"
-    shown = f"({numbers.share(top1, 2)}, {drawn}{test})"
+        return _NO_RANDOM, ""
+    told = (
+        f"random units: {numbers.share(top1, 2)}, {f'the mean of {line.draws} draws' if line.draws > 1 else 'one draw'}"
+    )
+    told += "" if line.p is None else f", p {numbers.probability(line.p)} against the exported model"
     if top1 >= mine or (line.p is not None and line.p >= SIGNIFICANT):
-        return f"random units with the same repair did as well {shown}"
+        return "random units with the same repair did as well", told
     behind = numbers.points(100 * (mine - top1)).removeprefix("+")
-    return f"random units with the same repair lost {behind} points more {shown}"
+    return f"random units with the same repair lost {behind} points more", told
 
 
 def random_line(record: Json, result: Json) -> Line | None:
@@ -83,14 +82,17 @@ def random_line(record: Json, result: Json) -> Line | None:
     return next(iter(lines(same)), None)
 
 
-def _power(dense: Json, result: Json) -> str:
+def _power(dense: Json, result: Json) -> tuple[str, str]:
     counts, p = differing(dense, result), number(dense.get("mcnemar_p"))
     if counts is None or sum(counts[:2]) > counts[2]:
-        return ""
+        return "", ""
     least = numbers.points(100 * losses.detectable(counts[0] + counts[1], counts[2])).removeprefix("+")
     images = numbers.plural(counts[2], "test image")
-    show = f"{images} show a loss of {least} points in four cases of five"
+    show = (
+        f"{images}, of which the models differ on {numbers.count(sum(counts[:2]))}, show a loss of {least} points or "
+    )
+    show += "more in four cases of five"
     if p is None:
-        return show
+        return f"these images show a loss from {least} points on", show
     told = "tell the two models apart" if p < SIGNIFICANT else "cannot tell the two models apart"
-    return f"these images {told} (p {numbers.probability(p)}; {show})"
+    return f"these images {told}", f"p {numbers.probability(p)} (exact McNemar test); {show}"
