@@ -86,8 +86,8 @@ def test_the_verdict_says_what_was_lost_whether_random_did_as_well_and_whether_i
         "0.86 points of top-1 lost; random units with the same repair did as well; these images cannot tell the two "
         "models apart."
     )
-    low, high = (f"{100 * x:.2f}" for x in paired.interval(46, 29, 1983))
-    assert f"−{high} to +{low.removeprefix('-')} points" in detail
+    low, high = (f"{-100 * x:.2f}".replace("-", "−") for x in paired.interval(46, 29, 1983)[::-1])
+    assert f"{low} to {high.removeprefix('−')} points" in detail and float(high.removeprefix("−")) == 0.0
     assert "86.33" in detail and "p 0.61" in detail and "p 0.064" in detail and "differ on 75" in detail
     assert f"{100 * paired.detectable(75, 1983):.2f} points or more in four cases of five" in detail
 
@@ -291,3 +291,22 @@ def test_the_lines_for_onnxruntime_are_python(record: Record) -> None:
     codes = [block for block in deploy.blocks if block.kind == "code"]
     assert [getattr(code, "language", "") for code in codes] == ["sh", "python", "sh"]
     compile(getattr(codes[1], "text", ""), "usage", "exec")
+
+
+def test_wide_tables_can_become_lists(record: Record, tmp_path: Path) -> None:
+    """What the style sheet needs for it stands in the page, so that it needs no script: the class and every label."""
+    files_beside(tmp_path)
+    page = write_report(record, tmp_path)[2].read_text("utf-8")
+    wide = 0
+    for table in re.findall(r"<table.*?</table>", page, re.S):
+        titles = re.findall(r"<th scope=\"col\".*?>(.*?)</th>", table)
+        kind = re.match(r'<table(?: class="([a-z ]+)")? aria-label', table)
+        assert kind is not None
+        assert kind[1] == (
+            "many most" if len(titles) > 10 else "many" if len(titles) > 7 else "some" if len(titles) > 4 else None
+        )
+        for line in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]:
+            labels = re.findall(r'data-label="(.*?)"', line)
+            assert labels == (titles[1:] if kind[1] else [])
+            wide += bool(labels)
+    assert wide > 5 and all(f"table.{name} tbody tr" in page for name in ("some", "many"))
