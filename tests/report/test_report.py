@@ -173,8 +173,10 @@ def test_every_key_may_be_absent(record: Record, tmp_path: Path, monkeypatch: py
 def test_every_value_may_be_wrong(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: Any) -> None:
     for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths"):
         monkeypatch.setattr(f"vitprune.report.plots.plots.{plot}", lambda *_: "<svg></svg>")
-    for plot in ("violins", "heat_map"):
+    for plot in ("violins", "curves", "heat_map"):
         monkeypatch.setattr(f"vitprune.report.plots.unit_plots.{plot}", lambda *_: "<svg></svg>")
+    for plot in ("confusion", "reliability"):
+        monkeypatch.setattr(f"vitprune.report.plots.matrices.{plot}", lambda *_: "<svg></svg>")
     files_beside(tmp_path)
     beside = Beside(tmp_path)
     for key, value in record.items():

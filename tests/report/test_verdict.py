@@ -302,9 +302,8 @@ def test_wide_tables_can_become_lists(record: Record, tmp_path: Path) -> None:
         titles = re.findall(r"<th scope=\"col\".*?>(.*?)</th>", table)
         kind = re.match(r'<table(?: class="([a-z ]+)")? aria-label', table)
         assert kind is not None
-        assert kind[1] == (
-            "many most" if len(titles) > 10 else "many" if len(titles) > 7 else "some" if len(titles) > 4 else None
-        )
+        least = [(10, "many most"), (7, "many"), (4, "some")]
+        assert kind[1] == next((name for n, name in least if len(titles) > n), None)
         for line in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]:
             labels = re.findall(r'data-label="(.*?)"', line)
             assert labels == (titles[1:] if kind[1] else [])
