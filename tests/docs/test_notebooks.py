@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -43,3 +46,28 @@ def test_notebooks_run(path: Path, tmp_path: Path) -> None:
     )
     assert got.returncode == 0, got.stderr[-3000:]
     assert (tmp_path / "exported" / "notebook" / "report.html").is_file()
+    if path.stem == "compress":
+        the_lines_of_the_report_work(tmp_path / "exported" / "notebook")
+
+
+def the_lines_of_the_report_work(folder: Path) -> None:
+    """Those for onnxruntime alone answer as `vitprune predict` does; each is run as it stands on the page."""
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.jpg", quality=100)
+    (lines,) = re.findall(
+        r"^```python\n(import numpy, onnxruntime.*?)^```", (folder / "report.md").read_text(), re.M | re.S
+    )
+    (predict,) = re.findall(r"^```sh\n(vitprune predict .*?)\n```", (folder / "report.md").read_text(), re.M)
+    labels = json.loads((folder / "report.json").read_text())["labels"]
+    script = (
+        f"{lines}\nassert logits.shape == (1, {len(labels)}) and numpy.isfinite(logits).all()\nprint(logits.argmax())"
+    )
+    command = [sys.executable, "-W", "ignore"]
+    got = subprocess.run([*command, "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert got.returncode == 0, got.stderr[-3000:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    asked = [*command, "-m", *predict.split()]
+    told = subprocess.run(asked, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
+    assert told.returncode == 0, told.stderr[-3000:]
+    first = min((label for label in labels if label in told.stdout), key=told.stdout.index)
+    assert first == labels[int(got.stdout)]

@@ -72,11 +72,18 @@ def _latency(rows: list[Json]) -> list[Block]:
     columns = (">Batch", "Precision", ">Dense", ">Slim", ">Slim / dense", "Runtime")
     caption = "Latency per batch: median, and the quartiles in brackets"
     doubts = [
-        Text(f"Batch {clean(row.get('batch')) or '?'} is in doubt: {clean(note)}.", "warning")
+        f"Batch {clean(row.get('batch')) or '?'}{_other(row)} is in doubt: {'; '.join(map(clean, notes))}."
         for row in rows
-        for note in sequence(row.get("notes"))
+        if (notes := sequence(row.get("notes")))
     ]
-    return [table(caption, columns, map(_latency_row, rows)), *doubts]
+    said = [Text(" ".join(doubts), "warning")] if doubts else []
+    return [table(caption, columns, map(_latency_row, rows)), *said]
+
+
+def _other(row: Json) -> str:
+    """The precision, where it is not the usual one."""
+    precision = clean(row.get("precision"))
+    return f", {precision}," if precision not in ("", "fp32") else ""
 
 
 def _latency_row(row: Json) -> Row:

@@ -37,7 +37,7 @@ def beside_blocks(record: Json, result: Json) -> list[Block]:
     if any(model.ms is None for model in models) and timed:
         drawn.append(Text("A dash: this file was not timed.", "note"))
     points = [
-        plots.Point("", model.name, model.top1, low, high, model.ms)
+        plots.Point("", model.name, model.top1, low, high, float(f"{model.ms:.3g}"))
         for model in models
         for low, high in [model.pair or (None, None)]
         if model.top1 is not None and model.ms is not None
