@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 DOCS = Path(__file__).parent
 sys.path += [str(DOCS), str(DOCS.parent / "tests" / "helpers")]
 KEPT = ("report.json", "report-data/**/*.*", "stages/evaluate/all.safetensors")
-WIDTH, HEIGHT = 1100, 880  # pixels of a picture: the verdict, the numbers, dense beside slim
+WIDTH, HEIGHT = 1100, 1220  # pixels of a picture: the verdict, the numbers, dense beside slim
 
 
 def take(run: Path) -> None:

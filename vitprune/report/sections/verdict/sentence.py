@@ -95,4 +95,4 @@ def _power(dense: Json, result: Json) -> tuple[str, str]:
     if p is None:
         return f"these images show a loss from {least} points on", show
     told = "tell the two models apart" if p < SIGNIFICANT else "cannot tell the two models apart"
-    return f"these images {told}", f"p {numbers.probability(p)} (exact McNemar test); {show}"
+    return f"these images {told}", f"McNemar's exact test: p {numbers.probability(p)}; {show}"
