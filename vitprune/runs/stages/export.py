@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,41 +264,36 @@ def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], prec
     }
 
 
-def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[dict[str, Any]]:
-    """Dense and slim fp32 files timed in turn, and at the batch of the headline every other precision beside the dense
-    fp32 file too; with what speaks against each figure."""
+def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
+    """Each slim file timed in turn with the dense fp32 one, and what speaks against it: fp32 at every batch, others at one."""
     batches = sorted({*run.recipe.export.latency_batches, LATENCY_BATCH})
-    rows = _timed(run, dense, slim["fp32"], "fp32", batches)
-    others = [precision for precision in slim if precision != "fp32"]
-    return rows + [row for p in others for row in _timed(run, dense, slim[p], p, [LATENCY_BATCH])]
+    order = sorted(slim, key=lambda precision: precision != "fp32")
+    return [row for p in order for row in _timed(run, dense, slim[p], p, batches if p == "fp32" else [LATENCY_BATCH])]
 
 
-def _timed(run: Run, dense: Path, slim: Path, precision: str, batches: Sequence[int]) -> list[dict[str, Any]]:
+def _timed(run: Run, dense: Path, slim: Path, precision: str, batches: Sequence[int]) -> Iterator[Json]:
     """A row for every batch size of one file."""
     sessions = {"dense": runtime.session(dense, in_turn=True), "slim": runtime.session(slim, in_turn=True)}
     macs = bench.facts_of(sessions["slim"])["macs"] / bench.facts_of(sessions["dense"])["macs"]
-    alike = precision == "fp32"  # a multiply-add of another precision takes a time of its own
-    rows = []
     for batch in batches:
         shape = (batch, *families.input_shape(run.loaded.model))
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         found = runtime.interleaved(sessions, images, seconds=2.0)
         d, s = found["dense"], found["slim"]
-        rows.append(
-            {
-                "batch": batch,
-                "precision": precision,
-                "dense_ms": d["median_ms"],
-                "slim_ms": s["median_ms"],
-                "ratio": s["relative"],
-                "ratio_quartiles": s["relative_quartiles"],
-                "rounds": s["rounds"],
-                "efficiency": macs / s["relative"] if alike else None,
-                "other_cores": s["other_cores"],
-                "notes": timing.notes(s, macs / s["relative"] if alike else None),
-                "dense_quartiles_ms": [d["q25_ms"], d["q75_ms"]],
-                "slim_quartiles_ms": [s["q25_ms"], s["q75_ms"]],
-                "runtime": f"onnxruntime {sessions['slim'].get_providers()[0]}",
-            }
-        )
-    return rows
+        # a multiply-add of another precision takes a time of its own
+        efficiency = macs / s["relative"] if precision == "fp32" else None
+        yield {
+            "batch": batch,
+            "precision": precision,
+            "dense_ms": d["median_ms"],
+            "slim_ms": s["median_ms"],
+            "ratio": s["relative"],
+            "ratio_quartiles": s["relative_quartiles"],
+            "rounds": s["rounds"],
+            "efficiency": efficiency,
+            "other_cores": s["other_cores"],
+            "notes": timing.notes(s, efficiency),
+            "dense_quartiles_ms": [d["q25_ms"], d["q75_ms"]],
+            "slim_quartiles_ms": [s["q25_ms"], s["q75_ms"]],
+            "runtime": f"onnxruntime {sessions['slim'].get_providers()[0]}",
+        }
