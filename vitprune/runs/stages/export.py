@@ -274,14 +274,14 @@ def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
 def _timed(run: Run, dense: Path, slim: Path, precision: str, batches: Sequence[int]) -> Iterator[Json]:
     """A row for every batch size of one file."""
     sessions = {"dense": runtime.session(dense, in_turn=True), "slim": runtime.session(slim, in_turn=True)}
-    macs = bench.facts_of(sessions["slim"])["macs"] / bench.facts_of(sessions["dense"])["macs"]
+    macs = {name: bench.facts_of(made)["macs"] for name, made in sessions.items()}
     for batch in batches:
         shape = (batch, *families.input_shape(run.loaded.model))
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         found = runtime.interleaved(sessions, images, seconds=2.0)
         d, s = found["dense"], found["slim"]
         # a multiply-add of another precision takes a time of its own
-        efficiency = macs / s["relative"] if precision == "fp32" else None
+        efficiency = macs["slim"] / macs["dense"] / s["relative"] if precision == "fp32" else None
         yield {
             "batch": batch,
             "precision": precision,
