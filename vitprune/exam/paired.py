@@ -38,6 +38,8 @@ def detectable(differing: int, n: int) -> float:
 
     After R. J. Connor (Biometrics 43, 1987, 207-211): n δ² = (z₁ √d + z₂ √(d − δ²))², solved for δ. At most 1.
     """
+    from scipy.stats import norm
+
     below, above = float(norm.ppf(1 - TWO_SIDED / 2)), float(norm.ppf(POWER))
 
     def shown(loss: float) -> bool:
