@@ -4,7 +4,7 @@ VENV ?= .venv
 DATA ?= /usr/share/datasets/fashion-mnist
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint-check fuzz mutants coverage docs docs-table lint model clean
+.PHONY: demo test test-all lint-check fuzz mutants coverage docs docs-table sample screenshots lint model clean
 
 demo: $(VENV)/.installed
 	$(BIN)/vitprune run recipes/demo.yaml
@@ -37,6 +37,14 @@ coverage: $(VENV)/.installed-test
 # A static site in site/, its links and anchors checked.
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build
+
+# The record of the documentation's sample report, from a run of the demo, and its pictures; `docs` makes the page of it.
+sample: demo
+	$(BIN)/python docs/sample.py take
+	$(BIN)/python docs/sample.py shoot
+
+screenshots: $(VENV)/.installed-docs
+	$(BIN)/python docs/sample.py shoot
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

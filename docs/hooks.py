@@ -1,14 +1,23 @@
-"""Pages made while the site is built: the recipe reference from its JSON Schema, and a stand-in for the families table."""
+"""Pages made while the site is built: the recipe reference from its JSON Schema, the library's from its docstrings, the
+sample report from a run's record, and a stand-in for the families table."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+import vitprune
 from vitprune.recipe.recipe import Recipe
+from vitprune.report import write_report
+from vitprune.report.reading.places import told
 
 INTRO = """# Recipe reference
 
@@ -25,6 +34,10 @@ A default that the model does not allow becomes one that it does, and the report
 `mean-activation` and `tokens: cls` becomes `all` where the head reads no class token. What the recipe asks for itself is
 never changed, but refused by its name.
 """
+API = """# Library reference
+
+Made from the docstrings, not typed. What the calls are good for is in [Library](library.md).
+"""
 FAMILIES = """# Model families
 
 The table of families, stages and tested timm names is written by the test run; it has not been here yet. In a checkout
@@ -37,9 +50,47 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"recipe.md": reference(Recipe.model_json_schema())}
     if files.get_file_from_path("families.md") is None:
         pages["families.md"] = FAMILIES
+    pages["api.md"] = library()
+    pages["sample.html"] = sample(Path(config.docs_dir) / "sample")
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def library() -> str:
+    """Every name of the library with its signature and docstring, as Markdown."""
+    text = [API]
+    for name in sorted(vitprune.__all__, key=str.lower):
+        found = getattr(vitprune, name)
+        about = inspect.cleandoc(found.__doc__ or "")
+        signature = f"class vitprune.{name}" if inspect.isclass(found) else f"vitprune.{name}{_signature(found)}"
+        more = " Its keys are in the [recipe reference](recipe.md)." if name == "Recipe" else ""
+        text += [f"## {name} {{: #{name.lower()} }}", f"    {signature}", about + more]
+    return "\n\n".join(text) + "\n"
+
+
+def _signature(found: Any) -> str:
+    """The signature over several lines where it is long, without the quotes of deferred annotations."""
+    text = re.sub(r"'([^']*)'(?=[,) =])", r"\1", str(inspect.signature(found)))
+    if len(text) < 80:
+        return text
+    parts = ", ".join(str(one) for one in inspect.signature(found).parameters.values())
+    inside = re.sub(r", (?=\w+: )", ",\n        ", re.sub(r"'([^']*)'", r"\1", parts))
+    return f"(\n        {inside},\n    ){text[text.rindex(')') + 1 :]}"
+
+
+def sample(folder: Path) -> str:
+    """The report page that today's code makes of the record of a demo run, which `docs/sample.py take` put there."""
+    return made(folder)[0]
+
+
+def made(folder: Path) -> tuple[str, str]:
+    """The page and its Markdown, made of a record and the files beside it."""
+    record = told(json.loads((folder / "report.json").read_text("utf-8")))
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(folder, place, dirs_exist_ok=True)
+        _, markdown, page = write_report(record, Path(place))
+        return page.read_text("utf-8"), markdown.read_text("utf-8")
 
 
 def reference(schema: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def test_files_that_are_the_model_pass(run: Any) -> None:
     for precision in ("fp16", "int8"):
         assert {f"{precision} {what}" for what in ("top-1 on the test split", "in batches of 1, 2 and 7")} <= names
     assert "ONNX parity of the dense model" in names and made["export"]["failed"] == []
+    timed = {(row["batch"], row["precision"]): row for row in made["latency"]}
+    assert list(timed) == [(32, "fp32"), (32, "fp16"), (32, "int8")]
+    assert made["result"]["latency_ratio"] == timed[32, "fp32"]["ratio"] and timed[32, "int8"]["efficiency"] is None
+    assert made["model"]["bytes_dense"] == (root / "stages" / "export" / "dense.onnx").stat().st_size
+    bars_of_it = next(iter(re.findall(r"\*\*Dense beside slim\*\*\n\n.*?\n\n", (root / "report.md").read_text(), re.S)))
+    shown = [line.split(" | ")[0].strip("| ") for line in bars_of_it.strip().splitlines()[4:]]
+    assert shown == ["dense", "slim fp32", "slim fp16", "slim int8"]
     assert bars.check(root, [bars.Bar("top1", 0.0, True)])[1:] == []
 
 

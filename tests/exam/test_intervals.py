@@ -11,7 +11,7 @@ from records import Page, made_record, row
 
 from vitprune.exam import metrics
 from vitprune.report import write_report
-from vitprune.report.sections.result import paired
+from vitprune.report.sections.verdict.result import paired
 
 
 def wilson_by_hand(k: int, n: int) -> tuple[float, float]:

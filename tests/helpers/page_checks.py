@@ -1,5 +1,22 @@
 """What a page must keep to at any width and in any colours, as JavaScript that answers with a list of complaints."""
 
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+
+def _axe() -> str:
+    """Deque's axe-core as a script, from a file that VITPRUNE_AXE names or the package that brings it; else nothing."""
+    found = importlib.util.find_spec("axe_core_python")
+    place = Path(found.origin).with_name("axe.min.js") if found is not None and found.origin else None
+    path = Path(os.environ["VITPRUNE_AXE"]) if "VITPRUNE_AXE" in os.environ else place
+    return path.read_text("utf-8") if path is not None and path.is_file() else ""
+
+
+AXE = _axe()
+
 # Text that is cut or runs into other text, in figures and out of them; a page wider than its window.
 LAYOUT = r"""
 (() => {
@@ -29,6 +46,8 @@ LAYOUT = r"""
     if (node.scrollWidth > node.clientWidth + 1 && node.clientWidth && getComputedStyle(node).display !== "inline")
       if (!node.closest(".scroll")) say("wider than its box", node);
   }
+  for (const node of document.querySelectorAll(".scroll"))
+    if (visible(node.getBoundingClientRect()) && node.scrollWidth > node.clientWidth + 1) say("cut columns", node);
   const cells = [...document.querySelectorAll("th, td")];
   for (const cell of cells)
     if (visible(cell.getBoundingClientRect()) && cell.scrollWidth > cell.clientWidth + 1) say("cut cell", cell);

@@ -12,6 +12,7 @@ from vitprune.report.document import document
 from vitprune.report.page.html import html
 from vitprune.report.page.markdown import markdown
 from vitprune.report.reading.beside import Beside
+from vitprune.report.sections.usage import usage_blocks
 
 INDEX = (
     "27 % of the ten nearest test images are the same as by the dense model's features: an index must be built again."
@@ -107,3 +108,13 @@ def test_the_card_is_a_backbones() -> None:
 )
 def test_a_record_without_figures_is_a_page_all_the_same(record: dict[str, Any]) -> None:
     assert "<b>" not in html(document(record, Beside(None))).replace("<b></b>", "")
+
+
+def test_the_lines_that_use_it_ask_for_features() -> None:
+    files = [{"path": "exported/b/model.onnx", "bytes": 1, "precision": "fp32"}]
+    how = {"input_size": [3, 8, 8], "mean": [0.5], "std": [0.5], "interpolation": "bicubic"}
+    for record in ({"backbone": {"features": "tokens"}, "files": files}, {"files": files}):
+        for preprocessing in (how, {}):
+            text = str(usage_blocks(record | {"preprocessing": preprocessing, "name": "b"}))
+            assert ("logits" in text) != ("features" in text)
+            assert ("--out features.npz" in text) == ("backbone" in record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from page_checks import ACCESS, LAYOUT
+from page_checks import ACCESS, AXE, LAYOUT
 from records import compare_beside, files_beside, made_record
 from safetensors.numpy import save_file
 
@@ -56,18 +57,36 @@ def test_nothing_is_cut_hidden_or_fetched(browser: Browser, pages: dict[str, Pat
         assert browser.complaints() == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.skipif(not AXE, reason="no axe-core: pip install axe-core-python, or name an axe.min.js in VITPRUNE_AXE")
+def test_axe_finds_nothing(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    """Deque's axe-core, all its rules, with every fold open; `ACCESS` is what goes without it."""
+    ask = "axe.run(document).then(found => found.violations.map(v => `${v.id}: ${v.nodes[0].html.slice(0, 200)}`))"
+    for name, dark in itertools.product(pages, (False, True)):
+        browser.open(pages[name], width, dark)
+        browser.run("document.querySelectorAll('details').forEach(fold => { fold.open = true; }); 0")
+        browser.run(f"{AXE}; 0")
+        assert browser.run(ask) == [], (name, dark)
+    browser.run(
+        "document.querySelector('table').insertAdjacentHTML('afterend', '<img src=\"data:,\"><h5>deep</h5>'); 0"
+    )
+    assert any(line.startswith("image-alt") for line in browser.run(ask))
+
+
 def test_the_checks_would_see_what_is_wrong(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
+    cut = '<div class="scroll" tabindex="0" style="overflow:auto;width:99px"><p style="width:400px">cut</p></div>'
     svg = '<svg class="plot" viewBox="0 0 90 40"><text x="5" y="20">one</text><text x="9" y="21">two</text>'
     page.write_text(
-        f'<body style="background:#fff;color:#bbb"><p style="width:900px">pale and wide</p><img src="data:,">{svg}'
+        f'<body style="background:#fff;color:#bbb"><p style="width:900px">pale and wide</p>{cut}<img src="data:,">{svg}'
         '<text x="80" y="20">outside</text></svg><h3>deep</h3><table><tr><td>x</table>'
         "<script>console.error('oh'); fetch('http://127.0.0.1:9/')</script>",
         "utf-8",
     )
     browser.open(page, 390)
     found = " ".join(browser.run(LAYOUT))
-    assert all(part in found for part in ("page is", "on one: two", "outside its figure: outside"))
+    assert all(part in found for part in ("page is", "on one: two", "outside its figure: outside", "cut columns: cut"))
     found = " ".join(browser.run(ACCESS))
     assert all(part in found for part in ("contrast", "picture without", "figure without", "table without", "no main"))
     assert any("oh" in line for line in browser.complaints()) and "http://127.0.0.1:9/" in browser.complaints()

@@ -86,7 +86,7 @@ def test_complete_record_answers_every_question(record: Record, tmp_path: Path) 
     assert "45\u202f% / 40\u202f%" in html
     assert "not a deployable accuracy" in html
     assert "not a deployable accuracy" in text
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 9
     assert html.count("<img") == 2
 
 
@@ -95,7 +95,7 @@ def test_oracle_rows_stay_out_of_the_honest_table(record: Record, tmp_path: Path
     page = Page(html)
     tops = [line[2] for line in honest_table(page)[1:]]
     assert "91.01\u202f%" not in tops
-    assert len(tops) == 5
+    assert len(tops) == 6
     oracle = next(rows for caption, rows in page.tables.items() if caption.startswith("Oracle-routed"))
     assert [line[2] for line in oracle[1:]] == ["1", "5", "50"]
 
@@ -128,10 +128,10 @@ def test_every_number_of_the_honest_table_is_in_the_record(record: Record, tmp_p
 
 def test_random_draws_become_mean_and_deviation(record: Record, tmp_path: Path) -> None:
     html, _, parsed = written(record, tmp_path)
-    line = next(line for line in honest_table(Page(html)) if line[0] == "random")
-    assert line[2] == "53.00 ± 3.61\u202f%"
+    line = next(line for line in honest_table(Page(html)) if line[:2] == ["random", "none"])
+    assert line[2] == "56.00 ± 3.61\u202f%"
     assert line[3] == "3 seeds"
-    assert sum(row["criterion"] == "random" for row in parsed["rows"]) == 3
+    assert sum(row["criterion"] == "random" for row in parsed["rows"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,10 @@ def test_every_key_may_be_absent(record: Record, tmp_path: Path, monkeypatch: py
 def test_every_value_may_be_wrong(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: Any) -> None:
     for plot in ("accuracy_dots", "accuracy_curves", "class_changes", "widths"):
         monkeypatch.setattr(f"vitprune.report.plots.plots.{plot}", lambda *_: "<svg></svg>")
-    for plot in ("violins", "heat_map"):
+    for plot in ("violins", "curves", "heat_map"):
         monkeypatch.setattr(f"vitprune.report.plots.unit_plots.{plot}", lambda *_: "<svg></svg>")
+    for plot in ("confusion", "reliability"):
+        monkeypatch.setattr(f"vitprune.report.plots.matrices.{plot}", lambda *_: "<svg></svg>")
     files_beside(tmp_path)
     beside = Beside(tmp_path)
     for key, value in record.items():

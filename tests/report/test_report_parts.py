@@ -47,6 +47,7 @@ def test_predictions_hold_the_argmax_and_the_probability_of_the_true_class() -> 
     hit, miss = np.exp(2) / (np.exp(2) + 2), 1 / (np.exp(2) + 2)
     np.testing.assert_allclose(found["dense_true_probability"], [hit, hit, miss], rtol=1e-6)
     np.testing.assert_allclose(found["slim_true_probability"], [hit, miss, hit], rtol=1e-6)
+    np.testing.assert_allclose([found["dense_confidence"], found["slim_confidence"]], np.full((2, 3), hit), rtol=1e-6)
 
 
 def test_the_worst_lost_most_and_nobody_who_gained_is_among_them() -> None:
@@ -56,6 +57,8 @@ def test_the_worst_lost_most_and_nobody_who_gained_is_among_them() -> None:
     assert examples.worst_of(found).tolist() == list(range(20))
     found["dense_true_probability"][3:] = 0.5
     assert examples.worst_of(found).tolist() == [0, 1, 2]
+    found["slim"][[2, 7]] = 1  # the one was right and is not; the other lost no probability by it
+    assert examples.worst_of(found).tolist() == [2, 0, 1]
 
 
 def test_confusions_are_counted_one_by_one() -> None:
@@ -126,7 +129,18 @@ def test_the_significance_of_a_row_is_that_of_its_images(run: tuple[Path, dict[s
         only, lost = (hits["dense"] & ~hits["slim"]).sum(), (hits["slim"] & ~hits["dense"]).sum()
         tail = sum(_choose(only + lost, k) for k in range(min(only, lost) + 1)) / 2.0 ** (only + lost)
         dense = next(r for r in record["rows"] if (r["criterion"], r["group"], r["head"]) == ("dense", group, "masked"))
-        assert dense["mcnemar_p"] == pytest.approx(min(1.0, 2 * tail))
+        assert dense["mcnemar_p"] == pytest.approx(min(1.0, 2 * tail)) and dense["dense_p"] is None
+        slim = next(
+            r for r in record["rows"] if r["group"] == group and r.get("mcnemar_p") is None and r["head"] == "masked"
+        )
+        assert slim["dense_p"] == dense["mcnemar_p"] and slim["dense_only_right"] == [lost, only]
+        answered = {int(output): name for output, name in record["outputs"][group].items()}
+        assert answered == {label: LABELS[label] for label in np.unique([found[n] for n in ("label", "dense", "slim")])}
+        for name in ("dense", "slim"):
+            sure = found[f"{name}_confidence"]
+            np.testing.assert_allclose(sure[hits[name]], found[f"{name}_true_probability"][hits[name]], rtol=1e-6)
+            assert ((sure >= found[f"{name}_true_probability"] - 1e-6) & (sure <= 1)).all()
+    assert record["labels"] == ["circle", "cross"]  # of the first group's own head
 
 
 def _choose(n: int, k: int) -> int:

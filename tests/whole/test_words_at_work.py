@@ -24,7 +24,7 @@ from vitprune.model.sites.attention import attention_sites
 from vitprune.pruning.whole import reach
 from vitprune.recipe.recipe import Recipe
 from vitprune.report.reading.beside import Beside
-from vitprune.report.sections.over_splits import splits_blocks
+from vitprune.report.sections.comparing.over_splits import splits_blocks
 from vitprune.runs import compare, pipeline
 from vitprune.runs.results.row import Row
 from vitprune.runs.state import defaults

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from vitprune.core.reading import Json
 from vitprune.report.backbone import compare as backbone_compare
 from vitprune.report.backbone import result as backbone_result
 from vitprune.report.page.blocks import Document, Section, Text
 from vitprune.report.reading.beside import Beside
+from vitprune.report.reading.places import told
 from vitprune.report.reading.values import clean, mapping, sequence
-from vitprune.report.sections.classes import classes_section
-from vitprune.report.sections.contenders import comparison_section
+from vitprune.report.sections.comparing.contenders import comparison_section
+from vitprune.report.sections.comparing.frontier import frontier_sections
 from vitprune.report.sections.deploy import deploy_section
-from vitprune.report.sections.frontier import frontier_sections
+from vitprune.report.sections.hurt.classes import classes_section
 from vitprune.report.sections.kept import kept_section
 from vitprune.report.sections.removed import removed_sections
 from vitprune.report.sections.reproduce import reproduce_section
-from vitprune.report.sections.result import result_section
 from vitprune.report.sections.trust import failed_checks, trust_section
+from vitprune.report.sections.verdict.result import result_section
 
 SCHEMA = 1
 SOURCE = "Every number on this page comes from report.json beside it and the files that report.json names."
 
 
+Made: TypeAlias = Callable[[Json, Beside], tuple[Section, ...]]
+
+# The questions in their order; one that a record gives no reason to ask answers with nothing.
+SECTIONS: tuple[Made, ...] = (
+    lambda record, beside: (result_section(record, beside),),
+    lambda record, _: frontier_sections(record),
+    lambda record, _: (trust_section(record),),
+    lambda record, beside: (comparison_section(record, beside),),
+    lambda record, beside: (classes_section(record, beside),),
+    removed_sections,
+    lambda record, beside: (kept_section(record, beside),),
+    lambda record, _: (deploy_section(record),),
+    lambda record, _: (reproduce_section(record),),
+)
+# Of a model whose outputs are features: nothing is classified.
+BACKBONE: tuple[Made, ...] = (
+    lambda record, _: (backbone_result.result_section(record),),
+    lambda record, _: (trust_section(record),),
+    lambda record, _: (backbone_compare.comparison_section(record),),
+    removed_sections,
+    lambda record, beside: (kept_section(record, beside),),
+    lambda record, _: (deploy_section(record),),
+    lambda record, _: (reproduce_section(record),),
+)
+
+
 def document(record: Json, beside: Beside) -> Document:
     """The page of one run; `record` holds pure JSON types (see `values.plain`), `beside` reads the files it names."""
+    record = told(record)
     name = clean(record.get("name")) or "unnamed run"
-    if mapping(record.get("backbone")):
-        return Document(
-            f"vitprune report: {name}", _subtitle(record), _of_backbone(record, beside), _warnings(record), SOURCE
-        )
-    sections = (
-        result_section(record, beside),
-        *frontier_sections(record),
-        trust_section(record),
-        comparison_section(record, beside),
-        classes_section(record, beside),
-        *removed_sections(record, beside),
-        kept_section(record, beside),
-        deploy_section(record),
-        reproduce_section(record),
-    )
+    asked = BACKBONE if mapping(record.get("backbone")) else SECTIONS
+    sections = tuple(section for made in asked for section in made(record, beside))
     return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
-
-
-def _of_backbone(record: Json, beside: Beside) -> tuple[Section, ...]:
-    """The page of a model whose outputs are features: nothing is classified."""
-    return (
-        backbone_result.result_section(record),
-        trust_section(record),
-        backbone_compare.comparison_section(record),
-        *removed_sections(record, beside),
-        kept_section(record, beside),
-        deploy_section(record),
-        reproduce_section(record),
-    )
 
 
 def _subtitle(record: Json) -> str:

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-Tone = Literal["", "note", "missing", "warning", "good"]
+Tone = Literal["", "note", "missing", "warning", "good", "lead"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One table cell: its text, the value to sort by, and a tone for failures."""
+    """One table cell: its text, the value to sort by, a tone for failures, and the length of a bar under it, 0 to 1."""
 
     text: str
     sort: float | None = None
     tone: Tone = ""
+    bar: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,14 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A small picture as a `data:` address (empty: it is gone), its title, its name, and label and value pairs."""
+    """A small picture as a `data:` address (empty: it is gone), its title, its name, and label and value pairs; of a
+    `pair` the two values stand side by side."""
 
     source: str
     title: str
     name: str
     lines: tuple[tuple[str, str], ...]
+    pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)

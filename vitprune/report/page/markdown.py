@@ -24,7 +24,7 @@ from vitprune.report.page.blocks import (
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 MAX_ROWS = 100  # a pull request comment holds 65,536 characters
-_LABELS = {"warning": "⚠ **Warning:** ", "missing": "", "note": "", "good": "", "": ""}
+_LABELS = {"warning": "⚠ **Warning:** ", "missing": "", "note": "", "good": "", "lead": "", "": ""}
 
 
 def markdown(document: Document) -> str:
@@ -72,6 +72,8 @@ def _block(block: Block) -> str:
 
 
 def _text(text: Text) -> str:
+    if text.tone == "lead":
+        return f"**{escape(text.text)}**"
     return f"_{escape(text.text)}_" if text.tone == "missing" else _LABELS[text.tone] + escape(text.text)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 NONE = "—"
-_THIN = "\u202f"
+THIN = "\u202f"
 
 
 def share(value: float | None, digits: int = 1) -> str:
     """A fraction 0..1 as a percentage: 0.87 → 87.0 %."""
-    return NONE if value is None else f"{_signed(100 * value, digits)}{_THIN}%"
+    return NONE if value is None else f"{_signed(100 * value, digits)}{THIN}%"
 
 
 def points(value: float | None, digits: int = 2) -> str:
@@ -35,7 +35,7 @@ def compact(value: float | None) -> str:
         return NONE
     for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
-            return f"{three(value / limit)}{_THIN}{suffix}"
+            return f"{three(value / limit)}{THIN}{suffix}"
     return count(value) if float(value).is_integer() else three(value)
 
 
@@ -45,13 +45,13 @@ def size(value: float | None) -> str:
         return NONE
     for limit, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
-            return f"{three(value / limit)}{_THIN}{suffix}"
-    return f"{value:.0f}{_THIN}B"
+            return f"{three(value / limit)}{THIN}{suffix}"
+    return f"{value:.0f}{THIN}B"
 
 
 def milliseconds(value: float | None) -> str:
     """Milliseconds to three significant digits."""
-    return NONE if value is None else f"{three(value)}{_THIN}ms"
+    return NONE if value is None else f"{three(value)}{THIN}ms"
 
 
 def seconds(value: float | None) -> str:
@@ -59,8 +59,8 @@ def seconds(value: float | None) -> str:
     if value is None:
         return NONE
     if value < 120:
-        return f"{value:.1f}{_THIN}s"
-    return f"{int(value // 60)}{_THIN}min {int(value % 60)}{_THIN}s"
+        return f"{value:.1f}{THIN}s"
+    return f"{int(value // 60)}{THIN}min {int(value % 60)}{THIN}s"
 
 
 def times(value: float | None) -> str:

@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table")) {
 }
 for (const table of document.querySelectorAll("table")) {
   const rows = [...table.tBodies[0].rows];
-  if (rows.length <= 30) continue;
+  if (rows.length <= 8) continue;
   const found = document.createElement("input");
   const plain = text => text.trim().toLowerCase();
   found.type = "search";
@@ -36,7 +36,7 @@ for (const table of document.querySelectorAll("table")) {
   found.setAttribute("aria-label", `Find in: ${table.getAttribute("aria-label")}`);
   found.addEventListener("input", () => {
     const asked = plain(found.value);
-    for (const row of rows) row.hidden = !plain(row.cells[0].textContent).includes(asked);
+    for (const row of rows) row.hidden = ![...row.cells].some(cell => plain(cell.textContent).includes(asked));
   });
   table.parentElement.before(found);
 }

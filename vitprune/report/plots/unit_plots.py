@@ -1,4 +1,4 @@
-"""Plots of hidden units: frequency violins (the paper's Figure 4) and the classes' similarity (after its Figure 5).
+"""Plots of hidden units: sorted frequencies, violins (the paper's Figure 4), the classes' similarity (after its Figure 5).
 
 Legend: C classes, L blocks, n hidden units of a block.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.ndimage import gaussian_filter1d
 
 from vitprune.report.page import numbers
@@ -25,6 +25,38 @@ MAX_NAMES = 60
 MAX_PIXELS = 400  # of the picture, across: what a page is wide
 PLACES = 60  # points of one violin's outline
 _HEAT = "#3f7fb8"  # on light and dark
+
+
+def curves(key: str, classes: Sequence[tuple[str, Sequence[np.ndarray]]], title: str) -> str:
+    """Per class its name and frequencies per block [L][n]: one line per block, the units sorted by frequency.
+
+    Both axes are shares: of the block's units, on a logarithmic axis, and of the class's paths. Early blocks are pale.
+    """
+    if not classes:
+        return ""
+    across = min(2, len(classes))
+    down = math.ceil(len(classes) / across)
+    with drawing():
+        figure = new_figure(0.6 + 1.25 * down)
+        grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for axes, (name, blocks) in zip(grid.flat, classes, strict=False):
+            for place, frequency in enumerate(blocks):
+                y, n = np.sort(np.asarray(frequency, np.float64))[::-1], len(frequency)
+                at = np.unique(np.geomspace(1, n, min(n, PLACES)).round().astype(int))
+                strength = 0.35 + 0.65 * (place + 1) / len(blocks)
+                axes.plot(100 * at / n, 100 * y[at - 1], color=SERIES[0], alpha=strength, linewidth=1.0)
+            axes.set_title(short(name, 22), fontsize=8.5, fontweight="normal", pad=3)
+            axes.set_xscale("log")
+            axes.tick_params(labelsize=7.5)
+        for axes in list(grid.flat)[len(classes) :]:
+            axes.set_visible(False)
+        ticks = [tick for tick in (0.1, 1, 10, 100) if tick >= 100 / max(len(b) for _, found in classes for b in found)]
+        grid[0, 0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        grid[0, 0].xaxis.set_minor_locator(NullLocator())
+        figure.supxlabel("units of the block, %, the most frequent first", fontsize=9)
+        figure.supylabel("on the class's paths, %", fontsize=9)
+        text = f"{numbers.plural(len(classes), 'class', 'classes')}, one line per block, strong lines are late blocks."
+        return render(figure, key, title, f"{text} The most frequent units are in the table below.")
 
 
 def violins(key: str, classes: Sequence[tuple[str, Sequence[np.ndarray], Sequence[int]]], title: str) -> str:

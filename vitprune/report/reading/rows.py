@@ -18,8 +18,8 @@ MEASURED = ("kept", "top1", "mean_true_probability", "params", "macs", "n", "top
 class Line:
     """One table line: a row, or the mean of several draws that differ only in their seed.
 
-    `values` holds MEASURED; `low`/`high` bound top-1: the 95 % interval, or mean ± sd of the draws. `p`: of the test
-    against the exported model on the same images, the largest of the draws.
+    `values` holds MEASURED; `low`/`high` bound top-1: the 95 % interval, or mean ± sd of the draws. `p` and
+    `dense_p`: of the test against the exported and the dense model on the same images, the largest of the draws.
     """
 
     row: Json
@@ -29,6 +29,7 @@ class Line:
     draws: int = 1
     sd: float | None = None
     p: float | None = None
+    dense_p: float | None = None
 
     def text(self, key: str) -> str:
         """A setting as display text, empty where absent."""
@@ -78,7 +79,8 @@ def dense_for(rows: list[Json], like: Json) -> Json | None:
 def _single(row: Json) -> Line:
     pair = interval(row.get("top1_ci95"))
     low, high = pair if pair else (None, None)
-    return Line(row, {key: number(row.get(key)) for key in MEASURED}, low, high, p=number(row.get("mcnemar_p")))
+    p, dense_p = number(row.get("mcnemar_p")), number(row.get("dense_p"))
+    return Line(row, {key: number(row.get(key)) for key in MEASURED}, low, high, p=p, dense_p=dense_p)
 
 
 def _merge(same: list[Json]) -> Line:
@@ -87,8 +89,12 @@ def _merge(same: list[Json]) -> Line:
     sd = statistics.stdev(top1) if len(top1) > 1 else None
     mean = values["top1"]
     low, high = (mean - sd, mean + sd) if mean is not None and sd is not None else (None, None)
-    p = [value for row in same if (value := number(row.get("mcnemar_p"))) is not None]
-    return Line(same[0], values, low, high, draws=len(top1), sd=sd, p=max(p, default=None))
+    p, dense_p = (_most([number(row.get(key)) for row in same]) for key in ("mcnemar_p", "dense_p"))
+    return Line(same[0], values, low, high, draws=len(top1), sd=sd, p=p, dense_p=dense_p)
+
+
+def _most(values: list[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _mean(values: list[float | None]) -> float | None:

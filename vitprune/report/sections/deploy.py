@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from vitprune.core.reading import Json
 from vitprune.report.page import numbers
-from vitprune.report.page.blocks import Block, Cell, Code, Heading, Row, Section, Text, missing, table
+from vitprune.report.page.blocks import Block, Cell, Row, Section, Text, missing, table
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
+from vitprune.report.sections.usage import usage_blocks
 
 
 def deploy_section(record: Json) -> Section:
     """Files with sizes, latency per batch size, code."""
-    blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *_usage(record)]
+    blocks = [*_files(record), *_precisions(record), *_latency(mappings(record.get("latency"))), *usage_blocks(record)]
     return Section("deploy", "How do I deploy it?", tuple(blocks))
 
 
@@ -100,11 +99,18 @@ def _latency(rows: list[Json]) -> list[Block]:
     columns = (">Batch", "Precision", ">Dense", ">Slim", ">Slim / dense", "Runtime")
     caption = "Latency per batch: median, and the quartiles in brackets"
     doubts = [
-        Text(f"Batch {clean(row.get('batch')) or '?'} is in doubt: {clean(note)}.", "warning")
+        f"Batch {clean(row.get('batch')) or '?'}{_other(row)} is in doubt: {'; '.join(map(clean, notes))}."
         for row in rows
-        for note in sequence(row.get("notes"))
+        if (notes := sequence(row.get("notes")))
     ]
-    return [table(caption, columns, map(_latency_row, rows)), *doubts]
+    said = [Text(" ".join(doubts), "warning")] if doubts else []
+    return [table(caption, columns, map(_latency_row, rows)), *said]
+
+
+def _other(row: Json) -> str:
+    """The precision, where it is not the usual one."""
+    precision = clean(row.get("precision"))
+    return f", {precision}," if precision not in ("", "fp32") else ""
 
 
 def _latency_row(row: Json) -> Row:
@@ -126,22 +132,3 @@ def timed(row: Json, name: str) -> str:
     """A median with its quartiles: 26.2 ms (26.0 to 26.5)."""
     text, pair = numbers.milliseconds(number(row.get(f"{name}_ms"))), interval(row.get(f"{name}_quartiles_ms"))
     return text if pair is None else f"{text} ({numbers.three(pair[0])} to {numbers.three(pair[1])})"
-
-
-def _usage(record: Json) -> list[Block]:
-    """The record's own `usage` lines, else plain ONNX Runtime on the exported file."""
-    heading = Heading("Use it")
-    if own := clean(record.get("usage"), lines=True):
-        return [heading, Code(own, "python")]
-    names = [clean(row.get("path")) for row in mappings(record.get("files"))]
-    path = next((name for name in names if PurePosixPath(name).suffix == ".onnx"), "")
-    if not path:
-        return [heading, Text("No ONNX file was exported, so there is nothing to load.", "missing")]
-    gives = "logits" if not mapping(record.get("backbone")) else "features"
-    code = (
-        "import onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({path!r})\n"
-        f"{gives} = session.run(None, {{session.get_inputs()[0].name: images}})[0]"
-    )
-    text = "`images` is a float32 array [batch, 3, height, width], prepared with the model's own transform."
-    return [heading, Code(code, "python"), Text(text.replace("`", ""), "note")]

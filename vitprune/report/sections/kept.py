@@ -16,13 +16,19 @@ from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, number, ratio, sequence
 
 MAX_PANELS = 12
+CURVES = "How often the units of a class are on its paths, the most frequent first"
+VIOLINS = (
+    "After Figure 4: width is frequency, height the unit's number, which has no order of its own; the dotted line joins the "
+    "most frequent units"
+)
 
 
 def kept_section(record: Json, beside: Beside) -> Section:
     """Widths always; paths and similarity where the record has them."""
+    papers = bool(mapping(mapping(record.get("recipe")).get("paper_protocol")))
     blocks = _widths(mapping(record.get("model")))
     blocks += _attention(mapping(mapping(record.get("model")).get("attention")))
-    blocks += _paths(mapping(record.get("paths")), beside)
+    blocks += _paths(mapping(record.get("paths")), beside, papers)
     blocks += _similarity(mapping(record.get("class_similarity")), beside)
     return Section("kept", "What was kept?", tuple(blocks))
 
@@ -71,7 +77,7 @@ def _width(index: int, dense: Any, slim: Any) -> Row:
     )
 
 
-def _paths(paths: Json, beside: Beside) -> list[Block]:
+def _paths(paths: Json, beside: Beside, papers: bool) -> list[Block]:
     if not paths:
         return []
     units = mapping(paths.get("most_frequent"))
@@ -83,12 +89,15 @@ def _paths(paths: Json, beside: Beside) -> list[Block]:
     tail = f"; {len(classes)} of {numbers.count(len(units))} classes, those that lost the most" * (
         len(classes) < len(units)
     )
-    caption = "How often the units of each block are on the paths of a class's images"
-    svg = unit_plots.violins("frequency", classes, caption)
-    blocks += figure(svg, f"{caption}: width is frequency, the dotted line joins the most frequent units{tail}")
+    svg = unit_plots.curves("frequency", [(name, rows) for name, rows, _ in classes], CURVES)
+    blocks += figure(svg, f"{CURVES}, one line per block{tail}")
     if not svg:
         blocks.append(missing("the frequencies of units per class"))
-    return blocks + _most_frequent(units)
+    blocks += _most_frequent(units)
+    if papers:
+        violins = figure(unit_plots.violins("figure-4", classes, VIOLINS), f"{VIOLINS}{tail}")
+        blocks += [Fold("The paper's Figure 4: units by their place in the block", violins)] if violins else []
+    return blocks
 
 
 def _frequencies(paths: Json, units: Json, beside: Beside) -> list[tuple[str, list[np.ndarray], list[int]]]:
@@ -107,18 +116,14 @@ def _frequencies(paths: Json, units: Json, beside: Beside) -> list[tuple[str, li
 
 
 def _most_frequent(units: Json) -> list[Block]:
-    depth = max((len(sequence(value)) for value in units.values()), default=0)
-    if not depth:
+    """The most frequent path of every class: from block to block the unit that most of its images' paths hold."""
+    paths = {clean(name): [clean(unit) for unit in sequence(value)] for name, value in units.items()}
+    if not any(paths.values()):
         return []
-    rows = [_units_row(name, sequence(value), depth) for name, value in units.items()]
-    caption = "The most frequent unit per class and block"
-    made = table(caption, ("Class", *(f">Block {index}" for index in range(depth))), rows)
-    return [Fold(caption, (made,))]
-
-
-def _units_row(name: str, units: list[Any], depth: int) -> Row:
-    cells = [Cell(clean(unit), number(unit)) for unit in units[:depth]]
-    return Row((Cell(clean(name)), *cells, *[Cell(numbers.NONE)] * (depth - len(cells))))
+    rows = [Row((Cell(name), Cell(" → ".join(path) or numbers.NONE))) for name, path in paths.items()]
+    caption = "The most frequent path of each class: its most frequent unit from the first block to the last"
+    made = table(caption, ("Class", "Path"), rows)
+    return [made] if len(rows) <= MAX_PANELS else [Fold(caption, (made,))]
 
 
 def _similarity(similarity: Json, beside: Beside) -> list[Block]:

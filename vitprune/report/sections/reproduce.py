@@ -15,12 +15,14 @@ def reproduce_section(record: Json) -> Section:
     """Everything another person needs to get the same figures."""
     command = clean(record.get("command"))
     blocks: list[Block] = [Code(command, "sh") if command else missing("the command")]
-    blocks += [_recipe(record)]
+    blocks.append(_recipe(record))
+    about: list[Block] = []
     for key, title in (("hashes", "Hashes"), ("versions", "Versions"), ("machine", "Machine")):
-        blocks += _facts(title, mapping(record.get(key)))
-    blocks += _preprocessing(mapping(record.get("preprocessing")))
-    blocks += _stages(mappings(record.get("stages")))
-    return Section("reproduce", "How do I reproduce it?", (*blocks, *_discoveries(mappings(record.get("discoveries")))))
+        about += _facts(title, mapping(record.get(key)))
+    about += _preprocessing(mapping(record.get("preprocessing")))
+    blocks.append(Fold("Hashes, versions, machine, preprocessing", tuple(about)))
+    spent = [*_stages(mappings(record.get("stages"))), *_discoveries(mappings(record.get("discoveries")))]
+    return Section("reproduce", "How do I reproduce it?", (*blocks, Fold("Time, memory, discovery", tuple(spent))))
 
 
 def _recipe(record: Json) -> Block:

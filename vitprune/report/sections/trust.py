@@ -158,7 +158,7 @@ def _checks(checks: list[Json]) -> list[Block]:
     verdict = f"{failed} of {len(checks)} checks failed." if failed else f"All {len(checks)} checks passed."
     columns = ("Check", "Outcome", ">Value", ">Limit", "Detail")
     made = table("Checks made on this run", columns, (_check(row) for row in checks))
-    return [Text(verdict, "warning" if failed else "good"), made]
+    return [Text(verdict, "warning"), made] if failed else [Text(verdict, "good"), Fold("Every check", (made,))]
 
 
 def _check(row: Json) -> Row:

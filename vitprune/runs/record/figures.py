@@ -9,6 +9,7 @@ from vitprune.core.reading import Json, read_json
 from vitprune.model import size
 from vitprune.model.sites.attention import attention_sites
 from vitprune.runs.results import shortcut
+from vitprune.runs.results.onnx_files import dense_bytes, outputs_of
 from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import told
 from vitprune.runs.state.run import Run
@@ -71,7 +72,8 @@ def _of_classifier(run: Run, evaluated: Json, exported_now: bool) -> Json:
     first = next(iter(results.values()))
     group = next(iter(results))
     found = {"rows": rows, "result": first, "per_class": _changes(evaluated["per_class"][group])}
-    found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions")}
+    found["labels"] = [run.classes.name(i) for i in outputs_of(run, run.classes.sets()[group or None])]
+    found |= {key: evaluated[key] for key in ("confusions", "worst", "predictions", "outputs")}
     if run.recipe.groups:
         found["results"] = results
         found["specialists"] = evaluated["specialists"]
@@ -98,6 +100,7 @@ def _models(run: Run, first: Json, group: str, exported_now: bool) -> Json:
         found["model"]["attention"] = _attention(run, pruned["attention"])
     exported = stage_json(run, "export", f"{group or 'all'}.json") if exported_now else None
     found["model"]["macs_exported"] = shortcut.macs_of(exported)
+    found["model"]["bytes_dense"] = dense_bytes(run) if exported_now else None
     found["latency"] = exported["latency"] if exported else []
     return found
 

@@ -19,7 +19,9 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs.stages.order import Stage
 from vitprune.runs.state.run import Run
 
-HEADLINE = ("result", "model", "backbone", "per_class", "confusions", "latency", "usage", "see")
+HEADLINE = (
+    "result", "model", "backbone", "per_class", "confusions", "outputs", "labels", "latency", "usage", "see",
+)  # fmt: skip
 
 
 def runs(run: Run) -> Iterator[Run]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
+from vitprune.deploy.onnx import exporting
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.state.run import Run
@@ -24,6 +25,17 @@ def path_of(run: Run, group: str | None, precision: str) -> Path:
     if precision == DENSE:
         return run.folder.stage_folder("export") / DENSE_FILE
     return run.folder.root / (group or "") / FILES[precision]
+
+
+def dense_bytes(run: Run) -> int | None:
+    """Bytes of the dense model's ONNX file with its weights, None where there is none."""
+    path = path_of(run, None, DENSE)
+    return exporting.bytes_of(path) if path.is_file() else None
+
+
+def outputs_of(run: Run, targets: list[int]) -> list[int]:
+    """The dense model's outputs that a class set's exported model has, in its order."""
+    return list(range(run.loaded.outputs)) if run.classes.keeps_head(targets) else targets
 
 
 def attempted(

@@ -16,8 +16,8 @@ Head = Literal["all", "masked"]
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The exact McNemar test against the exported model: its p, and how many images only the one and only the other got
-    right; None for the exported model itself."""
+    """The exact McNemar test against another model, the exported or the dense one: its p, and how many images only the
+    one and only the other got right; None for that model itself."""
 
     p: float | None
     only_right: tuple[int, int] | None
@@ -30,7 +30,8 @@ class Row:
     `sites`: which kinds were pruned; `budget`: that of the whole model, as a mapping; `macs_ratio`: to the dense
     model, of the ONNX file where the budget is its, `macs_ratio_checkpoint` always of the checkpoint; `kl`:
     mean KL(dense ‖ row) in nats on the same images with the same head. These are None in rows of before they were written.
-    `exported` and `paired` stand in the rows of a run only. `hits` says which of the n images were right, bool [n].
+    `exported`, `paired` (against the exported model) and `of_dense` (against the dense one) stand in the rows of a run only.
+    `hits` says which of the n images were right, bool [n].
     """
 
     criterion: str
@@ -58,6 +59,7 @@ class Row:
     kl: float | None = None
     exported: bool | None = None
     paired: Paired | None = None
+    of_dense: Paired | None = None
     hits: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -69,6 +71,9 @@ class Row:
         if self.paired is not None:
             only = self.paired.only_right
             made |= {"mcnemar_p": self.paired.p, "only_right": None if only is None else list(only)}
+        if self.of_dense is not None:
+            only = self.of_dense.only_right
+            made |= {"dense_p": self.of_dense.p, "dense_only_right": None if only is None else list(only)}
         return made
 
     @classmethod
@@ -79,14 +84,21 @@ class Row:
 
     def against(self, ours: Row) -> Row:
         """This row with the test against `ours`, on the same images."""
-        if self is ours:
-            return replace(self, paired=Paired(None, None))
-        mine, other = self.hits, ours.hits
-        assert mine is not None and other is not None
-        only = int((mine & ~other).sum()), int((other & ~mine).sum())
-        return replace(self, paired=Paired(metrics.mcnemar(mine, other), only))
+        return replace(self, paired=self._test(ours, self is ours))
+
+    def beside(self, dense: Row) -> Row:
+        """This row with the test against the dense model, on the same images."""
+        return replace(self, of_dense=self._test(dense, self.criterion == "dense"))
+
+    def _test(self, other: Row, itself: bool) -> Paired:
+        if itself:
+            return Paired(None, None)
+        mine, others = self.hits, other.hits
+        assert mine is not None and others is not None
+        only = int((mine & ~others).sum()), int((others & ~mine).sum())
+        return Paired(metrics.mcnemar(mine, others), only)
 
 
 _LISTS = ("classes", "top1_ci95", "sites")
 _LATER = ("sites", "budget", "macs_ratio", "macs_ratio_checkpoint", "kl")  # not in the rows of 0.1.0
-_PLAIN = tuple(name for name in Row.__dataclass_fields__ if name not in ("exported", "paired", "hits"))
+_PLAIN = tuple(name for name in Row.__dataclass_fields__ if name not in ("exported", "paired", "of_dense", "hits"))

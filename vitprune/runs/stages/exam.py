@@ -42,7 +42,7 @@ def evaluate(run: Run) -> list[Path]:
         return backbones.evaluate(run, _contenders(run, None), _made, _about(run))
     rows: list[Row] = []
     files: list[Path] = []
-    of_groups: dict[str, dict[str, Any]] = {"per_class": {}, "confusions": {}, "worst": {}, "predictions": {}}
+    of_groups: dict[str, dict[str, Any]] = {key: {} for key in examples.OF_GROUP}
     every = {group: _contenders(run, group) for group in run.classes.sets()}
     logits = _logits(run, every)
     examined = _examine(run, [contender for jobs in every.values() for contender in jobs], logits)
@@ -55,6 +55,7 @@ def evaluate(run: Run) -> list[Path]:
             "confusions": examples.confusions(run, found),
             "worst": examples.worst(run, written, found),
             "predictions": written[0].relative_to(run.folder.root).as_posix(),
+            "outputs": examples.outputs(run, found),
         }
         for key, value in of_group.items():
             of_groups[key][group or ""] = value
@@ -101,7 +102,8 @@ def _of_set(
             if row.head == shown and (contender == own or contender.is_dense):
                 name = "dense" if contender.is_dense else "slim"
                 seen[name], whole[name] = row, _shown(run, _known(logits, contender), targets, row.head)
-    rows = [row.against(compared.get(row.head, compared[shown])) for row in rows]
+    dense = {row.head: row for row in rows if row.criterion == "dense"}
+    rows = [row.against(compared.get(row.head, compared[shown])).beside(dense[row.head]) for row in rows]
     index = test_indices(run.images, run.split, np.array(targets))
     labels = run.images.labels[index]
     return rows, examples.predictions(index, labels, **whole), _per_class(run, targets, seen, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from vitprune.model.load import opening
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import shortcut
-from vitprune.runs.results.onnx_files import DENSE, FILES, File, attempted, path_of
+from vitprune.runs.results.onnx_files import DENSE, FILES, File, attempted, outputs_of, path_of
 from vitprune.runs.results.side_by_side import Asked, Table, table
 from vitprune.runs.stages.exams import files as feature_files
 from vitprune.runs.stages.versions import version
@@ -83,7 +83,7 @@ def _of_one(
         "dense_parity": None,
         "files": list(found.values()),
         "failed": failed,
-        "latency": _latency(run, dense, path_of(run, group, "fp32")) if fp32 and not no_dense else [],
+        "latency": _latency(run, dense, {p: path_of(run, group, p) for p in found}) if fp32 and not no_dense else [],
         "open_set": None,
         "sha256": fp32.get("sha256"),
     }
@@ -98,7 +98,7 @@ def _first(run: Run, which: File, open_sets: dict[str | None, Json]) -> Json:
         exporting.export(dense, path, metadata(run, run.classes.every(), outputs) | model_size.size(dense))
         return {"parity": max(exporting.parity(dense, path, _real(run)).values())}
     targets = run.classes.sets()[group]
-    about = metadata(run, targets, _outputs(run, targets))
+    about = metadata(run, targets, outputs_of(run, targets))
     about |= {"open_set": open_sets[group]} if group in open_sets else {}
     shortcut.write(run, _slim(run, group), path, about, _real(run))
     return {}
@@ -238,19 +238,14 @@ def _open_set(run: Run, group: str | None) -> Columns:
     probe, targets = run.split.probe, run.classes.sets()[group]
     index = probe[np.isin(run.images.labels[probe], targets)]
     ask = logits.predictor(_slim(run, group))
-    own = [_outputs(run, targets).index(i) for i in targets]
+    own = [outputs_of(run, targets).index(i) for i in targets]
     found = np.concatenate([ask(x).numpy() for x, _ in run.images.batches(index, run.batching.batch)])
     return packed(calibrate(found, own))
 
 
-def _outputs(run: Run, targets: list[int]) -> list[int]:
-    """The dense model's outputs that a class set's exported model has, in its order."""
-    return list(range(run.loaded.outputs)) if run.classes.keeps_head(targets) else targets
-
-
 def _own(run: Run, labels: np.ndarray, targets: list[int]) -> np.ndarray:
     """Labels in the numbering of a class set's exported head; -1 for classes it has no output for."""
-    outputs = _outputs(run, targets)
+    outputs = outputs_of(run, targets)
     position = np.full(run.loaded.outputs, -1)
     position[outputs] = np.arange(len(outputs))
     return position[labels]
@@ -270,31 +265,36 @@ def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], prec
     }
 
 
-def _latency(run: Run, dense: Path, slim: Path) -> list[dict[str, Any]]:
-    """Dense and slim timed in turn, with what speaks against each figure."""
+def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
+    """Each slim file timed in turn with the dense fp32 one, and what speaks against it: fp32 at every batch, others at one."""
+    batches = sorted({*run.recipe.export.latency_batches, LATENCY_BATCH})
+    order = sorted(slim, key=lambda precision: precision != "fp32")
+    return [row for p in order for row in _timed(run, dense, slim[p], p, batches if p == "fp32" else [LATENCY_BATCH])]
+
+
+def _timed(run: Run, dense: Path, slim: Path, precision: str, batches: Sequence[int]) -> Iterator[Json]:
+    """A row for every batch size of one file."""
     sessions = {"dense": runtime.session(dense, in_turn=True), "slim": runtime.session(slim, in_turn=True)}
-    macs = bench.facts_of(sessions["slim"])["macs"] / bench.facts_of(sessions["dense"])["macs"]
-    rows = []
-    for batch in sorted({*run.recipe.export.latency_batches, LATENCY_BATCH}):
+    macs = {name: bench.facts_of(made)["macs"] for name, made in sessions.items()}
+    for batch in batches:
         shape = (batch, *families.input_shape(run.loaded.model))
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         found = runtime.interleaved(sessions, images, seconds=2.0)
         d, s = found["dense"], found["slim"]
-        rows.append(
-            {
-                "batch": batch,
-                "precision": "fp32",
-                "dense_ms": d["median_ms"],
-                "slim_ms": s["median_ms"],
-                "ratio": s["relative"],
-                "ratio_quartiles": s["relative_quartiles"],
-                "rounds": s["rounds"],
-                "efficiency": macs / s["relative"],
-                "other_cores": s["other_cores"],
-                "notes": timing.notes(s, macs / s["relative"]),
-                "dense_quartiles_ms": [d["q25_ms"], d["q75_ms"]],
-                "slim_quartiles_ms": [s["q25_ms"], s["q75_ms"]],
-                "runtime": f"onnxruntime {sessions['slim'].get_providers()[0]}",
-            }
-        )
-    return rows
+        # a multiply-add of another precision takes a time of its own
+        efficiency = macs["slim"] / macs["dense"] / s["relative"] if precision == "fp32" else None
+        yield {
+            "batch": batch,
+            "precision": precision,
+            "dense_ms": d["median_ms"],
+            "slim_ms": s["median_ms"],
+            "ratio": s["relative"],
+            "ratio_quartiles": s["relative_quartiles"],
+            "rounds": s["rounds"],
+            "efficiency": efficiency,
+            "other_cores": s["other_cores"],
+            "notes": timing.notes(s, efficiency),
+            "dense_quartiles_ms": [d["q25_ms"], d["q75_ms"]],
+            "slim_quartiles_ms": [s["q25_ms"], s["q75_ms"]],
+            "runtime": f"onnxruntime {sessions['slim'].get_providers()[0]}",
+        }

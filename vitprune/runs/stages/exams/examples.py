@@ -20,11 +20,12 @@ from vitprune.runs.state.run import Run
 
 WORST = 20
 CONFUSIONS = 20
+OF_GROUP = ("per_class", "confusions", "worst", "predictions", "outputs")  # what rows.json has by class set
 EDGE = 96  # longest side of a thumbnail, pixels
 
 
 def predictions(index: np.ndarray, labels: np.ndarray, dense: np.ndarray, slim: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns [N]: position in the source, true output, and of both models the predicted output and p(true class).
+    """Columns [N]: position in the source, true output, and of both models the predicted output, its p and p(true class).
 
     `dense` and `slim` are logits [N, C] of the same images.
     """
@@ -33,6 +34,7 @@ def predictions(index: np.ndarray, labels: np.ndarray, dense: np.ndarray, slim: 
         shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
         true = shifted[np.arange(len(labels)), labels] / shifted.sum(1)
         found |= {name: logits.argmax(1), f"{name}_true_probability": true.astype(np.float32)}
+        found[f"{name}_confidence"] = (1 / shifted.sum(1)).astype(np.float32)
     return found
 
 
@@ -48,10 +50,18 @@ def write(run: Run, group: str | None, found: dict[str, np.ndarray]) -> list[Pat
 
 
 def worst_of(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Rows of the images whose true class lost the most probability, the worst first; none that lost nothing."""
+    """Rows of the images that only the dense model gets right, then of others; by the loss of the true class's
+    probability, the greatest first; none that lost nothing."""
     loss = found["dense_true_probability"] - found["slim_true_probability"]
-    order = np.argsort(-loss, kind="stable")[:WORST]
-    return order[loss[order] > 0]
+    flipped = (found["dense"] == found["label"]) & (found["slim"] != found["label"])
+    order = np.lexsort((-loss, ~flipped))
+    return order[loss[order] > 0][:WORST]
+
+
+def outputs(run: Run, found: dict[str, np.ndarray]) -> dict[str, str]:
+    """The names of the outputs that are a label or an answer of either model, by their number."""
+    seen = np.unique(np.concatenate([found[name] for name in ("label", "dense", "slim")])).tolist()
+    return {str(output): run.classes.name(output) for output in seen}
 
 
 def worst(run: Run, files: list[Path], found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -63,7 +73,8 @@ def worst(run: Run, files: list[Path], found: dict[str, np.ndarray]) -> list[dic
         made["class"] = run.classes.name(int(found["label"][row]))
         for name in ("dense", "slim"):
             made[f"{name}_class"] = run.classes.name(int(found[name][row]))
-            made[f"{name}_true_probability"] = round(float(found[f"{name}_true_probability"][row]), 6)
+            for column in ("true_probability", "confidence"):
+                made[f"{name}_{column}"] = round(float(found[f"{name}_{column}"][row]), 6)
         rows.append(made | {"thumbnail": path.relative_to(run.folder.root).as_posix()})
     return rows
 

@@ -7,20 +7,23 @@ from typing import Any
 
 from vitprune.core.reading import Json
 from vitprune.report.page import numbers
-from vitprune.report.page.blocks import Block, Cell, Heading, Row, Section, Text, figure, missing, table
+from vitprune.report.page.blocks import Block, Cell, Fold, Heading, Row, Section, Text, figure, missing, table
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.rows import Line, lines, of_protocol, setting, without_protocol
-from vitprune.report.reading.values import mapping, number
-from vitprune.report.sections.contender_plots import captioned, facets_of, honest_plot, kept_text, oracle_plot
-from vitprune.report.sections.over_splits import splits_blocks
+from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+from vitprune.report.sections.comparing.contender_plots import captioned, facets_of, honest_plot, kept_text, oracle_plot
+from vitprune.report.sections.comparing.over_splits import splits_blocks
 
 ORACLE = "oracle-routed: the mask is chosen by the image's true label, so this is not a deployable accuracy"
 HONEST_CAPTION = "Honest rows: mask chosen on the probe split, measured on the test split"
 HONEST_FIGURE = "Top-1 of the honest rows with 95 % intervals (± one standard deviation where seeds were merged)"
 SIGNIFICANCE = (
-    "p: exact McNemar test against the exported model on the same test images (of several seeds the largest), not "
-    "corrected for the number of rows. A large p means that these images cannot tell the two apart."
+    "{first}: exact McNemar test on the same test images (of several seeds the largest), not corrected for the number of "
+    "rows. A large p means that these images cannot tell the two apart."
 )
+OF_DENSE = "Change and p are against the dense model, p exported against the exported one"
+OF_EXPORTED = "Change is against the dense model, p exported against the exported one"
+CHANCE = "no better than always answering with the most frequent class"
 MAX_FACETS = 6
 
 
@@ -35,12 +38,18 @@ def _honest(record: Json) -> list[Block]:
     if not rows:
         return [missing("any honest measurement")]
     exported = [setting(row) for row in (mapping(record.get("result")), *mapping(record.get("results")).values())]
-    ordered = sorted(lines(rows), key=_order)
-    blocks: list[Block] = [_table(HONEST_CAPTION, ordered, exported)]
+    ordered = sorted(lines(rows), key=lambda line: _order(line, exported))
+    lost = [line for line in ordered if _chance(line, record, exported)]
+    shown = [line for line in ordered if line not in lost]
+    blocks: list[Block] = [_table(_counted(HONEST_CAPTION, ordered), shown, exported, among=ordered)]
+    if lost:
+        rest = _table("Honest rows at chance level", lost, exported, among=ordered)
+        blocks.append(Fold(f"{numbers.plural(len(lost), 'more row')}, {CHANCE}", (rest,)))
     if any(line.draws > 1 for line in ordered):
         blocks.append(Text("A value with ± is the mean and standard deviation over seeds; report.json has every draw."))
-    if any(line.p is not None for line in ordered):
-        blocks.append(Text(SIGNIFICANCE, "note"))
+    if any(line.p is not None or line.dense_p is not None for line in ordered):
+        told = OF_DENSE if any(line.dense_p is not None for line in ordered) else OF_EXPORTED
+        blocks.append(Text(SIGNIFICANCE.format(first=told), "note"))
     if not any(line.dense for line in ordered):
         blocks.append(missing("the dense model's accuracy, so the plot has no dense line"))
     facets = facets_of(rows)
@@ -71,29 +80,59 @@ def _unknown(record: Json) -> list[Block]:
     return [Heading("Protocol not recorded"), Text(text, "warning"), _table("Rows without a protocol", lines(rows), [])]
 
 
-def _table(caption: str, found: Sequence[Line], exported: Sequence[str], tone: Any = "") -> Block:
-    optional = [key for key in ("group", "head", "budget", "allocation", "t") if _varies(found, key)]
+def _table(
+    caption: str, found: Sequence[Line], exported: Sequence[str], tone: Any = "", among: Sequence[Line] = ()
+) -> Block:
+    """The lines under the columns that `among`, or they themselves, give reason for."""
+    every = among or found
+    optional = [key for key in ("group", "head", "budget", "allocation", "t") if _varies(every, key)]
     columns = ["Criterion", "Recovery", *(">t" if key == "t" else key.capitalize() for key in optional)]
-    tested = any(line.p is not None for line in found)
-    columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * tested), ">Kept", ">True-class probability"]
-    columns += [">Parameters", ">MACs", ">Images"]
-    return table(caption, columns, (_row(line, optional, exported, tested) for line in found), tone)
+    of_dense, tested = (any(getattr(line, key) is not None for line in every) for key in ("dense_p", "p"))
+    columns += [">Top-1", ">95 % interval", ">Change, points", *([">p"] * of_dense), *([">p exported"] * tested)]
+    counted = len({line.values["n"] for line in every}) > 1
+    columns += [">Kept", ">True-class probability", ">Parameters", ">MACs"]
+    columns += [">Images"] * counted
+    shown = (of_dense, tested, counted)
+    return table(caption, columns, (_row(line, optional, exported, shown) for line in found), tone)
 
 
-def _row(line: Line, optional: Sequence[str], exported: Sequence[str], tested: bool) -> Row:
-    value = line.values
+def _counted(caption: str, found: Sequence[Line]) -> str:
+    """The caption, with the number of images where it is the same of every line."""
+    images = {line.values["n"] for line in found}
+    return caption if len(images) > 1 or None in images else f"{caption}, {numbers.count(images.pop())} images"
+
+
+def _row(line: Line, optional: Sequence[str], exported: Sequence[str], shown: tuple[bool, bool, bool]) -> Row:
+    value, (of_dense, tested, counted) = line.values, shown
     cells = [Cell(line.text("criterion") or "unnamed"), Cell("—" if line.dense else line.text("recovery") or "—")]
     cells += [Cell(line.text(key) or "—", number(line.row.get(key)) if key == "t" else None) for key in optional]
     cells += [_top1(line), _interval(line)]
     cells.append(Cell("—" if line.dense else numbers.points(value["top1_change_points"]), value["top1_change_points"]))
+    cells += [Cell(numbers.probability(line.dense_p), line.dense_p)] * of_dense
     cells += [Cell(numbers.probability(line.p), line.p)] * tested
     cells.append(Cell(kept_text(line), value["kept"]))
     probability = value["mean_true_probability"]
     cells.append(Cell("—" if probability is None else f"{probability:.3f}", probability))
     cells += [Cell(numbers.compact(value[key]), value[key]) for key in ("params", "macs")]
-    cells.append(Cell(numbers.count(value["n"]), value["n"]))
-    mine = not line.dense and line.row.get("protocol") == "honest" and setting(line.row) in exported
-    return Row(tuple(cells), "exported" if mine else "")
+    cells += [Cell(numbers.count(value["n"]), value["n"])] * counted
+    return Row(tuple(cells), "exported" if _mine(line, exported) else "")
+
+
+def _mine(line: Line, exported: Sequence[str]) -> bool:
+    return not line.dense and line.row.get("protocol") == "honest" and setting(line.row) in exported
+
+
+def _chance(line: Line, record: Json, exported: Sequence[str]) -> bool:
+    """Whether a pruned model's interval reaches down to the share of the most frequent class among its test images."""
+    if line.dense or line.low is None or _mine(line, exported):
+        return False
+    per_class = mappings(mapping(record.get("split")).get("per_class"))
+    sizes = {clean(row.get("class")): number(row.get("test")) or 0.0 for row in per_class}
+    classes = [clean(name) for name in sequence(line.row.get("classes"))]
+    known = [sizes[name] for name in classes if name in sizes]
+    if not known or len(known) < len(classes) or sum(known) <= 0:
+        return bool(classes) and line.low <= 1 / len(classes)
+    return line.low <= max(known) / sum(known)
 
 
 def _top1(line: Line) -> Cell:
@@ -110,12 +149,13 @@ def _interval(line: Line) -> Cell:
     return Cell(numbers.span(pair), line.low)
 
 
-def _order(line: Line) -> tuple[Any, ...]:
-    """Groups and heads together, dense first, then by budget, then the best first."""
+def _order(line: Line, exported: Sequence[str]) -> tuple[Any, ...]:
+    """Groups and heads together, the exported one first, then dense, then by budget, then the best first."""
     top1 = line.values["top1"]
     return (
         line.text("group"),
         line.text("head"),
+        not _mine(line, exported),
         not line.dense,
         -(line.values["macs"] or 0.0) if line.text("budget") else 0.0,
         -(line.values["kept"] or 0.0),

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitprune.core.reading import Json
 from vitprune.report.page import numbers
-from vitprune.report.page.blocks import (
-    Block,
-    Cell,
-    Columns,
-    Fold,
-    Gallery,
-    Heading,
-    Picture,
-    Row,
-    Section,
-    Text,
-    figure,
-    missing,
-    table,
-)
+from vitprune.report.page.blocks import Block, Cell, Columns, Fold, Heading, Row, Section, Text, figure, missing, table
 from vitprune.report.plots import plots
+from vitprune.report.reading import predictions
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number
+from vitprune.report.sections.hurt.calibration import calibration_blocks
+from vitprune.report.sections.hurt.confusions import confusion_blocks
+from vitprune.report.sections.hurt.flips import flips_blocks
 
 SHOWN = 30
 MAX_GROUPS = 12
@@ -31,14 +19,17 @@ COLUMNS = ("Class", ">Images", ">Dense top-1", ">Slim top-1", ">95 % interval", 
 
 
 def classes_section(record: Json, beside: Beside) -> Section:
-    """For every group, or once without groups: classes sorted by change, confusions, pictures."""
+    """For every group, or once without groups: images first, classes sorted by change, confusions, calibration."""
     groups = mapping(record.get("per_class_of_group")) or {"": record.get("per_class")}
     blocks: list[Block] = []
     for index, (group, rows) in enumerate(list(groups.items())[:MAX_GROUPS]):
+        every = predictions.read(record, group, beside)
         inside = [
+            *flips_blocks(mapping(record.get("worst")).get(group), every, beside),
+            Heading("Class by class"),
             *_classes(f"classes-{index}", mappings(rows)),
-            *_confusions(mapping(record.get("confusions")).get(group)),
-            *_worst(mapping(record.get("worst")).get(group), beside),
+            *confusion_blocks(f"confusion-{index}", mapping(record.get("confusions")).get(group), every),
+            *calibration_blocks(f"calibration-{index}", every),
         ]
         name = f"Group {clean(group)}"
         blocks += inside if not group else [Heading(name), *inside] if index == 0 else [Fold(name, tuple(inside))]
@@ -100,51 +91,3 @@ def _row(row: Json) -> Row:
             Cell(numbers.points(change), change),
         )
     )
-
-
-def _confusions(found: Any) -> list[Block]:
-    heading = Heading("Confusions that changed")
-    if not isinstance(found, list):
-        return [heading, missing("the confusions of the dense and the slim model")]
-    rows = [_confusion(row) for row in mappings(found)]
-    if not rows:
-        return [heading, Text("Both models confuse the same classes equally often.")]
-    columns = ("Class", "Taken for", ">Dense, images", ">Slim, images", ">Change, images")
-    return [heading, table("Test images of a class taken for another, the largest changes first", columns, rows)]
-
-
-def _confusion(row: Json) -> Row:
-    dense, slim, change = (number(row.get(key)) for key in ("dense", "slim", "change"))
-    sign = "+" if change is not None and change > 0 else ""
-    return Row(
-        (
-            Cell(clean(row.get("class"))),
-            Cell(clean(row.get("taken_for"))),
-            Cell(numbers.count(dense), dense),
-            Cell(numbers.count(slim), slim),
-            Cell(sign + numbers.count(change), change),
-        )
-    )
-
-
-def _worst(found: Any, beside: Beside) -> list[Block]:
-    heading = Heading("The worst test images")
-    if not isinstance(found, list):
-        return [heading, missing("the worst test images")]
-    pictures = tuple(_picture(row, beside) for row in mappings(found))
-    if not pictures:
-        return [heading, Text("On no test image did the true class lose probability.")]
-    caption = "The test images whose true class lost the most probability, the worst first; p is the probability of it"
-    lost = sum(not picture.source for picture in pictures)
-    absent = missing(f"{numbers.plural(lost, 'thumbnail')}, gone from report-data")
-    return [heading, Gallery(caption, pictures), *([absent] if lost else [])]
-
-
-def _picture(row: Json, beside: Beside) -> Picture:
-    true = clean(row.get("class"))
-    lines = []
-    for name in ("dense", "slim"):
-        probability = number(row.get(f"{name}_true_probability"))
-        shown = numbers.NONE if probability is None else f"{probability:.3f}"
-        lines.append((name, f"{clean(row.get(f'{name}_class'))}, p {shown}"))
-    return Picture(beside.picture(row.get("thumbnail")), true, clean(row.get("image")), tuple(lines))

@@ -1,32 +1,33 @@
-"""What did I get? One sentence and three big numbers."""
+"""What did I get? The verdict, three big numbers, dense beside slim; with groups a table of all of them first."""
 
 from __future__ import annotations
 
 from vitprune.core.reading import Json
 from vitprune.report.page import numbers
-from vitprune.report.page.blocks import Block, Cell, Number, Numbers, Row, Section, Text, missing, table
+from vitprune.report.page.blocks import Block, Heading, Number, Numbers, Section, Text, missing
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.rows import dense_for
 from vitprune.report.reading.values import clean, interval, mapping, mappings, number, ratio, sequence
+from vitprune.report.sections.comparing.frontier import frontier_chart
+from vitprune.report.sections.comparing.over_splits import over_splits
 from vitprune.report.sections.deploy import timed
-from vitprune.report.sections.over_splits import over_splits
-
-SIGNIFICANT = 0.05
+from vitprune.report.sections.verdict.dense_slim import beside_blocks
+from vitprune.report.sections.verdict.groups import groups_blocks
+from vitprune.report.sections.verdict.sentence import SIGNIFICANT, verdict
 
 
 def result_section(record: Json, beside: Beside) -> Section:
     """The headline: sentence, numbers, and one line per group where several models were exported."""
-    blocks: list[Block] = []
-    result = mapping(record.get("result"))
-    groups = mapping(record.get("results"))
+    result, groups = mapping(record.get("result")), groups_blocks(record)
+    blocks: list[Block] = [*groups] if groups else [*verdict(record, result)]
     if result:
-        three = _size(mapping(record.get("model")), result), _latency(record, result), _accuracy(record, result, beside)
-        blocks += [Text(_sentence(record, result)), *_oracle_warning(result), *_files_warning(record), Numbers(three)]
+        three = _accuracy(record, result, beside), _latency(record, result), _size(mapping(record.get("model")), result)
+        said = Text(_sentence(record, result)), *_oracle_warning(result), *_files_warning(record)
+        first = (Heading(f"The first group, {clean(result.get('group'))}"), *verdict(record, result)) if groups else ()
+        blocks += [*first, *said, Numbers(three), *beside_blocks(record, result)]
     elif not groups:
         blocks.append(missing("an exported model (`result`), so there is no headline figure"))
-    if groups:
-        blocks.append(_groups_table(groups, mappings(record.get("rows"))))
-    return Section("result", "What did I get?", tuple(blocks))
+    return Section("result", "What did I get?", (*blocks, *frontier_chart(record)))
 
 
 def latency_row(record: Json) -> Json:
@@ -163,38 +164,3 @@ def _latency(record: Json, result: Json) -> Number:
     if value > 1:
         return Number(numbers.times(value), "of the dense latency: slower", detail, "warning")
     return Number(numbers.times(value), "of the dense latency", detail)
-
-
-def _groups_table(groups: Json, rows: list[Json]) -> Block:
-    columns = (
-        "Group",
-        "Criterion",
-        "Recovery",
-        ">Kept",
-        ">Top-1",
-        ">95 % interval",
-        ">Change, points",
-        ">p",
-        ">Images",
-    )
-    found = (_group_row(k, mapping(v), mapping(dense_for(rows, mapping(v)))) for k, v in groups.items())
-    return table("Exported models, one per group", columns, found)
-
-
-def _group_row(name: str, row: Json, dense: Json) -> Row:
-    kept, top1, change = number(row.get("kept")), number(row.get("top1")), number(row.get("top1_change_points"))
-    pair = interval(row.get("top1_ci95"))
-    return Row(
-        (
-            Cell(clean(name)),
-            Cell(clean(row.get("criterion"))),
-            Cell(clean(row.get("recovery"))),
-            Cell(numbers.share(kept), kept),
-            Cell(numbers.share(top1, 2), top1),
-            Cell(numbers.span(pair), pair[0] if pair else None),
-            Cell(numbers.points(change), change),
-            Cell(numbers.probability(number(dense.get("mcnemar_p"))), number(dense.get("mcnemar_p"))),
-            Cell(numbers.count(number(row.get("n"))), number(row.get("n"))),
-        ),
-        "oracle-routed" if row.get("protocol") == "oracle" else "",
-    )

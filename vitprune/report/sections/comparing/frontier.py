@@ -16,10 +16,10 @@ EXPLAINED = (
     "All of them were pruned from one discovery. Change and p (exact McNemar test) are against the dense model on the same "
     "test images; p is not corrected for the number of budgets."
 )
-PLOTS = (
-    ("macs_ratio", "MACs left, %", "Top-1 against the multiply-adds that are left, with 95 % intervals"),
-    ("latency_ratio", "latency left, %", "Top-1 against the latency that is left in ONNX Runtime, with 95 % intervals"),
-)
+PLOTS = {
+    "macs": ("macs_ratio", "MACs left, %", "Top-1 against the multiply-adds that are left, with 95 % intervals"),
+    "latency": ("latency_ratio", "latency left, %", "Top-1 against the latency that is left in ONNX Runtime"),
+}  # fmt: skip
 
 
 def frontier_sections(record: Json) -> tuple[Section, ...]:
@@ -28,17 +28,26 @@ def frontier_sections(record: Json) -> tuple[Section, ...]:
     if not lines:
         return ()
     blocks: list[Block] = [table("Every budget's model", COLUMNS, map(_row, lines)), Text(EXPLAINED, "note")]
-    dense = number(lines[0].get("dense_top1"))
-    for key, label, caption in PLOTS:
-        points = [point for line in lines if (point := _point(line, key)) is not None]
-        if len(points) < 2:
-            continue
-        blocks += figure(plots.accuracy_curves(f"frontier-{key}", points, dense, caption, label), caption)
+    blocks += _chart(lines, *PLOTS["macs"])
     if doubts := [
         f"{budget_text(line)}: {clean(note)}" for line in lines for note in sequence(line.get("latency_notes"))
     ]:
         blocks.append(Text(f"Latencies in doubt: {'; '.join(doubts)}.", "warning"))
     return (Section("frontier", "How small may it be?", tuple(blocks)),)
+
+
+def frontier_chart(record: Json) -> tuple[Block, ...]:
+    """Accuracy against latency of every budget's model; nothing where fewer than two were timed."""
+    return _chart(mappings(record.get("frontier")), *PLOTS["latency"])
+
+
+def _chart(lines: list[Json], key: str, label: str, caption: str) -> tuple[Block, ...]:
+    points = [point for line in lines if (point := _point(line, key)) is not None]
+    if len(points) < 2:
+        return ()
+    return figure(
+        plots.accuracy_curves(f"frontier-{key}", points, number(lines[0].get("dense_top1")), caption, label), caption
+    )
 
 
 def _point(line: Json, key: str) -> plots.Point | None:

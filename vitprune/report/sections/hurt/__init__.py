@@ -1,0 +1,1 @@
+"""Where it hurt: images, classes, confusions, calibration."""

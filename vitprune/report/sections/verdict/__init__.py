@@ -1,0 +1,1 @@
+"""What came out: the verdict, dense beside slim, all groups."""
