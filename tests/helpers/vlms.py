@@ -20,7 +20,7 @@ WORDS = (
     "a", "photo", "of", "boot", "coat", "bag", "red", "blue", "large", "small", "the", "is", "it", "what", "answer",
     "question",
 )  # fmt: skip
-TEXT = {
+TEXT: Any = {
     "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip

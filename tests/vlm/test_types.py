@@ -119,8 +119,8 @@ def planted(family: str) -> Any:
     else:
         last.bias.copy_(one[0])
     model.get_input_embeddings().weight.copy_(one[1].expand(100, width))
-    for site in sites.groups(model):
-        model.get_submodule(site.reads).weight.zero_()
+    for group in sites.groups(model):
+        model.get_submodule(group.reads).weight.zero_()
     for site in sites.ffns(model, "language"):
         gate, up = model.get_submodule(site.gate), model.get_submodule(site.fc1)
         gate.weight.copy_(torch.stack([one[0], one[1], one[0] + one[1], 0 * one[0]])[torch.arange(48) % 4])

@@ -16,7 +16,7 @@ from vitprune.core.errors import UserError
 from vitprune.model.inside import hooks
 from vitprune.model.vlm import sites
 from vitprune.model.vlm.opening import Vlm
-from vitprune.model.vlm.tokens import Batch
+from vitprune.model.vlm.tokens import Batch, call
 
 
 def dead_blocks(model: nn.Module, batch: Batch) -> list[int]:
@@ -29,8 +29,9 @@ def dead_blocks(model: nn.Module, batch: Batch) -> list[int]:
         return outputs[position]
 
     with torch.enable_grad(), hooks.layers(model, [site.fc2 for site in found], written=keep):
-        made: Any = model(**batch.inputs)
-        grads = torch.autograd.grad(made.logits.sum(), [outputs[i] for i in range(len(found))], allow_unused=True)
+        grads = torch.autograd.grad(
+            call(model, batch).sum(), [outputs[i] for i in range(len(found))], allow_unused=True
+        )
     return [site.block for site, grad in zip(found, grads, strict=True) if grad is None]
 
 
@@ -54,7 +55,7 @@ def without(vlm: Vlm, blocks: list[int], batch: Batch) -> Vlm:
         model.config.vision_feature_layer = read + len(blocks)
     elif isinstance(read, list):
         model.config.vision_feature_layer = [i + len(blocks) if i < 0 else i for i in read]
-    if not torch.equal(model(**batch.inputs).logits, vlm.model(**batch.inputs).logits):
+    if not torch.equal(call(model, batch), call(vlm.model, batch)):
         raise UserError(f"vision blocks {blocks}: the logits change without them, so they stay")
     return replace(vlm, model=model)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 
@@ -103,3 +103,10 @@ def batches(samples: Sequence[Sample], config: Any, size: int) -> Iterator[tuple
 
 def _shape(sample: Sample) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape[1:]) for name, value in sample.extras.items()}
+
+
+def call(model: nn.Module, batch: Batch) -> Tensor:
+    """The logits [B, T, V] of a batch; nothing is kept for a next token."""
+    made: Any = model(**batch.inputs, use_cache=False)
+    logits: Tensor = made.logits
+    return logits

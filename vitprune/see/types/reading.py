@@ -8,7 +8,7 @@ activation, where it is positive, or its size. Legend: B samples, T tokens, H un
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
-from vitprune.model.vlm.tokens import Batch
+from vitprune.model.vlm.tokens import Batch, call
 
 Of = Literal["gate", "product"]
 
@@ -46,10 +46,3 @@ def strength(model: nn.Module, sites: Sequence[FfnSite], batch: Batch, of: Of) -
         if not bool(values.isfinite().all()):
             raise UserError(f"{site.name}: activations are not numbers; check the model's weights and the images")
     return found
-
-
-def call(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits [B, T, V] of a batch."""
-    made: Any = model(**batch.inputs)
-    logits: Tensor = made.logits
-    return logits
