@@ -15,7 +15,7 @@ from vlms import FAMILIES, IMAGE, folder, pairs, samples, tiny
 
 from vitprune.core.errors import UserError
 from vitprune.model.sites import base
-from vitprune.model.vlm import dead, opening, saving, sites, tokens
+from vitprune.model.vlm import dead, opening, recognising, saving, sites, tokens
 from vitprune.model.vlm.pairs import Pair, read_pairs
 
 FFNS = {"llava": (3, 3), "qwen2vl": (2, 2), "idefics3": (2, 2), "smolvlm": (2, 2)}
@@ -206,9 +206,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (path / "config.json").write_text(config)
     with pytest.raises(UserError, match="BertModel is not known"):
         opening.open_vlm(changed(path, {"architectures": ["BertModel"]}))
-    assert opening.architecture_of(path) is None and opening.architecture_of(tmp_path) is None
+    assert recognising.architecture_of(path) is None and recognising.architecture_of(tmp_path) is None
     (path / "config.json").write_text(config)
-    assert opening.architecture_of(path) == "LlavaForConditionalGeneration"
+    assert recognising.architecture_of(path) == "LlavaForConditionalGeneration"
     for widths, said in (
         ({"nowhere": 3}, "does not have"),
         ({"model.language_model.layers.0.mlp.down_proj": 10**9}, "1 to 48 are possible"),

@@ -30,6 +30,8 @@ def run(
     yes: Yes = False,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
+    if carried_out("run", recipe, out, device, force, as_json):
+        return
     _verb("run", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
@@ -208,12 +210,28 @@ def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str
         )
 
 
+def carried_out(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool) -> bool:
+    """Whether the recipe was one of a vision-language model, which goes a road of its own."""
+    from vitprune.recipe.parse import file_of, of_vlm
+
+    if Path(recipe).is_dir() and out is None:  # a run's folder, where it stays
+        recipe, out = str(Path(recipe) / "recipe.yaml"), Path(recipe).resolve().parent
+    if not of_vlm(recipe):
+        return False
+    from vitprune.api.vlm import verbs
+
+    verbs.carry_out(verb, file_of(recipe), out, device, force, as_json)
+    return True
+
+
 def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
     """The recipe to be run, whose paths are there, and where progress goes."""
     from vitprune.core.progress import Reporter
     from vitprune.recipe import parse
     from vitprune.recipe.paths import require
 
+    if parse.of_vlm(recipe):
+        raise UserError(f"{recipe}: is of a vision-language model, which `vitprune see` and `vitprune run` take")
     loaded, reporter = parse.load(recipe), Reporter()
     require(loaded, parse.beside(recipe))
     loaded = loaded if out is None else loaded.model_copy(update={"out": out})

@@ -45,12 +45,14 @@ def see(
     yes: Yes = False,
 ) -> None:
     """What was removed: the images that move each unit, what it writes and fires for, what the repair changed."""
-    from vitprune.cli.runs import asking
+    from vitprune.cli.runs import asking, carried_out
     from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
     from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
 
+    if carried_out("see", source, out, device, force, as_json):
+        return
     recipe, command = _recipe(source, out)
     recipe = _asked(recipe, parts, kept, removed)
     units = [_address(text) for text in unit or []]

@@ -28,10 +28,12 @@ def nll(model: nn.Module, samples: Sequence[Sample], batch: int = 16) -> Tensor:
     device, found = device_of(model), []
     for _, made in tokens.batches(samples, getattr(model, "config", None), batch):
         one = made.to(device)
-        log_p = tokens.call(model, one)[:, :-1].float().log_softmax(-1)
-        said = log_p.gather(2, one.inputs["input_ids"][:, 1:, None])[..., 0].double()
-        text = one.kinds.text[:, 1:]
-        found.append((-(said * text).sum(1) / text.sum(1).clamp_min(1)).cpu())
+        logits, said = tokens.text_logits(model, one)
+        log_p = logits.float().log_softmax(-1).gather(1, said[:, None])[:, 0].double()
+        counts = one.kinds.text[:, 1:].sum(1)
+        found.append(
+            torch.stack([-part.mean() if len(part) else part.sum() for part in log_p.split(counts.tolist())]).cpu()
+        )
     return torch.cat(found)
 
 

@@ -18,20 +18,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError, one_line
-from vitprune.core.reading import Json, read_json
+from vitprune.core.reading import Json
 from vitprune.model.load import headers
 from vitprune.model.sites import base
 from vitprune.model.vlm import sites, tokens
 from vitprune.model.vlm.preparing import Preparer
+from vitprune.model.vlm.recognising import FAMILIES, architecture_of, config_of
 
-FAMILIES = {
-    "LlavaForConditionalGeneration": "LLaVA",
-    "Qwen2VLForConditionalGeneration": "Qwen2-VL",
-    "Idefics3ForConditionalGeneration": "Idefics3",
-    "SmolVLMForConditionalGeneration": "SmolVLM",
-}
 OURS = "vitprune"
-LARGEST = 1 << 26  # bytes of a config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +52,9 @@ class Vlm:
         return Preparer(self.processor, self.config)
 
 
-def architecture_of(folder: Path) -> str | None:
-    """The class of the vision-language model in a folder, None where it holds none that is known here."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    found = _json(path).get("architectures")
-    name = found[0] if isinstance(found, list) and found else None
-    return name if isinstance(name, str) and name in FAMILIES else None
-
-
 def open_vlm(folder: Path) -> Vlm:
     """The model of a folder. Raises UserError where it is none, is quantised, or lacks weights."""
-    config = _json(folder / "config.json")
+    config = config_of(folder)
     name = architecture_of(folder)
     if name is None:
         said = str((config.get("architectures") or ["none"])[0])[:60]
@@ -92,13 +76,6 @@ def open_vlm(folder: Path) -> Vlm:
         raise UserError(f"{folder}: cannot be opened as {name} ({one_line(error)})") from error
     sites.every_ffn(model)
     return Vlm(model.eval().requires_grad_(False), folder, name, _processor(folder))
-
-
-def _json(path: Path) -> Json:
-    found = read_json(path, LARGEST)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is not an object")
-    return found
 
 
 def _class(name: str) -> Any:

@@ -110,3 +110,13 @@ def call(model: nn.Module, batch: Batch) -> Tensor:
     made: Any = model(**batch.inputs, use_cache=False)
     logits: Tensor = made.logits
     return logits
+
+
+def text_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits [R, V] that predict the text tokens of a batch, and these tokens [R], sample by sample; a sequence's first
+    token is predicted by nothing. What stands before the texts is not read out."""
+    text = batch.kinds.text[:, 1:]
+    first = int(text.any(0).nonzero()[0]) if bool(text.any()) else 0
+    length = batch.kinds.real.shape[1]
+    made: Any = model(**batch.inputs, use_cache=False, logits_to_keep=length - first)
+    return made.logits[:, :-1][text[:, first:]], batch.inputs["input_ids"][:, 1:][text]

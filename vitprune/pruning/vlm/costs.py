@@ -27,7 +27,7 @@ from vitprune.criteria.statistics.obs import columns
 from vitprune.model.inside import hooks
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.vlm import sites as places
-from vitprune.model.vlm.tokens import Batch, call
+from vitprune.model.vlm.tokens import Batch, text_logits
 
 
 def fisher_obs(model: nn.Module, sites: Sequence[FfnSite], batches: Iterable[Batch], seed: int = 0) -> list[Curve]:
@@ -86,8 +86,7 @@ def _pass(
 
     paths, every = [site.fc2 for site in sites], range(len(sites))
     with torch.enable_grad(), hooks.layers(model, paths, collect, keep):
-        before = batch.kinds.text[:, 1:]  # a text token is predicted where the one before it stands
-        log_p = call(model, batch)[:, :-1][before].log_softmax(-1)
+        log_p = text_logits(model, batch)[0].log_softmax(-1)
         chance = torch.rand(len(log_p), generator=draw, dtype=torch.float64).to(wide(log_p.device))
         cumulative = widened(log_p.detach()).exp().cumsum(-1)
         drawn = (chance[:, None] * cumulative[:, -1:] >= cumulative).sum(1).clamp_max(log_p.shape[1] - 1)

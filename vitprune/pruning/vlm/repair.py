@@ -121,7 +121,11 @@ def _dense_pass(
     start = 0
     for batch in batches:
         hidden: dict[int, Tensor] = {}
-        with hooks.layers(dense, [site.fc2 for site in sites], read=lambda i, x, into=hidden: into.__setitem__(i, x)):
+
+        def keep(position: int, x: Tensor, into: dict[int, Tensor] = hidden) -> None:
+            into[position] = x
+
+        with hooks.layers(dense, [site.fc2 for site in sites], read=keep):
             call(dense, batch)
         yield batch, start, hidden
         start += len(batch.kinds.real)
@@ -168,7 +172,11 @@ def _layerwise(dense: nn.Module, slim: nn.Module, cut: set[str], batches: Sequen
         for b, batch in enumerate(batches):
             whole[b] = dense.get_submodule(blocks[n])(whole[b], **told[b][n])
             seen: list[Tensor] = []
-            with hooks.layers(slim, [site.fc2], lambda _, x, s=seen: s.append(x), lambda _, y, s=seen: s.append(y)):
+
+            def look(_: int, x: Tensor, into: list[Tensor] = seen) -> None:
+                into.append(x)
+
+            with hooks.layers(slim, [site.fc2], look, look):
                 out = slim.get_submodule(blocks[n])(small[b], **told[b][n])
             residual = out - seen[1]
             one.add(seen[0], whole[b] - residual, batch, start)
