@@ -18,7 +18,11 @@ from vitprune.api.vlm import recipe as recipes
 from vitprune.api.vlm import road, tables
 from vitprune.cli.app import app
 from vitprune.core.errors import UserError
-from vitprune.model.vlm import sites
+from vitprune.exam import by_modality
+from vitprune.model.vlm import opening, sites
+from vitprune.model.vlm.preparing import Preparer
+from vitprune.pruning.vlm import costs
+from vitprune.see.types import typing
 from vitprune.see.types.rules import TYPES
 
 CLI = CliRunner()
@@ -83,7 +87,7 @@ def test_run_prunes_examines_and_saves(place: Path, monkeypatch: pytest.MonkeyPa
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a finished step was done again")
 
-    for where, name in ((road.typing, "types_of"), (road.costs, "fisher_obs"), (road.by_modality, "examine")):
+    for where, name in ((typing, "types_of"), (costs, "fisher_obs"), (by_modality, "examine")):
         monkeypatch.setattr(where, name, never)
     again = CLI.invoke(app, ["run", str(path), "--json"])
     assert again.exit_code == 0 and json.loads(again.stdout) == record
@@ -103,7 +107,7 @@ def test_keep_types_gives_widths_of_their_own(place: Path) -> None:
     assert "no claim" in done.output
     record = json.loads((place / "out" / "shared" / "report.json").read_text())
     assert len(set(record["exam"][1]["kept"].values())) > 1
-    again = road.opening.open_vlm(place / "out" / "shared" / "model")
+    again = opening.open_vlm(place / "out" / "shared" / "model")
     assert {s.name: s.size for s in sites.ffns(again.model, "language")} == record["exam"][1]["kept"]
 
 
@@ -166,3 +170,23 @@ def test_the_logits_of_texts_are_those_of_the_whole() -> None:
         text = batch.kinds.text[:, 1:]
         torch.testing.assert_close(logits, tokens.call(model, batch)[:, :-1][text])
         assert torch.equal(said, batch.inputs["input_ids"][:, 1:][text]) and len(said) == 13
+
+
+def test_nothing_is_chosen_on_pairs_of_the_exam(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types, costs and repair see probe pairs alone; the exam sees the others alone."""
+    made = road.Road(recipes.load(written(place, "honest", keep=0.5, controls=1)))
+    probe, exam = made.split
+    seen: list[str] = []
+    before = Preparer.sample
+
+    def sample(self: Any, pair: Any, image: Path | None = None) -> Any:
+        seen.extend([str(pair.image), *([str(image)] if image else [])])
+        return before(self, pair, image)
+
+    monkeypatch.setattr(Preparer, "sample", sample)
+    made.see()
+    made.made(made.plan())
+    assert set(seen) == {str(pair.image) for pair in probe}
+    seen.clear()
+    made.run()
+    assert set(seen) == {str(pair.image) for pair in exam}

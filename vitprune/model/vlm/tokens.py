@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
 
+TYPES = ("visual", "text", "multimodal", "unknown")  # what a unit may answer to; a unit's type is a number into these
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -13,9 +13,9 @@ from vitprune.criteria.curves import Curve
 from vitprune.criteria.scores import Scores
 from vitprune.model.sites import base
 from vitprune.model.vlm import sites as places
+from vitprune.model.vlm.tokens import TYPES
 from vitprune.pruning import masks
 from vitprune.pruning.plan import Plan
-from vitprune.see.types.rules import TYPES
 
 
 def by_cost(

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TYPES = ("visual", "text", "multimodal", "unknown")
+from vitprune.model.vlm.tokens import TYPES as TYPES
+
 VISUAL, TEXT, MULTIMODAL, UNKNOWN = range(4)
 RULES = ("test", "counts", "rates")
 BINS = 1024
