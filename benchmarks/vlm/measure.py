@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from build import TEXTS, sample  # beside this file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitprune.criteria.curves import Curve
 from vitprune.exam import by_modality
 from vitprune.images.sources.idx import read_idx
+from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.vlm import dead, opening, sites, tokens
-from vitprune.model.vlm.tokens import Sample
+from vitprune.model.vlm.tokens import Batch, Sample
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.vlm import choosing, costs, repair
 from vitprune.see.types import rules, typing
@@ -67,23 +70,38 @@ def right(vlm: opening.Vlm, model: Any, samples: Sequence[Sample], labels: np.nd
 
 
 class Measured:
-    """The figures so far, written after each."""
+    """The figures so far, written after each; several processes may each add rows of their own (`--only`)."""
 
-    def __init__(self, out: Path, settings: dict[str, int]) -> None:
-        self.out, self.settings = out, settings
-        known = json.loads(out.read_text()) if out.exists() else {}
-        self.content: Any = known if known.get("settings") == settings else {"settings": settings, "rows": {}}
+    def __init__(self, out: Path, settings: dict[str, int], only: str) -> None:
+        self.out, self.settings, self.only = out, settings, only
+
+    @property
+    def content(self) -> Any:
+        """What is there, of the same settings."""
+        known = json.loads(self.out.read_text()) if self.out.exists() else {}
+        return known if known.get("settings") == self.settings else {"settings": self.settings, "rows": {}}
+
+    def put(self, **more: Any) -> None:
+        """Add to what is there."""
+        self.out.write_text(json.dumps(self.content | more, indent=1) + "\n")
 
     def row(self, name: str, make: Any) -> None:
-        """Measure a row that is not there yet."""
-        if name in self.content["rows"]:
+        """Measure a row that is asked for and not there yet."""
+        if name in self.content["rows"] or not re.search(self.only, name):
             return
-        wall, own = time.time(), time.process_time()
-        self.content["rows"][name] = make() | {
-            "wall_s": round(time.time() - wall, 1), "processor_s": round(time.process_time() - own, 1)
-        }  # fmt: skip
-        self.out.write_text(json.dumps(self.content, indent=1) + "\n")
-        print(name, json.dumps(self.content["rows"][name]), flush=True)
+        own = time.process_time()
+        made = make() | {"processor_s": round(time.process_time() - own, 1)}
+        self.put(rows=self.content["rows"] | {name: made})
+        print(name, json.dumps(made), flush=True)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from a file of the work folder, made when they are not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(make(), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    return load_file(path)
 
 
 def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured) -> dict[str, Tensor]:
@@ -91,7 +109,7 @@ def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured) -> dict[s
     every, own = sites.ffns(vlm.model, "language"), time.process_time()
     found = typing.types_of(vlm.model, every, samples, batch=BATCH)
     blocks = [site.name for site in every]
-    measured.content["types"] = {
+    content: Any = {
         rule: {
             "stability": round(found.stability(rule), 4),
             "shares": dict(
@@ -100,12 +118,22 @@ def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured) -> dict[s
             "by_layer": [np.round(found.shares(rule)[name], 3).tolist() for name in blocks],
         }
         for rule in rules.RULES
-    } | {
-        "samples": found.samples,
-        "at_sink": round(float(torch.cat([v.at_sink for v in found.verdicts.values()]).double().mean()), 4),
-        "processor_s": round(time.process_time() - own, 1),
     }
+    content["samples"] = found.samples
+    content["at_sink"] = round(float(torch.cat([v.at_sink for v in found.verdicts.values()]).double().mean()), 4)
+    measured.put(types=content | {"processor_s": round(time.process_time() - own, 1)})
+    print("types", json.dumps({r: content[r]["shares"] for r in rules.RULES}), flush=True)
     return found.labels["test"]
+
+
+def costed(vlm: opening.Vlm, of: Sequence[FfnSite], batches: Sequence[Batch], measured: Measured) -> dict[str, Tensor]:
+    """Order and costs of every site."""
+    own = time.process_time()
+    curves = costs.fisher_obs(vlm.model, of, batches)
+    measured.put(costs_processor_s=round(time.process_time() - own, 1))
+    print("costs", measured.content["costs_processor_s"], flush=True)
+    parts = {f"order.{site.name}": curve.order for site, curve in zip(of, curves, strict=True)}
+    return parts | {f"costs.{site.name}": curve.costs for site, curve in zip(of, curves, strict=True)}
 
 
 def main() -> None:
@@ -120,9 +148,13 @@ def main() -> None:
     parser.add_argument(
         "--vision", action="store_true", help="also half of the vision units, which costs the curves of these"
     )
+    parser.add_argument("--work", type=Path, required=True, help="where costs and types are kept")
+    parser.add_argument(
+        "--only", default="", help="rows whose names this expression finds; several processes may share OUT"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    measured = Measured(args.out, {"test": args.test, "nll": args.nll, "probe": args.probe})
+    measured = Measured(args.out, {"test": args.test, "nll": args.nll, "probe": args.probe}, args.only)
     vlm = opening.open_vlm(args.model)
     parts = [
         read_idx(args.data / f"{part}-{kind}.gz")
@@ -152,41 +184,43 @@ def main() -> None:
     measured.row("intact", lambda: examined(vlm.model))
     batches = [batch for _, batch in tokens.batches(short, vlm.config, BATCH)]
     silent = dead.dead_blocks(vlm.model, batches[0])
-    measured.content["dead_vision_blocks"] = silent
-    vision = [site for site in sites.ffns(vlm.model, "vision") if site.block not in silent]
-    every = [*sites.ffns(vlm.model, "language"), *(vision if args.vision else [])]
-    own = time.process_time()
-    curves = dict(zip([s.name for s in every], costs.fisher_obs(vlm.model, every, batches), strict=True))
-    measured.content["fisher_processor_s"] = round(time.process_time() - own, 1)
-    print("costs", measured.content["fisher_processor_s"], flush=True)
-    of_vision = {s.name: curves[s.name] for s in vision if s.name in curves}
-    of_language = {name: curve for name, curve in curves.items() if name not in of_vision}
+    measured.put(dead_vision_blocks=silent)
+    of_language = sites.ffns(vlm.model, "language")
+    of_vision = [site for site in sites.ffns(vlm.model, "vision") if site.block not in silent]
 
-    def pruned(plan: Plan, how: str) -> dict[str, Any]:
+    def curves(of: Sequence[FfnSite], name: str) -> dict[str, Curve]:
+        parts = kept(args.work / f"{name}.safetensors", lambda: costed(vlm, of, batches, measured))
+        return {s.name: Curve(parts[f"order.{s.name}"], parts[f"costs.{s.name}"], "nats per image") for s in of}
+
+    def pruned(make: Callable[[], Plan], how: str = "layerwise") -> dict[str, Any]:
+        plan = make()
         model = choosing.cut(vlm.model, plan)
         repair.repair(vlm.model, model, plan, batches, how)  # type: ignore[arg-type]
         return examined(model) | {"parameters": sum(p.numel() for p in model.parameters())}
 
-    def rows(name: str, some: dict[str, Curve], keep: float, draws: int) -> None:
-        plan = choosing.by_cost(some, keep)
-        measured.row(f"{name}, fisher-obs, layerwise", lambda: pruned(plan, "layerwise"))
-        for seed in range(draws):
-            measured.row(
-                f"{name}, random {seed}, layerwise", lambda s=seed: pruned(choosing.at_random(plan, s), "layerwise")
-            )
+    def at_random(of: Sequence[FfnSite], keep: float, seed: int) -> Plan:
+        whole = {site.name: torch.arange(site.size) < keep * site.size for site in of}
+        return choosing.at_random(Plan(whole), seed)
 
-    rows("language 0.75", of_language, 0.75, min(1, args.draws))
-    types = typed(vlm, learned, measured)
-    by_type = choosing.by_type(of_language, types, 0.75, ["multimodal", "visual"])
-    measured.row("language 0.75, modality-types, layerwise", lambda: pruned(by_type, "layerwise"))
-    rows("language 0.5", of_language, 0.5, min(1, args.draws))
-    if of_vision:
-        rows("vision 0.5", of_vision, 0.5, min(1, args.draws))
-    rows("language 0.75", of_language, 0.75, args.draws)
-    quarter = choosing.by_cost(of_language, 0.75)
+    def by_type() -> Plan:
+        types = kept(args.work / "types.safetensors", lambda: typed(vlm, learned, measured))
+        return choosing.by_type(curves(of_language, "language"), types, 0.75, ["multimodal", "visual"])
+
+    for draw in range(args.draws):  # draw by draw, so that a run that is cut short has one of each
+        for name, of, keep in (
+            ("language 0.75", of_language, 0.75), ("language 0.5", of_language, 0.5), ("vision 0.5", of_vision, 0.5)
+        ):  # fmt: skip
+            tower = name.split()[0]
+            if draw == 0:
+                measured.row(
+                    f"{name}, fisher-obs",
+                    lambda o=of, k=keep, t=tower: pruned(lambda: choosing.by_cost(curves(o, t), k)),
+                )
+            measured.row(f"{name}, random {draw}", lambda o=of, k=keep, d=draw: pruned(lambda: at_random(o, k, d)))
+    measured.row("language 0.75, modality-types", lambda: pruned(by_type))
     for how in ("none", "affine"):
-        measured.row(f"language 0.75, fisher-obs, {how}", lambda h=how: pruned(quarter, h))
-    measured.out.write_text(json.dumps(measured.content, indent=1) + "\n")
+        plan = lambda: choosing.by_cost(curves(of_language, "language"), 0.75)  # noqa: E731
+        measured.row(f"language 0.75, fisher-obs, {how}", lambda h=how, p=plan: pruned(p, h))
 
 
 if __name__ == "__main__":

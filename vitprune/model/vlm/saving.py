@@ -70,8 +70,8 @@ def _uniform(vlm: Vlm, model: nn.Module) -> Any:
     """The configuration from which transformers itself builds exactly this model; None where there is none."""
     config: Any = copy.deepcopy(model.config)
     try:
-        for which, part in (("vision", config.vision_config), ("language", config.text_config)):
-            _tell_width(part, which, vlm.model, model)  # type: ignore[arg-type]
+        _tell_width(config.vision_config, "vision", vlm.model, model)
+        _tell_width(config.text_config, "language", vlm.model, model)
         _tell_groups(config.text_config, sites.groups(model))
         with torch.device("meta"):
             plan = type(model)(type(config).from_dict(config.to_dict()))

@@ -124,9 +124,11 @@ class GroupSite:
 
     def sizes(self, model: nn.Module) -> list[Size]:
         """What follows the number of groups."""
-        wide = self.queries * self.width
-        spans = (("q_proj", "out_features", wide), ("k_proj", "out_features", self.width))
-        spans += (("v_proj", "out_features", self.width), ("o_proj", "in_features", wide))  # type: ignore[assignment]
+        wide, one = self.queries * self.width, self.width
+        spans = [
+            ("q_proj", "out_features", wide), ("k_proj", "out_features", one), ("v_proj", "out_features", one),
+            ("o_proj", "in_features", wide),
+        ]  # fmt: skip
         return [Size(f"{self.path}.{name}", attribute, factor) for name, attribute, factor in spans]
 
     def cost(self, model: nn.Module, units: int) -> Cost:

@@ -163,10 +163,10 @@ def _layerwise(dense: nn.Module, slim: nn.Module, cut: set[str], batches: Sequen
     told, whole, small = [], [], []
     for batch in batches:
         with hooks.keywords_of([dense.get_submodule(path) for path in blocks]) as given:
-            whole.append(hooks.input_of(dense.get_submodule(blocks[0]), lambda b=batch: call(dense, b)))  # type: ignore[misc]
+            whole.append(_first_input(dense, blocks[0], batch))
             call(dense, batch)
         told.append(given)
-        small.append(hooks.input_of(slim.get_submodule(blocks[0]), lambda b=batch: call(slim, b)))  # type: ignore[misc]
+        small.append(_first_input(slim, blocks[0], batch))
     for n, site in enumerate(sites):
         one, start, kept = Fit.empty(), 0, []
         for b, batch in enumerate(batches):
@@ -186,3 +186,8 @@ def _layerwise(dense: nn.Module, slim: nn.Module, cut: set[str], batches: Sequen
         if site.name in cut:
             _put(slim, site.fc2, one.weight(layer.weight))
         small = [r + layer(h) if site.name in cut else out for r, h, out in kept]
+
+
+def _first_input(model: nn.Module, block: str, batch: Batch) -> Tensor:
+    """What a batch's first block of the language model is given."""
+    return hooks.input_of(model.get_submodule(block), lambda: call(model, batch))
