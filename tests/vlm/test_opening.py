@@ -40,6 +40,7 @@ def test_sites_of_both_towers(family: str) -> None:
         assert gone == site.cost(model, site.size - 1).parameters
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removed_is_zeroed(family: str) -> None:
     """Units and groups that are gone count as ones set to zero, in the logits."""
@@ -58,6 +59,7 @@ def test_removed_is_zeroed(family: str) -> None:
         assert (model(**batch.inputs).logits - expected).abs().max() > 1e-4
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_opened_again(family: str, ragged: bool, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_choosing_by_hand() -> None:
         choosing.cut(tiny("llava"), Plan({"a": torch.tensor([True, False])}))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_typed_pruning_reloads_to_the_masked_dense_model(family: str, tmp_path: Path) -> None:
     tiny(family).save_pretrained(tmp_path / "dense")

@@ -129,8 +129,9 @@ def planted(family: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("of", ["gate", "product"])
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("of", ["gate", "product"])
 def test_planted_units_exact(family: str, of: Any) -> None:
     model = planted(family)
     found = typing.types_of(model, sites.ffns(model, "language"), samples(family, 24), of=of)

@@ -30,7 +30,7 @@ def run(
     yes: Yes = False,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
-    if carried_out("run", recipe, out, device, force, as_json):
+    if carried_out("run", recipe, out, device, force, as_json, unwanted(workers, engine, max_hours)):
         return
     _verb("run", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
@@ -210,14 +210,25 @@ def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str
         )
 
 
-def carried_out(verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool) -> bool:
-    """Whether the recipe was one of a vision-language model, which goes a road of its own."""
+def unwanted(workers: int, engine: str, max_hours: float | None) -> dict[str, bool]:
+    """Flags of a run that a vision-language model's road does not know, by whether they were given."""
+    return {"--workers": workers > 1, "--engine": engine != "local", "--max-hours": max_hours is not None}
+
+
+def carried_out(
+    verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, others: dict[str, bool]
+) -> bool:
+    """Whether the recipe was one of a vision-language model, which goes a road of its own; none of the `others`, flags by
+    whether they were given, goes with it."""
     from vitprune.recipe.parse import file_of, of_vlm
 
     if Path(recipe).is_dir() and out is None:  # a run's folder, where it stays
         recipe, out = str(Path(recipe) / "recipe.yaml"), Path(recipe).resolve().parent
     if not of_vlm(recipe):
         return False
+    for flag, given in others.items():
+        if given:
+            raise UserError(f"{flag}: does not go with a vision-language model")
     from vitprune.api.vlm import verbs
 
     verbs.carry_out(verb, file_of(recipe), out, device, force, as_json)
@@ -230,8 +241,6 @@ def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:
     from vitprune.recipe import parse
     from vitprune.recipe.paths import require
 
-    if parse.of_vlm(recipe):
-        raise UserError(f"{recipe}: is of a vision-language model, which `vitprune see` and `vitprune run` take")
     loaded, reporter = parse.load(recipe), Reporter()
     require(loaded, parse.beside(recipe))
     loaded = loaded if out is None else loaded.model_copy(update={"out": out})

@@ -79,6 +79,8 @@ def load(source: str | Path) -> Recipe:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if size > MAX_BYTES:
         raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
+    if of_vlm(source):
+        raise UserError(f"{path}: is of a vision-language model, which `vitprune see` and `vitprune run` take")
     made = parse(read_text(path, MAX_BYTES), str(path))
     for folder in beside(source):
         made = paths.located(made, folder)
