@@ -210,9 +210,13 @@ def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str
         )
 
 
-def unwanted(workers: int, engine: str, max_hours: float | None) -> dict[str, bool]:
+def unwanted(workers: int | None, engine: str | None, max_hours: float | None) -> dict[str, bool]:
     """Flags of a run that a vision-language model's road does not know, by whether they were given."""
-    return {"--workers": workers > 1, "--engine": engine != "local", "--max-hours": max_hours is not None}
+    return {
+        "--workers": (workers or 1) > 1,
+        "--engine": (engine or "local") != "local",
+        "--max-hours": max_hours is not None,
+    }
 
 
 def carried_out(
