@@ -596,6 +596,28 @@ MUTANTS = (
            "return carry", ("test_see_pictures.py::test_masks_are_of_blocks_whose_patches_a_logit_can_see",)),
     Mutant("listed units are a wish", "runs/seeing/shown.py", "if how.list is not None:", "if False:",
            ("test_see_pictures.py::test_listed_units_are_shown_and_no_others",)),
+    # ---- vision-language models
+    Mutant("one tail of the sign-flip test is forgotten", "see/types/rules.py", "((signs @ d).abs() >=", "((signs @ d) >=",
+           ("test_types.py::test_sign_flips_are_those_of_every_sign",)),
+    Mutant("the quantile follows the modality with more tokens", "see/types/rules.py",
+           "[one.double() / one.sum(1, keepdim=True).clamp_min(1) for one in (visual, text)]",
+           "[2 * one.double() / (visual + text).sum(1, keepdim=True) for one in (visual, text)]",
+           ("test_types.py::test_the_cut_weighs_both_modalities_alike",)),
+    Mutant("a unit's type follows the sign that it was given", "see/types/reading.py", "x.abs().float()",
+           "x.clamp_min(0).float()", ("test_types.py::test_the_sign_of_a_gated_unit_changes_nothing",)),
+    Mutant("a first token is a token like any other", "model/vlm/tokens.py", "((place == 0) |", "((place < 0) |",
+           ("test_opening.py::test_kinds_of_tokens",)),
+    Mutant("widths that differ are not written down", "model/vlm/saving.py", "{} if config is not None else",
+           "{} if config is None else", ("test_opening.py::test_saved_and_opened_again",)),
+    Mutant("the repair block by block aims at the dense model's own output", "pruning/vlm/repair.py", "whole[b] - residual",
+           "whole[b] - whole[b] + seen[1]", ("test_pruning.py::test_layer_by_layer_sees_what_came_before",)),
+    Mutant("the other image of the exam may be of the same text", "exam/by_modality.py",
+           "pairs[i].image != pair.image and pairs[i].text != pair.text", "pairs[i].image != pair.image",
+           ("test_pruning.py::test_the_exam_by_modality",)),
+    Mutant("the exam is of the pairs to choose with", "api/vlm/road.py", "prepared(self.vlm.preparer, self.split[1])",
+           "prepared(self.vlm.preparer, self.split[0])", ("test_road.py::test_nothing_is_chosen_on_pairs_of_the_exam",)),
+    Mutant("a dead vision block is ranked", "pruning/vlm/costs.py", "            if grads[i] is None:",
+           "            if False:", ("test_pruning.py::test_a_dead_vision_block_is_not_ranked",)),
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import vitprune
+from vitprune.api.vlm.recipe import VlmRecipe
 from vitprune.criteria import catalog
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.recipe import parse, recipe
@@ -78,7 +79,8 @@ def test_the_recipes_of_the_documentation_are_recipes() -> None:
     assert found["quickstart"]
     for texts in found.values():
         for text in texts:
-            assert parse.parse(text).name
+            of_vlm = "pairs" in yaml.safe_load(text).get("data", {})
+            assert (VlmRecipe.model_validate(yaml.safe_load(text)) if of_vlm else parse.parse(text)).name
     lines = [line for line in found["quickstart"][0].splitlines() if line.strip()]
     assert len(lines) <= 10
 

@@ -30,6 +30,8 @@ def run(
     yes: Yes = False,
 ) -> None:
     """The whole road: split, discover, prune, evaluate, export, report."""
+    if carried_out("run", recipe, out, device, force, as_json, unwanted(workers, engine, max_hours)):
+        return
     _verb("run", recipe, out, device, force, as_json, (workers, engine, address), (max_hours, yes))
 
 
@@ -206,6 +208,35 @@ def _share(recipe: str, out: Path | None, device: str, as_json: bool, shard: str
         print(
             f"Share {shard}: {made['made']} parts made, {made['found']} were there; `vitprune run` goes on when all are."
         )
+
+
+def unwanted(workers: int | None, engine: str | None, max_hours: float | None) -> dict[str, bool]:
+    """Flags of a run that a vision-language model's road does not know, by whether they were given."""
+    return {
+        "--workers": (workers or 1) > 1,
+        "--engine": (engine or "local") != "local",
+        "--max-hours": max_hours is not None,
+    }
+
+
+def carried_out(
+    verb: str, recipe: str, out: Path | None, device: str, force: bool, as_json: bool, others: dict[str, bool]
+) -> bool:
+    """Whether the recipe was one of a vision-language model, which goes a road of its own; none of the `others`, flags by
+    whether they were given, goes with it."""
+    from vitprune.recipe.parse import file_of, of_vlm
+
+    if Path(recipe).is_dir() and out is None:  # a run's folder, where it stays
+        recipe, out = str(Path(recipe) / "recipe.yaml"), Path(recipe).resolve().parent
+    if not of_vlm(recipe):
+        return False
+    for flag, given in others.items():
+        if given:
+            raise UserError(f"{flag}: does not go with a vision-language model")
+    from vitprune.api.vlm import verbs
+
+    verbs.carry_out(verb, file_of(recipe), out, device, force, as_json)
+    return True
 
 
 def opened(recipe: str, out: Path | None) -> tuple[Recipe, Reporter]:

@@ -46,13 +46,17 @@ def see(
     yes: Yes = False,
 ) -> None:
     """What was removed: the images that move each unit, what it writes and fires for, what the repair changed."""
-    from vitprune.cli.runs import asking
+    from vitprune.cli.runs import asking, carried_out, unwanted
     from vitprune.core.progress import Reporter
     from vitprune.runs import pipeline
     from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
     from vitprune.runs.seeing.shown import require_unit
 
+    named = {"--parts": parts, "--unit": unit, "--class": of_class, "--kept": kept, "--removed": removed}
+    others = {flag: value is not None for flag, value in named.items()} | unwanted(workers, engine, max_hours)
+    if carried_out("see", source, out, device, force, as_json, others):
+        return
     recipe, command = _recipe(source, out)
     recipe = _asked(recipe, parts, kept, removed)
     units = [_address(text) for text in unit or []]

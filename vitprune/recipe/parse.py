@@ -11,6 +11,7 @@ from pydantic import (
 
 from vitprune.core.errors import UserError
 from vitprune.core.reading import read_text
+from vitprune.model.vlm.recognising import architecture_of
 from vitprune.recipe import paths
 from vitprune.recipe.mistakes import describe, refuse_aliases
 from vitprune.recipe.recipe import Origin, Recipe
@@ -39,6 +40,24 @@ def file_of(source: str | Path) -> Path:
     return path
 
 
+def of_vlm(source: str | Path) -> bool:
+    """Whether a recipe speaks of a vision-language model: its folder holds one, or `data` has pairs. What cannot be read is
+    left to those who read it next."""
+    path = file_of(source)
+    try:
+        value = yaml.safe_load(read_text(path, MAX_BYTES))
+        model, data = (value.get(key) if isinstance(value, dict) else None for key in ("model", "data"))
+        name = model.get("name") if isinstance(model, dict) else None
+        if isinstance(data, dict) and "pairs" in data:
+            return True
+        if not isinstance(name, str) or not name.startswith("transformers:"):
+            return False
+        folder = Path(name.removeprefix("transformers:"))
+        return any(architecture_of(place) is not None for place in (folder, path.parent / folder))
+    except (UserError, yaml.YAMLError, RecursionError, ValueError, OSError):
+        return False
+
+
 def beside(source: str | Path) -> list[Path]:
     """Where a recipe's paths are looked for beside the working folder: where the recipe is, if it is one's own."""
     path = file_of(source)
@@ -60,6 +79,8 @@ def load(source: str | Path) -> Recipe:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if size > MAX_BYTES:
         raise UserError(f"{path}: {size:,} bytes is no recipe; at most {MAX_BYTES:,} are read")
+    if of_vlm(source):
+        raise UserError(f"{path}: is of a vision-language model, which `vitprune see` and `vitprune run` take")
     made = parse(read_text(path, MAX_BYTES), str(path))
     for folder in beside(source):
         made = paths.located(made, folder)

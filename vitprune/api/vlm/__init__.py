@@ -1,0 +1,1 @@
+"""The road of a vision-language model: a recipe to types, a smaller model and its exam."""
