@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli import files, lists, planning, runs, seeing
+from vitprune.cli import files, planning, runs, seeing
+from vitprune.cli.around import lists
 from vitprune.core.errors import UserError, one_line
+from vitprune.core.progress.reporter import to_logs
 from vitprune.runs.engine import threads
 
 TERMINATED = 128 + signal.SIGTERM
@@ -100,6 +102,7 @@ def _fail(line: str, code: int, trace: bool) -> None:
         import traceback
 
         traceback.print_exc()
+    to_logs(line)
     print(line, file=sys.stderr)
     sys.exit(code)
 

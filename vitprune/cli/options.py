@@ -37,3 +37,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="go on, whatever the run is est
 CostOnly = Annotated[
     bool, typer.Option("--cost", help="only what the run would cost; nothing is worked out or written")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress; results and errors alone are printed")]
+Log = Annotated[
+    Path | None, typer.Option("--log", help="a file that progress is also written to, line by line, with times")
+]

@@ -101,7 +101,8 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
         if stage.name == "discover" and run.recipe.clusters:
             run.recipe = grouping.resolve(run, force)
         if stage.name == "discover" and run.recipe.criterion.name == "auto":
-            run.recipe, run.choice = choose.choose(run, force)
+            with run.reporter.stage("choose"):
+                run.recipe, run.choice = choose.choose(run, force)
             run.reporter.say(grid.sentence(run.choice))
         if stage.name == "prune" and "prune" in UP_TO[verb]:
             loss_search.search(run, force)
@@ -122,6 +123,7 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
     folder = run.folder
     if not force and folder.is_current(stage.name, inputs):
         run.reporter.say(f"{stage.name}: unchanged, skipped")
+        run.reporter.skipped(stage.name)
         known = folder.record(stage.name) or {}
         cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
         return {"name": stage.name, **cost, "skipped": True}
@@ -132,7 +134,8 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()
-    with memory.peak(run.device) as highest, memory.refused(stage.name, run.device):
+    reported = run.reporter.stage(stage.name)
+    with memory.peak(run.device) as highest, memory.refused(stage.name, run.device), reported:
         made = stage.work(run)
     folder.remove(before - set(made))
     peak = None if highest[0] is None else round(highest[0], 1)
