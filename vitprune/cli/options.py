@@ -7,7 +7,27 @@ from typing import Annotated
 
 import typer
 
-RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="a YAML file, or the name of a bundled recipe (demo)")]
+
+def bundled_recipes(incomplete: str) -> list[str]:
+    """For a shell: the bundled recipes whose name begins so."""
+    from vitprune.recipe.parse import bundled_folder
+
+    return [name for file in sorted(bundled_folder().glob("*.yaml")) if (name := file.stem).startswith(incomplete)]
+
+
+def budget_words(incomplete: str) -> list[str]:
+    """For a shell: the words of a budget that begin so."""
+    from vitprune.recipe.parts import Whole
+
+    return [f"{word}=" for word in Whole.model_fields if word.startswith(incomplete)]
+
+
+RecipeArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="a YAML file, or the name of a bundled recipe (demo)", autocompletion=bundled_recipes
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="folder for results instead of the recipe's `out`")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 Force = Annotated[bool, typer.Option("--force", help="do every stage again")]

@@ -8,12 +8,28 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli.options import Address, AsJson, Device, Engine, Log, MaxHours, Out, Quiet, RecipeArg, Workers, Yes
+from vitprune.cli.options import (
+    Address,
+    AsJson,
+    Device,
+    Engine,
+    Log,
+    MaxHours,
+    Out,
+    Quiet,
+    RecipeArg,
+    Workers,
+    Yes,
+    budget_words,
+    bundled_recipes,
+)  # fmt: skip
 
 OptionalRecipe = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE]", help="a YAML file, or the name of a bundled recipe (demo); or --model and --data"
+        metavar="[RECIPE]",
+        autocompletion=bundled_recipes,
+        help="a YAML file, or the name of a bundled recipe (demo); or --model and --data",
     ),
 ]
 Model = Annotated[
@@ -37,6 +53,7 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="WORD=AMOUNT",
+        autocompletion=budget_words,
         help="what is left: macs=0.25, params, latency, size_mb, loss_points; the same word again: a model for each",
     ),
 ]

@@ -60,6 +60,7 @@ class Reporter:
         self.resting = False  # somebody is asked a question
         self._noted: set[str] = set()
         self._stage, self._began = "", 0.0
+        self.phase = "opening the model"  # what is done outside of stages
         self._works: list[_Work] = []
         self._live: Live | None = None
         self._last, self._doing, self._first = time.monotonic(), "", ""
@@ -162,7 +163,7 @@ class Reporter:
             self._plain(self._line(works[-1]))
         else:
             since = f", for {words.clock(time.monotonic() - self._began)}" if self._stage else ""
-            self._plain(f"{self._stage or 'vitprune'}: at work{since}{self._until()}")
+            self._plain(f"{self._stage or self.phase}: at work{since}{self._until()}")
 
     # ---- how it looks
 

@@ -24,6 +24,7 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
     cannot be made stops no run, but what no run can do is refused."""
     run.preflight()
     run.reporter.say(f"{run.recipe.name}, into {run.folder.root}; a few batches are timed")
+    run.reporter.phase = "timing a few batches"
     if run.device.type == "cpu" and (crowded := threads.crowded_here()):
         run.reporter.note(crowded)
     try:
