@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from vitprune.cli import files, planning, runs, seeing
-from vitprune.cli.around import completion, lists
+from vitprune.cli.around import completion, handing, lists
 from vitprune.core.errors import UserError, one_line
 from vitprune.core.progress.reporter import to_logs
 from vitprune.runs.engine import threads
@@ -22,7 +22,7 @@ STOPPED = "vitprune: stopped; the same command continues where it was"
 VERBS = (
     runs.run, planning.plan, runs.discover, runs.prune, runs.evaluate, runs.export, seeing.see, runs.compare,
     files.predict, files.report, files.check, runs.paper, files.bench, lists.criteria, lists.models, lists.doctor,
-    completion.completion,
+    completion.completion, handing.push, handing.serve,
 )  # fmt: skip
 
 app = typer.Typer(
