@@ -120,9 +120,15 @@ def test_only_safe_files_of_the_model_go(tmp_path: Path, monkeypatch: pytest.Mon
             done.append({part.path_in_repo: part.path_or_fileobj for part in parts})
 
     monkeypatch.setattr("huggingface_hub.HfApi", Recorded)
-    assert hub.push(folder, "hf-hub:me/slim", private=True) == ("where", ["README.md", "config.json", "model.safetensors"])
+    assert hub.push(folder, "hf-hub:me/slim", private=True) == (
+        "where",
+        ["README.md", "config.json", "model.safetensors"],
+    )
     assert done[0] == ("me/slim", {"private": True, "exist_ok": True})
-    assert done[1]["config.json"] == folder / "config.json" and b'vitprune.load("hf-hub:me/slim")' in done[1]["README.md"]
+    assert (
+        Path(done[1]["config.json"]) == folder / "config.json"
+        and b'vitprune.load("hf-hub:me/slim")' in done[1]["README.md"]
+    )
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Its own\n")
     hub.push(folder, "me/slim")
     assert done[3]["README.md"] == b"---\nlicense: mit\n---\n# Its own\n"

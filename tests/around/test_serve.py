@@ -18,11 +18,9 @@ from typing import Any
 
 import browser
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
-from onnx import helper
-from small import LABELS, config, picture
+from small import LABELS, config, linear_onnx, picture
 
 from vitprune.core.errors import UserError
 from vitprune.deploy import predict, runtime
@@ -38,23 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     known = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
     about = {"labels": list(LABELS), "preprocessing": {key: cfg[key] for key in known}}
     for name, seed in (("stages/export/dense.onnx", 0), ("model.onnx", 1)):
-        linear(folder / name, seed, about)
+        linear_onnx(folder / name, seed, about)
     return folder
-
-
-def linear(path: Path, seed: int, about: dict[str, Any]) -> None:
-    """A linear classifier of grey images of 28 pixels a side, as an ONNX file with our metadata."""
-    weight = np.random.default_rng(seed).normal(size=(28 * 28, len(LABELS))).astype(np.float32) / 20
-    nodes = [
-        helper.make_node("Flatten", ["images"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-    ]
-    takes = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 1, 28, 28])
-    gives = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(LABELS)])
-    graph = helper.make_graph(nodes, "linear", [takes], [gives], [onnx.numpy_helper.from_array(weight, "weight")])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(made, {key: json.dumps(value) for key, value in about.items()})
-    onnx.save(made, path)
 
 
 def png(kind: int = 1, mode: str = "RGB") -> bytes:

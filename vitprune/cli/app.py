@@ -22,7 +22,7 @@ STOPPED = "vitprune: stopped; the same command continues where it was"
 VERBS = (
     runs.run, planning.plan, runs.discover, runs.prune, runs.evaluate, runs.export, seeing.see, runs.compare,
     files.predict, files.report, files.check, runs.paper, files.bench, lists.criteria, lists.models, lists.doctor,
-    completion.completion, handing.push, handing.serve,
+    completion.completion, handing.push, handing.serve, handing.triton,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -68,10 +68,12 @@ def sound(folder: Path) -> Json:
 
 def plain_card(name: str, config: Json) -> str:
     """The card of a folder that has none: what it is, and how it is opened."""
-    block, cfg = config.get("vitprune"), config.get("pretrained_cfg")
-    licence = cfg.get("license") if isinstance(cfg, dict) else None
+    cfg, block = (part if isinstance(part, dict) else {} for part in map(config.get, ("pretrained_cfg", "vitprune")))
+    licence, widths = cfg.get("license"), block.get("widths")
+    units = list(widths.values()) if isinstance(widths, dict) else []
+    ragged = bool(block.get("attention")) or any(width != units[0] for width in units)
     data = huggingface_hub.ModelCardData(
-        library_name="vitprune" if isinstance(block, dict) and ("widths" in block or "attention" in block) else "timm",
+        library_name="vitprune" if ragged else "timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "vitprune", "pruning"],
         license=licence if isinstance(licence, str) else "unknown",

@@ -16,7 +16,7 @@ from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
-from vitprune.runs.record import frontier, matrices, record
+from vitprune.runs.record import frontier, matrices, record, tracking
 from vitprune.runs.results import loss_search
 from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
@@ -49,6 +49,7 @@ def run(
     """
     reporter = reporter or Reporter(quiet=True)
     worker.one_process()
+    tracking.require(recipe)
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
         if before is not None:
             before(run)
@@ -61,6 +62,7 @@ def run(
         made = record.build(run, done, command)
         if verb == "run":
             record.write(made | matrices.write(run, made), run.folder.root)
+            tracking.track(run, made)
         return made
 
 
@@ -82,6 +84,7 @@ def _frontier(
         made = frontier.complete(run, record.build(inner, through, command))
         if verb == "run":
             record.write(made, inner.folder.root)
+            tracking.track(inner, made)
         found.append(made)
     frontier.to_root(run, [stage.name for stage in stages])
     made = frontier.merged(run.recipe, record.build(run, done, command), found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from enum import StrEnum
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -22,13 +24,14 @@ def completion(
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="which shell")],
 ) -> None:
     """Print what completes verbs and options in a shell; in ~/.bashrc: eval "$(vitprune completion bash)"."""
-    from typer.completion import get_completion_script
-
-    print(get_completion_script(prog_name="vitprune", complete_var=ASKED, shell=shell.value))
+    print(_library().get_completion_script(prog_name="vitprune", complete_var=ASKED, shell=shell.value))
 
 
 def known() -> None:
     """Nothing; the shells are known to the library of the command line, which then answers them."""
-    from typer.completion import completion_init
+    _library().completion_init()
 
-    completion_init()
+
+def _library() -> ModuleType:
+    """What typer knows of shells; its names are not marked as exported."""
+    return importlib.import_module("typer.completion")

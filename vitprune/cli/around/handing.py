@@ -1,4 +1,4 @@
-"""The verbs that hand a finished model on: to the Hub, to a page in the browser."""
+"""The verbs that hand a finished model on: to the Hub, to Triton, to a page in the browser."""
 
 from __future__ import annotations
 
@@ -32,3 +32,16 @@ def serve(
     from vitprune.deploy.serve import serving
 
     serving.serve(folder, host, port)
+
+
+def triton(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="an exported .onnx file, or the folder it is in")],
+    repository: Annotated[Path, typer.Argument(metavar="REPOSITORY", help="Triton's --model-repository")],
+    name: Annotated[str | None, typer.Option("--name", help="of the model; without it the folder's")] = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, max=4096, help="images at a time")] = 32,
+    half: Annotated[bool, typer.Option("--fp16/--fp32", help="what the TensorRT engine may compute in")] = True,
+) -> None:
+    """Write a Triton model repository, and the script that makes a TensorRT engine in it."""
+    from vitprune.deploy import triton as writer
+
+    print("\n".join(map(str, writer.write(model, repository, name, max_batch, half))))
