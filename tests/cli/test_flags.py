@@ -138,3 +138,16 @@ def test_a_run_of_flags_and_then_of_the_file(call, tmp_path: Path, quick: None) 
     assert code == 0 and err.count("unchanged, skipped") == 2, err
     code, made, err = call("plan", *asked, "--json", "--cost")
     assert code == 0 and json.loads(made)["cost"]["stages"]["discover"]["done"], err
+
+
+def test_quiet_and_a_log(call, tmp_path: Path, quick: None) -> None:  # type: ignore[no-untyped-def]
+    """Standard error is empty, the log tells the stages and the error; a log inside the run's folder is refused."""
+    asked = ("--model", model_folder(tmp_path / "model"), "--data", image_folder(tmp_path / "images"))
+    asked += ("--budget", "macs=0.6", "--out", tmp_path / "out", "--quiet", "--log")
+    code, out, err = call("discover", *asked, tmp_path / "run.log")
+    assert (code, err) == (0, "") and out.splitlines()[-1].startswith("Results: ")
+    assert "split: done in " in (tmp_path / "run.log").read_text()
+    code, _, err = call("discover", *asked, tmp_path / "run.log", "--device", "warp")
+    assert code == 2 and err.count("\n") == 1
+    code, _, err = call("discover", *asked, tmp_path / "out" / "images" / "run.log")
+    assert code == 2 and "lies in the folder of the run" in err
