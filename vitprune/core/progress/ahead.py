@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 TRUST = 5.0  # seconds that the estimate is believed for, whatever is measured
+LATE = 0.1  # of its time so far, that a stage past its estimate is expected to take at least
 FURTHEST = 20.0  # how far what is measured may move the estimate, up or down
 
 
@@ -52,5 +53,6 @@ class Ahead:
             if self.ended.get(name, 0) >= self.times.get(name, 1):
                 continue
             rest = seconds * factor - self.spent.get(name, 0.0)
-            total += max(rest - running, own) if name == stage else max(rest, 0.0)
+            late = LATE * running if running > rest else 0.0
+            total += max(rest - running, own, late) if name == stage else max(rest, 0.0)
         return total if stage in self.seconds else total + own

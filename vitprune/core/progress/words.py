@@ -22,7 +22,7 @@ def rate(done: int, seconds: float) -> str:
     each = max(seconds, 1e-9) / done
     if each < 1:
         return f"{1 / each:.0f}/s" if each <= 0.1 else f"{1 / each:.1f}/s"
-    return f"{each:.1f} s/item" if each < 100 else f"{clock(each)}/item"
+    return f"{each:.1f} s/item" if each < 10 else f"{each:.0f} s/item"
 
 
 def bar(width: int, label: str, done: int, total: int, seconds: float, plain: bool = False) -> str:
