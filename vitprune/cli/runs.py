@@ -72,6 +72,7 @@ def compare(file: File, crew: Crew, told: Told, allowed: Allowed, force: Force =
         part, crew.device, reporter, workers, lambda run: estimate.of_compare(run, spec, force),
         allowed.max_hours, allowed.yes, asking(reporter),
     )  # fmt: skip
+    reporter.repeats(len(spec.seeds))
     record = comparison.compare(loaded, device=crew.device, force=force, reporter=reporter, workers=workers)
     folder = loaded.out / loaded.name
     if told.as_json:

@@ -91,15 +91,15 @@ class Reporter:
             if self._log is not None:
                 self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def track(self, items: Iterable[T], label: str, total: int, step: int = 1) -> Iterator[T]:
-        """Pass the items through, `step` units of `total` each."""
+    def track(self, items: Iterable[T], label: str, total: int, step: int = 1, stage: str = "") -> Iterator[T]:
+        """Pass the items through, `step` units of `total` each; `stage`: the stage of the run that they are all of."""
         if self.quiet and self._log is None:
             yield from items
             return
         work, last = _Work(label, total), time.monotonic()
         self._works.append(work)
         try:
-            with self._shown():
+            with self._shown(), self.stage(stage) if stage else contextlib.nullcontext():
                 for n, item in enumerate(items, 1):
                     yield item
                     work.done = min(n * step, total)
@@ -115,6 +115,11 @@ class Reporter:
     def expect(self, seconds: Mapping[str, float], times: Mapping[str, int] | None = None) -> None:
         """What the stages of the run are estimated to take, in order, for its ETA; `times`: how often each is done."""
         self.ahead = Ahead(dict(seconds), dict(times or {}))
+
+    def repeats(self, times: int) -> None:
+        """Every stage that is expected is done so often, as for the seeds of a comparison."""
+        if self.ahead is not None:
+            self.ahead.times = dict.fromkeys(self.ahead.seconds, times)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
