@@ -61,6 +61,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
     def run(*args: str | Path) -> Answer:
         capfd.readouterr()
+        monkeypatch.setattr("vitprune.core.progress.reporter.FIRST", 600.0)  # on a busy machine a mistake is late
         monkeypatch.setattr(sys, "argv", ["vitprune", *map(str, args)])
         with pytest.raises(SystemExit) as caught:
             app.main()
@@ -359,7 +360,7 @@ def test_doctor(call: Call) -> None:
 
 
 def test_doctor_names_the_clash_and_its_cure(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitprune.cli.doctor._versions", lambda: {"onnxruntime": "1", "onnxruntime-gpu": "1"})
+    monkeypatch.setattr("vitprune.cli.around.doctor._versions", lambda: {"onnxruntime": "1", "onnxruntime-gpu": "1"})
     got = call("doctor")
     assert got.code == 1 and "PROBLEM: onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall" in got.out
 

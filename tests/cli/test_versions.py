@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vitprune.cli import doctor
+from vitprune.cli.around import doctor
 from vitprune.core.errors import UserError
 from vitprune.deploy import runtime
 from vitprune.deploy.onnx import exporting

@@ -19,6 +19,9 @@ OUTSIDE = {
     "onnxruntime": ("vitprune.deploy", "vitprune.cli"),
     "loky": ("vitprune.runs.engine",),
     "ray": ("vitprune.runs.engine.ray",),
+    "fastapi": ("vitprune.deploy.serve",),
+    "uvicorn": ("vitprune.deploy.serve",),
+    "mlflow": ("vitprune.runs.record.tracking",),
 }
 
 

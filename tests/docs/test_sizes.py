@@ -38,7 +38,7 @@ def test_hardly_a_function_is_longer_than_a_screen() -> None:
 
 def test_folders_can_be_taken_in_at_a_glance() -> None:
     for folder in {ROOT, *(path for path in ROOT.rglob("*") if path.is_dir())}:
-        entries = {entry.name for entry in folder.iterdir()} - {"__init__.py", "__pycache__"}
+        entries = {entry.name for entry in folder.iterdir()} - {"__init__.py", "__pycache__", "py.typed"}
         assert folder.name == "__pycache__" or len(entries) <= (16 if folder == ROOT else 12), (folder, sorted(entries))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -126,6 +127,22 @@ def recipe_dict(model: Path | str, images: Path, out: Path, **changed: Any) -> d
 def write_recipe(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def linear_onnx(path: Path, seed: int, about: dict[str, Any]) -> None:
+    """A linear classifier of grey images of 28 pixels a side, as an ONNX file with our metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weight = np.random.default_rng(seed).normal(size=(28 * 28, len(LABELS))).astype(np.float32) / 20
+    nodes = [
+        onnx.helper.make_node("Flatten", ["images"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    takes = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 1, 28, 28])
+    gives = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(LABELS)])
+    graph = onnx.helper.make_graph(nodes, "linear", [takes], [gives], [onnx.numpy_helper.from_array(weight, "weight")])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in about.items()})
+    onnx.save(made, path)
 
 
 def contents(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, bytes]:

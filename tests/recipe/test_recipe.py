@@ -116,6 +116,7 @@ def test_every_default() -> None:
             "shortcut": True,
         },
         "see": None,
+        "track": None,
         "out": Path("exported"),
     }
 

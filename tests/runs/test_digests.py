@@ -108,7 +108,7 @@ ELSEWHERE = {
     "version", "name", "out", "data.source", "data.probe", "data.test", "data.workers", "criterion.among",
     "criterion.reference", "clusters", "compare", "paper", "whole.macs", "whole.params", "whole.latency", "whole.size_mb",
     "whole.loss_points", "prune", "attention_dims", "export.budget", "see", "data.attributes", "data.masks", "engine",
-    "workers", "address",
+    "workers", "address", "track",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -10,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli import files, lists, planning, runs, seeing
+from vitprune.cli import files, planning, runs, seeing
+from vitprune.cli.around import completion, handing, lists
 from vitprune.core.errors import UserError, one_line
+from vitprune.core.progress.reporter import to_logs
 from vitprune.runs.engine import threads
 
 TERMINATED = 128 + signal.SIGTERM
@@ -19,6 +22,7 @@ STOPPED = "vitprune: stopped; the same command continues where it was"
 VERBS = (
     runs.run, planning.plan, runs.discover, runs.prune, runs.evaluate, runs.export, seeing.see, runs.compare,
     files.predict, files.report, files.check, runs.paper, files.bench, lists.criteria, lists.models, lists.doctor,
+    completion.completion, handing.push, handing.serve, handing.triton,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -56,9 +60,11 @@ def main() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's; the decoder has its own
+    if completion.ASKED in os.environ:
+        completion.known()
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
+        app(prog_name="vitprune")
     except SystemExit as end:
         if end.code in (130, TERMINATED):
             _fail(STOPPED, int(end.code), False)
@@ -100,6 +106,7 @@ def _fail(line: str, code: int, trace: bool) -> None:
         import traceback
 
         traceback.print_exc()
+    to_logs(line)
     print(line, file=sys.stderr)
     sys.exit(code)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import Address, AsJson, CostOnly, Device, Engine, Force, Out, RecipeArg, Workers
+from vitprune.cli.given.groups import Crew, Source, Told
+from vitprune.cli.given.spread import spread
+from vitprune.cli.options import CostOnly, Force
 from vitprune.cli.runs import opened
 from vitprune.core.reading import Json
 
@@ -13,26 +15,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def plan(
-    recipe: RecipeArg,
-    out: Out = None,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    workers: Workers = None,
-    engine: Engine = None,
-    address: Address = None,
-    cost: CostOnly = False,
-) -> None:
+@spread
+def plan(source: Source, crew: Crew, told: Told, force: Force = False, cost: CostOnly = False) -> None:
     """What a run would keep of every block and lose by it, how large the model would be, and what the run would cost."""
-    loaded, reporter = opened(recipe, out)
+    loaded, reporter = opened(source, told)
     reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
     from vitprune.runs.engine import opening
     from vitprune.runs.results import planning
 
-    crew = opening.Crew(workers, engine, address)
-    made = planning.outlook(loaded, device=device, force=force, reporter=reporter, workers=crew, curves=not cost)
-    if as_json:
+    workers = opening.Crew(crew.workers, crew.engine, crew.address)
+    made = planning.outlook(
+        loaded, device=crew.device, force=force, reporter=reporter, workers=workers, curves=not cost
+    )
+    if told.as_json:
         print(json.dumps(made, indent=1))
     else:
         show(made)

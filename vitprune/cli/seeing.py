@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import Address, AsJson, Device, Engine, Force, MaxHours, Out, Workers, Yes
+from vitprune.cli.given.groups import Allowed, Crew, File, Source, Told
+from vitprune.cli.given.spread import spread
+from vitprune.cli.options import Force
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
 
 if TYPE_CHECKING:
+    from vitprune.core.progress import Reporter
     from vitprune.recipe.recipe import Recipe
     from vitprune.runs.state.run import Run
 
-Source = Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="a recipe, or the folder of a run (exported/NAME)")]
 Parts = Annotated[
     str | None, typer.Option("--parts", help="in place of the recipe's see.parts: exemplars,alignment,drift")
 ]
@@ -28,36 +30,31 @@ Shown = Annotated[
 ]
 
 
+@spread
 def see(
     source: Source,
+    crew: Crew,
+    told: Told,
+    allowed: Allowed,
     parts: Parts = None,
     unit: Unit = None,
     of_class: Class = None,
     kept: Shown = None,
     removed: Shown = None,
-    out: Out = None,
-    device: Device = "auto",
     force: Force = False,
-    as_json: AsJson = False,
-    workers: Workers = None,
-    engine: Engine = None,
-    address: Address = None,
-    max_hours: MaxHours = None,
-    yes: Yes = False,
 ) -> None:
     """What was removed: the images that move each unit, what it writes and fires for, what the repair changed."""
-    from vitprune.cli.runs import asking, carried_out, unwanted
-    from vitprune.core.progress import Reporter
+    from vitprune.cli.runs import asking, carried_out, command_of
     from vitprune.runs import pipeline
     from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
     from vitprune.runs.seeing.shown import require_unit
 
     named = {"--parts": parts, "--unit": unit, "--class": of_class, "--kept": kept, "--removed": removed}
-    others = {flag: value is not None for flag, value in named.items()} | unwanted(workers, engine, max_hours)
-    if carried_out("see", source, out, device, force, as_json, others):
+    others = {flag: value is not None for flag, value in named.items()}
+    if carried_out("see", source, crew, told, allowed, force, others):
         return
-    recipe, command = _recipe(source, out)
+    recipe, reporter = _recipe(source, told)
     recipe = _asked(recipe, parts, kept, removed)
     units = [_address(text) for text in unit or []]
     for folder in _folders(recipe):
@@ -66,34 +63,32 @@ def see(
     def before(run: Run) -> None:
         for block, number in units:
             require_unit([site.size for site in run.sites], block, number)
-        telling.tell(run, lambda: estimate.of_run(run, "run", force), max_hours, yes, asking())
+        telling.tell(run, lambda: estimate.of_run(run, "run", force), allowed.max_hours, allowed.yes, asking(reporter))
 
     pipeline.run(
-        recipe, "run", device=device, force=force, reporter=Reporter(), command=command,
-        workers=opening.Crew(workers, engine, address), before=before,
+        recipe, "run", device=crew.device, force=force, reporter=reporter, command=command_of("see", source, "auto"),
+        workers=opening.Crew(crew.workers, crew.engine, crew.address), before=before,
     )  # fmt: skip
     for folder in _folders(recipe):
-        _print(folder, units, of_class, as_json)
+        _print(folder, units, of_class, told.as_json)
 
 
-def _recipe(source: str, out: Path | None) -> tuple[Recipe, str]:
-    """The recipe, of a file or as a run left it in its folder, where it stays; and the command for the record."""
+def _recipe(source: Source, told: Told) -> tuple[Recipe, Reporter]:
+    """The recipe, of a file, of flags, or as a run left it in its folder, where it stays; and where progress goes."""
     from vitprune.cli.runs import opened
-    from vitprune.core import places
     from vitprune.recipe.recipe import Origin
 
-    command = f"vitprune see {places.place(source)}"
-    folder = Path(source)
-    if not folder.is_dir():
-        return opened(source, out)[0], command
+    folder = None if source.recipe is None else Path(source.recipe)
+    if folder is None or not folder.is_dir():
+        return opened(source, told)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: has no recipe.yaml; give a recipe, or the folder of a run")
-    if out is not None:
+    if source.out is not None:
         raise UserError("--out: a run stays in its folder; --out goes with a recipe")
-    loaded = opened(str(folder / "recipe.yaml"), None)[0]
+    loaded, reporter = opened(File(str(folder / "recipe.yaml")), told)
     made = loaded.model_copy(update={"out": folder.resolve().parent, "name": folder.resolve().name})
     made._origin = Origin(folder / "recipe.yaml")
-    return made, command
+    return made, reporter
 
 
 def _asked(recipe: Recipe, parts: str | None, kept: int | None, removed: int | None) -> Recipe:

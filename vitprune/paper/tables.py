@@ -74,7 +74,9 @@ def run(
             "command": command,
         }
         record |= {"machine": machine(run.device) | {"torch": torch.__version__}, "seed": recipe.split.seed}
-        record |= of_table.make(run, spec) | {"notes": run.split_record.get("notes", [])}
+        with run.reporter.stage("table"):
+            record |= of_table.make(run, spec)
+        record |= {"notes": run.split_record.get("notes", [])}
         record |= {"seconds": round(time.monotonic() - started, 1)}
         as_told = told.recipe(recipe, recipe.out / recipe.name)
         record |= {"settings": recipe.criterion.model_dump(mode="json"), "recipe_yaml": dump(as_told)}

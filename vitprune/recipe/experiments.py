@@ -1,13 +1,15 @@
-"""The sections `paper_protocol`, `compare` and `paper`."""
+"""The sections `paper_protocol`, `compare`, `paper` and `track`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
     StrictFloat,
     StrictInt,
+    field_validator,
     model_validator,
 )
 
@@ -129,3 +131,24 @@ class Paper(Part):
     def rules(self) -> list[Literal["image", "frequency", "mode-per-rank"]]:
         """`units` with its default spelled out."""
         return self.units or (["image"] if self.table == "table-1" else ["frequency"])
+
+
+class Track(Part):
+    """Where a finished run is also told, beside its report: figures, settings, and the report's files."""
+
+    mlflow: str | None = Field(
+        None,
+        min_length=1,
+        description="a tracking server's address, a sqlite:/// file, a folder; `default`: MLflow's own",
+    )
+    experiment: str = Field("vitprune", min_length=1, description="MLflow's name for runs that belong together")
+    tensorboard: Path | None = Field(None, description="folder of event files, one folder for each run below it")
+
+    @field_validator("mlflow")
+    @classmethod
+    def no_password(cls, given: str | None) -> str | None:
+        if given is not None and "@" in given.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "holds a name or password; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are for that"
+            )
+        return given

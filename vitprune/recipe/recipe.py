@@ -26,7 +26,7 @@ from vitprune.criteria.catalog import covers_attention, whole_criteria
 from vitprune.pruning.repair.names import Recovery
 from vitprune.recipe import exports
 from vitprune.recipe.criterion import Criterion, CriterionName
-from vitprune.recipe.experiments import Compare, Paper, PaperProtocol
+from vitprune.recipe.experiments import Compare, Paper, PaperProtocol, Track
 from vitprune.recipe.exports import Export, sized_by_files
 from vitprune.recipe.inputs import Data, Model, SplitSpec
 from vitprune.recipe.parts import NAME, OURS, PAGES, RESERVED, TAKEN, Keep, Part, Whole, on_any_disk
@@ -141,6 +141,7 @@ class Recipe(Part):
         min_length=1,
         description="of the Ray cluster, unless `--address` says it; without it a local one",
     )
+    track: Track | None = Field(None, description="where a finished run is also told: MLflow, TensorBoard")
     out: Path = Field(Path("exported"), description="folder of the results of all runs; `--out` goes before it")
     _origin: Origin = PrivateAttr(default_factory=lambda: Origin())
 
@@ -411,7 +412,7 @@ class Recipe(Part):
             idle = {"whole", "attention_dims"}
             idle |= {"budget"} if self.allocation != "budgeted" and self.budget == "flops" else set()
             idle |= {"prune"} if self.prune is None else set()
-        idle |= {"see"} if self.see is None else set()
+        idle |= {name for name in ("see", "track") if getattr(self, name) is None}
         return {"budget" if name == "whole" else name: part for name, part in made.items() if name not in idle}
 
     @property

@@ -204,7 +204,7 @@ def _examined(
     for position, cell in enumerate(known):
         if cell:
             Parts(folder, job).write(position, packed(cell))
-    found = run.reporter.track(run.executor.run(job, folder), label, len(jobs))
+    found = run.reporter.track(run.executor.run(job, folder), label, len(jobs), stage="cells")
     for contender, was, columns in zip(jobs, known, found, strict=True):
         cell = unpacked(columns)
         if was is None:

@@ -16,7 +16,7 @@ from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
-from vitprune.runs.record import frontier, matrices, record
+from vitprune.runs.record import frontier, matrices, record, tracking
 from vitprune.runs.results import loss_search
 from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
@@ -50,6 +50,7 @@ def run(
     """
     reporter = reporter or Reporter(quiet=True)
     worker.one_process()
+    tracking.require(recipe)
     with Run.open(recipe, device, reporter, workers) as run, memory.refused(verb, run.device):
         if before is not None:
             before(run)
@@ -62,6 +63,7 @@ def run(
         made = record.build(run, done, command)
         if verb == "run":
             record.write(made | matrices.write(run, made), run.folder.root)
+            tracking.track(run, made)
         return made
 
 
@@ -83,6 +85,7 @@ def _frontier(
         made = frontier.complete(run, record.build(inner, through, command))
         if verb == "run":
             record.write(made, inner.folder.root)
+            tracking.track(inner, made)
         found.append(made)
     frontier.to_root(run, [stage.name for stage in stages])
     made = frontier.merged(run.recipe, record.build(run, done, command), found)
@@ -104,7 +107,8 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
         if stage.name == "discover" and run.recipe.clusters:
             run.recipe = grouping.resolve(run, force)
         if stage.name == "discover" and run.recipe.criterion.name == "auto":
-            run.recipe, run.choice = choose.choose(run, force)
+            with run.reporter.stage("choose"):
+                run.recipe, run.choice = choose.choose(run, force)
             run.reporter.say(grid.sentence(run.choice))
         if stage.name == "prune" and "prune" in UP_TO[verb]:
             loss_search.search(run, force)
@@ -125,6 +129,7 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
     folder = run.folder
     if not force and folder.is_current(stage.name, inputs):
         run.reporter.say(f"{stage.name}: unchanged, skipped")
+        run.reporter.skipped(stage.name)
         known = folder.record(stage.name) or {}
         cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
         return {"name": stage.name, **cost, "skipped": True}
@@ -135,7 +140,8 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
     before = folder.files_of(stage.name)
     folder.begin(stage.name)
     started = time.monotonic()
-    with memory.peak(run.device) as highest, memory.refused(stage.name, run.device):
+    reported = run.reporter.stage(stage.name)
+    with memory.peak(run.device) as highest, memory.refused(stage.name, run.device), reported:
         made = stage.work(run)
     folder.remove(before - set(made))
     peak = None if highest[0] is None else round(highest[0], 1)

@@ -13,9 +13,11 @@ from vitprune.core.progress import Reporter
 VERBS = ("see", "run")
 
 
-def carry_out(verb: str, source: Path, out: Path | None, device: str, force: bool, as_json: bool) -> None:
+def carry_out(
+    verb: str, source: Path, out: Path | None, device: str, force: bool, as_json: bool, reporter: Reporter
+) -> None:
     """Print what the verb finds; files go to the recipe's folder."""
-    road = Road(recipes.load(source, out), device, force, Reporter())
+    road = Road(recipes.load(source, out), device, force, reporter)
     if verb == "see":
         found = road.see()
         print(json.dumps(found, indent=1) if as_json else "\n".join(tables.lines_of_types(found)))

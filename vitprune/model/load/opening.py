@@ -62,8 +62,10 @@ def _head(loaded: Loaded, spec: ModelSpec) -> None:
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its slim FFNs and attention included."""
-    return _ready(_open_folder(Path(folder)).model).to(device)
+    """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its slim FFNs and attention included; the
+    folder may be the Hub's, `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION`, of which the two files are fetched."""
+    given = str(folder)
+    return _ready(_open_folder(fetched(given) if given.startswith("hf-hub:") else Path(folder)).model).to(device)
 
 
 def _ready(model: nn.Module) -> nn.Module:
@@ -123,13 +125,18 @@ def _fetched(spec: ModelSpec) -> Path:
     """The folder of a Hugging Face hub id, config.json and model.safetensors alone, fetched into the hub's own cache."""
     if not spec.pretrained or spec.checkpoint is not None or spec.args:
         raise UserError(f"model `{spec.name[:80]}`: is fetched with its weights; give pretrained: true and no more")
-    repository, _, revision = spec.name.removeprefix("hf-hub:").partition("@")
+    return fetched(spec.name)
+
+
+def fetched(name: str) -> Path:
+    """The folder of `hf-hub:ID` or `hf-hub:ID@REVISION` in the Hub's own cache, fetched where it is not there."""
+    repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         files = ["config.json", "model.safetensors"]
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except (OSError, ValueError) as error:  # the hub's own errors are both
         raise UserError(
-            f"model `{spec.name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
+            f"model `{name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
         ) from error
 
 

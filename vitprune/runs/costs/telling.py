@@ -12,6 +12,7 @@ from vitprune.runs.costs.estimate import Estimate
 from vitprune.runs.engine import threads
 from vitprune.runs.engine.opening import Workers
 from vitprune.runs.state.run import Run
+from vitprune.runs.state.workspace import SHARED
 
 HOURS = 12.0  # on a processor; a GPU's run is not asked about
 SHOWN = 0.05  # of the time: stages below it are not named in the line
@@ -23,6 +24,7 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
     cannot be made stops no run, but what no run can do is refused."""
     run.preflight()
     run.reporter.say(f"{run.recipe.name}, into {run.folder.root}; a few batches are timed")
+    run.reporter.phase = "timing a few batches"
     if run.device.type == "cpu" and (crowded := threads.crowded_here()):
         run.reporter.note(crowded)
     try:
@@ -31,7 +33,15 @@ def tell(run: Run, estimated: Callable[[], Estimate], most: float | None, sure: 
         run.reporter.say(f"cost: not estimated ({one_line(error)})")
         return
     run.reporter.say(line(found))
+    expect(run, found)
     hold(found, run, most, sure, ask)
+
+
+def expect(run: Run, found: Estimate) -> None:
+    """Nothing; the reporter knows what every stage that is left takes, and that each budget of a frontier has its own."""
+    left = {name: cost.seconds for name, cost in found.stages.items() if not cost.done}
+    budgets = max(1, len(run.recipe.frontier))
+    run.reporter.expect(left, {name: budgets for name in left if name not in (*SHARED, "choose", "report")})
 
 
 def ahead(

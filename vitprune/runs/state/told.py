@@ -31,7 +31,7 @@ def model_name(name: str, beside: Path | None = None) -> str:
 
 
 def recipe(given: Recipe, beside: Path | None = None) -> Recipe:
-    """The recipe for a file in the folder `beside`."""
+    """The recipe for a file in the folder `beside`; where its runs are tracked is nobody else's business."""
     model, data = given.model, given.data
     changed: dict[str, Any] = {"name": model_name(model.name, beside)}
     if model.checkpoint is not None:
@@ -47,6 +47,7 @@ def recipe(given: Recipe, beside: Path | None = None) -> Recipe:
             "data": _with(data, moved),
             "see": given.see and _seen(given.see, beside),
             "out": Path(place(given.out)),
+            "track": None,
         }
     )
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, RecipeArg
+from vitprune.cli.given.groups import Flags
+from vitprune.cli.given.spread import spread
+from vitprune.cli.options import AsJson, Out, RecipeArg
+from vitprune.core import places
+from vitprune.core.errors import UserError
 
 recipes = typer.Typer(no_args_is_help=True, help="Check a recipe, print its schema, or print one to start from.")
 
@@ -96,16 +101,38 @@ def recipe_schema() -> None:
 
 
 @recipes.command("new")
-def recipe_new() -> None:
-    """Print a commented recipe for one's own model and images."""
+@spread
+def recipe_new(
+    flags: Flags,
+    out: Out = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="write it there; a file that is there already stays as it is")
+    ] = None,
+) -> None:
+    """Print a recipe for one's own model and images: of the flags that `run` takes, or a commented one to fill in."""
+    from vitprune.cli.given import flags as asked
     from vitprune.recipe.parse import TEMPLATE
 
-    print(TEMPLATE, end="")
+    text = TEMPLATE
+    if flags.given or out is not None:
+        words = asked.words(flags) + (f" --out {places.place(out)}" if out is not None else "")
+        text = asked.text(flags, out, f"vitprune recipe new {words}")
+    if file is None:
+        print(text, end="")
+        return
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError as error:
+        raise UserError(f"--file {file}: is there already; choose another name or remove it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--file {file}: cannot be written ({error})") from error
+    print(f"Written: {file}; check it: vitprune recipe check {file}")
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, providers, and what clashes."""
-    from vitprune.cli.doctor import examine, text
+    from vitprune.cli.around.doctor import examine, text
 
     found = examine()
     print(json.dumps(found, indent=1) if as_json else text(found))

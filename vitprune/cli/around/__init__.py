@@ -1,0 +1,1 @@
+"""The verbs around a run: lists, what is installed, completion, handing a result on."""
