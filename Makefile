@@ -13,8 +13,8 @@ demo: $(VENV)/.installed
 test: lint-check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal -m "not slow"
 
-# The slow ones too: twice as long and more.
-test-all: lint-check
+# The slow ones too, against the real tools around: twice as long and more.
+test-all: lint-check $(VENV)/.installed-slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
 
 lint-check: $(VENV)/.installed-test
@@ -76,6 +76,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,test]'
 	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-slow: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,slow]'
+	touch $@
 
 $(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu,docs]'
