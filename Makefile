@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed
 	$(BIN)/vitprune run recipes/demo.yaml
+	$(BIN)/vitprune run recipes/demo-whole.yaml
+	$(BIN)/vitprune report exported/demo exported/demo-whole
 
 # Every promise by its quick tests; those marked slow say the same at more cases.
 test: lint-check
