@@ -200,7 +200,7 @@ MUTANTS = (
     Mutant("the change of a row is tested against itself", "runs/results/row.py", "only = int((mine & ~others).sum())",
            "only = int((mine & ~mine).sum())",
            ("test_report_parts.py::test_the_significance_of_a_row_is_that_of_its_images",)),
-    Mutant("images that changed are not the first", "runs/stages/examples.py", "np.lexsort((-loss, ~flipped))",
+    Mutant("images that changed are not the first", "runs/stages/exams/examples.py", "np.lexsort((-loss, ~flipped))",
            "np.lexsort((-loss, flipped))",
            ("test_report_parts.py::test_the_worst_lost_most_and_nobody_who_gained_is_among_them",)),
     Mutant("so many images are said to show any loss", "exam/paired.py", "share = max(differing / n, loss)", "share = loss * loss",

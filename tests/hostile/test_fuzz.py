@@ -97,7 +97,7 @@ WRONG: dict[Callable[[], None], str] = {
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None], out: Path | None) -> str | None:
     (tmp_path / "case").mkdir()
     monkeypatch.chdir(tmp_path / "case")
-    monkeypatch.setattr(app, "app", work)
+    monkeypatch.setattr(app, "app", lambda **_: work())
     monkeypatch.setattr(fuzz, "HANG", 0.3)
     case = Case([], out)
     return fuzz.fault(case, *fuzz.call(case))

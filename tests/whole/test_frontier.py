@@ -217,10 +217,10 @@ def test_the_page_shows_every_budget_and_marks_the_headline(both: tuple[Path, Ma
     own = next(section for section in page.sections if section.key == "frontier")
     models = next(block for block in own.blocks if isinstance(block, Table))
     assert [row.cells[0].text for row in models.rows] == ["macs 0.7", "macs 0.5"]
-    assert [block.caption.split(",")[0] for block in own.blocks if isinstance(block, Figure)] == [
-        "Top-1 against the multiply-adds that are left",
-        "Top-1 against the latency that is left in ONNX Runtime",
-    ]
+    first = page.sections[0]  # the verdict, which has the chart that most people look for
+    drawn = [[block.caption.split(",")[0] for block in one.blocks if isinstance(block, Figure)] for one in (own, first)]
+    assert drawn[0] == ["Top-1 against the multiply-adds that are left"]
+    assert "Top-1 against the latency that is left in ONNX Runtime" in str(first.blocks)
     rows = next(block for s in page.sections if s.key == "comparison" for block in s.blocks if isinstance(block, Table))
     budget = [rows.title(i) for i in range(len(rows.columns))].index("Budget")
     assert [row.cells[budget].text for row in rows.rows if row.tag == "exported"] == ["macs 0.5"]

@@ -289,7 +289,7 @@ def test_every_class_set_has_a_search_of_its_own_on_its_own_images(
         targets = run.classes.sets()[one["group"]]
         inner = loss_search.inside(run, one["group"], 0.5, 0)
         assert set(run.images.labels[inner.split.test]) == set(targets)
-        dense = loss_search._part(run, one["group"], 1.0, [1.0, 0])["hits"]
+        dense = loss_search._part(run, one["group"], [1.0, 0])["hits"]
         x, labels = next(run.images.batches(inner.split.test, 99))
         own = run.loaded.model(x)[:, targets].argmax(1)
         assert dense.tolist() == (torch.tensor(targets)[own] == labels).tolist()

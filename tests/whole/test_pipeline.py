@@ -691,8 +691,8 @@ def test_two_images_a_class_are_enough_and_parity_is_still_at_seven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = set()
-    predict = runtime.predict
-    monkeypatch.setattr(runtime, "predict", lambda made, x: (sizes.add(len(x)), predict(made, x))[1])
+    outputs = runtime.outputs
+    monkeypatch.setattr(runtime, "outputs", lambda made, x: (sizes.add(len(x)), outputs(made, x))[1])
     content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 2), tmp_path / "out")
     content |= {"export": {"onnx": True, "latency_batches": [1]}, "keep": 1.0}
     made = Bench(content, tmp_path / "out").run()

@@ -52,8 +52,7 @@ def adopt(made: Opened, former: Opened) -> None:
     if mine.data == theirs.data:
         names += OF_DATA
         images = former.__dict__.get("images")
-        root = made.folder.above or made.folder.root
-        if images is not None and images.folder is not None and root.is_relative_to(images.folder):
+        if images is not None and images.folder is not None and made.folder.images.is_relative_to(images.folder):
             names += ("images", "processes")
     made.__dict__.update({name: former.__dict__[name] for name in names if name in former.__dict__})
     if "processes" in names:

@@ -146,8 +146,9 @@ class Run:
         that record is in the folder, and the model is the recipe's or lies in the folder `slim`, so that its jobs may go to
         this run's workers."""
         inner = replace(
-            self, recipe=recipe, folder=Workspace(folder), shared=shared and self.shared, slim=slim or self.slim
-        )
+            self, recipe=recipe, folder=Workspace(folder, around=self.folder.images),
+            shared=shared and self.shared, slim=slim or self.slim,
+        )  # fmt: skip
         if inner.shared:
             inner.__dict__["executor"] = self.executor
         same = {name: getattr(self, name) for name in ("source", "images", "data_digest")}
@@ -229,7 +230,7 @@ class Run:
         channels = families.input_shape(loaded.model)[0]
         return Images(
             self.source, loaded.transform(), channels, outputs, self.processes, self.device,
-            self.folder.above or self.folder.root, self.workers > 1, self.reporter.note,
+            self.folder.images, self.workers > 1, self.reporter.note,
         )  # fmt: skip
 
     @cached_property

@@ -30,10 +30,17 @@ SHARED = ("split", "discover", "moments", "latency")  # what the budgets of a fr
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folder exported/<name> of one run. `above`: that of the frontier it is a budget of."""
+    """The folder exported/<name> of one run. `above`: that of the frontier it is a budget of. `around`: that of the run it
+    is inside of, which outlives it."""
 
     root: Path
     above: Path | None = None
+    around: Path | None = None
+
+    @property
+    def images(self) -> Path:
+        """Where decoded images are kept: a worker has them beyond a run that is inside another."""
+        return self.around or self.above or self.root
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps what later stages read."""
