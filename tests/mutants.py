@@ -490,6 +490,8 @@ MUTANTS = (
     Mutant("a link in the output folder is followed", "runs/state/workspace.py", "flags | os.O_NOFOLLOW", "flags",
            ("test_mishaps.py::test_results_do_not_follow_a_link_out_of_the_folder",)),
     # ---- slim attention
+    Mutant("heads that were cut are not remembered", "model/sites/attention.py", "found.append(getattr(attn, WHOLE, heads if is_whole else 0))",
+           "found.append(heads if is_whole else 0)", ("test_backbone.py::test_a_model_whose_attention_was_cut_everywhere_is_saved_without_being_told",)),
     Mutant("heads and dimensions are not written", "model/load/saving.py", "(slim := attention.slim(model))", "(slim := {})",
            ("test_slim_attention.py::test_slim_attention_comes_back_to_equal_outputs",)),
     Mutant("heads may be more than the architecture's", "model/load/folders.py", "if heads > site.heads or dim > site.dim or queries > most:",
