@@ -19,6 +19,7 @@ from vitprune.images.sources.opening import open_path
 from vitprune.model import families
 from vitprune.model.inside import backbone
 from vitprune.model.load import opening
+from vitprune.model.sites import attention
 from vitprune.model.tokens import tokens_read
 from vitprune.recipe import check
 from vitprune.recipe.inputs import Model
@@ -111,6 +112,40 @@ def test_the_library_compresses_features() -> None:
     assert "needs a classifier" in line(lambda: vitprune.discover(model, x, criterion="jas"))
     assert "classes" in line(lambda: vitprune.prune(model, scores, budget={"macs": 0.7}, images=x, classes=[0]))
     assert "is a classifier" in line(lambda: vitprune.compress(tiny_model(), x, features="tokens"))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_small_patch14_reg4_dinov2", {"reg_tokens": 2}),
+        ("eva02_tiny_patch14_224", {}),
+    ],
+)
+def test_a_model_whose_attention_was_cut_everywhere_is_saved_without_being_told(
+    name: str, more: dict[str, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes = PLAIN | {"embed_dim": 32, "num_classes": 0} | more
+    model = timm.create_model(name, **sizes).eval()
+    slim = copy.deepcopy(model)
+    for site in attention.attention_sites(slim):
+        attention.resize(slim, site, 1, 8)
+    for weight in slim.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    assert attention.whole_heads(model) == attention.whole_heads(slim) == 2
+    again = vitprune.load(f"local-dir:{vitprune.save(slim, tmp_path / 'slim')}")
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again(x), slim(x)) and attention.whole_heads(again) == 2
+
+
+def test_features_that_are_refused_leave_the_model_as_it_was() -> None:
+    model = tiny_model(outputs=0, global_pool="")
+    before = set(vars(model))
+    for _ in range(2):
+        assert "global_pool" in line(lambda: backbone.read(model, "pooled"))
+        assert set(vars(model)) == before and families.reads(model) == "tokens"
 
 
 def test_a_flat_folder_is_one_class_where_no_labels_are_needed(tmp_path: Path) -> None:

@@ -77,6 +77,16 @@ def ours(folder: Path, prepared: Any = None) -> tuple[Any, Any]:
     return model.eval(), made
 
 
+def test_the_library_opens_a_tower_by_its_name_in_recipes(tmp_path):
+    written(tmp_path / "hf", "dinov2")
+    net, made = ours(tmp_path / "hf")
+    images = torch.randn(2, 3, made.side, made.side)
+    with torch.no_grad():
+        assert torch.equal(vitprune.load(f"transformers:{tmp_path / 'hf'}")(images), net(images))
+    with pytest.raises(UserError, match="give the folder as transformers:"):
+        vitprune.load(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tower_gives_the_features_that_transformers_gives(tmp_path, kind):
     """And goes back to a folder that transformers opens to the same features, the same bytes each time."""

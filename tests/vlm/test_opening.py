@@ -181,7 +181,7 @@ def test_pairs_that_the_model_cannot_read(tmp_path: Path) -> None:
     path = pairs(tmp_path, 2)
     for prompt, text, said in (
         ("what is it", "a boot", "no place for the image"),
-        ("<image> <image>", "a boot", "no place for the image"),
+        ("<image> <image>", "a boot", "2 places for one image"),
         ("<image>", "boot " * 200, "reads at most 128"),
     ):
         with pytest.raises(UserError, match=said):

@@ -162,6 +162,15 @@ def test_no_pair_of_one_image_on_both_sides(place: Path, tmp_path: Path) -> None
     assert not {p.image for p in probe} & {p.image for p in exam}
 
 
+def test_the_verdict_has_as_many_digits_as_tell_two_numbers_apart() -> None:
+    rows = [
+        {"model": name, "nll": {"right": x}} for name, x in (("dense", 1.0), ("ours", 1.23451), ("random", 1.23454))
+    ]
+    assert "(1.23451 nats) is ahead of" in road.verdict(rows) and "(best 1.23454)" in road.verdict(rows)
+    rows[2]["nll"] = {"right": 1.2}
+    assert "(1.235 nats) does not beat" in road.verdict(rows) and "(best 1.200)" in road.verdict(rows)
+
+
 def test_the_logits_of_texts_are_those_of_the_whole() -> None:
     from vlms import FAMILIES, samples
 

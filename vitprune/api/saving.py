@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.models import eva
 from torch import nn
 
 from vitprune.core.errors import UserError, one_line
@@ -22,7 +23,7 @@ from vitprune.model.load.loaded import Loaded
 from vitprune.model.load.saving import ratio_for
 from vitprune.model.load.weights.towers import writing as towers
 from vitprune.model.load.weights.towers.opening import opened
-from vitprune.model.sites.attention import attention_sites
+from vitprune.model.sites.attention import whole_heads
 
 BATCH = 2
 
@@ -116,27 +117,22 @@ def _args(model: nn.Module, name: str) -> Json:
         patch: Any = model.patch_embed.patch_size
         found |= {"patch_size": patch[0] if patch[0] == patch[1] else list(patch)}
         found |= {"embed_dim": int(model.embed_dim), "depth": len(model.blocks)}  # type: ignore[arg-type]
-        heads = [site.heads for site in _attentions(model) if site.heads * site.dim == model.embed_dim]
-        found |= {"num_heads": max(heads)} if heads else {}
+        heads = whole_heads(model)
+        found |= {"num_heads": heads} if heads else {}
         found |= _of_tower(model)
     taken = inspect.signature(timm.model_entrypoint(name)).parameters
     return found if any(one.kind is one.VAR_KEYWORD for one in taken.values()) else {}
 
 
 def _of_tower(model: Any) -> Json:
-    """What an image tower has that its architecture's name does not say: its activation, its pooling's width."""
+    """What an image tower has that its architecture's name does not say: its activation, registers, its pooling's width."""
     act, pool = model.blocks[0].mlp.act if hasattr(model.blocks[0], "mlp") else None, getattr(model, "attn_pool", None)
     found: Json = {"act_layer": "gelu_tanh"} if type(act).__name__ == "GELUTanh" else {}
+    if getattr(model, "reg_token", None) is not None and not isinstance(model, eva.Eva):
+        found["reg_tokens"] = int(model.reg_token.shape[1])
     if pool is not None and getattr(pool, "mlp", None) is not None:
         found["mlp_ratio"] = ratio_for(int(model.embed_dim), int(pool.mlp.fc1.out_features))
     return found
-
-
-def _attentions(model: nn.Module) -> list[Any]:
-    try:
-        return list(attention_sites(model))
-    except UserError:
-        return []
 
 
 def _same(model: nn.Module, folder: Path, name: str) -> None:

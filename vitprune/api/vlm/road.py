@@ -255,7 +255,8 @@ def verdict(rows: Sequence[Json]) -> str:
     best = min(row["nll"]["right"] for row in rows[2:])
     own, name = rows[1]["nll"]["right"], rows[1]["model"]
     way = "is ahead of" if own < best else "does not beat"
-    return f"{name} ({own:.3f} nats) {way} random units at the same widths under the same repair (best {best:.3f})"
+    d = next((d for d in range(3, 7) if f"{own:.{d}f}" != f"{best:.{d}f}"), 3)  # digits: as many as tell the two apart
+    return f"{name} ({own:.{d}f} nats) {way} random units at the same widths under the same repair (best {best:.{d}f})"
 
 
 def _write(path: Path, content: dict[str, Tensor]) -> None:

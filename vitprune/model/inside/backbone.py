@@ -124,8 +124,15 @@ def read(model: nn.Module, features: Reads | None) -> None:
             )
         return
     if features == "pooled":
+        before = vars(model).get(READ)
         setattr(model, READ, features)
-        families.token_layout(model)
+        try:
+            families.token_layout(model)
+        except UserError:
+            setattr(model, READ, before)
+            if before is None:
+                delattr(model, READ)
+            raise
     elif hasattr(model, READ):
         delattr(model, READ)
 

@@ -59,6 +59,8 @@ def checked(record: Any, path: Path) -> tuple[str, dict[str, Any], Sizes]:
     if not isinstance(record, dict) or not isinstance(record.get("pretrained_cfg", {}), dict):
         raise UserError(f"{path}: not a timm configuration")
     architecture, args = record.get("architecture"), record.get("model_args") or {}
+    if architecture is None and (record.get("architectures") or record.get("model_type")):
+        raise UserError(f"{path}: is transformers', not timm's; give the folder as transformers:{path.parent}")
     if not isinstance(architecture, str) or not build.known(architecture):
         raise UserError(f"{path}: architecture {str(architecture)[:60]!r} is not a timm model")
     if not isinstance(args, dict) or FORBIDDEN_ARGS & args.keys():

@@ -63,9 +63,17 @@ def _head(loaded: Loaded, spec: ModelSpec) -> None:
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """A timm model from a folder that vitprune (or timm) wrote, in eval mode, its slim FFNs and attention included; the
-    folder may be the Hub's, `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION`, of which the two files are fetched."""
+    folder may be the Hub's, `hf-hub:OWNER/NAME` or `hf-hub:OWNER/NAME@REVISION`, of which the two files are fetched.
+    `local-dir:FOLDER` and `transformers:FOLDER` are what they are in a recipe."""
     given = str(folder)
-    return _ready(_open_folder(fetched(given) if given.startswith("hf-hub:") else Path(folder)).model).to(device)
+    if given.startswith("transformers:"):
+        loaded = _open_transformers(Path(given.partition(":")[2]), None)
+        ffn_sites(loaded.model)
+    elif given.startswith("hf-hub:"):
+        loaded = _open_folder(fetched(given))
+    else:
+        loaded = _open_folder(Path(given.removeprefix("local-dir:")))
+    return _ready(loaded.model).to(device)
 
 
 def _ready(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from vitprune.model.sites import attention_layers as layers
 from vitprune.model.sites.ffn import bias_of, linear
 from vitprune.model.sites.own_attention import OwnAttention, rows_of
 
+WHOLE = "heads_before"  # an attribute of an attention that became smaller: how many heads it was built with
 SMALL = 32  # dimensions of a head up to which they go by fours, and by eights beyond
 
 
@@ -226,7 +227,19 @@ def resize(model: nn.Module, site: AttentionSite, heads: int, dim: int, queries:
 
 def _replace(model: nn.Module, site: AttentionSite, made: nn.Module) -> None:
     parent, _, name = site.path.rpartition(".")
+    setattr(made, WHOLE, getattr(model.get_submodule(site.path), WHOLE, site.heads))
     setattr(model.get_submodule(parent), name, made)
+
+
+def whole_heads(model: nn.Module) -> int | None:
+    """How many heads the architecture gives every attention, whatever was cut; None where nothing says it."""
+    blocks: Any = model.blocks if isinstance(model, families.PLAIN) else ()
+    found: list[int] = []
+    for attn in (attn for i, block in enumerate(blocks) for attn in (layers.inside(i, block) or {}).values()):
+        heads, _, dim = layers.shape(attn) if isinstance(attn, layers.KINDS) else (0, 0, 0)
+        is_whole = heads > 0 and heads * dim == model.embed_dim
+        found.append(getattr(attn, WHOLE, heads if is_whole else 0))
+    return max(found, default=0) or None
 
 
 @torch.no_grad()
@@ -242,6 +255,7 @@ def put(
         if layer.bias is not None:
             layer.bias = nn.Parameter(bias.to(old), requires_grad=old.requires_grad)
         layer.out_features, layer.in_features = weight.shape
+    setattr(attn, WHOLE, getattr(attn, WHOLE, site.heads))
     attn.num_heads, attn.head_dim, attn.attn_dim, attn.scale = heads, dim, heads * dim, dim**-0.5
 
 

@@ -51,8 +51,9 @@ class Preparer:
     def sample(self, pair: Pair, image: Path | None = None) -> Sample:
         """The pair, with its own image or another. Raises UserError naming the pair's line."""
         prompt = (self.usual if pair.prompt is None else pair.prompt).replace(IMAGE, self.image_word)
-        if prompt.count(self.image_word) != 1:
-            raise UserError(f"{pair.where}: the prompt has no place for the image; write {IMAGE} once where it belongs")
+        if (count := prompt.count(self.image_word)) != 1:
+            has = f"{count} places for one image" if count else "no place for the image"
+            raise UserError(f"{pair.where}: the prompt has {has}; write {IMAGE} once where it belongs")
         try:
             made = self.processor(
                 images=[decode.read(image or pair.image).convert("RGB")], text=[prompt], return_tensors="pt"
