@@ -228,6 +228,8 @@ MUTANTS = (
     Mutant("an image that could not be read once never is", "runs/stages/split.py",
            'run.folder.clear(run.folder.stage_folder("split") / PARTS, set())', "pass",
            ("test_split_parts.py::test_an_image_that_can_be_read_another_time_is",)),
+    Mutant("wrong words of the command are a bug of ours", "cli/app.py", 'if not hasattr(error, "format_message"):', "if True:",
+           ("test_cli.py::test_wrong_words_are_one_line",)),
     Mutant("a bar is missed at its limit", "report/bars.py", "value >= self.limit if", "value > self.limit if",
            ("test_gate.py::test_a_bar_is_cleared_when_it_is_reached_and_missed_beyond",)),
     Mutant("a bar is held against an oracle's figure", "report/bars.py", 'if result.get("protocol") != "honest":', "if False:",

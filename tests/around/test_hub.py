@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from small import LABELS, tiny_model
 
 import vitprune
@@ -174,3 +175,15 @@ def test_no_folder_and_no_repository_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty" / "model.safetensors").write_bytes(b"\x80\x04.")  # a pickle under another name
     with pytest.raises(UserError, match="not a sound safetensors file"):
         hub.push(tmp_path / "empty", "hf-hub:me/slim")
+
+
+def test_a_hub_that_is_not_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+
+    def unreached(*_: object, **__: object) -> None:
+        raise hub.UNREACHED[0]("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreached)
+    with pytest.raises(UserError, match=r"the Hub is not reached .* mend the network"):
+        hub.push(tmp_path, "hf-hub:me/slim")

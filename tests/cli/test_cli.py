@@ -471,3 +471,24 @@ def test_a_timm_name_with_a_local_checkpoint(call: Call, tmp_path: Path, channel
     assert again.err.count("skipped") == 4
     slim = vitprune.load(tmp_path / "out" / "tiny")
     assert slim(torch.zeros(2, channels, 28, 28)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("frob",), "vitprune: No such command 'frob'; `vitprune --help` says what may be given"),
+        (("predict", "a", "b", "--top", "0"), "`vitprune predict --help` says"),
+        (("run", "--max-loss", "abc"), "`vitprune run --help` says"),
+        (("run", "--budgets", "macs=1"), "`vitprune run --help` says"),
+        (("check",), "`vitprune check --help` says"),
+        (("completion", "tcsh"), "`vitprune completion --help` says"),
+    ],
+)
+def test_wrong_words_are_one_line(call: Call, words: tuple[str, ...], said: str) -> None:
+    answer = call(*words)
+    assert answer.code == 2 and answer.out == "" and len(answer.err.splitlines()) == 1 and said in answer.err
+
+
+def test_no_words_are_the_help(call: Call) -> None:
+    answer = call()
+    assert answer.code == 2 and "Commands" in answer.out + answer.err

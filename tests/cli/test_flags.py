@@ -88,8 +88,8 @@ def test_a_file_that_is_there_stays(call, tmp_path) -> None:  # type: ignore[no-
         ((*BUNDLED, "--budget", "mac=0.5"), "--budget mac=0.5: did you mean macs=…?"),
         ((*BUNDLED, "--budget", "macs"), "--budget macs: WORD=AMOUNT, of macs, params, latency, size_mb, loss_points"),
         ((*BUNDLED, "--budget", "macs=half"), "--budget macs=half: the amount is no number"),
-        ((*BUNDLED, "--budget", "macs=2"), "--budget macs=2: Input should be less than or equal to 1"),
-        ((*BUNDLED, "--budget", "macs=nan"), "--budget macs=nan: Input should be"),
+        ((*BUNDLED, "--budget", "macs=2"), "--budget macs=2: is the share that is left"),
+        ((*BUNDLED, "--budget", "macs=nan"), "--budget macs=nan: is the share that is left"),
         ((*BUNDLED, "--budget", "macs=0.5", "--budget", "params=0.5"), "--budget: macs and params are two budgets"),
         ((*BUNDLED, "--budget", "macs=0.5", "--max-loss", "1"), "give --budget or --max-loss, not both"),
         ((*BUNDLED, "--max-loss", "-1"), "--max-loss: Input should be greater than or equal to 0"),
@@ -151,3 +151,14 @@ def test_quiet_and_a_log(call, tmp_path: Path, quick: None) -> None:  # type: ig
     assert code == 2 and err.count("\n") == 1
     code, _, err = call("discover", *asked, tmp_path / "out" / "images" / "run.log")
     assert code == 2 and "lies in the folder of the run" in err
+
+
+@pytest.mark.parametrize("amount", ["25", "0", "-1", "nan", "300%"])
+def test_a_share_that_is_none_says_what_one_is(amount: str) -> None:
+    with pytest.raises(UserError, match=r"is the share that is left, .* as macs=0\.25 or macs=25%"):
+        flags.recipe(Flags(model="bundled", data="bundled", budget=[f"macs={amount}"]), None)
+
+
+def test_an_empty_name_is_refused() -> None:
+    with pytest.raises(UserError, match="--name: letters, digits"):
+        flags.recipe(Flags(model="bundled", data="bundled", name=""), None)

@@ -347,6 +347,10 @@ def test_a_dataset_that_cannot_be_opened_is_one_line(tmp_path: Path, name: str, 
     assert said in found and f"data.dataset `{name}`" in found
 
 
+def test_a_dataset_of_torchvision_without_a_folder_asks_for_one() -> None:
+    assert "lies in no folder; say data.path" in line(lambda: open_source(Data(dataset="torch/cifar10")))
+
+
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [("hfds/a", "datasets", "hfds"), ("hfids/a", "datasets", "hfds"), ("wds/a", "webdataset", "wds"),

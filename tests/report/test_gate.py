@@ -90,7 +90,7 @@ def test_bars_that_are_none(tmp_path: Path) -> None:
     path = saved(made_record(), tmp_path)
     with pytest.raises(UserError, match="at least one bar"):
         check(path, [])
-    for limit in (float("nan"), float("inf"), -0.1):
+    for limit in (float("nan"), float("inf"), -0.1, 90.0):
         with pytest.raises(UserError, match="is no bar"):
             check(path, [Bar("top1", limit, at_least=True)])
     with pytest.raises(UserError, match="cannot be read"):

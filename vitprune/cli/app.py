@@ -64,7 +64,8 @@ def main() -> None:
         completion.known()
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(prog_name="vitprune")
+        ended = app(prog_name="vitprune", standalone_mode=False)
+        sys.exit(ended if isinstance(ended, int) else 0)
     except SystemExit as end:
         if end.code in (130, TERMINATED):
             _fail(STOPPED, int(end.code), False)
@@ -76,6 +77,8 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
+        if (wrong := _misused(error)) is not None:
+            _fail(wrong, 2, debug)
         if _lacks_memory(error):
             _fail("vitprune: not enough memory; free some and run the same command again, it continues", 2, debug)
         _fail(
@@ -85,6 +88,21 @@ def main() -> None:
         )
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _misused(error: Exception) -> str | None:
+    """What is wrong with the words of the command, in one line; None where it is another error. typer's own box has several
+    lines, and which module its errors are of changes with its version."""
+    show = getattr(error, "show", None)
+    if type(error).__name__ == "NoArgsIsHelpError" and callable(show):
+        show()  # the help, whole
+        sys.exit(2)
+    if type(error).__name__ == "Abort":
+        return "vitprune: nothing was answered, so nothing is done; --yes goes on without a question"
+    if not hasattr(error, "format_message"):
+        return None
+    asked = getattr(getattr(error, "ctx", None), "command_path", "vitprune")
+    return f"vitprune: {one_line(error.format_message()).rstrip('.')}; `{asked} --help` says what may be given"
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -17,6 +18,8 @@ from vitprune.core.errors import UserError, one_line
 from vitprune.core.reading import Json, read_json
 
 PREFIX = "hf-hub:"
+# What the Hub's client raises without an answer: of httpx, httpx2 or requests, by its version.
+UNREACHED = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 NEEDED = ("config.json", "model.safetensors")
 ONNX = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
@@ -44,6 +47,10 @@ def push(folder: Path, target: str, private: bool = False, onnx: bool = True) ->
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise UserError(
             f"{target}: cannot be written ({one_line(error)}); who may write is said by HF_TOKEN or `hf auth login`"
+        ) from error
+    except UNREACHED as error:
+        raise UserError(
+            f"{target}: the Hub is not reached ({one_line(error)}); mend the network, or HF_ENDPOINT, and push again"
         ) from error
     return str(where), [part.path_in_repo for part in parts]
 

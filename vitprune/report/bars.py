@@ -36,7 +36,7 @@ def check(path: Path, bars: list[Bar]) -> list[Json]:
     if not bars:
         raise UserError("check: give at least one bar, as --min-top1 0.87")
     for bar in bars:
-        if not 0 <= bar.limit < float("inf"):
+        if not 0 <= bar.limit < float("inf") or (bar.at_least and bar.limit > 1):
             raise UserError(f"check: {bar.name} {bar.limit:g} is no bar; accuracies and ratios are fractions, as 0.87")
     exported = mapping(record.get("results")) or {"": record.get("result")}
     if record.get("complete") is not True or not all(mapping(result) for result in exported.values()):

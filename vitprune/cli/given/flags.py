@@ -70,7 +70,7 @@ def content(flags: Flags, out: Path | None) -> Json:
     if flags.model is None or flags.data is None:
         missing = "--model: a folder, a timm name, or bundled" if flags.model is None else "--data: images, or bundled"
         raise UserError(f"{', '.join(flags.given)}: goes with {missing}")
-    made: Json = {"version": 1, "name": flags.name or _name(flags.data)}
+    made: Json = {"version": 1, "name": _name(flags.data) if flags.name is None else flags.name}
     made |= {"model": _model(flags.model, flags.checkpoint), "data": _data(flags.data)}
     made |= {"budget": found} if (found := _budget(flags.budget or [], flags.max_loss)) else {}
     return made | ({"out": str(out)} if out is not None else {})
@@ -154,9 +154,14 @@ def _budget(given: list[str], max_loss: float | None) -> Json:
 def _amount(one: str, word: str, amount: str) -> float:
     percent = amount.endswith("%") and word in SHARES
     try:
-        return float(amount.removesuffix("%")) / 100 if percent else float(amount)
+        found = float(amount.removesuffix("%")) / 100 if percent else float(amount)
     except ValueError as error:
         raise UserError(f"--budget {one[:60]}: the amount is no number") from error
+    if word in SHARES and not 0 < found <= 1:
+        raise UserError(
+            f"--budget {one[:60]}: is the share that is left, above 0 and up to 1, as {word}=0.25 or {word}=25%"
+        )
+    return found
 
 
 def _name(data: str) -> str:

@@ -96,6 +96,10 @@ def open_dataset(name: str, root: Path | None, split: str) -> Source:
     except UserError:
         raise
     except Exception as error:  # every kind of dataset raises its own
+        if root is None and isinstance(error, TypeError):  # of torchvision, which joins paths to it
+            raise UserError(
+                f"{where}: lies in no folder; say data.path, as a recipe can, where its files are"
+            ) from error
         raise UserError(
             f"{where}, split `{split[:80]}`: cannot be opened ({one_line(error)}); check the name, data.dataset_split and "
             "data.path, and where there is no local copy the network"
