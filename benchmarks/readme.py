@@ -22,7 +22,12 @@ LEFT = "0.25"  # share of the multiply-adds in the table
 MODELS = (  # of a row: what it is, its figures of the whole model, its control, its speed
     ("bundled ViT (0.7 M), Fashion-MNIST", "whole-bundled", "controls-bundled", "speed-bundled"),
     ("DINOv2-S, Fashion-MNIST", "whole-dinov2_small_fashion", "controls-dinov2_small_fashion", "speed-dinov2_small"),
-    ("DINOv2-S, photographs of clothes", "whole-dinov2_small_clothing", "controls-dinov2_small_clothing", "speed-dinov2_small_clothing"),
+    (
+        "DINOv2-S, photographs of clothes",
+        "whole-dinov2_small_clothing",
+        "controls-dinov2_small_clothing",
+        "speed-dinov2_small_clothing",
+    ),
     ("ViT-S/16 at 224, random weights", None, None, "speed-vit_small"),
 )
 AXIS = (
