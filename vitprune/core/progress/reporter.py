@@ -93,7 +93,7 @@ class Reporter:
 
     def track(self, items: Iterable[T], label: str, total: int, step: int = 1, stage: str = "") -> Iterator[T]:
         """Pass the items through, `step` units of `total` each; `stage`: the stage of the run that they are all of."""
-        if self.quiet and self._log is None:
+        if (self.quiet and self._log is None) or not total:
             yield from items
             return
         work, last = _Work(label, total), time.monotonic()
