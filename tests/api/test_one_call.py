@@ -93,3 +93,10 @@ def test_what_does_not_give_the_model_back_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was not made by vitprune"):
         vitprune.save(made("vit")[0], tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
+def test_a_recipe_may_be_a_dict() -> None:
+    """Checked as a file is: one line for what is wrong in it."""
+    with pytest.raises(UserError, match="kep") as caught:
+        vitprune.run({"version": 1, "name": "x", "model": {"name": "bundled"}, "kep": 0.5})
+    assert "\n" not in str(caught.value)

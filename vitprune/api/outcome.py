@@ -5,6 +5,7 @@ Legend: N images [N, C, H, W] as the model takes them (already normalised), labe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError
+from vitprune.core.reading import Json
 from vitprune.exam import metrics
 from vitprune.exam.logits import predictor
 from vitprune.exam.metrics import Metrics
@@ -51,7 +53,10 @@ def export(model: nn.Module, path: str | Path, metadata: dict[str, Any] | None =
     return Path(path)
 
 
-def run(source: str | Path | recipe.Recipe, **options: Any) -> dict[str, Any]:
-    """Run a recipe (a path, a bundled name or a Recipe) as `vitprune run` does; returns report.json's content."""
+def run(source: str | Path | Json | recipe.Recipe, **options: Any) -> Json:
+    """Run a recipe (a path, a bundled name, its content as a dict, or a Recipe) as `vitprune run` does; returns report.json's
+    content. Raises UserError for what is wrong in it, one line."""
+    if isinstance(source, dict):
+        source = parse.parse(json.dumps(source, default=str))  # JSON is YAML
     made = source if isinstance(source, recipe.Recipe) else parse.load(source)
     return pipeline.run(made, **options)
