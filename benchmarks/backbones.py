@@ -4,10 +4,11 @@
 
 A classifier loses its head first, and the images lie in one flat folder, so that no class plays a part anywhere. Every seed is
 a split of its own; costs and repairs are worked out on the probe split, the test split is read once per model. All ways have
-the same repair and read the same rows of the last block:
+the same repair and, but for `pooled`, read the same rows of the last block:
 
     fisher-obs    independent random directions on every token, the tool's default
     class-only    the same with directions on the pooled feature alone
+    pooled        class-only, and the last block read and repaired on that feature's rows alone, as `model.features: pooled` does it
     obs           no gradient: what is left of the layers' own outputs
     variance, magnitude-l2, random    as many heads, dimensions and units of each block as fisher-obs chose, others of them
 
@@ -46,7 +47,7 @@ from vitprune.runs.stages.exams import predicted
 from vitprune.runs.stages.prune import same_sizes, slimmed
 from vitprune.runs.state.run import Run
 
-OURS, CLASS_ONLY = "fisher-obs", "class-only"
+OURS, CLASS_ONLY, POOLED = "fisher-obs", "class-only", "pooled"
 OWN_BUDGET, ITS_BUDGET = ("obs",), ("variance", "magnitude-l2", "random")
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 FIGURES = ("cosine", "centred_cosine", "fvu", "tokens_cosine", "tokens_fvu", "neighbours", "cosine_loss", "macs_ratio")
@@ -144,13 +145,15 @@ def one_seed(args: argparse.Namespace, seed: int, reporter: Reporter) -> Found:
         every = {name: _chosen(run, name, seed) for name in (OURS, *OWN_BUDGET, *ITS_BUDGET)}
         for budget in reporter.track(args.macs, f"budgets, seed {seed}", len(args.macs)):
             ours = allocation.plan(dense, *every[OURS], budget, Macs(dense), targets)
-            of = {OURS: ours, CLASS_ONLY: plans[budget]}
+            of = {OURS: ours, CLASS_ONLY: plans[budget], POOLED: plans[budget]}
             of |= {name: allocation.plan(dense, *every[name], budget, Macs(dense), targets) for name in OWN_BUDGET}
             of |= {name: same_sizes(ours, *every[name], targets) for name in ITS_BUDGET}
             rows: Found = {}
             first: dict[str, np.ndarray] = {}
             for name, plan in of.items():
-                slim = slimmed(run, plan, run.recovery, None, targets)
+                with backbone.reading(dense, "pooled" if name == POOLED else None):
+                    slim = slimmed(run, plan, run.recovery, None, targets)
+                backbone.read(slim, None)
                 rows[name], each = exam.of(slim)
                 rows[name]["macs_ratio"] = size.macs(slim) / size.macs(dense)
                 if name == OURS:
