@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
-from scipy.ndimage import gaussian_filter1d
 
 from vitprune.report.page import numbers
 from vitprune.report.page.svg import GRID, LOSS, MUTED, SERIES, drawing, render
