@@ -60,6 +60,14 @@ class DenseStreams:
         return 0 if self.pinned else max(0, self.whole - sum(value.nbytes for value in self.tensors.values()))
 
 
+def rooms(device: torch.device, reserved: int = 0) -> tuple[int, int]:
+    """Bytes for the streams of a model on a device: on a graphics card, of which `reserved` bytes are spoken for, and in the
+    machine's memory, pinned beside a card."""
+    if device.type != "cuda":
+        return 0, IN_MEMORY
+    return int(KEPT_SHARE * max(0, memory.free(device) - reserved)) // memory.sharing, _pinned()
+
+
 def _pinned() -> int:
     """Bytes that may be pinned now."""
     return int(min(PINNED, PINNED_SHARE * memory.free(HERE)))
@@ -90,9 +98,7 @@ class Streams:
 
     def __init__(self, folder: Path | None, device: torch.device = HERE, reserved: int = 0) -> None:
         self.folder, self.far = folder, device.type == "cuda"
-        self.room = _pinned() if self.far else IN_MEMORY
-        own = (memory.free(device) - reserved) / memory.sharing if self.far else 0
-        self.near = int(max(0.0, KEPT_SHARE * own))  # bytes that are left on the card
+        self.near, self.room = rooms(device, reserved)  # bytes that are left on the card, and beside it
         self.kept: dict[tuple[str, int], Tensor] = {}
         self.places: dict[tuple[str, int], tuple[int, int]] = {}  # where in the file, and how many bytes
         self.forms: dict[tuple[str, int], tuple[torch.Size, torch.dtype]] = {}
