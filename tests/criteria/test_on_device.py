@@ -92,16 +92,17 @@ def test_paths_are_gathered_by_one_transfer_of_each_kind(monkeypatch: pytest.Mon
     """Labels, units, their scores and all scores: four, however many blocks there are."""
     generator, moved = torch.Generator().manual_seed(0), list[tuple[int, ...]]()
     blocks = [torch.randn(5, 8, generator=generator) for _ in range(depth)]
-    labels, cpu = torch.arange(5) % 2, Tensor.cpu
+    labels, asked = torch.arange(5) % 2, simulated._Mode.asked
 
-    def counted(x: Tensor) -> Tensor:
-        moved.append(tuple(x.shape))
-        return cpu(x)
+    def counted(mode: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name == "cpu":
+            moved.append(tuple(args[0].shape))
+        return asked(mode, name, args, kwargs)
 
     here = Gathered.of(blocks, labels, np.arange(5), 3).columns()
     with simulated.device("cuda") as own:
         there = [block.to(own) for block in blocks], labels.to(own)
-        monkeypatch.setattr(Tensor, "cpu", counted)
+        monkeypatch.setattr(simulated._Mode, "asked", counted)
         made = Gathered.of(*there, np.arange(5), 3).columns()
     assert moved == [(5,), (5, depth, 3), (5, depth, 3), (5, 8 * depth)]
     assert made.keys() == here.keys() and all(np.array_equal(made[name], here[name]) for name in here)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import wilcoxon
 from torch import Tensor
 
 TOP = 5  # keys of a token, and values of a class, that are held against each other

@@ -1,7 +1,7 @@
 """Tensors of a repair by name and batch; and the dense model's, from one repair to the next.
 
 On a graphics card they lie in its memory, beyond a share of that in pinned memory of the machine, from which they come back
-by copies that nobody waits for, and beyond that in a file; elsewhere in memory, then in a file. Where they lie is in no result.
+by copies that nobody waits for, and beyond that in a file; elsewhere in memory, then in a file. No result says where.
 """
 
 from __future__ import annotations

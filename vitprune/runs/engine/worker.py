@@ -16,7 +16,7 @@ _names: tuple[str, ...] = ()
 
 
 def begin(threads: int, names: Sequence[str], rank: int, *, workers: int = 1) -> None:
-    """Called once in every one of the `workers`. `names`: the devices that they share in turn; none where each sees its own."""
+    """Called once in every one of the `workers`. `names`: the devices that they share in turn; none: each sees its own."""
     global _rank, _names
     _rank, _names = rank, tuple(names)
     memory.sharing = -(-workers // len(names)) if names else 1

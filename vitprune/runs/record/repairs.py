@@ -11,14 +11,18 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from vitprune.pruning.repair.names import closed_form
+from vitprune.pruning.repair.names import Recovery, closed_form
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.record import frontier
 from vitprune.runs.stages import prune
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
-PLANNED = ("macs", "params", "loss_points")  # budgets whose plans need nothing that is measured on this machine or weighed
+PLANNED = (
+    "macs",
+    "params",
+    "loss_points",
+)  # budgets whose plans need nothing that is measured on this machine or weighed
 Item = list[Any]  # the folder of a budget's model, None of a run that is no frontier, and the name of a class set
 
 
@@ -55,5 +59,6 @@ def _solved(run: Run, known: dict[str, str], item: Item) -> Columns:
     one = run if folder is None else next(own for own in frontier.runs(run) if own.folder.root.name == folder)
     targets = one.classes.sets()[group]
     plan, dense, slim, _ = prune.begun(one, group, targets)
-    prune.repaired(slim, one, plan, closed_form(one.recovery), group, targets, dense, kept=True)
+    how: Recovery = "layerwise" if closed_form(one.recovery) == "layerwise" else "sequential"
+    prune.repaired(slim, one, plan, how, group, targets, dense, kept=True)
     return {}

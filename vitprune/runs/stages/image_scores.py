@@ -84,7 +84,9 @@ def folder_of(run: Run, job: Job) -> Path:
 
 def _work(run: Run, found: Discovery, index: np.ndarray, batch: int, item: list[int]) -> Columns:
     images = index[item[0] : item[1]]
-    return shard(images, batch, found.ts, _scorer(run, found, images, batch), keeps(found), run.batching.room(found.nodes))
+    return shard(
+        images, batch, found.ts, _scorer(run, found, images, batch), keeps(found), run.batching.room(found.nodes)
+    )
 
 
 def shard(
