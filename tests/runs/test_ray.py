@@ -119,7 +119,7 @@ def test_the_default_recipe_has_the_same_bits_on_every_engine(
         pipeline.run(recipe, "evaluate", device="cpu", workers=crew)
         files = [*(tmp_path / name).rglob("*.safetensors"), *(tmp_path / name).rglob("rows.json")]
         made[name] = {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in files}
-    assert len(made["alone"]) > 10 and made["local"] == made["alone"] == made["ray"]
+    assert "tiny/stages/evaluate/rows.json" in made["alone"] and made["local"] == made["alone"] == made["ray"]
 
 
 STOPPED = """
