@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import simulated
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from vitprune.core import least_squares, memory
 from vitprune.criteria.catalog import CRITERIA, how_of
 from vitprune.criteria.curves import Curve
+from vitprune.criteria.paths import Gathered
 from vitprune.criteria.statistics import elimination, elimination_on_device, fisher_obs, obs
 from vitprune.images.sources.bundled import Bundled
 from vitprune.model import families
@@ -83,3 +85,24 @@ def test_elimination_on_a_device_takes_the_bundled_models_units_in_the_same_orde
         weight = fisher_obs.root(gradient) @ obs.columns(model, site)
         mine = elimination.eliminate(weight, covariance)
         close_to(elimination_on_device.eliminate(weight, covariance, least_squares.RIDGE, torch.device("cpu")), mine)
+
+
+@pytest.mark.parametrize("depth", [1, 12])
+def test_paths_are_gathered_by_one_transfer_of_each_kind(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
+    """Labels, units, their scores and all scores: four, however many blocks there are."""
+    generator, moved = torch.Generator().manual_seed(0), list[tuple[int, ...]]()
+    blocks = [torch.randn(5, 8, generator=generator) for _ in range(depth)]
+    labels, asked = torch.arange(5) % 2, simulated._Mode.asked
+
+    def counted(mode: Any, name: str, args: Any, kwargs: Any) -> Any:
+        if name == "cpu":
+            moved.append(tuple(args[0].shape))
+        return asked(mode, name, args, kwargs)
+
+    here = Gathered.of(blocks, labels, np.arange(5), 3).columns()
+    with simulated.device("cuda") as own:
+        there = [block.to(own) for block in blocks], labels.to(own)
+        monkeypatch.setattr(simulated._Mode, "asked", counted)
+        made = Gathered.of(*there, np.arange(5), 3).columns()
+    assert moved == [(5,), (5, depth, 3), (5, depth, 3), (5, 8 * depth)]
+    assert made.keys() == here.keys() and all(np.array_equal(made[name], here[name]) for name in here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -223,3 +224,31 @@ def test_no_worker_outlives_its_run(tmp_path: Path) -> None:
     run.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert len(children) >= 2 and not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+_locks: list[Any] = []  # in a worker, which is killed with them
+
+
+def locking(item: int) -> Columns:
+    """A part whose library makes a lock of multiprocessing's, as tqdm does."""
+    _locks.append(multiprocessing.RLock())
+    return {"item": np.array([item])}
+
+
+LOCKING = """
+import sys; sys.path[:0] = {paths!r}
+from pathlib import Path
+from test_engines import Job, Pool, begin, locking
+pool = Pool(2, begin)
+print(len(list(pool.run(Job("locking", [1, 2, 3], locking, None), Path({folder!r})))))
+pool.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks without names are there on POSIX")
+def test_the_end_is_not_followed_by_a_line_about_semaphores(tmp_path: Path) -> None:
+    paths = [str(Path(__file__).parent), *sys.path]
+    code = LOCKING.format(paths=paths, folder=str(tmp_path / "parts"))
+    env = os.environ | {"PYTHONPATH": ":".join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")

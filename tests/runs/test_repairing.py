@@ -12,15 +12,18 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from small import image_folder, model_folder, recipe_dict
 from torch import nn
 
 from vitprune.core.progress import Reporter
 from vitprune.pruning.repair import layerwise, streams, walk
+from vitprune.recipe.parse import dump
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.pool import Pool
+from vitprune.runs.record import frontier, repairs
 from vitprune.runs.results import repairing
 from vitprune.runs.stages import prune
 from vitprune.runs.state import batching
@@ -199,3 +202,79 @@ def test_images_of_a_part_are_where_the_whole_order_has_them(discovered: Recipe)
     asked = repairing.Asked(repairing.Left(Path(), ""), "", "layerwise", index, 2)
     seen = torch.cat([x for item in asked.items(99) for x in asked.images(run, range(*item))])
     assert torch.equal(seen, torch.cat([x for x, _ in run.images.batches(index, 2)]))
+
+
+# ---- several models at once
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A frontier that has come to its discovery."""
+    folder = tmp_path_factory.mktemp("several")
+    content = recipe_dict(model_folder(folder / "m"), image_folder(folder / "i", 9), folder / "out")
+    del content["keep"], content["criterion"]
+    content |= {"budget": {"macs": [0.8, 0.65, 0.5]}, "recovery": "layerwise+head", "baselines": []}
+    recipe = Recipe.model_validate(content)
+    pipeline.run(recipe, "discover", device="cpu")
+    return recipe
+
+
+def changed(recipe: Recipe, **other: Any) -> Recipe:
+    return Recipe.model_validate(yaml.safe_load(dump(recipe)) | other)
+
+
+def test_budgets_are_repaired_at_once_and_the_stage_repairs_them_no_more(several: Recipe) -> None:
+    """As many as give every worker the same number, the others by all workers together; to the bits of one process."""
+    workers, alone = Workers(), opened(several, None)
+    run = opened(several, workers)
+    inners = list(frontier.runs(run))
+    asked = repairs.items(run, inners)
+    assert asked == [["macs-0.8", None], ["macs-0.65", None]] and repairs.items(alone, list(frontier.runs(alone))) == []
+    repairs.solve(run, asked)
+    assert workers.done == [("repairs", 0), ("repairs", 1)]
+    for inner, left in zip(inners, (False, False, True), strict=True):
+        workers.done.clear()
+        prune.prune(inner)
+        assert ({"repair"} <= {name for name, _ in workers.done}) == left
+        assert not list(inner.folder.root.glob("stages/prune/parts/*"))
+    together = [(inner.folder.root / "model.safetensors").read_bytes() for inner in inners]
+    for inner, expected in zip(frontier.runs(alone), together, strict=True):
+        prune.prune(inner)
+        assert (inner.folder.root / "model.safetensors").read_bytes() == expected
+
+
+def test_class_sets_are_repaired_at_once(discovered: Recipe, tmp_path: Path) -> None:
+    groups = {"a": ["circle"], "b": ["cross", "square"]}
+    recipe = changed(discovered, groups=groups, out=str(tmp_path))
+    pipeline.run(recipe, "discover", device="cpu")
+    workers = Workers()
+    run = opened(recipe, workers)
+    asked = repairs.items(run, [run])
+    assert asked == [[None, "a"], [None, "b"]]
+    repairs.solve(run, asked)
+    workers.done.clear()
+    prune.prune(run)
+    assert not workers.done
+    made = {group: (run.folder.root / group / "model.safetensors").read_bytes() for group in groups}
+    prune.prune(opened(recipe, None))
+    assert made == {group: (run.folder.root / group / "model.safetensors").read_bytes() for group in groups}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"budget": {"latency": [0.8, 0.5]}}, {"budget": {"size_mb": [0.1, 0.2]}}, {"recovery": "affine"}],
+    ids=["measured", "weighed", "folded"],
+)
+def test_what_is_measured_or_mended_in_no_time_is_left_to_the_stage(several: Recipe, other: dict[str, Any]) -> None:
+    run = opened(changed(several, **other), Workers())
+    assert repairs.items(run, list(frontier.runs(run))) == []
+
+
+@pytest.mark.slow
+def test_a_frontier_of_real_workers_is_that_of_one_process(several: Recipe, tmp_path: Path) -> None:
+    made = {}
+    for workers in (1, 2):
+        recipe = several.model_copy(update={"out": tmp_path / str(workers)})
+        pipeline.run(recipe, "prune", device="cpu", workers=workers)
+        made[workers] = {p.parent.name: p.read_bytes() for p in (tmp_path / str(workers)).rglob("model.safetensors")}
+    assert made[1] == made[2] and len(made[1]) == 3

@@ -353,3 +353,27 @@ def test_free_memory_decides_the_passes_and_never_the_parts(
     assert sizes == [(40, 80, 64)] * 3
     alone = run.batching.images_per_batch(1)
     assert alone >= 1 and Jas().nodes == 5
+
+
+@pytest.mark.parametrize("pieces", [[4], [2, 2], [1, 1, 1, 1], [2, 1, 1]])
+def test_the_next_batch_is_made_while_one_is_scored(pieces: list[int]) -> None:
+    """A batch is asked for once, in whatever pieces it is looked at, a second time too; the last one is short."""
+    images, asked = np.array([7, 3, 9, 1, 4, 0, 2, 8, 5, 6]), []
+
+    def batches() -> Any:
+        for at in range(0, 10, 4):
+            asked.append(at)
+            yield torch.tensor(images[at : at + 4]) * 10, torch.tensor(images[at : at + 4])
+
+    ahead = image_scores._Ahead(images, batches())
+    for batch, at in enumerate(range(0, 10, 4), 1):
+        whole = images[at : at + 4]
+        for again in range(2):
+            start = 0
+            for count in pieces[again:] or pieces:
+                index = whole[start : start + count]
+                if len(index):
+                    x, y = ahead.of(index)
+                    assert y.tolist() == index.tolist() and x.tolist() == (10 * index).tolist()
+                start += count
+        assert len(asked) == batch

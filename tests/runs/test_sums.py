@@ -79,10 +79,10 @@ def test_parts_of_a_stopped_sum_are_taken(setting: dict[str, Any], monkeypatch: 
 
     monkeypatch.setattr(sums, "_work", stops)
     with pytest.raises(KeyboardInterrupt):
-        sums.total(run, asked, "")
-    found = sums.total(run, asked, "")
+        sums.totals(run, asked, "").all()
+    found = sums.totals(run, asked, "").all()
     assert made == [0, 4, 8, *range(8, len(run.split.probe), 4)]
-    again = sums.total(run, asked, "")
+    again = sums.totals(run, asked, "").all()
     assert len(made) == 2 + 1 + len(range(8, len(run.split.probe), 4))
     assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
     left = [path.parent.name for path in (run.folder.stage_folder("moments") / "parts").rglob("*.safetensors")]
@@ -100,7 +100,7 @@ def test_a_site_needs_no_more_than_its_own_sums(
     row, model = CRITERIA[name], run.loaded.model
     assert row.summed is not None and row.attention is not None
     asked = Asked("discover", name, row.settings(), run.split.probe, 4, attention=True)
-    found, read = sums.total(run, asked, ""), list[set[str]]()
+    found, read = sums.totals(run, asked, "").all(), list[set[str]]()
     one_site = sums.Totals.of
 
     def seen(totals: sums.Totals, *site: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from vitprune.runs.seeing.parts import drift as part
 from vitprune.see import drift
 from vitprune.see.drift import Pairs
 
@@ -69,3 +72,32 @@ def test_ranks_and_their_permutations() -> None:
     assert unrelated[1] > 0.05
     assert drift.rank_correlation(np.ones(5), np.arange(5.0), 0) is None
     assert drift.rank_correlation(x, y, 0) == drift.rank_correlation(x, y, 0)
+
+
+def test_the_stand_ins_of_all_class_sets_need_one_blocks_covariance_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    covariances = [np.cov(generator.normal(size=(6, 50))) for _ in range(3)]
+    read, asked = list[int](), list[int]()
+
+    class Totals:
+        def of(self, kind: str, position: int) -> int:
+            read.append(position)
+            return position
+
+    def totals(*_: object) -> Totals:
+        asked.append(1)
+        return Totals()
+
+    monkeypatch.setattr(part.sums, "totals", totals)
+    found = [SimpleNamespace(covariance=torch.from_numpy(one)) for one in covariances]
+    monkeypatch.setattr(part.inside_moments, "of_sums", lambda position, _: [found[position]])
+    run = SimpleNamespace(sites=[None] * 3, batching=SimpleNamespace(batch=4))
+    some, every = [np.arange(6) % 3 > 0] * 3, [np.ones(6, bool)] * 3
+    kept = {"a": some, "b": every, "c": [~mask for mask in some]}
+    made = part._all_twins(SimpleNamespace(run=run, kept=kept, index=np.arange(4)))  # type: ignore[arg-type]
+    assert read == [0, 1, 2] and asked == [1] and made.keys() == {"a", "c"}
+    for group, blocks in made.items():
+        for own, covariance, mask in zip(blocks, covariances, kept[group], strict=True):
+            np.testing.assert_array_equal(own.twin, drift.twins(covariance, mask).twin)
+    assert part._all_twins(SimpleNamespace(run=run, kept={None: every}, index=np.arange(4))) == {}  # type: ignore[arg-type]
+    assert asked == [1]

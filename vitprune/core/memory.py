@@ -18,6 +18,7 @@ from vitprune.core.errors import UserError
 
 _SELF = Path("/proc/self")
 _MAPPED, _TRIMMED = -3, -1  # of glibc's mallopt: from which size on blocks are mapped; what may stay free at the end
+sharing = 1  # processes whose work is on this process's device, where that is a graphics card
 _around: list[float] = []  # per `peak` that is open: the highest use seen before one inside it began the count again
 
 

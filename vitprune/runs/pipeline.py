@@ -6,7 +6,7 @@ split → discover → moments → prune → evaluate → export → report
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vitprune.core import memory
@@ -16,7 +16,7 @@ from vitprune.report import grid
 from vitprune.runs import choose, grouping
 from vitprune.runs.engine import worker
 from vitprune.runs.engine.opening import Workers
-from vitprune.runs.record import frontier, matrices, record, tracking
+from vitprune.runs.record import frontier, matrices, record, repairs, tracking
 from vitprune.runs.results import loss_search
 from vitprune.runs.seeing import stage as seeing
 from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
@@ -73,7 +73,9 @@ def _frontier(
     """Every budget's model from the run's one discovery, in a folder of its own; the record of all of them."""
     stages = [stage for stage in STAGES if stage.name in UP_TO[verb] and stage.name not in SHARED]
     found: list[dict[str, Any]] = []
-    for inner in frontier.runs(run) if stages else ():
+    inners = list(frontier.runs(run)) if stages else []
+    _at_once(run, inners, inputs, force)
+    for inner in inners:
         run.reporter.say(f"frontier: {inner.folder.root.name}")
         inner.write_recipe(inner.folder.root)
         own = dict(inputs)
@@ -114,8 +116,24 @@ def advance(run: Run, verb: str, force: bool = False) -> tuple[dict[str, str], l
             loss_search.search(run, force)
         if stage.name in UP_TO[verb]:
             inputs[stage.name] = stage_digest(stage, run, inputs)
+            if stage.name == "prune":
+                _at_once(run, [run], inputs, force)
             done.append(_do(stage, run, inputs[stage.name], force))
     return inputs, done
+
+
+def _at_once(run: Run, runs: Sequence[Run], inputs: dict[str, str], force: bool) -> None:
+    """Nothing; of the models that the prune stage of `runs` still has to make, several are repaired at once by the workers."""
+    stage = next(stage for stage in STAGES if stage.name == "prune")
+    if force:
+        for one in runs:
+            one.folder.clear(one.folder.stage_folder(stage.name) / PARTS, set())
+    if not repairs.items(run, runs):
+        return
+    left = [one for one in runs if force or not one.folder.is_current(stage.name, stage_digest(stage, one, inputs))]
+    if asked := repairs.items(run, left):
+        with run.reporter.stage(stage.name):
+            repairs.solve(run, asked)
 
 
 def _seen(run: Run, verb: str, inputs: dict[str, str], force: bool) -> list[dict[str, Any]]:
@@ -133,7 +151,7 @@ def _do(stage: Stage, run: Run, inputs: str, force: bool) -> dict[str, Any]:
         known = folder.record(stage.name) or {}
         cost = {key: known.get(key) for key in ("seconds", "peak_memory_mb")}
         return {"name": stage.name, **cost, "skipped": True}
-    if force:
+    if force and stage.name != "prune":  # whose parts are gone already, and may be new ones
         folder.clear(folder.stage_folder(stage.name) / PARTS, set())
         if stage.name == "discover":
             folder.clear(folder.stage_folder("latency"), set())

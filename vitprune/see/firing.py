@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from vitprune.see.seen import Seen
 
@@ -55,6 +54,8 @@ def selectivity(values_NU: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     The class is chosen on every second image of each class, the AUROC is that of the others, so that choosing adds nothing to
     it; equal values count half. NaN for a unit that never changes on those, or where a half has fewer than two classes.
     """
+    from scipy.stats import rankdata  # large, and not before it is wanted
+
     second = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
         second[np.flatnonzero(labels_N == label)[1::2]] = True

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import wilcoxon
 from torch import Tensor
 
 TOP = 5  # keys of a token, and values of a class, that are held against each other
@@ -73,6 +72,8 @@ class ClassValue:
 def class_value(values_HD: Tensor, head_CD: Tensor, seed: int) -> ClassValue:
     """Against one seeded draw as a new model has it: its weights are normal, so that values and rows are drawn as they are,
     without a model around them."""
+    from scipy.stats import wilcoxon  # large, and not before it is wanted
+
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(one.shape, generator=generator).to(one) for one in (values_HD, head_CD)]
     found, random = (_largest_cosine(*pair).double().cpu().numpy() for pair in ((values_HD, head_CD), drawn))

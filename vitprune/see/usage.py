@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
 if TYPE_CHECKING:  # the report is read and made without torch
     from vitprune.criteria.paths import PathSet
@@ -61,6 +59,9 @@ def tree(alike: np.ndarray) -> np.ndarray:
 
     Neighbouring leaves are as alike as the tree allows, up to 256 classes. Raises ValueError below two classes.
     """
+    from scipy.cluster import hierarchy  # large, and not before it is wanted
+    from scipy.spatial.distance import squareform
+
     apart = 1 - (alike + alike.T) / 2
     np.fill_diagonal(apart, 0)
     return hierarchy.linkage(squareform(apart, checks=False), "average", optimal_ordering=len(alike) <= ORDERED)
@@ -70,4 +71,6 @@ def order(alike: np.ndarray) -> list[int]:
     """Classes [C] such that alike ones stand side by side: the leaves of the tree."""
     if len(alike) < 2:
         return list(range(len(alike)))
+    from scipy.cluster import hierarchy
+
     return [int(leaf) for leaf in hierarchy.leaves_list(tree(alike))]

@@ -110,7 +110,8 @@ class Walk:
         self.new, self.old = in_halves(slim, dense)
         self.road, self.last = road(self.new, attention), len(self.old.blocks) - 1
         self.read, self.device = tokens.tokens_read(dense), device_of(dense)
-        self.streams, self.kept = Streams(scratch), kept
+        self.kept = kept
+        self.streams = Streams(scratch, self.device, 0 if kept is None else kept.to_come)
         self.first: dict[int, int] = {}  # by batch: the place of its first image among all
         self.at: dict[int, int] = {}  # by batch: the step that its pruned stream has been led to, −1 before all
         self.led: dict[int, int] = {}  # by batch: the place of its dense stream, where it is not kept
@@ -131,7 +132,7 @@ class Walk:
                 if self.kept is None:
                     self.streams.put("dense", n, made)
                 else:
-                    self.kept.tensors[0, n] = made
+                    self.kept.put(0, n, made)
             self.led[n] = 0
             self.streams.put("x", n, self.dense(0, n))
             self.first[n], self.at[n] = first, -1
@@ -207,10 +208,9 @@ class Walk:
     def dense(self, place: int, n: int) -> Tensor:
         """Batch n's dense stream at a place (see `DenseStreams`); not kept, only the last that was asked for is there."""
         if self.kept is not None:
-            found = self.kept.tensors
-            if (place, n) not in found:
-                found[place, n] = self.carried(place, self.dense(place - 1, n))
-            return found[place, n]
+            if (place, n) not in self.kept.tensors:
+                self.kept.put(place, n, self.carried(place, self.dense(place - 1, n)))
+            return self.kept.get(place, n, self.device)
         while self.led[n] < place:
             made = self.carried(self.led[n] + 1, self.streams.get("dense", n, self.device))
             self.streams.put("dense", n, made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster import hierarchy
 
 from vitprune.core.reading import Json
 from vitprune.report.reading.beside import Beside
@@ -37,6 +36,8 @@ def matrix_of(similarity: Json, beside: Beside) -> np.ndarray | None:
 
 def cluster(matrix: np.ndarray) -> Clustering:
     """Average linkage on 1 − similarity; a pair without a value counts as unlike. One class is its own order."""
+    from scipy.cluster import hierarchy  # large, and not before it is wanted
+
     size = len(matrix)
     if size < 2:
         return Clustering(list(range(size)), [])

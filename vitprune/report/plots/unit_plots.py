@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
-from scipy.ndimage import gaussian_filter1d
 
 from vitprune.report.page import numbers
 from vitprune.report.page.svg import GRID, LOSS, MUTED, SERIES, drawing, render
@@ -100,6 +99,8 @@ def _violin_panel(axes: Axes, name: str, blocks: Sequence[np.ndarray], best: Seq
 
 def _outline(frequency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Half widths (the widest 0.42) and unit places of a violin: frequencies [n] smoothed over neighbouring units."""
+    from scipy.ndimage import gaussian_filter1d  # large, and not before it is wanted
+
     smooth = gaussian_filter1d(np.asarray(frequency, np.float64), max(1.0, len(frequency) / PLACES), mode="constant")
     units = np.linspace(0, len(frequency) - 1, min(PLACES, len(frequency)))
     widths = np.interp(units, np.arange(len(frequency)), smooth)

@@ -11,6 +11,7 @@ import psutil
 from vitprune.core import memory
 from vitprune.core.reading import Json
 from vitprune.criteria.catalog import CRITERIA
+from vitprune.pruning.repair import streams
 from vitprune.pruning.repair.names import needs_moments
 from vitprune.recipe.experiments import Compare, Paper
 from vitprune.recipe.recipe import Recipe
@@ -52,11 +53,12 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The cost of every stage, and the seconds of every piece of work by its name. `paper`: seconds that the paper's protocol
-    has among them."""
+    """The cost of every stage, and the seconds of every piece of work by its name. `spilled_mb`: of the disk, what a
+    repair's streams take that find no room in memory, until it ends."""
 
     stages: dict[str, Cost]
     works: dict[str, float] = field(default_factory=dict)
+    spilled_mb: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -74,7 +76,8 @@ class Estimate:
         """`cost` of `plan --json`."""
         stages = {name: cost.as_json() for name, cost in self.stages.items()}
         total = Cost(self.seconds, self.memory_mb, self.disk_mb).as_json()
-        return {"stages": stages, **{key: total[key] for key in ("seconds", "memory_mb", "disk_mb")}}
+        made = {key: total[key] for key in ("seconds", "memory_mb", "disk_mb")}
+        return {"stages": stages, **made, "spilled_mb": round(self.spilled_mb, 1)}
 
 
 def of_run(run: Run, verb: str = "run", force: bool = False) -> Estimate:
@@ -103,7 +106,8 @@ def outline(run: Run, force: bool = False) -> Outline:
     asked = Asked(found, [*_summed(run)])
     return Outline(
         run.recipe, shape, Images.of(run, shape.image_bytes), rates.measured(run, asked), run.recovery, found,
-        run.workers, run.batching.batch, memory.free(run.device), {} if force else done.undone(run, found, run.recovery),
+        run.workers, run.batching.batch, memory.free(run.device), sum(streams.rooms(run.device)),
+        {} if force else done.undone(run, found, run.recovery),
     )  # fmt: skip
 
 
@@ -143,7 +147,9 @@ def added(made: Mapping[str, Stage], there: set[str], o: Outline, used: float) -
             seconds += spent
             works[work.name] = works.get(work.name, 0.0) + spent
         costs[name] = Cost(seconds, used + stage.memory_mb, stage.disk_mb)
-    return Estimate(costs, works)
+    at_work = "prune" in costs and not costs["prune"].done
+    spilled = max((o.repair_memory(one)[1] for one in o.images.sets), default=0.0) if at_work else 0.0
+    return Estimate(costs, works, spilled)
 
 
 def of_compare(run: Run, spec: Compare, force: bool = False) -> Estimate:

@@ -82,9 +82,9 @@ def carried_bytes(shape: Shape, images: int) -> int:
     return 4 * images * max(layer.tokens * (2 * layer.width + layer.width) for layer in shape.ffns)
 
 
-def spilled(carried: int) -> int:
-    """Bytes of them that lie in the run's folder, not in memory."""
-    return max(0, carried - streams.IN_MEMORY)
+def spilled(carried: int, room: int = streams.IN_MEMORY) -> int:
+    """Bytes of them that lie in the run's folder, where memory has room for so many."""
+    return max(0, carried - room)
 
 
 def refitting(shape: Shape, repair: str, share: float, images: int) -> tuple[float, float]:

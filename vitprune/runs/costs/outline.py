@@ -42,7 +42,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Everything that the formulas need to know. `room`: bytes that are free for streams; `batch`: images of a
+    """Everything that the formulas need to know. `room`: bytes that are free for streams
+    that are kept from repair to repair, `streams_room`: those of one repair that lie in memory; `batch`: images of a
     pass; `undone`: what is left of work that was interrupted, by its key."""
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class Outline:
     workers: int = 1
     batch: int = 1
     room: int = 1 << 32
+    streams_room: int = streams.IN_MEMORY
     undone: dict[str, float] = field(default_factory=dict)
 
     def work(self, name: str, seconds: float, parts: int = 1, key: str = "") -> Work:
@@ -99,7 +101,7 @@ class Outline:
             return self.pass_mb, 0.0
         seen = one.refit(self.recipe.refit_images)
         carried = formulas.carried_bytes(self.shape, seen)
-        lying = formulas.spilled(carried)
+        lying = formulas.spilled(carried, self.streams_room)
         kept = formulas.streams_bytes(self.shape, seen) if self.streams_kept(one) else 0
         return (carried - lying + kept) / MB * self.workers + self.pass_mb, lying / MB * self.workers
 

@@ -74,6 +74,8 @@ def line(found: Estimate) -> str:
         return "cost: nothing is left to do"
     named = [f"{name} {duration(cost.seconds)}" for name, cost in left.items() if cost.seconds >= SHOWN * found.seconds]
     what = f"cost: about {duration(found.seconds)}, {size(found.memory_mb)} of memory, {size(found.disk_mb)} of disk"
+    if found.spilled_mb:
+        what += f" (streams of a repair {size(found.spilled_mb)}, in the run's folder until it ends)"
     return f"{what}: {', '.join(named)}"
 
 

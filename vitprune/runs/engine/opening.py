@@ -63,7 +63,8 @@ class Team:
             return Ray(self.workers, begin, self.address, device.type == "cuda")
         if self.workers == 1:
             return Local()
-        return Pool(self.workers, functools.partial(worker.begin, share, worker.shared(device)), share)
+        begin = functools.partial(worker.begin, share, worker.shared(device), workers=self.workers)
+        return Pool(self.workers, begin, share)
 
 
 Workers = int | Crew

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -78,6 +79,10 @@ def _begin(begin: Callable[[int], None], rank: int, parent: int) -> None:
         if os.getppid() != parent:  # it died before it could be said
             os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    if "fork" in multiprocessing.get_all_start_methods():
+        # With loky's own method a lock that a library makes here (tqdm's, say) has a name in the system, which the kill at the
+        # end leaves behind, and a line about leaked semaphores is the last that a user sees. With this one it has none.
+        multiprocessing.set_start_method("fork", force=True)
     begin(rank)
 
 

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 import torch
 
 import vitprune.model.load.opening  # noqa: F401 (read while a worker starts, not by its first part)
+from vitprune.core import memory
 from vitprune.core.errors import UserError
 
 _rank = 0
 _names: tuple[str, ...] = ()
 
 
-def begin(threads: int, names: Sequence[str], rank: int) -> None:
-    """Called once in every worker. `names`: the devices that the workers share in turn; none where each sees its own."""
+def begin(threads: int, names: Sequence[str], rank: int, *, workers: int = 1) -> None:
+    """Called once in every one of the `workers`. `names`: the devices that they share in turn; none: each sees its own."""
     global _rank, _names
     _rank, _names = rank, tuple(names)
+    memory.sharing = -(-workers // len(names)) if names else 1
     torch.set_num_threads(threads)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,9 @@ def folder_of(run: Run, job: Job) -> Path:
 
 def _work(run: Run, found: Discovery, index: np.ndarray, batch: int, item: list[int]) -> Columns:
     images = index[item[0] : item[1]]
-    return shard(images, batch, found.ts, _scorer(run, found), keeps(found), run.batching.room(found.nodes))
+    return shard(
+        images, batch, found.ts, _scorer(run, found, images, batch), keeps(found), run.batching.room(found.nodes)
+    )
 
 
 def shard(
@@ -119,12 +121,12 @@ def of_t(columns: Columns, t: int) -> Gathered:
     return Gathered.of_columns({name.removeprefix(start): c for name, c in columns.items() if name.startswith(start)})
 
 
-def _scorer(run: Run, found: Discovery) -> Score:
-    """Positions in the source → scores of every t and the labels."""
+def _scorer(run: Run, found: Discovery, images: np.ndarray, batch: int) -> Score:
+    """Positions in the source, as `shard` asks for them → scores of every t and the labels."""
+    ahead = _Ahead(images, run.images.batches(images, batch))
 
     def score(index: np.ndarray) -> tuple[dict[int, list[torch.Tensor]], torch.Tensor]:
-        x, y = next(run.images.batches(index, len(index)))
-        x, y = x.to(run.device), y.to(run.device)
+        x, y = (rows.to(run.device) for rows in ahead.of(index))
         model, of = run.loaded.model, CRITERIA[found.criterion].score
         assert of is not None
         with precise.passes(run, half=False):
@@ -135,6 +137,25 @@ def _scorer(run: Run, found: Discovery) -> Score:
         return scores, y
 
     return score
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """The batches of a shard one after the other, in whatever pieces each is asked for; the next one is made meanwhile."""
+
+    images: np.ndarray
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    held: tuple[torch.Tensor, torch.Tensor] | None = None
+    start: int = 0
+
+    def of(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels at a few positions that stand together in the batch at hand, or in one that follows."""
+        while self.held is None or index[0] not in self.images[self.start : self.start + len(self.held[1])]:
+            self.start += 0 if self.held is None else len(self.held[1])
+            self.held = next(self.batches)
+        first = int(np.flatnonzero(self.images[self.start :] == index[0])[0])
+        x, y = (rows[first : first + len(index)] for rows in self.held)
+        return x, y
 
 
 def keeps(found: Discovery) -> Callable[[int], int]:

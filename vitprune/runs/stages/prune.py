@@ -45,12 +45,7 @@ def prune(run: Run) -> list[Path]:
     files: list[Path] = []
     for group, targets in run.classes.sets().items():
         recipe = run.recipe
-        plan = main_mask(run, group, targets)
-        dense = model_of(run, recipe.criterion.name, group)
-        slim = surgery.slim(dense, plan)
-        difference = masked_against_sliced(run, plan, targets, dense, slim)
-        if not math.isfinite(difference):
-            raise UserError(f"model `{recipe.model.name}`: gives values that are not finite; check its weights")
+        plan, dense, slim, difference = begun(run, group, targets)
         repaired(slim, run, plan, run.recovery, group, targets, dense, kept=True)
         folder = run.folder.root / (group or "")
         about = {
@@ -80,6 +75,18 @@ def prune(run: Run) -> list[Path]:
         files += [folder / name for name in made] + [check]
     run.folder.clear(run.folder.stage_folder("prune") / PARTS, set())
     return files
+
+
+def begun(run: Run, group: str | None, targets: list[int]) -> tuple[Plan, nn.Module, nn.Module, float]:
+    """A class set's plan, the model that it is of, that model without what the plan drops, not repaired yet, and the largest
+    difference to it with the units masked. Raises UserError for values that are not finite."""
+    plan = main_mask(run, group, targets)
+    dense = model_of(run, run.recipe.criterion.name, group)
+    slim = surgery.slim(dense, plan)
+    difference = masked_against_sliced(run, plan, targets, dense, slim)
+    if not math.isfinite(difference):
+        raise UserError(f"model `{run.recipe.model.name}`: gives values that are not finite; check its weights")
+    return plan, dense, slim, difference
 
 
 def _save(run: Run, folder: Path, slim: nn.Module, targets: list[int], about: Json) -> None:

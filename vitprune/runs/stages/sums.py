@@ -87,11 +87,6 @@ class Totals:
         return _tensors(found)
 
 
-def total(run: Run, asked: Asked, label: str) -> Sums:
-    """The sums over all of the images, of all sites at once."""
-    return totals(run, asked, label).all()
-
-
 def totals(run: Run, asked: Asked, label: str) -> Totals:
     """The sums over all of the images, site by site; parts of an interrupted run are taken as they are."""
     about: Json = asdict(asked.how) | {"of": asked.summed.name, "batch": asked.batch, "code": version(asked.stage)}

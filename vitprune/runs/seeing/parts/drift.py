@@ -22,7 +22,7 @@ from vitprune.runs.engine.base import Columns
 from vitprune.runs.seeing import passes
 from vitprune.runs.seeing.looking import Looking
 from vitprune.runs.stages import sums
-from vitprune.runs.stages.sums import Asked
+from vitprune.runs.stages.sums import FFN, Asked
 from vitprune.runs.state.run import Run
 from vitprune.see import alignment
 from vitprune.see import drift as measures
@@ -35,10 +35,10 @@ _slim: dict[str, nn.Module] = {}  # of this process: the slim model that its par
 def work(looking: Looking) -> None:
     """Nothing; the columns and what see.json says of every class set."""
     told = {}
-    covariances = _covariances(looking) if any(not k.all() for kept in looking.kept.values() for k in kept) else []
+    twins = _all_twins(looking)
     for group in looking.kept:
         end = f"_{group}" if group else ""
-        told[group or ""] = _kept(looking, group, end) | {"twins": _twins(looking, group, end, covariances)}
+        told[group or ""] = _kept(looking, group, end) | {"twins": _twins(looking, group, end, twins.get(group))}
     looking.told["drift"] = told
 
 
@@ -163,20 +163,26 @@ def _slim_of(run: Run, path: Path) -> nn.Module:
     return _slim[key]
 
 
-def _covariances(looking: Looking) -> list[np.ndarray]:
-    """Per block the covariance [H, H] of the dense model's activations over the images; of the last block at the tokens that
-    the head reads."""
-    run = looking.run
-    found = sums.total(run, Asked("see", "obs", Nothing(), looking.index, run.batching.batch), "see twins")
-    return [one.covariance.numpy() for one in inside_moments.of_sums(found, run.sites)]
+def _all_twins(looking: Looking) -> dict[str | None, list[Twins]]:
+    """Per class set that lost units and per block the stand-ins of the removed ones, by the covariance of the dense model's
+    activations over the images, in the last block at the tokens that the head reads. One block's [H, H] is in memory at a
+    time, for all class sets."""
+    run, cut = looking.run, {group: kept for group, kept in looking.kept.items() if not all(k.all() for k in kept)}
+    found: dict[str | None, list[Twins]] = {group: [] for group in cut}
+    if cut:
+        totals = sums.totals(run, Asked("see", "obs", Nothing(), looking.index, run.batching.batch), "see twins")
+        for i in range(len(run.sites)):
+            (one,) = inside_moments.of_sums(totals.of(FFN, i), run.sites[i : i + 1])
+            for group, kept in cut.items():
+                found[group].append(measures.twins(one.covariance.numpy(), kept[i]))
+    return found
 
 
-def _twins(looking: Looking, group: str | None, end: str, covariances: list[np.ndarray]) -> Json | None:
-    """The stand-ins of the removed units; None where nothing was removed."""
-    kept = looking.kept[group]
-    if all(mask.all() for mask in kept):
+def _twins(looking: Looking, group: str | None, end: str, found: list[Twins] | None) -> Json | None:
+    """What is told of the stand-ins of the removed units; None where nothing was removed."""
+    if found is None:
         return None
-    found = [measures.twins(covariances[i], mask) for i, mask in enumerate(kept)]
+    kept = looking.kept[group]
     looking.column(
         f"twin{end}", [_named(i, len(mask), one) for i, (mask, one) in enumerate(zip(kept, found, strict=True))]
     )
