@@ -124,6 +124,7 @@ import time
 from vitprune.core.progress import Reporter, reporter
 made = Reporter()
 made.watch("tiny, into out/tiny")
+made.note("the load is 4.9 on 2 cores, and this process has 12,345,678 threads: OMP_NUM_THREADS=1 may be as fast")
 made.expect({"split": 1.0, "discover": 4.0})
 time.sleep(1.2)
 with made.stage("discover"):
@@ -152,6 +153,7 @@ def test_a_terminal_of_80_columns() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", seen.decode()).replace("\r", "\n")
     lines = [line for line in text.splitlines() if line]
     assert lines[0] == "tiny, into out/tiny" and max(map(len, lines)) <= 80
+    assert lines[1].startswith("note: the load is 4.9") and "12,345,678" in lines[1] + lines[2]
     assert any(re.fullmatch(r"discover \(2 of 2\), 0:0\d, run ETA 0:0\d", line) for line in lines), lines
     assert any(re.search(r"━.* 640584/1281167 +\d+/s$", line) for line in lines), lines
     whole = r"discover fisher-obs, statistics of attention: 1281167/1281167 in \d\.\d s"

@@ -68,11 +68,19 @@ def report(
         if not isinstance(content, dict):
             raise UserError(f"{path}: is not a report")
         found.append((folder, content))
+    _all_different(runs)
     if len(found) == 1:
         claims.recognise(found[0][0])
     made = write_report(found[0][1], found[0][0]) if len(found) == 1 else compare_reports(found, out)
     for path in made:
         print(path)
+
+
+def _all_different(runs: list[Path]) -> None:
+    """Nothing; raises UserError for a run that is given twice, under whatever path."""
+    for n, folder in enumerate(runs):
+        if any(folder.samefile(other) for other in runs[:n]):
+            raise UserError(f"{folder}: is given twice; a comparison needs runs that differ")
 
 
 def check(

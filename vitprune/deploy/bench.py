@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.errors import UserError
+from vitprune.core.progress.fitting import fitted
 from vitprune.deploy import runtime, timing
 
 BATCHES = (1, 8, 32, 128)
@@ -151,7 +152,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 _times(row["mac_ratio"]), _times(row["relative"]) + "?" * bool(row["notes"]), f"{row['speedup']:.2f}",
                 "—" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
             )  # fmt: skip
-        console.print(table)
+        console.print(fitted(console, table, ("quartiles", "efficiency", "MACs")))
         for row in mine:
             for text in [f"in doubt: {note}" for note in row["notes"]] + ([row["why"]] if row["why"] else []):
                 console.print(f"batch {row['batch']}, {row['model']}: {text}", soft_wrap=True, markup=False)

@@ -83,7 +83,7 @@ class Reporter:
             return
         self.to_log(text)
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self._line_of(text)
 
     def to_log(self, text: str) -> None:
         """One line of the log alone, with the time before it."""
@@ -186,7 +186,12 @@ class Reporter:
         self._last = time.monotonic()
         self.to_log(text)
         if not self.quiet and self._live is None:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self._line_of(text)
+
+    def _line_of(self, text: str) -> None:
+        """Print a line; on a terminal it is broken between words, so that no number is cut, and a path stays whole."""
+        whole = not self.console.is_terminal
+        self.console.print(text, markup=False, soft_wrap=whole, overflow="ignore", crop=False)
 
     @contextmanager
     def _shown(self) -> Iterator[None]:
