@@ -88,10 +88,10 @@ def test_only_this_machine_is_let_in_by_itself() -> None:
     ]  # fmt: skip
     place = serving.bound("127.0.0.1", 0)
     place.listen()
-    with pytest.raises(UserError, match="cannot be had .* give another --port"):
+    with pytest.raises(UserError, match=r"cannot be had .* give another --port"):
         serving.bound("127.0.0.1", place.getsockname()[1])
     for elsewhere in ("203.0.113.7", "no such host", "x" * 70):
-        with pytest.raises(UserError, match="cannot be had .* give another --host: an address of this machine"):
+        with pytest.raises(UserError, match=r"cannot be had .* give another --host: an address of this machine"):
             serving.bound(elsewhere, 0)
     place.close()
 

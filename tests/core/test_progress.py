@@ -24,6 +24,8 @@ def test_rates_and_clocks() -> None:
     assert words.rate(1200, 10) == "120/s" and words.rate(31, 10) == "3.1/s" and words.rate(10, 10) == "1.0 s/item"
     assert words.rate(4, 10) == "2.5 s/item" and words.rate(1, 300) == "300 s/item" and words.rate(0, 3) == ""
 
+    assert words.broken("in 12,345 of /a/b-c/d e", 10) == "in 12,345\nof\n/a/b-c/d e" and words.broken("", 80) == ""
+
 
 @pytest.mark.parametrize("width", [40, 60, 79, 120])
 @pytest.mark.parametrize("total", [3, 400, 50_000, 1_281_167])
@@ -124,9 +126,9 @@ import time
 from vitprune.core.progress import Reporter, reporter
 made = Reporter()
 made.watch("tiny, into out/tiny")
-made.note("the load is 4.9 on 2 cores, and this process has 12,345,678 threads: OMP_NUM_THREADS=1 may be as fast")
 made.expect({"split": 1.0, "discover": 4.0})
 time.sleep(1.2)
+made.note("the load is 4.9 on 2 cores, and this process has 12,345,678 threads: OMP_NUM_THREADS=1 may be as fast")
 with made.stage("discover"):
     for _ in made.track(range(4), "discover fisher-obs, statistics of attention", 1281167, 320292):
         time.sleep(0.3)

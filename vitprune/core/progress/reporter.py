@@ -190,8 +190,9 @@ class Reporter:
 
     def _line_of(self, text: str) -> None:
         """Print a line; on a terminal it is broken between words, so that no number is cut, and a path stays whole."""
-        whole = not self.console.is_terminal
-        self.console.print(text, markup=False, soft_wrap=whole, overflow="ignore", crop=False)
+        if self.console.is_terminal:
+            text = words.broken(text, self.console.width)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def _shown(self) -> Iterator[None]:

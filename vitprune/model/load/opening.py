@@ -144,9 +144,7 @@ def fetched(name: str) -> Path:
     try:
         files = ["config.json", "model.safetensors"]
         with fetching.at_hand(f"model `{name[:80]}`"):
-            return Path(
-                huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files)
-            )
+            return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
     except (OSError, ValueError, *fetching.UNREACHED) as error:  # the hub's own errors are both
         raise UserError(
             f"model `{name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
