@@ -61,6 +61,7 @@ def serve(folder: Path, host: str, port: int) -> None:
         import uvicorn
     except ImportError as error:
         raise UserError("serve: needs FastAPI and uvicorn: pip install 'vitprune[serve]'") from error
+    print(f"serve: opening the models in {folder}", file=sys.stderr, flush=True)
     answering = Answering.of(folder)
     place = bound(host, port)
     shown = f"[{host}]" if ":" in host else host
