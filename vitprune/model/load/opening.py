@@ -118,7 +118,7 @@ def _open_named(spec: ModelSpec) -> Loaded:
             model = build.build(name, spec.args, pretrained=spec.pretrained)
     except UserError:
         raise
-    except (OSError, *fetching.UNREACHED) as error:
+    except fetching.NOT_THERE as error:
         raise UserError(
             f"model `{name}`: its weights cannot be fetched ({line(error)}); use model.checkpoint"
         ) from error
@@ -145,7 +145,7 @@ def fetched(name: str) -> Path:
         files = ["config.json", "model.safetensors"]
         with fetching.at_hand(f"model `{name[:80]}`"):
             return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
-    except (OSError, ValueError, *fetching.UNREACHED) as error:  # the hub's own errors are both
+    except fetching.NOT_FETCHED as error:
         raise UserError(
             f"model `{name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
         ) from error

@@ -15,6 +15,8 @@ from vitprune.core.errors import UserError, one_line
 PATIENCE = 6.0  # seconds for the Hub's first answer
 # What the Hub's client raises without an answer: of httpx, httpx2 or requests, by its version.
 UNREACHED = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+NOT_THERE = cast("tuple[type[Exception], ...]", (OSError, *UNREACHED))
+NOT_FETCHED = cast("tuple[type[Exception], ...]", (ValueError, *NOT_THERE))  # the Hub's own errors are all of these
 
 
 @contextmanager
