@@ -161,3 +161,14 @@ def test_a_terminal_of_80_columns() -> None:
     whole = r"discover fisher-obs, statistics of attention: 1281167/1281167 in \d\.\d s"
     assert any(re.fullmatch(whole, line) for line in lines), lines
     assert lines[-1] == "discover: done"
+
+
+def test_a_silence_outside_of_stages_is_broken_by_what_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `vitprune bench`, which says nothing that takes less."""
+    monkeypatch.setattr(reporter, "SILENT", 0.0)
+    made = Reporter()
+    text = told(made)
+    made.begin("bench: cpu, batch 32")
+    assert text.getvalue() == ""
+    made.beat()
+    assert text.getvalue() == "bench: cpu, batch 32: at work\n"

@@ -55,8 +55,10 @@ def bench(
     threads: int | None = None,
     seconds: float = 3.0,
     others: dict[str, tuple[Callable[[np.ndarray], object], Facts]] | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """One row per provider, batch and model. `others` are functions to time beside the files on the processor.
+    """One row per provider, batch and model. `others` are functions to time beside the files on the processor; `told` hears
+    what is timed next.
 
     Raises UserError when a provider is not active, or when two models do not take the same images.
     """
@@ -70,6 +72,7 @@ def bench(
             runners |= {name: run for name, (run, _) in others.items()}
             facts |= {name: known for name, (_, known) in others.items()}
         for batch in batches:
+            told(f"bench: {provider}, batch {batch}: {', '.join(runners)}")
             images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
             found = runtime.interleaved(runners, images, seconds=seconds)
             first = next(iter(runners))

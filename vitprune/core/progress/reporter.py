@@ -85,6 +85,10 @@ class Reporter:
         if not self.quiet:
             self._line_of(text)
 
+    def begin(self, text: str) -> None:
+        """Nothing; outside of stages a long silence is broken by these words from now on."""
+        self.phase = text
+
     def to_log(self, text: str) -> None:
         """One line of the log alone, with the time before it."""
         with contextlib.suppress(OSError):  # a full disk ends a run by what the run itself writes

@@ -209,9 +209,7 @@ def _examined(run: Run, which: File, known: Table | None) -> Json:
 
 def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
-    named = {
-        "labels": [run.classes.name(i) for i in outputs],
-    }
+    named = {"labels": [run.classes.name(i) for i in outputs]}
     return {
         **(named if run.backbone is None else {"features": run.backbone.reads}),
         **({"labels_by_order": True} if run.classes.by_order else {}),
