@@ -314,6 +314,8 @@ def test_json_is_alone_on_standard_output(setting: dict[str, Any], tmp_path: Pat
     assert made["complete"] and made["result"]["criterion"] == "jas"
     assert Path(made["folder"]) == tmp_path / "out" / "tiny" and Path(made["report"]).is_file()
     assert "discover: done" in got.stderr and "Traceback" not in got.stderr and "Warning" not in got.stderr
+    assert got.stderr.splitlines().count(f"export: {tmp_path / 'out' / 'tiny' / 'model.onnx'}") == 1
+    assert "export, latency: 1/1 in " in got.stderr
     assert (tmp_path / "out" / "tiny" / "model.onnx").is_file()
     assert {p.name for p in tmp_path.iterdir()} == {"r.yaml", "model", "images", "out"}
 

@@ -33,8 +33,7 @@ from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 LATENCY_BATCH = 32
-CALIBRATION_IMAGES = 256
-FLOOR_IMAGES = 2000  # 0.05 points each
+CALIBRATION_IMAGES, FLOOR_IMAGES = 256, 2000  # the latter: 0.05 points each
 
 
 def export(run: Run) -> list[Path]:
@@ -209,7 +208,9 @@ def _examined(run: Run, which: File, known: Table | None) -> Json:
 
 def metadata(run: Run, targets: list[int], outputs: list[int]) -> dict[str, Any]:
     """What an ONNX file carries: labels of its outputs, preprocessing, classes, recipe hash, versions."""
-    named = {"labels": [run.classes.name(i) for i in outputs]}
+    named = {
+        "labels": [run.classes.name(i) for i in outputs],
+    }
     return {
         **(named if run.backbone is None else {"features": run.backbone.reads}),
         **({"labels_by_order": True} if run.classes.by_order else {}),
@@ -266,9 +267,8 @@ def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], prec
 def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
     """Each slim file timed in turn with the dense fp32 one, and what speaks against it: fp32 at every batch, others at one."""
     batches = sorted({*run.recipe.export.latency_batches, LATENCY_BATCH})
-    order = sorted(slim, key=lambda precision: precision != "fp32")
-    asked = [(precision, batches if precision == "fp32" else [LATENCY_BATCH]) for precision in order]
-    rows = (row for precision, sizes in asked for row in _timed(run, dense, slim[precision], precision, sizes))
+    asked = [(p, batches if p == "fp32" else [LATENCY_BATCH]) for p in sorted(slim, key=lambda p: p != "fp32")]
+    rows = (row for p, sizes in asked for row in _timed(run, dense, slim[p], p, sizes))
     return list(run.reporter.track(rows, "export, latency", sum(len(sizes) for _, sizes in asked)))
 
 
