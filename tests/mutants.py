@@ -651,6 +651,19 @@ MUTANTS = (
     Mutant("a password in a recipe's track is let be", "recipe/experiments.py",
            'if given is not None and "@" in', 'if given is None and "@" in',
            ("test_tracking.py::test_the_section_moves_no_digest_and_stays_at_home",)),
+    Mutant("a table that is too wide cuts numbers", "core/progress/fitting.py", "maximum <= console.width", "maximum > 0",
+           ("test_tables.py::test_no_number_is_cut",)),
+    Mutant("a Hub that refuses counts as reached", "model/load/weights/fetching.py",
+           "said.append(one_line(error))", "said.append(None)",
+           ("test_fetching.py::test_a_hub_that_answers_is_reached",)),
+    Mutant("the Hub stays switched off", "model/load/weights/fetching.py", "constants.HF_HUB_OFFLINE = before", "pass",
+           ("test_fetching.py::test_what_the_cache_has_needs_no_network",)),
+    Mutant("a run is compared with itself", "cli/files.py", "if any(folder.samefile(other) for other in runs[:n]):", "if False:",
+           ("test_cli.py::test_report_compares_runs",)),
+    Mutant("a line on a terminal is not broken", "core/progress/reporter.py",
+           "text = words.broken(text, self.console.width)", "pass", ("test_progress.py::test_a_terminal_of_80_columns",)),
+    Mutant("a mistake of a verb below a verb points to the first help", "cli/app.py", "found.append(word)", "pass",
+           ("test_cli.py::test_wrong_words_are_one_line",)),
 )  # fmt: skip
 
 

@@ -314,6 +314,8 @@ def test_json_is_alone_on_standard_output(setting: dict[str, Any], tmp_path: Pat
     assert made["complete"] and made["result"]["criterion"] == "jas"
     assert Path(made["folder"]) == tmp_path / "out" / "tiny" and Path(made["report"]).is_file()
     assert "discover: done" in got.stderr and "Traceback" not in got.stderr and "Warning" not in got.stderr
+    assert got.stderr.splitlines().count(f"export: {tmp_path / 'out' / 'tiny' / 'model.onnx'}") == 1
+    assert "export, latency: 1/1 in " in got.stderr
     assert (tmp_path / "out" / "tiny" / "model.onnx").is_file()
     assert {p.name for p in tmp_path.iterdir()} == {"r.yaml", "model", "images", "out"}
 
@@ -425,6 +427,10 @@ def test_report_compares_runs(call: Call, finished: Path, tmp_path: Path) -> Non
     assert [p.name for p in written] == ["comparison.md", "comparison.html"] and all(p.is_file() for p in written)
     text = written[0].read_text()
     assert "tiny" in text and "other" in text and "0.25" in text
+    for again in (finished / "tiny", finished / "other" / ".." / "tiny"):
+        got = call("report", finished / "tiny", finished / "other", again, "--out", tmp_path / "thrice")
+        assert got.code == 2 and "is given twice" in got.err and len(got.err.splitlines()) == 1
+        assert not (tmp_path / "thrice").exists()
 
 
 @pytest.mark.parametrize(
@@ -482,6 +488,8 @@ def test_a_timm_name_with_a_local_checkpoint(call: Call, tmp_path: Path, channel
         (("run", "--budgets", "macs=1"), "`vitprune run --help` says"),
         (("check",), "`vitprune check --help` says"),
         (("completion", "tcsh"), "`vitprune completion --help` says"),
+        (("recipe", "new", "--file"), "`vitprune recipe new --help` says"),
+        (("run", "demo", "--out"), "`vitprune run --help` says"),
     ],
 )
 def test_wrong_words_are_one_line(call: Call, words: tuple[str, ...], said: str) -> None:

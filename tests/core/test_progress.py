@@ -24,6 +24,8 @@ def test_rates_and_clocks() -> None:
     assert words.rate(1200, 10) == "120/s" and words.rate(31, 10) == "3.1/s" and words.rate(10, 10) == "1.0 s/item"
     assert words.rate(4, 10) == "2.5 s/item" and words.rate(1, 300) == "300 s/item" and words.rate(0, 3) == ""
 
+    assert words.broken("in 12,345 of /a/b-c/d e", 10) == "in 12,345\nof\n/a/b-c/d e" and words.broken("", 80) == ""
+
 
 @pytest.mark.parametrize("width", [40, 60, 79, 120])
 @pytest.mark.parametrize("total", [3, 400, 50_000, 1_281_167])
@@ -126,6 +128,7 @@ made = Reporter()
 made.watch("tiny, into out/tiny")
 made.expect({"split": 1.0, "discover": 4.0})
 time.sleep(1.2)
+made.note("the load is 4.9 on 2 cores, and this process has 12,345,678 threads: OMP_NUM_THREADS=1 may be as fast")
 with made.stage("discover"):
     for _ in made.track(range(4), "discover fisher-obs, statistics of attention", 1281167, 320292):
         time.sleep(0.3)
@@ -152,8 +155,20 @@ def test_a_terminal_of_80_columns() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", seen.decode()).replace("\r", "\n")
     lines = [line for line in text.splitlines() if line]
     assert lines[0] == "tiny, into out/tiny" and max(map(len, lines)) <= 80
+    assert lines[1].startswith("note: the load is 4.9") and "12,345,678" in lines[1] + lines[2]
     assert any(re.fullmatch(r"discover \(2 of 2\), 0:0\d, run ETA 0:0\d", line) for line in lines), lines
     assert any(re.search(r"━.* 640584/1281167 +\d+/s$", line) for line in lines), lines
     whole = r"discover fisher-obs, statistics of attention: 1281167/1281167 in \d\.\d s"
     assert any(re.fullmatch(whole, line) for line in lines), lines
     assert lines[-1] == "discover: done"
+
+
+def test_a_silence_outside_of_stages_is_broken_by_what_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `vitprune bench`, which says nothing that takes less."""
+    monkeypatch.setattr(reporter, "SILENT", 0.0)
+    made = Reporter()
+    text = told(made)
+    made.begin("bench: cpu, batch 32")
+    assert text.getvalue() == ""
+    made.beat()
+    assert text.getvalue() == "bench: cpu, batch 32: at work\n"

@@ -100,7 +100,9 @@ def test_predict_writes_the_features_of_images(tmp_path: Path, file: Path) -> No
     pixels = predict.pixels(predict.opened(file)[2], [tmp_path / "0.png"])
     expected = made()(torch.from_numpy(pixels)).numpy()
     np.testing.assert_allclose(held["features"][:1], expected, atol=1e-4)
-    with pytest.raises(UserError, match=r"is a backbone's, which gives features: `--out FILE\.npz`"):
+    with pytest.raises(
+        UserError, match=r"is a backbone's, which gives features: `vitprune predict` with `--out FILE\.npz`"
+    ):
         predict.open_model(file)
 
 

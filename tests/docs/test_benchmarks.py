@@ -180,3 +180,47 @@ def test_files_of_single_seeds_make_the_mean_of_all(script: Any) -> None:
     assert row["loss_points_ci95"] == [[0, 0], [1, 1], [2, 2]] and made["speedup_batch32"] == {"0.5": 0}
     whole_again = whole.combined([whole.combined([of(0, 0.1), of(1, 0.2)]), of(2, 0.6)])
     assert whole_again["budgets"]["0.5"]["kl"] == pytest.approx(0.3) and whole_again["seeds"] == [0, 1, 2]
+
+
+def printed_demo(jas: list[float], random: list[float]) -> dict[str, Any]:
+    """What `benchmarks/demo.py run` leaves: oracle top-1 of jas at t = 1, 5, 10, and random's after the repair."""
+    base = {"protocol": "honest", "recovery": "affine", "t": None, "seed": 0, "macs": 1, "mcnemar_p": 0.25}
+    rows = [base | {"criterion": "dense", "recovery": "none", "top1": 0.92}]
+    rows += [base | {"criterion": "jas", "recovery": r, "top1": x} for r, x in (("none", 0.8), ("affine", 0.9))]
+    rows += [base | {"criterion": "random", "recovery": "none", "seed": s, "top1": 0.55} for s in range(3)]
+    rows += [base | {"criterion": "random", "seed": s, "top1": x} for s, x in enumerate(random)]
+    for t, x in zip((1, 5, 10), jas, strict=True):
+        rows += [
+            base | {"criterion": c, "protocol": "oracle", "t": t, "top1": y}
+            for c, y in (("jas", x), ("activation", 0.9))
+        ]
+    whole = [base | {"criterion": "dense", "top1": 0.92}]
+    whole += [
+        base | {"criterion": "fisher-obs", "recovery": r, "top1": x}
+        for r, x in (("none", 0.9), ("layerwise+head", 0.919))
+    ]
+    whole += [base | {"criterion": "random", "recovery": "layerwise+head", "top1": x} for x in (0.87, 0.88, 0.89)]
+    macs = {"macs_dense": 36e6, "macs_slim": 12e6, "macs_exported": 9e6}
+    made = {"seconds": 100.0, "stages": {}, "printed": ["a table", "Report: x"], "macs": macs}
+    runs = {"demo": made | {"rows": rows}, "demo-whole": made | {"rows": whole}}
+    machine = {"cores": 2, "cpu": "some"}
+    return {"date": "2026-11-28", "seconds": 254.6, "other_cores": 0.1, "machine": machine, "runs": runs}
+
+
+def test_the_page_of_the_demo_says_what_was_printed(script: Any) -> None:
+    """Its words follow the figures, whichever way they fall; and the page that is there is the committed file's."""
+    demo = script("demo")
+    text = demo.text(printed_demo([0.91, 0.93, 0.92], [0.91, 0.905, 0.912])).replace("\n", " ")
+    assert "took 4 min 15 s (1 min 40 s and 1 min 40 s of it the halves; 2026-11-28, 2 cores of some, of which" in text
+    assert "```text a table Report: x ```" in text and "ahead of activation at every t, by 1.0 to 3.0 points" in text
+    assert (
+        "it loses 2.0 points" in text
+        and "25 points behind it before" in text
+        and "after it 0.5 to 1.2 ahead (p = 0.25" in text
+    )
+    assert "(12.0 M of 36.0 M multiply-adds in the checkpoint, 25 % of them in" in text and "| **91.90** |" in text
+    assert "88.00 ± 1.00" in text
+    text = demo.text(printed_demo([0.91, 0.9, 0.88], [0.89, 0.88, 0.885])).replace("\n", " ")
+    assert "ahead of activation at 1 of 3 t, by 1.0 points" in text and "after it 1.0 to 2.0 behind" in text
+    made = json.loads(demo.RESULT.read_text()) if demo.RESULT.is_file() else None
+    assert demo.text(made) in demo.PAGE.read_text()

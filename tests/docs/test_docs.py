@@ -69,7 +69,9 @@ def test_what_contributors_are_told_is_there() -> None:
     assert set(re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text())) <= set(targets)
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == vitprune.__version__ and cited["license"] == "MIT"
-    assert f"## {vitprune.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings == [vitprune.__version__, "0.1.0"]  # nothing unreleased is told of
+    assert f'version = "{vitprune.__version__}"' in (ROOT / "pyproject.toml").read_text()
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy", "layers"]
 

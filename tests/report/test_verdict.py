@@ -18,6 +18,7 @@ from vitprune.exam import paired
 from vitprune.report import write_report
 from vitprune.report.document import document
 from vitprune.report.page.blocks import Fold, Section, Table, Text
+from vitprune.report.plots import plots
 from vitprune.report.reading import places, predictions
 from vitprune.report.reading.beside import Beside
 from vitprune.report.sections.comparing.contenders import comparison_section
@@ -309,3 +310,13 @@ def test_wide_tables_can_become_lists(record: Record, tmp_path: Path) -> None:
             assert labels == (titles[1:] if kind[1] else [])
             wide += bool(labels)
     assert wide > 5 and all(f"table.{name} tbody tr" in page for name in ("some", "many"))
+
+
+def test_labels_of_an_axis_do_not_run_into_each_other() -> None:
+    """Of two measured values that are close one is named, the last always; all keep their ticks."""
+    assert plots._apart([5.36, 5.93, 7.32, 16.6]) == {0, 2, 3}
+    assert plots._apart([1.0, 2.0, 9.9, 10.0]) == {0, 1, 3}
+    assert plots._apart([3.0]) == {0}
+    points = [plots.Point("", f"m{n}", 0.9, x=x) for n, x in enumerate((5.36, 5.93, 7.32, 16.6))]
+    svg = plots.accuracy_curves("trade", points, None, "chart", "ms")
+    assert ">5.36<" in svg and ">5.93<" not in svg and ">7.32<" in svg and ">16.6<" in svg

@@ -101,8 +101,21 @@ def _misused(error: Exception) -> str | None:
         return "vitprune: nothing was answered, so nothing is done; --yes goes on without a question"
     if not hasattr(error, "format_message"):
         return None
-    asked = getattr(getattr(error, "ctx", None), "command_path", "vitprune")
+    asked = getattr(getattr(error, "ctx", None), "command_path", None) or _asked(sys.argv[1:])
     return f"vitprune: {one_line(error.format_message()).rstrip('.')}; `{asked} --help` says what may be given"
+
+
+def _asked(words: list[str]) -> str:
+    """The command that the words begin with, for an error that does not say whose it is."""
+    found, command = ["vitprune"], typer.main.get_command(app)
+    for word in words:
+        below = getattr(command, "commands", {}).get(word)
+        if below is not None:
+            command = below
+            found.append(word)
+        elif not word.startswith("-"):
+            break
+    return " ".join(found)
 
 
 def _lacks_memory(error: Exception) -> bool:

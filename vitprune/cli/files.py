@@ -68,11 +68,19 @@ def report(
         if not isinstance(content, dict):
             raise UserError(f"{path}: is not a report")
         found.append((folder, content))
+    _all_different(runs)
     if len(found) == 1:
         claims.recognise(found[0][0])
     made = write_report(found[0][1], found[0][0]) if len(found) == 1 else compare_reports(found, out)
     for path in made:
         print(path)
+
+
+def _all_different(runs: list[Path]) -> None:
+    """Nothing; raises UserError for a run that is given twice, under whatever path."""
+    for n, folder in enumerate(runs):
+        if any(folder.samefile(other) for other in runs[:n]):
+            raise UserError(f"{folder}: is given twice; a comparison needs runs that differ")
 
 
 def check(
@@ -121,11 +129,17 @@ def bench(
 ) -> None:
     """Time dense against slim against each precision: MAC ratio, latency ratio, efficiency, and why it is poor."""
     from vitprune.cli import torch_runners
+    from vitprune.core.progress import Reporter, reporter
     from vitprune.deploy import bench as deploy_bench
 
-    others = torch_runners.torch_runners(paths[0], threads) if torch else None
-    files = deploy_bench.find(paths)
-    rows = deploy_bench.bench(files, batch or deploy_bench.BATCHES, provider, threads, seconds, others)
+    progress = Reporter()
+    progress.watch("")  # a long silence alone is broken
+    try:
+        others = torch_runners.torch_runners(paths[0], threads) if torch else None
+        files, sizes = deploy_bench.find(paths), batch or deploy_bench.BATCHES
+        rows = deploy_bench.bench(files, sizes, provider, threads, seconds, others, progress.begin)
+    finally:
+        reporter.rest()
     if as_json:
         print(json.dumps({"reference": rows[0]["model"], "rows": rows}, indent=1))
     else:

@@ -39,6 +39,8 @@ def show(made: Json) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from vitprune.core.progress.fitting import fitted
+
     console = Console(highlight=False, width=None if Console().is_terminal else 110)
     _costs(console, made["cost"])
     if not made["plans"]:
@@ -57,7 +59,7 @@ def show(made: Json) -> None:
             table.add_row(
                 str(row["block"]), heads, units, *map(_nats, (row[unit], gone.get("attention"), gone.get("ffn")))
             )
-        console.print(table)
+        console.print(fitted(console, table, ("without FFN",)))
         console.print(_line(one), soft_wrap=True, markup=False)
     console.print(
         f"The curves are in {made['folder']}; `vitprune run` goes on from there.", soft_wrap=True, markup=False

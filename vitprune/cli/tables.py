@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vitprune.core.progress.fitting import fitted
 from vitprune.core.reading import Json
 from vitprune.report.reading.values import budget_text
 
@@ -31,15 +32,14 @@ def show(record: Json, verb: str, folder: Path) -> None:
         _of_backbone(console, record)
     elif "rows" in record:
         honest = [row for row in record["rows"] if row["protocol"] == "honest"]
-        console.print(_table("Test split, honest: one model for every image", honest))
+        console.print(_table(console, "Test split, honest: one model for every image", honest))
         oracle = [row for row in record["rows"] if row["protocol"] == "oracle"]
         if oracle:
-            console.print(
-                _table("Paper's protocol, oracle-routed: mask chosen by the true label, class token only", oracle)
-            )
+            title = "Paper's protocol, oracle-routed: mask chosen by the true label, class token only"
+            console.print(_table(console, title, oracle))
     measured = [line for line in record.get("frontier", []) if "top1" in line]
     if measured:
-        console.print(_frontier(measured))
+        console.print(_frontier(console, measured))
     result = record.get("result")
     if result:
         model = record["model"]
@@ -60,7 +60,7 @@ def show(record: Json, verb: str, folder: Path) -> None:
     console.print(end, soft_wrap=True, markup=False)
 
 
-def _table(title: str, rows: list[Json]) -> Table:
+def _table(console: Console, title: str, rows: list[Json]) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("criterion", "keep", "recovery", "head", "top-1", "95 % interval", "p(true)", "params", "MACs"):
         table.add_column(name, justify="left" if name in ("criterion", "recovery", "head") else "right")
@@ -81,24 +81,24 @@ def _table(title: str, rows: list[Json]) -> Table:
             f"{first['params']:,}",
             f"{first['macs'] / 1e6:.1f} M",
         )
-    return table
+    return fitted(console, table, ("head", "p(true)", "params", "95 % interval"))
 
 
 def _of_backbone(console: Console, record: Json) -> None:
     """Features beside the dense model's, those of every budget, what becomes of an index, and what had been predicted."""
     rows, result = record["rows"], record["result"]
-    console.print(_features("Test split: features beside the dense model's", rows, rows[0]["macs"]))
+    console.print(_features(console, "Test split: features beside the dense model's", rows, rows[0]["macs"]))
     lines = [line for line in record.get("frontier", []) if "cosine" in line]
     if lines:
         named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
-        console.print(_features("Every budget's model", named, rows[0]["macs"]))
+        console.print(_features(console, "Every budget's model", named, rows[0]["macs"]))
     console.print(f"Neighbours: {record['backbone']['index']}", soft_wrap=True, markup=False)
     if result["measured_over_predicted"]:
         told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
         console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
 
 
-def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
+def _features(console: Console, title: str, rows: list[Json], dense_macs: int) -> Table:
     """Of backbones: how near their features are to the dense model's."""
     table = Table(title=title, title_justify="left")
     table.add_column("criterion")
@@ -111,7 +111,7 @@ def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
         figures = [f"{statistics.mean(values):.3f}" if values else "" for values in every]
         first = group[0]
         table.add_row(escape(first["criterion"]), first["recovery"], *figures, f"{first['macs'] / dense_macs:.3f}")
-    return table
+    return fitted(console, table, ("probe", "neighbours", "kNN"))
 
 
 _FIGURES = {
@@ -120,7 +120,7 @@ _FIGURES = {
 }  # fmt: skip
 
 
-def _frontier(lines: list[Json]) -> Table:
+def _frontier(console: Console, lines: list[Json]) -> Table:
     table = Table(title="Every budget's model", title_justify="left")
     for name in ("budget", "top-1", "change", "p", "MACs left", "parameters left", "latency left", "folder"):
         table.add_column(name, justify="left" if name in ("budget", "folder") else "right")
@@ -136,7 +136,7 @@ def _frontier(lines: list[Json]) -> Table:
             "" if latency is None else f"{latency:.3f}",
             line["folder"],
         )
-    return table
+    return fitted(console, table, ("parameters left", "p", "latency left"))
 
 
 def _draws_together(rows: list[Json]) -> list[list[Json]]:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.errors import UserError
+from vitprune.core.progress.fitting import fitted
 from vitprune.deploy import runtime, timing
 
 BATCHES = (1, 8, 32, 128)
@@ -54,8 +55,10 @@ def bench(
     threads: int | None = None,
     seconds: float = 3.0,
     others: dict[str, tuple[Callable[[np.ndarray], object], Facts]] | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """One row per provider, batch and model. `others` are functions to time beside the files on the processor.
+    """One row per provider, batch and model. `others` are functions to time beside the files on the processor; `told` hears
+    what is timed next.
 
     Raises UserError when a provider is not active, or when two models do not take the same images.
     """
@@ -69,6 +72,7 @@ def bench(
             runners |= {name: run for name, (run, _) in others.items()}
             facts |= {name: known for name, (_, known) in others.items()}
         for batch in batches:
+            told(f"bench: {provider}, batch {batch}: {', '.join(runners)}")
             images = np.random.default_rng(0).standard_normal((batch, *shape), dtype=np.float32)
             found = runtime.interleaved(runners, images, seconds=seconds)
             first = next(iter(runners))
@@ -151,7 +155,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 _times(row["mac_ratio"]), _times(row["relative"]) + "?" * bool(row["notes"]), f"{row['speedup']:.2f}",
                 "—" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
             )  # fmt: skip
-        console.print(table)
+        console.print(fitted(console, table, ("quartiles", "efficiency", "MACs")))
         for row in mine:
             for text in [f"in doubt: {note}" for note in row["notes"]] + ([row["why"]] if row["why"] else []):
                 console.print(f"batch {row['batch']}, {row['model']}: {text}", soft_wrap=True, markup=False)

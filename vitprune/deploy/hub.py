@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import cast
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -16,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from vitprune.core import external
 from vitprune.core.errors import UserError, one_line
 from vitprune.core.reading import Json, read_json
+from vitprune.model.load.weights.fetching import UNREACHED
 
 PREFIX = "hf-hub:"
-# What the Hub's client raises without an answer: of httpx, httpx2 or requests, by its version.
-UNREACHED = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 NEEDED = ("config.json", "model.safetensors")
 ONNX = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")

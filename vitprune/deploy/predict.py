@@ -74,7 +74,8 @@ def open_model(model: Path) -> Classifier:
     path, session, preprocessing = opened(model)
     if session.get_outputs()[0].name == FEATURES:
         raise UserError(
-            f"{path}: is a backbone's, which gives features: `--out FILE.npz` or `--out FILE.csv` writes them"
+            f"{path}: is a backbone's, which gives features: `vitprune predict` with `--out FILE.npz` or `--out FILE.csv` "
+            "writes them"
         )
     known, outputs = session.get_modelmeta().custom_metadata_map, session.get_outputs()[0].shape[-1]
     entries = {key: _entry(known, key, path) for key in ("labels", "labels_by_order", "open_set")}

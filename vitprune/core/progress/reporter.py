@@ -83,7 +83,11 @@ class Reporter:
             return
         self.to_log(text)
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self._line_of(text)
+
+    def begin(self, text: str) -> None:
+        """Nothing; outside of stages a long silence is broken by these words from now on."""
+        self.phase = text
 
     def to_log(self, text: str) -> None:
         """One line of the log alone, with the time before it."""
@@ -186,7 +190,13 @@ class Reporter:
         self._last = time.monotonic()
         self.to_log(text)
         if not self.quiet and self._live is None:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self._line_of(text)
+
+    def _line_of(self, text: str) -> None:
+        """Print a line; on a terminal it is broken between words, so that no number is cut, and a path stays whole."""
+        if self.console.is_terminal:
+            text = words.broken(text, self.console.width)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def _shown(self) -> Iterator[None]:

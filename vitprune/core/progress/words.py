@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 LABEL = 36  # characters of a label, at most
 BAR = 6, 40  # characters of a bar, at least and at most; below there is none
 
@@ -36,6 +38,11 @@ def bar(width: int, label: str, done: int, total: int, seconds: float, plain: bo
     full = min(room, room * done // max(1, total))
     on, off = ("#", "-") if plain else ("━", "╌")
     return f"{shown} {on * full}{off * (room - full)} {right}".rstrip()
+
+
+def broken(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters, broken between words: numbers and paths stay whole, however long."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)) or text
 
 
 def _cut(text: str, width: int, plain: bool) -> str:

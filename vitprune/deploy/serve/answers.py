@@ -63,8 +63,8 @@ class Answering:
             times = self._timed(pixels)
             return {"models": [_told(model, one, pixels[model], times[model]) for model, one in self.models.items()]}
 
-    def _timed(self, pixels: dict[str, np.ndarray]) -> dict[str, float]:
-        """Milliseconds of one image, by name: the median of ROUNDS passes, taken in turn after one that is not counted."""
+    def _timed(self, pixels: dict[str, np.ndarray]) -> dict[str, list[float]]:
+        """Milliseconds of one image in ROUNDS passes, rising, by name; taken in turn after one that is not counted."""
         taken: dict[str, list[float]] = {name: [] for name in pixels}
         for round_ in range(ROUNDS + 1):
             for name, x in pixels.items():
@@ -72,16 +72,22 @@ class Answering:
                 runtime.predict(self.models[name].session, x)
                 if round_:
                     taken[name].append(1e3 * (time.perf_counter() - started))
-        return {name: statistics.median(spent) for name, spent in taken.items()}
+        return {name: sorted(spent) for name, spent in taken.items()}
 
 
-def _told(name: str, one: predict.Classifier, x: np.ndarray, milliseconds: float) -> Json:
+def _told(name: str, one: predict.Classifier, x: np.ndarray, spent: list[float]) -> Json:
     shares = predict.softmax(runtime.predict(one.session, x))[0]
     eligible = range(len(shares)) if one.outputs is None else one.outputs
     order = sorted(eligible, key=lambda i: -shares[i])
     best = [{"label": one.labels[i], "probability": float(shares[i])} for i in order[:TOP]]
     known = one.outputs is None or float(shares[one.outputs].max()) >= one.threshold
-    made: Json = {"name": name, "milliseconds": milliseconds, "known": known, "top": best, "seen": seen(one, x)}
+    made: Json = {
+        "name": name,
+        "milliseconds": statistics.median(spent),
+        "range": [spent[0], spent[-1]],
+        "known": known,
+    }
+    made |= {"top": best, "seen": seen(one, x)}
     return made | {"heat": heat_map(one, x, order[0]).tolist() if name in LOOKED_AT else None}
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import signal
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vitprune.core.errors import UserError
+from vitprune.core.errors import UserError, one_line
 from vitprune.deploy.serve.answers import Answering
 
 LARGEST = 20 << 20  # bytes of an image
+PATIENCE = 5  # seconds for answers that are on their way when it ends
+TERMINATED = 128 + signal.SIGTERM
 PAGE = Path(__file__).parent / "page.html"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -50,23 +54,32 @@ def application(answering: Answering, hosts: list[str]) -> Any:
 
 
 def serve(folder: Path, host: str, port: int) -> None:
-    """Serve until Ctrl-C. Raises UserError where the extra is not installed, the folder has no ONNX file, or the place is
-    taken."""
+    """Serve until Ctrl-C or SIGTERM. Raises UserError where the extra is not installed, the folder has no ONNX file, or the
+    place is taken."""
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError("serve: needs FastAPI and uvicorn: pip install 'vitprune[serve]'") from error
+    print(f"serve: opening the models in {folder}", file=sys.stderr, flush=True)
     answering = Answering.of(folder)
     place = bound(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{place.getsockname()[1]}/  ({', '.join(answering.models)}); Ctrl-C ends it", flush=True)
     if not is_loopback(host):
         print(f"note: everybody who reaches {host} can ask; there is no password", file=sys.stderr)
-    hosts = ["127.0.0.1", "localhost", "[::1]", "::1"] if is_loopback(host) else ["*"]
-    config = uvicorn.Config(application(answering, hosts), log_level="warning", limit_concurrency=16)
-    with suppress(KeyboardInterrupt):
+    hosts = ["127.0.0.1", "localhost", "[::1]", shown] if is_loopback(host) else ["*"]
+    config = uvicorn.Config(
+        application(answering, hosts), log_level="warning", limit_concurrency=16, timeout_graceful_shutdown=PATIENCE
+    )
+    try:
         uvicorn.Server(config).run(sockets=[place])
+    except KeyboardInterrupt:  # uvicorn raises the signal that ended it once more
+        pass
+    except SystemExit as end:
+        if end.code != TERMINATED:
+            raise
+    print("serve: ended", file=sys.stderr)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -78,10 +91,11 @@ def bound(host: str, port: int) -> socket.socket:
         made.bind(address)
         made.listen()  # who comes before the server does is not sent away
         return made
-    except OSError as error:
-        raise UserError(
-            f"serve: {host}:{port} cannot be had ({error.strerror or error}); give another --port"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that no machine can have
+        foreign = isinstance(error, socket.gaierror | UnicodeError) or error.errno in NOT_HERE
+        advice = "--host: an address of this machine, as 127.0.0.1" if foreign else "--port"
+        said = one_line(error) if isinstance(error, UnicodeError) else error.strerror or error
+        raise UserError(f"serve: {host}:{port} cannot be had ({said}); give another {advice}") from error
 
 
 def is_loopback(host: str) -> bool:

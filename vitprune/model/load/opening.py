@@ -6,6 +6,7 @@ architecture on the meta device before anything is allocated, and what `save` wr
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub
@@ -24,7 +25,7 @@ from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import ASSUMED, PROJECTION, READS, Loaded, as_backbone
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
-from vitprune.model.load.weights import checksums, filling
+from vitprune.model.load.weights import checksums, fetching, filling
 from vitprune.model.load.weights.towers import configs as towers
 from vitprune.model.load.weights.towers import opening as towers_files
 
@@ -113,10 +114,11 @@ def _open_named(spec: ModelSpec) -> Loaded:
         with opened(spec.checkpoint, f"model.checkpoint {spec.checkpoint}"):
             pass
     try:
-        model = build.build(name, spec.args, pretrained=spec.pretrained)
+        with fetching.at_hand(f"model `{name}`") if spec.pretrained and ":" not in name else nullcontext():
+            model = build.build(name, spec.args, pretrained=spec.pretrained)
     except UserError:
         raise
-    except (OSError, ConnectionError) as error:
+    except fetching.NOT_THERE as error:
         raise UserError(
             f"model `{name}`: its weights cannot be fetched ({line(error)}); use model.checkpoint"
         ) from error
@@ -141,8 +143,9 @@ def fetched(name: str) -> Path:
     repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         files = ["config.json", "model.safetensors"]
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
-    except (OSError, ValueError) as error:  # the hub's own errors are both
+        with fetching.at_hand(f"model `{name[:80]}`"):
+            return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files))
+    except fetching.NOT_FETCHED as error:
         raise UserError(
             f"model `{name[:80]}`: cannot be fetched ({line(error)}); copy its folder and use local-dir:FOLDER"
         ) from error

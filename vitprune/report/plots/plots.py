@@ -19,6 +19,7 @@ from vitprune.report.page.svg import GAIN, INK, LOSS, MUTED, SERIES, drawing, re
 
 WIDTH = 4.5  # inches: readable both on a phone and in the page's column
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+ROOM = 0.1  # of an axis, between two of its labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,26 @@ def _curve(axes: Axes, points: Sequence[Point], index: int) -> None:
 
 
 def _x_ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks at the measured values, on a logarithmic axis where they span a wide range."""
-    if values[0] > 0 and values[-1] / values[0] >= 8:
+    """Ticks at the measured values, on a logarithmic axis where they span a wide range; of two that are close one is named."""
+    wide = values[0] > 0 and values[-1] / values[0] >= 8
+    if wide:
         axes.set_xscale("log")
     if len(values) <= 10:
-        axes.set_xticks(values, [numbers.general(value) for value in values])
+        named = _apart([math.log(value) for value in values] if wide else values)
+        axes.set_xticks(values, [numbers.general(value) if n in named else "" for n, value in enumerate(values)])
         axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _apart(places: Sequence[float]) -> set[int]:
+    """Which of the rising places have room for a label: the last, and from the first those that are far enough from others."""
+    least = ROOM * (places[-1] - places[0])
+    kept: list[int] = []
+    for n, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= least:
+            kept.append(n)
+        elif n == len(places) - 1:
+            kept[-1] = n
+    return {*kept}
 
 
 def _dense_line(axes: Axes, dense: float | None, vertical: bool) -> None:

@@ -42,7 +42,7 @@ def _precisions(record: Json) -> list[Block]:
         return []
     if any("cosine" in row for row in rows):
         return _of_features(rows)
-    columns = ["ONNX file", "Precision", ">Top-1", ">Change, points", ">Same top-1", ">Largest logit difference"]
+    columns = ["ONNX file", "Precision", ">Top-1", ">Change, points", ">Same answer", ">Largest logit difference"]
     columns += [">Largest probability difference", ">Opset"]
     found: list[Block] = [table("ONNX files on the whole test split", columns, map(_precision, rows))]
     why = [(clean(row.get("path")), clean(mapping(row.get("sweep")).get("why"))) for row in rows]

@@ -16,6 +16,7 @@ from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 DENSE, DENSE_FILE = "dense", "dense.onnx"
+EXAM = "exam"  # the work on files that are written already
 FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 File = tuple[str | None, str]  # the class set and the precision; `DENSE`: of the model as it was
 
@@ -44,7 +45,7 @@ def attempted(
     """What `work` tells of every file; `failed` where it could not be done."""
     folder = run.folder.stage_folder("export") / PARTS / name
     run.folder.clear(folder, set())
-    job = Job(f"export-{name}", which, functools.partial(_attempt, run, work, given), None, kept=False)
+    job = Job(f"export-{name}", which, functools.partial(_attempt, run, name, work, given), None, kept=False)
     parts = run.reporter.track(run.executor.run(job, folder), f"export, {name}", len(which))
     found = dict(zip(which, map(unpacked, parts), strict=True))
     for one, told in found.items():
@@ -53,13 +54,13 @@ def attempted(
     return found
 
 
-def _attempt(run: Run, work: Callable[[Run, File, Any], Json], given: Any, which: File) -> Columns:
+def _attempt(run: Run, name: str, work: Callable[[Run, File, Any], Json], given: Any, which: File) -> Columns:
     """`work`; where it fails, no file is left and the reason is told.
 
     A disk that is full or may not be written is no fault of the file: that still ends the run, which can go on later.
     """
     path = path_of(run, *which)
-    run.reporter.say(f"export: {path}")
+    run.reporter.say(f"export: {path}" if name != EXAM else f"export, exam of {path}")
     try:
         return packed(work(run, which, given))
     except Exception as error:

@@ -25,7 +25,7 @@ from vitprune.model.load import opening
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import shortcut
-from vitprune.runs.results.onnx_files import DENSE, FILES, File, attempted, outputs_of, path_of
+from vitprune.runs.results.onnx_files import DENSE, EXAM, FILES, File, attempted, outputs_of, path_of
 from vitprune.runs.results.side_by_side import Asked, Table, table
 from vitprune.runs.stages.exams import files as feature_files
 from vitprune.runs.stages.versions import version
@@ -33,8 +33,7 @@ from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
 LATENCY_BATCH = 32
-CALIBRATION_IMAGES = 256
-FLOOR_IMAGES = 2000  # 0.05 points each
+CALIBRATION_IMAGES, FLOOR_IMAGES = 256, 2000  # the latter: 0.05 points each
 
 
 def export(run: Run) -> list[Path]:
@@ -51,7 +50,7 @@ def export(run: Run) -> list[Path]:
     first = attempted(run, "fp32", [(None, DENSE), *((group, "fp32") for group in groups)], _first, open_sets)
     made, told = _written(run, first)
     known = _logits(run, made) if run.backbone is None else None
-    examined = attempted(run, "exam", made, _examined, known)
+    examined = attempted(run, EXAM, made, _examined, known)
     no_dense = {name: first[None, DENSE]["failed"] for name in (DENSE,) if "failed" in first[None, DENSE]}
     files = [] if no_dense else exporting.parts(path_of(run, None, DENSE))
     for group in groups:
@@ -268,8 +267,9 @@ def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], prec
 def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
     """Each slim file timed in turn with the dense fp32 one, and what speaks against it: fp32 at every batch, others at one."""
     batches = sorted({*run.recipe.export.latency_batches, LATENCY_BATCH})
-    order = sorted(slim, key=lambda precision: precision != "fp32")
-    return [row for p in order for row in _timed(run, dense, slim[p], p, batches if p == "fp32" else [LATENCY_BATCH])]
+    asked = [(p, batches if p == "fp32" else [LATENCY_BATCH]) for p in sorted(slim, key=lambda p: p != "fp32")]
+    rows = (row for p, sizes in asked for row in _timed(run, dense, slim[p], p, sizes))
+    return list(run.reporter.track(rows, "export, latency", sum(len(sizes) for _, sizes in asked)))
 
 
 def _timed(run: Run, dense: Path, slim: Path, precision: str, batches: Sequence[int]) -> Iterator[Json]:
