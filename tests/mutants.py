@@ -598,7 +598,7 @@ MUTANTS = (
            "values_NU[labels_N == c]", ("test_alignment.py::test_selectivity_by_hand_and_at_chance",)),
     Mutant("masks of units that no logit sees", "runs/seeing/targets.py", "return [i for i in carry if i != unseen_block(looking)] or carry",
            "return carry", ("test_see_pictures.py::test_masks_are_of_blocks_whose_patches_a_logit_can_see",)),
-    Mutant("listed units are a wish", "runs/seeing/shown.py", "if how.list is not None:", "if False:",
+    Mutant("listed units are a wish", "runs/seeing/targets.py", "if how.list is not None:", "if False:",
            ("test_see_pictures.py::test_listed_units_are_shown_and_no_others",)),
     # ---- vision-language models
     Mutant("one tail of the sign-flip test is forgotten", "see/types/rules.py", "((signs @ d).abs() >=", "((signs @ d) >=",

@@ -10,7 +10,7 @@ from vitprune.report.plots.block_plots import Band
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
 
-MOST = 24  # units of a gallery
+MOST = 48  # units of a gallery
 SHOWN = {"scaled_1": "one unit", "scaled_3": "three units"}
 
 
@@ -77,7 +77,28 @@ def _masks(masks: Json, beside: Beside) -> list[Block]:
         for row in rows
     ]
     found = Gallery("Masks of the classes' top units", tuple(pictures), wide=True, heads=("Class", "Unit"))
-    return [Heading("Which pixels they need"), Text(told), found]
+    return [Heading("Which pixels they need"), Text(told), found, *_running(rows, beside)]
+
+
+def _running(rows: list[Json], beside: Beside) -> list[Block]:
+    """Masks of the running mean over the blocks, where they were asked for."""
+    pictures = [
+        Picture(
+            beside.picture(mapping(row["running"]).get("picture")),
+            clean(row.get("class")),
+            f"units {', '.join(clean(unit) for unit in sequence(mapping(row['running']).get('units')))}",
+            (("IoU with the masks above", numbers.fixed(number(mapping(row["running"]).get("iou")), 2)),),
+        )
+        for row in rows
+        if mapping(row.get("running"))
+    ]
+    if not pictures:
+        return []
+    caption = (
+        "The same of the running mean over the blocks up to the unit's, of the class's top unit in each; each image's own "
+        "threshold. In blocks that carry no classes these units are chance."
+    )
+    return [Gallery(caption, tuple(pictures), wide=True, heads=("Class", "Units"))]
 
 
 def _plus_minus(row: Json) -> str:
