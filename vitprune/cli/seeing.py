@@ -56,19 +56,13 @@ def see(
     from vitprune.runs.costs import estimate, telling
     from vitprune.runs.engine import opening
 
-    named = {
-        "--parts": parts,
-        "--sites": sites,
-        "--unit": unit,
-        "--class": of_class,
-        "--kept": kept,
-        "--removed": removed,
-    }
-    others = {flag: value is not None for flag, value in named.items()}
+    words, shown = {"parts": parts, "sites": sites}, {"kept": kept, "removed": removed}
+    named = words | shown | {"unit": unit, "class": of_class}
+    others = {f"--{flag}": value is not None for flag, value in named.items()}
     if carried_out("see", source, crew, told, allowed, force, others):
         return
     recipe, reporter = _recipe(source, told)
-    recipe = _asked(recipe, {"parts": parts, "sites": sites}, {"kept": kept, "removed": removed})
+    recipe = _asked(recipe, words, shown)
     units = [_address(text) for text in unit or []]
     _looked_at(recipe, units)
     for folder in _folders(recipe):

@@ -3,6 +3,7 @@ in a folder beside it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,7 @@ def data(looking: Looking, pictures: Pictures, of: Site = "ffn") -> Json:
     """What the page shows. Units stand one after the other, block by block; classes are numbers into `classes`, names into
     `named`, labels of pixels into `labels`, pictures into the sheets; shares and correlations are in hundredths; None where
     something is not known. Of attention `dims` has the dimensions of a head, and `other` is the page that is not this one."""
-    names: list[str] = []
-    place: dict[str, int] = {}
-
-    def number(name: Any) -> int:
-        if name is None:
-            return -1
-        if name not in place:
-            place[name] = len(names)
-            names.append(name)
-        return place[name]
-
+    names = _Names()
     columns = looking.columns if of == "ffn" else looking.of_attention
     group = next(iter(looking.kept))
     end = f"_{group}" if group else ""
@@ -64,13 +55,14 @@ def data(looking: Looking, pictures: Pictures, of: Site = "ffn") -> Json:
     }
     if of == "attention":
         made["dims"] = [site.dim for site in looking.directions]
-    if looking.directions and sum(looking.widths("ffn" if of == "attention" else "attention")) <= LARGEST:
-        made["other"] = FILES["ffn" if of == "attention" else "attention"]
+    other: Site = "ffn" if of == "attention" else "attention"
+    if looking.directions and sum(looking.widths(other)) <= LARGEST:
+        made["other"] = FILES[other]
     if "fires" in columns:
         made["silent"] = "".join("0" if one == "yes" else "1" for one in columns["fires"])
     for key, column in (("writes", "writes_1"), ("fires", _fires(columns))):
         if column in columns:
-            made[key] = [number(name) for name in columns[column]]
+            made[key] = [names.number(name) for name in columns[column]]
     for key, column in (("between", _between(columns)), ("drift", f"drift_corr{end}"), ("twinned", f"twin_corr{end}")):
         if column in columns:
             made[key] = [None if v is None else round(100 * v) for v in columns[column]]
@@ -79,7 +71,18 @@ def data(looking: Looking, pictures: Pictures, of: Site = "ffn") -> Json:
     made |= _called(columns, "named", "called", "name", "name_score", "name_control")
     made |= _called(columns, "labels", "shows", "concept", "concept_iou", "concept_iou_chance")
     made["read"] = "class token" if "fires_class_1" in columns else "patches"
-    return made | {"classes": names} | _pictures(looking, pictures, of)
+    return made | {"classes": list(names.place)} | _pictures(looking, pictures, of)
+
+
+@dataclass
+class _Names:
+    """Names as numbers, in the order of their first use."""
+
+    place: dict[str, int] = field(default_factory=dict)
+
+    def number(self, name: str | None) -> int:
+        """The number of a name; -1 where there is none."""
+        return -1 if name is None else self.place.setdefault(name, len(self.place))
 
 
 def _called(columns: Columns, into: str, key: str, column: str, score: str, control: str) -> Json:
