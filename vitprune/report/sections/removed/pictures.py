@@ -51,7 +51,7 @@ def _map(unit: Json, beside: Beside) -> Picture:
     silent = sum(mapping(one).get("note") == "does not fire here" for one in sequence(unit.get("images")))
     if silent:
         lines.append(("does not fire on", numbers.plural(silent, "image")))
-    name = clean(unit.get("note")) or "0 to " + (numbers.NONE if scale is None else f"{scale:.3g}")
+    name = clean(unit.get("note")) or "scale: 0 to " + (numbers.NONE if scale is None else f"{scale:.3g}")
     return Picture(beside.picture(unit.get("picture")), clean(unit.get("unit")), name, tuple(lines))
 
 
@@ -156,12 +156,12 @@ def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
     judges = list(dict.fromkeys(str(who) for kind in rates.values() for who in mapping(kind)))
     kinds = {"top": "Top units of classes", "random": "Random units of the same blocks"}
     rows = [
-        Row((Cell(words), *(_rate(mapping(mapping(rates.get(kind)).get(who))) for who in judges)))
+        Row((Cell(words), *(cell for who in judges for cell in _rate(mapping(mapping(rates.get(kind)).get(who))))))
         for kind, words in kinds.items()
     ]
     caption = (
-        f"Images that were given the class of their unit (chance {numbers.share(number(stimuli.get('chance')))}; "
-        "in brackets the 95 % interval)"
+        f"Images that were given the class of their unit (chance {numbers.share(number(stimuli.get('chance')))}), and "
+        "its 95 % interval"
     )
     p = numbers.probability(number(stimuli.get("top_against_random_p")))
     text = f"Top units against random ones, by the model itself: Fisher's p = {p}."
@@ -176,18 +176,21 @@ def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
     ]
     found = Gallery("Stimulus images", tuple(pictures), heads=("Class", "Unit"))
     who = {"own": ">The model itself", "slim": ">The slim model", "judge": ">The judge"}
-    made = table(caption, ("Units", *(who.get(one, f">{clean(one)}") for one in judges)), rows)
+    columns = [column for one in judges for column in (who.get(one, f">{clean(one)}"), ">95 %")]
+    made = table(caption, ("Units", *columns), rows)
     return [heading, made, Text(text), Fold("The images", (found,))]
 
 
-def _rate(rate: Json) -> Cell:
+def _rate(rate: Json) -> tuple[Cell, Cell]:
+    """The share, and its interval with how many images it is of."""
     share, ends = number(rate.get("share")), [number(v) for v in sequence(rate.get("ci95"))]
     if share is None or len(ends) != 2:
-        return Cell(numbers.NONE)
+        return Cell(numbers.NONE), Cell(numbers.NONE)
     failed = number(rate.get("failed"))
     more = f"; {numbers.count(failed)} failed" if failed else ""
     n = numbers.count(number(rate.get("n")))
-    return Cell(f"{numbers.share(share)} ({numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more})", share)
+    between = f"{numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more}"
+    return Cell(numbers.share(share), share), Cell(between)
 
 
 def name_lines(card: Json) -> list[tuple[str, str]]:

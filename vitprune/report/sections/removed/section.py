@@ -106,7 +106,9 @@ def _selective(auroc: object, between: Json) -> str:
 
 
 def _word(removed: float, kept: float) -> str:
-    return "less" if removed < kept else "more" if removed > kept else "equally"
+    if round(removed, 2) == round(kept, 2):
+        return "equally"  # no more apart than two digits tell
+    return "less" if removed < kept else "more"
 
 
 def _strips(shown: Json, see: Json, beside: Beside) -> list[Block]:
@@ -149,10 +151,10 @@ def _tops(see: Json, beside: Beside) -> list[Block]:
 
 def _picture(card: Json, beside: Beside) -> Picture:
     lines = [("writes", _writes(card))] if "norm" in card else []
-    lines += name_lines(card)
     read = next((read for read in ("class", "patches") if f"fires_{read}_1" in card), None)
     if read:
         lines.append(("fires for", _three(card, f"fires_{read}")))
+    lines += name_lines(card)
     if card.get("concept"):
         iou, chance = (numbers.fixed(number(card.get(key)), 3) for key in ("concept_iou", "concept_iou_chance"))
         lines.append(("shows", f"{clean(card['concept'])}, IoU {iou} ({chance} by chance)"))
