@@ -104,6 +104,11 @@ def test_of_equal_units_the_lower_block_and_number_come_first() -> None:
     same = torch.ones(4, 2)
     alive = [torch.ones(4, dtype=torch.bool)] * 2
     best = alignment.best_units([same, same], alive)
+    five = alignment.best_units([same, same], alive, 5)
+    assert [[(u.block, u.unit) for u in units[:3]] for units in five] == [
+        [(u.block, u.unit) for u in units] for units in best
+    ]
+    assert all(len(units) == 5 and units[1].margin == best[c][1].margin for c, units in enumerate(five))
     assert [(one.block, one.unit) for one in best[0]] == [(0, 0), (0, 1), (0, 2)] and best[0][0].margin == 0
 
 

@@ -124,7 +124,7 @@ class Stimuli(Part):
         "else at all",
     )
     classes: Annotated[StrictInt, Field(ge=1)] = Field(10, description="classes at most, drawn with units.seed")
-    top: Annotated[StrictInt, Field(ge=1, le=3)] = Field(
+    top: Annotated[StrictInt, Field(ge=1, le=10)] = Field(
         1, description="units of a class that one image raises together"
     )
     mix: Literal["equal", "score", "softmax"] = Field("equal", description="how much each of several units counts")

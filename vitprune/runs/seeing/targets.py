@@ -92,10 +92,10 @@ def classes(looking: Looking, most: int | None = None) -> list[int]:
     return sorted(int(c) for c in drawn)
 
 
-def tops(looking: Looking, outputs: list[int], blocks: list[int]) -> list[list[Best]]:
-    """Per class its three top units among these blocks, the strongest first; none where no block carries classes."""
+def tops(looking: Looking, outputs: list[int], blocks: list[int], most: int = 3) -> list[list[Best]]:
+    """Per class its top units among these blocks, `most` of them, the strongest first; none where no block carries classes."""
     aligned = [
         one[:, outputs] if one is not None and i in blocks else None for i, one in enumerate(looking.left["ranked"])
     ]
     alive = [torch.from_numpy(block[:, 0] >= 0) for block in looking.left["writes"]]
-    return alignment.best_units(aligned, alive)
+    return alignment.best_units(aligned, alive, most)

@@ -40,7 +40,7 @@ def work(looking: Looking) -> None:
     """Nothing; a PNG per unit, and in see.json who gives the images the class of their unit."""
     how = looking.see.stimuli
     outputs = targets.classes(looking, how.classes)
-    best = targets.tops(looking, outputs, targets.carrying(looking))
+    best = targets.tops(looking, outputs, targets.carrying(looking), how.top)
     top = [
         objective.mixed([(u.block, u.unit) for u in units[: how.top]], [u.value for u in units[: how.top]], how.mix, c)
         for c, units in zip(outputs, best, strict=False)
