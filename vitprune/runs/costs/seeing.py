@@ -31,6 +31,7 @@ Timed = Callable[[Tensor, Tensor], float]
 PASSES = {"readout": 1.5, "maps": 1.0, "masks": 1.0, "concepts": 4.0, "blocks": 2.0, "names": 1.2, "simulator": 0.5}
 STRIP = 12  # passes of one image for a shown unit's maps
 DELETED = 8  # passes of an image whose pixels are blackened, the mask's and those of random areas
+LONG = 1.0  # seconds of a timed batch, about: lists and counts take as long for one image as for many
 UNIT = 2e-4  # seconds of a unit's rows, names and picture, about
 THUMBNAIL = 3e-3  # megabytes of an image in the atlas
 
@@ -75,7 +76,7 @@ def _looked(run: Run, attention: bool, x: Tensor, y: Tensor) -> float:
         with torch.no_grad(), passes.hooked(model, run.sites, attention, look):
             model(rows(x, count))
 
-    return timed(work, batch)
+    return timed(work, batch, LONG)
 
 
 def _compared(run: Run, x: Tensor, _: Tensor) -> float:
@@ -90,7 +91,7 @@ def _compared(run: Run, x: Tensor, _: Tensor) -> float:
         with torch.no_grad(), hooks.hidden_units(model, run.sites, compare):
             model(rows(x, count))
 
-    return timed(work, passes.batch_of(run))
+    return timed(work, passes.batch_of(run), LONG)
 
 
 def see(o: Outline) -> Stage:
