@@ -38,6 +38,9 @@ def data(widths: list[int] = WIDTHS, each: int = 4) -> dict[str, Any]:
         "sheets": [["thumbnails/0000.png", 28]], "across": 16,
         "named": ["stripes </script>", "boot"], "called": [-1 if i == 3 else int(i % 2) for i in place],
         "called_score": [None if i % 7 == 0 else 40 for i in place], "called_control": [3] * units,
+        "labels": ["sleeve", "sole"], "shows": [-1 if i < widths[0] else int(i % 2) for i in place],
+        "shows_score": [None if i < widths[0] else 7 for i in place],
+        "shows_control": [None if i < widths[0] else 2 for i in place],
         "images": (np.arange(units * each) % 20).tolist(), "each": each,
     }  # fmt: skip
 
@@ -75,6 +78,7 @@ def test_units_are_found(browser: Browser, atlas: Path) -> None:
         count(**{"class": "stripes", "which": "name"}) == "40"
         and count(**{"class": "stripes", "which": "fires"}) == "0"
     )
+    assert count(**{"class": "sole", "which": "shows"}) == "25" and count(**{"class": "sole", "which": "writes"}) == "0"
     assert count(**{"class": "boot", "which": "writes"}) == str(sum(i % 3 == 0 for i in range(30, 80)))
 
 
@@ -85,8 +89,29 @@ def test_an_address_leads_to_its_unit_and_arrows_lead_on(browser: Browser, atlas
     text = browser.run("document.activeElement.innerText")
     assert "removed" in text and "stand-in" in text and "1:4, correlation -0.51" in text
     assert "boot (correlation 0.40, other names 0.03)" in text
+    assert "sole (IoU 0.07, 0.02 by chance)" in text
     browser.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}))")
     assert browser.run("document.activeElement.id") == "1:48" and browser.complaints() == []
+
+
+def test_directions_of_attention_have_a_page_of_their_own(browser: Browser, tmp_path: Path) -> None:
+    found = {
+        "name": "tiny", "widths": [6, 6], "dims": [3, 3], "blocks": [], "kept": "000111222111", "read": "class token",
+        "fires": [0] * 12, "classes": ["boot"], "other": "atlas.html",
+    }  # fmt: skip
+    path = tmp_path / "attention.html"
+    path.write_text(page.html(found), encoding="utf-8")
+    browser.open(path, 390)
+    assert browser.run(LAYOUT) == [] and browser.run(ACCESS) == []
+    browser.run("location.hash = '1:h0.2'; new Promise((done) => setTimeout(done, 200))")
+    assert browser.run("document.activeElement.id") == "1:h0.2"
+    assert "turned" in browser.run("document.activeElement.innerText")
+    browser.run("document.getElementById('unit').value = '1:h1'")
+    browser.run("document.getElementById('filters').dispatchEvent(new Event('input'))")
+    assert browser.run("document.getElementById('count').textContent") == "3 of 12 directions"
+    words = browser.run("document.body.innerText")
+    assert "Every direction of attention of tiny" in words and "A name is a claim" not in words
+    assert browser.complaints() == []
 
 
 def test_forty_thousand_units_are_under_five_megabytes() -> None:

@@ -28,7 +28,7 @@ from vitprune.pruning.repair.streams import DenseStreams
 from vitprune.recipe.experiments import Compare
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import compare, pipeline
-from vitprune.runs.costs import done, estimate, formulas, making, rates, scoring, telling
+from vitprune.runs.costs import done, estimate, formulas, making, rates, scoring, seeing, telling
 from vitprune.runs.costs.estimate import Cost, Estimate
 from vitprune.runs.costs.facts import Images, Layer, Set, Shape, left
 from vitprune.runs.costs.outline import Outline, Stage, Work
@@ -427,3 +427,44 @@ def test_the_paths_of_several_t_share_what_they_have_in_common(content: Made, mo
     run = opened(recipe.model_dump(mode="json", exclude_none=True) | {"out": str(recipe.out)})
     protocol = [found for found in score.discoveries(run) if found.criterion == "jas"]
     assert [found.ts for found in protocol] == [(1, 5, 10)]
+
+
+# ---- a look at the units
+
+
+@pytest.mark.usefixtures("faked")
+def test_a_look_at_the_units_is_a_stage_of_its_own(content: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told for a recipe that asks for it, costs nothing once it is there, and something again for another look."""
+    quicken(monkeypatch)
+    content = content | {"export": {"onnx": False}, "baselines": [], "recovery": "affine", "keep": 0.5}
+    del content["budget"]
+    assert "see" not in estimate.of_run(opened(content)).stages
+    content |= {"see": {"images": {"per_class": 4}}}
+    before = estimate.of_run(opened(content))
+    assert list(before.stages)[-2:] == ["see", "report"] and before.stages["see"].seconds > 0
+    pipeline.run(Recipe.model_validate(content), "run", device="cpu")
+    assert estimate.of_run(opened(content)).stages["see"].done
+    after = estimate.of_run(opened(content | {"see": {"images": {"per_class": 5}}}))
+    assert [name for name, cost in after.stages.items() if not cost.done] == ["see", "report"]
+
+
+def test_what_a_look_costs_by_hand() -> None:
+    rates_of = {"see units": 0.5, "see drift": 0.25, "sums hidden": 0.125}
+    see = {"images": {"per_class": 3}, "parts": ["exemplars", "drift"]}
+    o = outline(recipe={"see": see, "keep": 0.5}, rates=replace(FAKED, criteria=FAKED.criteria | rates_of))
+    found = seeing.see(replace(o, recipe=o.recipe))
+    share = left(o.recipe, o.shape, None, None)
+    assert seconds(found, "see units") == 6 * 0.5 and seconds(found, "see twins") == 6 * 0.125
+    assert seconds(found, "see drift") == pytest.approx(6 * 0.25 * (1 + share) / 2 + 6 * 0.5)
+    plain = sum(work.seconds for work in found.works)
+    for more in ("maps", "masks", "blocks", "readout", "names", "stimuli", "alignment"):
+        wider = outline(recipe={"see": see | {"parts": [*see["parts"], more]}, "keep": 0.5}, rates=o.rates)
+        assert sum(work.seconds for work in seeing.see(wider).works) > plain, more
+    assert seeing.see(outline()).works == ()
+
+
+def test_a_look_is_timed_and_leaves_nothing_behind(content: Made, tmp_path: Path) -> None:
+    run = opened(content | {"see": {"sites": ["ffn", "attention"], "exemplars": {"k": 3, "random": 2}}})
+    found = estimate.outline(run).rates.criteria
+    assert {"see units", "see attention", "see drift", "sums hidden"} <= found.keys() and min(found.values()) > 0
+    assert all(p.grad is None for p in run.loaded.model.parameters()) and not (tmp_path / "out").exists()

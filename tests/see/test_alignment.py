@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import timm
@@ -11,6 +13,7 @@ from torch import nn
 from vitprune.core.errors import UserError
 from vitprune.model.load import opening
 from vitprune.recipe.inputs import Model
+from vitprune.runs.seeing.parts import alignment as part
 from vitprune.see import alignment, firing
 
 FORMS = ("folded", "raw", "normed", "cos")
@@ -101,6 +104,11 @@ def test_of_equal_units_the_lower_block_and_number_come_first() -> None:
     same = torch.ones(4, 2)
     alive = [torch.ones(4, dtype=torch.bool)] * 2
     best = alignment.best_units([same, same], alive)
+    five = alignment.best_units([same, same], alive, 5)
+    assert [[(u.block, u.unit) for u in units[:3]] for units in five] == [
+        [(u.block, u.unit) for u in units] for units in best
+    ]
+    assert all(len(units) == 5 and units[1].margin == best[c][1].margin for c, units in enumerate(five))
     assert [(one.block, one.unit) for one in best[0]] == [(0, 0), (0, 1), (0, 2)] and best[0][0].margin == 0
 
 
@@ -172,3 +180,16 @@ def test_selectivity_by_hand_and_at_chance() -> None:
     many = firing.selectivity(generator.normal(size=(200, 500)), np.arange(200) % 10)
     assert np.median(many) == pytest.approx(0.5, abs=0.02)
     assert np.isnan(firing.selectivity(values, labels * 0)).all()
+
+
+@pytest.mark.parametrize("form", ["folded", "raw", "normed", "cos"])
+def test_a_sign_that_is_nobodys_choice_changes_nothing_of_what_is_written(form: alignment.Form) -> None:
+    """Every second value vector the other way round: the ranks and the test against random heads are the same to the bit; with
+    a sign of its own they are not."""
+    written = alignment.written(small())
+    signs = torch.tensor([1.0, -1.0]).repeat(len(written.values[0]) // 2)[:, None]
+    other = dataclasses.replace(written, values=[values * signs for values in written.values])
+    free, own = ([part.against(one, form, [any_sign] * 2, 0) for one in (written, other)] for any_sign in (True, False))
+    for i in (0, 1):
+        assert torch.equal(free[0].ranked[i], free[1].ranked[i]) and free[0].null[i] == free[1].null[i]
+        assert not torch.equal(own[0].ranked[i], own[1].ranked[i]) and torch.equal(own[0].ranked[i], own[0].aligned[i])

@@ -116,3 +116,26 @@ def test_classes_that_a_unit_fires_for_against_means_of_everything(whole) -> Non
         apart = sum((labels == c).sum() * (means[c] - exact.mean(0)) ** 2 for c in range(3))
         np.testing.assert_allclose(fires.between[moves], (apart / np.where(total > 0, total, 1))[moves], rtol=1e-4)
         assert fires.chance == pytest.approx(2 / (N - 1))
+
+
+def test_of_units_whose_sign_is_nobodys_choice_the_size_is_looked_at(whole) -> None:
+    """Of a gated unit and of a direction of attention: the same whatever sign each was given, and the lists are of sizes."""
+    hidden, ids, labels, _ = whole
+    signs = torch.tensor([1.0, -1.0]).repeat(UNITS)[:UNITS]
+    asked = Asked(PREFIX, True, K, exemplars.draws(N, UNITS, 4 + K, [0, 0]), np.arange(UNITS), "all", True)
+    found = []
+    for given in (hidden, hidden * signs):
+        one = Seen.nothing(asked)
+        one.look(given, 0, ids, labels)
+        found.append(one)
+    for name, column in found[0].columns().items():
+        if not name.startswith("sums"):
+            np.testing.assert_array_equal(found[1].columns()[name], column, name)
+    for read in ("class", "patches"):
+        assert (firing.fires(found[0], read).classes == firing.fires(found[1], read).classes).all()
+    sizes = hidden.abs().double().numpy()
+    for unit in range(UNITS):
+        pooled = sizes[:, PREFIX:, unit].max(1)
+        order = sorted(range(N), key=lambda i: (-pooled[i], ids[i]))[:K]
+        assert found[0].top.images[unit].tolist() == ids[order].tolist()
+    np.testing.assert_allclose(found[0].sample[0], sizes.mean(1), rtol=1e-5)

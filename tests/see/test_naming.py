@@ -249,10 +249,10 @@ class Pass:
         yield self.pixels[index], None
 
 
-def collected(model: nn.Module, images: torch.Tensor, token: bool) -> dict[str, np.ndarray]:
+def collected(model: nn.Module, images: torch.Tensor, where: str) -> dict[str, np.ndarray]:
     made: Any = Pass(model, images)
     prefix = families.token_layout(model).prefix
-    return collect._looked(made, np.arange(len(images)), {1: [3, 0]}, prefix, token, 4, [0, len(images)])
+    return collect._looked(made, np.arange(len(images)), {1: [3, 0]}, prefix, where, 4, [0, len(images)])
 
 
 def test_activations_are_read_at_the_class_token_or_over_the_patches() -> None:
@@ -263,10 +263,10 @@ def test_activations_are_read_at_the_class_token_or_over_the_patches() -> None:
         hooks.hidden_units(model, families.ffn_sites(model), lambda i, h: hidden.update({i: h.clone()})),
     ):
         model(images)
-    for token in (True, False):
-        found = collected(model, images, token)
+    for where in ("class", "patches", "all"):
+        found = collected(model, images, where)
         for i in (0, 1):
-            expected = hidden[i][:, 0] if token else hidden[i][:, 1:].mean(1)
+            expected = hidden[i][:, 0] if where == "class" else hidden[i][:, where == "patches" :].mean(1)
             np.testing.assert_allclose(found[f"{i}.values"], expected.numpy(), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(found["1.maps"], hidden[1][:, 1:, [3, 0]].relu().numpy(), rtol=1e-4, atol=1e-6)
         assert "0.maps" not in found
@@ -279,7 +279,7 @@ def test_the_free_sign_of_a_gated_unit_changes_no_name() -> None:
         num_classes=3, mlp_layer=timm.layers.GluMlp, act_layer=nn.SiLU,
     ).eval()  # fmt: skip
     images = torch.randn(4, 1, 28, 28)
-    before = collected(model, images, False)
+    before = collected(model, images, "patches")
     with torch.no_grad():
         for block in model.blocks:
             half = block.mlp.fc2.in_features
@@ -287,7 +287,7 @@ def test_the_free_sign_of_a_gated_unit_changes_no_name() -> None:
             block.mlp.fc1.weight[value] *= -1
             block.mlp.fc1.bias[value] *= -1
             block.mlp.fc2.weight.mul_(-1)
-    after = collected(model, images, False)
+    after = collected(model, images, "patches")
     assert (before["0.values"] >= 0).all() and before["0.values"].std() > 0
     for name, column in before.items():
         np.testing.assert_allclose(after[name], column, rtol=1e-3, atol=1e-6)

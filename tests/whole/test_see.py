@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from small import (
 )
 
 from vitprune.cli import app
+from vitprune.cli import seeing as cli
 from vitprune.core.errors import UserError
 from vitprune.core.progress import Reporter
 from vitprune.model.inside import hooks
@@ -378,3 +380,22 @@ def test_names_are_only_ever_text(ground: Path, tmp_path: Path) -> None:
     assert atlas.count("</script>") == 2 and "<b>x" not in atlas and "\u202e" not in atlas
     assert "<b>x" not in (folder / "report.html").read_text()
     assert all(not cell.startswith("=") for row in rows(folder) for cell in row.values())
+
+
+def test_where_a_look_goes_is_said_once(
+    seen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is opened by who waits for the first line, and not once more where the run says it."""
+    (tmp_path / "tiny").mkdir()
+    lines = (seen / "recipe.yaml").read_text().splitlines()
+    moved = ["out: exported" if line.startswith("out:") else line for line in lines]
+    (tmp_path / "tiny" / "recipe.yaml").write_text("\n".join(moved))
+    monkeypatch.chdir(tmp_path)
+    given: Any = SimpleNamespace(recipe="tiny", out=None)
+    terminal: Any = SimpleNamespace(quiet=False, log=None)
+    recipe, reporter = cli._recipe(given, terminal)
+    reporter._last = float("-inf")
+    reporter.beat()
+    run = Run.join(recipe, "cpu", reporter)
+    reporter.say(f"{recipe.name}, into {run.folder.root}; a few batches are timed")
+    assert capsys.readouterr().err.count("a few batches are timed") == 1

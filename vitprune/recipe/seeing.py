@@ -17,35 +17,52 @@ PartName = Literal[
 ]  # a row each in runs/seeing/table.py
 PARTS: tuple[str, ...] = get_args(PartName)
 Form = Literal["folded", "raw", "normed", "cos"]
+Tokens = Literal["auto", "cls", "patches", "all"]
+Site = Literal["ffn", "attention"]
+SITES: tuple[str, ...] = get_args(Site)
 
 
 UNIT = re.compile(r"\d{1,9}:\d{1,9}")  # block and number in it, both from 0
+DIRECTION = re.compile(r"(\d{1,9}):h(\d{1,9})\.(\d{1,9})")  # block, head in it and dimension of its values
 
 
 class SeeUnits(Part):
-    """Which units stand side by side in the report: a seeded draw, removed ones and as many kept ones of the same blocks; or
+    """Which units stand in the report: a seeded draw, removed ones and kept ones beside them, and the top units of classes; or
     those of a list."""
 
     removed: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="removed units that are shown")
     kept: Annotated[StrictInt, Field(ge=0, le=100)] = Field(12, description="kept units that are shown")
+    top_per_class: Annotated[StrictInt, Field(ge=0, le=3)] = Field(
+        1, description="units that speak most for a class, of each class, shown beside the drawn ones"
+    )
+    match: Literal["block", "none"] = Field(
+        "block", description="block: the kept ones are of the blocks of the removed ones; none: of any"
+    )
     seed: Seed = Field(0, description="of the draw")
     list: Sequence[str] | None = Field(
-        None, min_length=1, max_length=100, description='these in place of a draw, BLOCK:UNIT each, as ["5:17"]'
-    )
+        None, min_length=1, max_length=100,
+        description='these in place of a draw, BLOCK:UNIT each, as ["5:17"]; of attention BLOCK:hHEAD.DIMENSION, as "5:h2.17"',
+    )  # fmt: skip
 
     @field_validator("list")
     @classmethod
     def addresses(cls, given: Sequence[str] | None) -> Sequence[str] | None:
         for one in given or ():
-            if not UNIT.fullmatch(one):
+            if not UNIT.fullmatch(one) and not DIRECTION.fullmatch(one):
                 raise ValueError(f"`{one[:40]}` is no unit; write BLOCK:UNIT, both from 0, such as 5:17")
         return given
 
     @property
     def asked(self) -> tuple[tuple[int, int], ...]:
         """Block and number of the listed units, each once, in the model's order."""
-        pairs = (one.partition(":") for one in self.list or ())
+        pairs = (one.partition(":") for one in self.list or () if UNIT.fullmatch(one))
         return tuple(sorted({(int(block), int(unit)) for block, _, unit in pairs}))
+
+    @property
+    def directions(self) -> tuple[tuple[int, int, int], ...]:
+        """Block, head and dimension of the listed directions of attention, the same way."""
+        found = (DIRECTION.fullmatch(one) for one in self.list or ())
+        return tuple(sorted({(int(one[1]), int(one[2]), int(one[3])) for one in found if one}))
 
 
 class SeeImages(Part):
@@ -84,6 +101,10 @@ class Masks(Part):
     labelled: Annotated[float, Field(gt=0, lt=100)] = Field(
         99.5, description="the same of every unit where its masks are held against the labels of data.masks"
     )
+    running: bool = Field(
+        False,
+        description="also masks of the running mean over the blocks up to the unit's, of the class's top unit in each of them",
+    )
 
 
 class Stimuli(Part):
@@ -97,11 +118,13 @@ class Stimuli(Part):
     steps: Annotated[StrictInt, Field(ge=0, le=10_000)] = Field(250, description="of gradient ascent")
     seeds: Annotated[StrictInt, Field(ge=1, le=20)] = Field(3, description="images of each unit")
     activation: Literal["pre", "post"] = Field("pre", description="which side of the activation is raised")
-    tokens: Literal["auto", "cls", "patches", "all"] = Field(
-        "auto", description="where it is raised; auto: at the tokens that the head reads in the last block, else at all"
+    tokens: Tokens | None = Field(
+        None,
+        description="where it is raised, in place of see.tokens; auto: at the tokens that the head reads in the last block, "
+        "else at all",
     )
     classes: Annotated[StrictInt, Field(ge=1)] = Field(10, description="classes at most, drawn with units.seed")
-    top: Annotated[StrictInt, Field(ge=1, le=3)] = Field(
+    top: Annotated[StrictInt, Field(ge=1, le=10)] = Field(
         1, description="units of a class that one image raises together"
     )
     mix: Literal["equal", "score", "softmax"] = Field("equal", description="how much each of several units counts")
@@ -122,9 +145,8 @@ class Names(Part):
         description="labels: classes, and data.attributes where given, without another model; clip: a list of concepts by a "
         "local CLIP; server: a language model behind an address, which is sent images of the units that the report shows",
     )
-    tokens: Literal["auto", "cls", "patches"] = Field(
-        "auto",
-        description="where a unit's activation is read: the class token, or the mean over patches; auto: the former",
+    tokens: Tokens | None = Field(
+        None, description="where a unit's activation is read, in place of see.tokens: the class token, or a mean"
     )
     folder: Path | None = Field(None, description="of `clip`: a folder of a CLIPModel that transformers wrote")
     concepts: Path | None = Field(None, description="of `clip`: a text file, one concept a line")
@@ -185,11 +207,21 @@ class See(Part):
         "shows; blocks: the classes' units from block to block; stimuli: images made for units, and who recognises them; "
         "names: what units are called; simulator: whether classes and names tell what units do on other images",
     )
+    sites: list[Site] = Field(
+        ["ffn"],
+        description="attention: the parts exemplars and alignment look at the dimensions of every head's values too, which "
+        "are directions that a rotation may change",
+    )
     units: SeeUnits = Field(default_factory=lambda: SeeUnits(), description="which units the report shows")
     alignment: Form = Field(
         "folded",
         description="how what a unit writes is held against the classes: folded (through the last norm, its scale left out), "
         "raw, normed (through the last norm as a token of its own), cos",
+    )
+    tokens: Tokens = Field(
+        "auto",
+        description="where a unit is given one figure an image (selectivity, names, stimuli): the class token, the mean over "
+        "patches or over all tokens; auto: what the head reads",
     )
     images: SeeImages = Field(default_factory=lambda: SeeImages(), description="which images are looked at")
     exemplars: Exemplars = Field(default_factory=lambda: Exemplars(), description="how many, and when a unit fires")
@@ -205,6 +237,35 @@ class See(Part):
         if len(set(parts)) < len(parts):
             raise ValueError("names one of its parts twice")
         return parts
+
+    @field_validator("sites")
+    @classmethod
+    def units_and_perhaps_directions(cls, sites: list[Site]) -> list[Site]:
+        if len(set(sites)) < len(sites):
+            raise ValueError("names one of its sites twice")
+        if "ffn" not in sites:
+            raise ValueError("is [ffn] or [ffn, attention]; the units of the FFNs are always looked at")
+        return sites
+
+    @model_validator(mode="after")
+    def listed_directions_are_looked_at(self) -> See:
+        if self.units.directions and "attention" not in self.sites:
+            raise ValueError("`units.list` names a direction of attention, which needs `sites: [ffn, attention]`")
+        if "attention" in self.sites and not {"exemplars", "alignment"} & set(self.parts):
+            raise ValueError(
+                "`sites: [ffn, attention]` needs one of the parts that look at attention: exemplars, alignment"
+            )
+        return self
+
+    @property
+    def stimuli_tokens(self) -> Tokens:
+        """Where stimuli raise a unit."""
+        return self.stimuli.tokens or self.tokens
+
+    @property
+    def names_tokens(self) -> Tokens:
+        """Where units are read for names and the simulator."""
+        return self.names.tokens or self.tokens
 
     @property
     def by_default(self) -> bool:

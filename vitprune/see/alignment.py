@@ -145,8 +145,8 @@ class Best:
     margin: float
 
 
-def best_units(aligned: Sequence[Tensor | None], alive: Sequence[Tensor]) -> list[list[Best]]:
-    """Per class its units, the strongest first, three at most; of equal ones the lower block, then the lower unit. A block
+def best_units(aligned: Sequence[Tensor | None], alive: Sequence[Tensor], most: int = 3) -> list[list[Best]]:
+    """Per class its units, the strongest first, `most` of them; of equal ones the lower block, then the lower unit. A block
     that is None (it carries no class) has none; `alive` [H] says which units write anything."""
     there = [i for i, one in enumerate(aligned) if one is not None]
     if not there:
@@ -155,9 +155,9 @@ def best_units(aligned: Sequence[Tensor | None], alive: Sequence[Tensor]) -> lis
     place = [(i, j) for i in there for j in range(len(alive[i]))]
     found = []
     for column in whole.T:
-        order = torch.sort(column, descending=True, stable=True).indices[:4].tolist()
+        order = torch.sort(column, descending=True, stable=True).indices[: most + 1].tolist()
         values = [float(column[at]) for at in order] + [float("-inf")]
-        mine = [place[at] for at in order[:3]]
+        mine = [place[at] for at in order[:most]]
         found.append([Best(i, j, values[k], values[k] - values[k + 1]) for k, (i, j) in enumerate(mine)])
     return found
 

@@ -31,13 +31,14 @@ def means_of(seen: Seen, read: str) -> dict[int, np.ndarray]:
 
 
 def fires(seen: Seen, read: str) -> Fires:
-    """Of one block, at one place of `seen.READS`; of equal means the lower class comes first."""
+    """Of one block, at one place of `seen.READS`; of equal means the lower class comes first. Of units whose sign is nobody's
+    choice the means are taken by their size."""
     classes = seen.classes
     labels = np.array(sorted(classes))
     counts = np.array([classes[int(label)].images for label in labels], np.float64)
     sums = np.stack([classes[int(label)].of[read] for label in labels]).astype(np.float64)
     squares = seen.squares[read]
-    means = sums / counts[:, None]
+    means = np.abs(sums / counts[:, None]) if seen.asked.sized else sums / counts[:, None]
     order = np.argsort(-means, axis=0, kind="stable")[:TOP]
     total, every = counts.sum(), sums.sum(0)
     within = squares - np.square(every) / total

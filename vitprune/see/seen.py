@@ -25,13 +25,17 @@ READS = ("class", "patches")  # where class means are taken: the class token; th
 @dataclass(frozen=True, slots=True)
 class Asked:
     """How one block is looked at: tokens that are no patches, whether the first of them is a class token, K, per unit the
-    positions [H, R] of the images that were drawn for it, and of which units every image's value is kept [U]."""
+    positions [H, R] of the images that were drawn for it, and of which units every image's value is kept [U],
+    `at` which tokens (`class`, `patches`, `all`; empty: the first of `reads`). `sized`: units whose sign is nobody's choice,
+    of which the size is looked at."""
 
     prefix: int
     class_token: bool
     k: int
     drawn: np.ndarray
     sampled: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    at: str = ""
+    sized: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -76,13 +80,14 @@ class Seen:
 
     def look(self, hidden_BTH: Tensor, start: int, ids: np.ndarray, labels: np.ndarray) -> None:
         """Take in a batch: the images at positions `start`, … of the whole, their ids and labels [B]."""
-        values, tokens = exemplars.pooled(hidden_BTH, self.asked.prefix)
+        prefix, sized = self.asked.prefix, hidden_BTH.abs() if self.asked.sized else hidden_BTH
+        values, tokens = exemplars.pooled(sized, prefix)
         self.top = self.top.joined(exemplars.top_of(values, tokens, ids, self.asked.k))
         unit, place = np.nonzero((self.asked.drawn >= start) & (self.asked.drawn < start + len(ids)))
         row = self.asked.drawn[unit, place] - start
         self.drawn[unit, place], self.drawn_tokens[unit, place] = values[row, unit], tokens[row, unit]
-        self._count(Histogram.of(hidden_BTH[:, self.asked.prefix :]))
-        means = {"patches": hidden_BTH[:, self.asked.prefix :].mean(1)}
+        self._count(Histogram.of(sized[:, prefix:]))
+        means = {"patches": hidden_BTH[:, prefix:].mean(1)}
         if self.asked.class_token:
             means["class"] = hidden_BTH[:, 0]
         read = {name: value.double().cpu().numpy() for name, value in means.items()}
@@ -91,7 +96,9 @@ class Seen:
             found = {name: value.sum(0) for name, value in mine.items()}
             self.classes.setdefault(int(label), Sums()).plus(int((labels == label).sum()), found)
         self._square({name: np.square(value).sum(0) for name, value in read.items()})
-        self.sample.append(read[self.asked.reads[0]][:, self.asked.sampled].astype(np.float32))
+        at = self.asked.at or self.asked.reads[0]
+        one = sized[:, 0] if at == "class" else sized[:, 0 if at == "all" else prefix :].mean(1)
+        self.sample.append(one.float().cpu().numpy()[:, self.asked.sampled])
 
     def _square(self, more: Mapping[str, np.ndarray]) -> None:
         for name, value in more.items():

@@ -10,7 +10,9 @@
     start.push(at);
     for (let j = 0; j < width; j++, at++) { block[at] = b; unit[at] = j; }
   });
-  const name = (i) => `${block[i]}:${unit[i]}`;
+  const of = (b, j) => (data.dims ? `${b}:h${Math.floor(j / data.dims[b])}.${j % data.dims[b]}` : `${b}:${j}`);
+  const name = (i) => of(block[i], unit[i]);
+  const STATES = { 0: ["removed", "gone"], 1: ["kept", "kept"], 2: ["head kept, turned", "turned"] };
   let found = [], page = 0, here = -1;
 
   const made = (tag, text, kind) => {
@@ -26,13 +28,17 @@
     option.value = b;
     by("block").append(option);
   });
-  [...data.classes].sort().forEach((text) => {
+  [...new Set([...data.classes, ...(data.labels || [])])].sort().forEach((text) => {
     const option = made("option");
     option.value = text;
     by("classes").append(option);
   });
-  if (!data.called) by("which").querySelector("[value=name]").remove();
-  if (!data.writes && !data.fires && !data.called) by("which").disabled = by("class").disabled = true;
+  const WHERE = { writes: ["writes", "classes"], fires: ["fires", "classes"], name: ["called", "named"], shows: ["shows", "labels"] };
+  Object.keys(WHERE).forEach((one) => {
+    if (!data[WHERE[one][0]]) by("which").querySelector(`[value=${one}]`).remove();
+  });
+  [...by("state").options].forEach((one) => { if (one.value && !data.kept.includes(one.value)) one.remove(); });
+  if (by("which").options.length === 1) by("which").disabled = by("class").disabled = true;
 
   const lines = (i) => {
     const rows = [];
@@ -42,6 +48,10 @@
       const [score, control] = ["called_score", "called_control"].map((one) => (data[one] ? data[one][i] : null));
       const beside = control === null ? "" : `, other names ${(control / 100).toFixed(2)}`;
       rows.push(["name", data.named[data.called[i]] + (score === null ? "" : ` (correlation ${(score / 100).toFixed(2)}${beside})`)]);
+    }
+    if (data.shows && data.shows[i] >= 0) {
+      const [iou, chance] = [data.shows_score[i], data.shows_control[i]].map((one) => (one / 100).toFixed(2));
+      rows.push(["shows", `${data.labels[data.shows[i]]} (IoU ${iou}, ${chance} by chance)`]);
     }
     if (data.between && data.between[i] !== null) rows.push(["tells classes apart", `${data.between[i]} % of its variance`]);
     if (data.kept[i] === "1" && data.drift && data.drift[i] !== null) rows.push(["after the repair", `correlation ${(data.drift[i] / 100).toFixed(2)}`]);
@@ -64,8 +74,8 @@
     const item = made("li");
     item.tabIndex = 0;
     item.id = name(i);
-    const head = made("div", undefined, "head"), kept = data.kept[i] === "1";
-    head.append(made("strong", name(i)), made("span", kept ? "kept" : "removed", kept ? "kept" : "gone"));
+    const head = made("div", undefined, "head"), [state, kind] = STATES[data.kept[i]];
+    head.append(made("strong", name(i)), made("span", state, kind));
     item.append(head);
     const silent = data.silent && data.silent[i] === "1";
     if (silent) item.append(made("p", "never fires on these images"));
@@ -90,7 +100,7 @@
     page = Math.min(Math.max(page, 0), pages - 1);
     const shown = found.slice(page * PER_PAGE, (page + 1) * PER_PAGE).map(card);
     by("units").replaceChildren(...shown);
-    by("count").textContent = `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} units`;
+    by("count").textContent = `${found.length.toLocaleString("en")} of ${total.toLocaleString("en")} ${data.dims ? "directions" : "units"}`;
     by("page").textContent = `${page + 1} of ${pages}`;
     by("before").disabled = page === 0;
     by("after").disabled = page >= pages - 1;
@@ -100,16 +110,16 @@
   const search = () => {
     const wanted = by("unit").value.trim(), text = by("class").value.trim().toLowerCase();
     const b = by("block").value, state = by("state").value, which = by("which").value;
-    const hits = new Set(data.classes.flatMap((one, c) => (one.toLowerCase().includes(text) ? [c] : [])));
-    const named = new Set((data.named || []).flatMap((one, c) => (one.toLowerCase().includes(text) ? [c] : [])));
-    const speaks = (column, i) => Boolean(data[column]) && (column === "called" ? named : hits).has(data[column][i]);
+    const WORDS = ["classes", "named", "labels"];
+    const hits = Object.fromEntries(WORDS.map((words) => [words, new Set(
+      (data[words] || []).flatMap((one, c) => (one.toLowerCase().includes(text) ? [c] : [])))]));
+    const speaks = ([column, words], i) => Boolean(data[column]) && hits[words].has(data[column][i]);
     found = [];
     for (let i = 0; i < total; i++) {
       if (b !== "" && block[i] !== Number(b)) continue;
       if (state !== "" && data.kept[i] !== state) continue;
       if (wanted && !name(i).startsWith(wanted)) continue;
-      const where = { writes: "writes", fires: "fires", name: "called" };
-      if (text && !Object.keys(where).some((one) => (which === "any" || which === one) && speaks(where[one], i))) continue;
+      if (text && !Object.keys(WHERE).some((one) => (which === "any" || which === one) && speaks(WHERE[one], i))) continue;
       found.push(i);
     }
     page = 0;
@@ -132,12 +142,14 @@
   };
 
   const open = () => {
-    const wanted = decodeURIComponent(location.hash.slice(1)), [b, j] = wanted.split(":").map(Number);
-    if (!/^\d+:\d+$/.test(wanted) || !(j < data.widths[b])) return;
+    const wanted = decodeURIComponent(location.hash.slice(1)), parts = /^(\d+):(?:h(\d+)\.)?(\d+)$/.exec(wanted);
+    if (!parts || Boolean(parts[2]) !== Boolean(data.dims)) return;
+    const b = Number(parts[1]), j = Number(parts[3]) + (data.dims ? Number(parts[2]) * data.dims[b] : 0);
+    if (!(j < data.widths[b]) || of(b, j) !== wanted) return;
     clear();
     page = Math.floor((start[b] + j) / PER_PAGE);
     draw();
-    const target = by(`${b}:${j}`);
+    const target = by(wanted);
     target.classList.add("here");
     target.scrollIntoView({ block: "center" });
     target.focus();

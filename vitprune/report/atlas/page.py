@@ -24,10 +24,14 @@ def html(data: Json) -> str:
     script = (HERE / "atlas.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     safe = plain(data) | {"name": clean(data.get("name"))}
-    safe |= {key: [clean(name) for name in data[key]] for key in ("classes", "named") if key in data}
+    safe |= {key: [clean(name) for name in data[key]] for key in ("classes", "named", "labels") if key in data}
     text = json.dumps(safe, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return environment.get_template("atlas.html.j2").render(
         name=safe["name"],
+        attention="dims" in safe,
+        named="called" in safe,
+        labelled="shows" in safe,
+        other=safe.get("other"),
         style=(HERE / "atlas.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{digest}",

@@ -11,7 +11,7 @@ from vitprune.runs.costs.making import contenders
 from vitprune.runs.record import frontier
 from vitprune.runs.stages import image_scores
 from vitprune.runs.stages.image_scores import Discovery
-from vitprune.runs.stages.order import STAGES, stage_digest
+from vitprune.runs.stages.order import SEE, STAGES, Stage, stage_digest
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS, SHARED
 
@@ -24,8 +24,9 @@ def finished(run: Run) -> set[str]:
     try:
         run.recipe = _resolved(run)
         inputs: dict[str, str] = {}
-        found = {stage.name for stage in STAGES if stage.name in SHARED or not asked.frontier}
-        for stage in STAGES:
+        stages = [*STAGES, *_looks(asked)]
+        found = {stage.name for stage in stages if stage.name in SHARED or not asked.frontier}
+        for stage in stages:
             if stage.name in found:
                 inputs[stage.name] = stage_digest(stage, run, inputs)
                 found -= set() if run.folder.is_current(stage.name, inputs[stage.name]) else {stage.name}
@@ -34,9 +35,14 @@ def finished(run: Run) -> set[str]:
         run.recipe = asked
 
 
+def _looks(recipe: Recipe) -> list[Stage]:
+    """The look at the units, where the recipe asks for it."""
+    return [] if recipe.see is None else [SEE]
+
+
 def _of_budgets(run: Run, shared: dict[str, str]) -> set[str]:
     """The stages that every budget of a frontier has done."""
-    own = [stage for stage in STAGES if stage.name not in SHARED]
+    own = [*(stage for stage in STAGES if stage.name not in SHARED), *_looks(run.recipe)]
     done = {stage.name for stage in own}
     for inner in frontier.runs(run):
         inputs = dict(shared)

@@ -15,7 +15,7 @@ from vitprune.pruning.repair import streams
 from vitprune.pruning.repair.names import needs_moments
 from vitprune.recipe.experiments import Compare, Paper
 from vitprune.recipe.recipe import Recipe
-from vitprune.runs.costs import done, making, rates, scoring
+from vitprune.runs.costs import done, making, rates, scoring, seeing
 from vitprune.runs.costs.facts import Images, Shape, left
 from vitprune.runs.costs.outline import MB, Outline, Stage, Work
 from vitprune.runs.costs.rates import Asked, Rates, name_of
@@ -31,6 +31,7 @@ STAGES: dict[str, Callable[[Outline], Stage]] = {
     "prune": making.prune,
     "evaluate": making.evaluate,
     "export": making.export,
+    "see": seeing.see,
     "report": making.report,
 }
 LAST = {"discover": "discover", "prune": "prune", "evaluate": "evaluate", "export": "export", "run": "report"}
@@ -96,6 +97,7 @@ def _stages(verb: str, recipe: Recipe) -> list[str]:
     names = list(STAGES)
     wanted = names[: names.index(LAST[verb]) + 1]
     idle = {"choose"} if recipe.criterion.name != "auto" else set()
+    idle |= {"see"} if recipe.see is None else set()
     return [name for name in wanted if name not in idle and (verb != "export" or name != "evaluate")]
 
 
@@ -103,7 +105,7 @@ def outline(run: Run, force: bool = False) -> Outline:
     """The run in numbers, with the rates of this machine."""
     shape = Shape.of(run)
     found = tuple(score.discoveries(_among(run)))
-    asked = Asked(found, [*_summed(run)])
+    asked = Asked(found, [*_summed(run), *seeing.sums(run)], seeing.looks(run))
     return Outline(
         run.recipe, shape, Images.of(run, shape.image_bytes), rates.measured(run, asked), run.recovery, found,
         run.workers, run.batching.batch, memory.free(run.device), sum(streams.rooms(run.device)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -49,10 +49,12 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is timed of criteria: those that score single images, and the names of those that are sums over images."""
+    """What is timed of criteria: those that score single images, and the names of those that are sums over images; and of a
+    look at the units, by what its rates are filed under, given images and their labels."""
 
     scored: Sequence[Discovery] = ()
     summed: Sequence[tuple[str, bool]] = ()  # criterion, and whether of attention too
+    looks: Mapping[str, Callable[[Tensor, Tensor], float]] = field(default_factory=dict)
 
 
 def name_of(found: Discovery) -> str:
@@ -82,6 +84,7 @@ def measured(run: Run, asked: Asked) -> Rates:
         for one in asked.scored:
             if name_of(one) not in found:
                 found[name_of(one)] = _scored(run, one, x, y)
+        found |= {name: look(x, y) for name, look in asked.looks.items()}
         gradient = timed(lambda n: _gradient(run, rows(x, n)), batch)
         product, double, eliminated = _arithmetic(run)
     alone = max(1.0, forward / whole) if whole else 1.0

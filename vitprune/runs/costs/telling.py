@@ -90,6 +90,8 @@ def cheaper(found: Estimate, run: Run) -> str:
         ways.append("a smaller `criterion.probe_per_class` or another criterion")
     elif top in recipe.baselines:
         ways.append(f"`baselines` without `{top}`, a smaller `criterion.probe_per_class`")
+    if top.startswith("see "):
+        ways.append("fewer `see.parts`, a smaller `see.images.per_class`")
     if top in ("repair", "exam", "cells", "loss_points"):
         ways.append("fewer `baselines`, a smaller `refit_images`, another `recovery`")
     if run.device.type == "cpu":

@@ -10,9 +10,11 @@ from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, read_json, read_text
 from vitprune.report.reading.values import clean
 from vitprune.runs.seeing.looking import FOLDER
+from vitprune.runs.seeing.parts.directions import require_direction
 from vitprune.runs.seeing.shown import require_unit
 
 MOST = 1 << 28  # bytes of units.csv
+TURNED = {"yes": "kept", "turned": "its head is kept, with fewer dimensions, which are others"}  # of attention
 
 
 class Cards:
@@ -22,9 +24,9 @@ class Cards:
         self.root = root
         self.told: Json = read_json(root / FOLDER / "see.json")
 
-    def rows(self) -> list[dict[str, str]]:
-        """units.csv, a row for every unit."""
-        text = read_text(self.root / FOLDER / "units.csv", MOST)
+    def rows(self, name: str = "units.csv") -> list[dict[str, str]]:
+        """A table, a row for every unit (of attention.csv: for every direction)."""
+        text = read_text(self.root / FOLDER / name, MOST)
         return list(csv.DictReader(io.StringIO(text)))
 
     def require_unit(self, block: int, number: int) -> None:
@@ -36,6 +38,23 @@ class Cards:
         self.require_unit(block, number)
         return self.rows()[sum(self.told["widths"][:block]) + number]
 
+    def require_direction(self, block: int, head: int, dimension: int) -> None:
+        """Raises UserError for a direction of attention that is not there, or where attention was not looked at."""
+        told = self.told.get("attention")
+        if not isinstance(told, dict):
+            name = f"{block}:h{head}.{dimension}"
+            raise UserError(
+                f"see: direction {name}: attention was not looked at; see.sites: [ffn, attention] (--sites) does"
+            )
+        require_direction(told["heads"], told["dims"], block, head, dimension)
+
+    def direction(self, block: int, head: int, dimension: int) -> dict[str, str]:
+        """The row of one direction. Raises UserError for one that the model does not have."""
+        self.require_direction(block, head, dimension)
+        told = self.told["attention"]
+        before = sum(h * d for h, d in zip(told["heads"][:block], told["dims"][:block], strict=True))
+        return self.rows("attention.csv")[before + head * told["dims"][block] + dimension]
+
     def require_class(self, name: str) -> None:
         """Raises UserError for no class of the run."""
         if name not in self.told["classes"]:
@@ -44,8 +63,7 @@ class Cards:
 
     def card(self, row: dict[str, str]) -> list[str]:
         """A unit in at least three lines, the last of them where its page is."""
-        name = f"{row['block']}:{row['unit']}"
-        lines = [f"unit {name} of {self.told['sites'][int(row['block'])]}: {_state(row)}"]
+        name, lines = self._headed(row)
         if "norm" in row:
             lines.append(f"  writes      {self._writes(row)}")
         for read, words in (("class", "class token"), ("patches", "patches")):
@@ -68,9 +86,19 @@ class Cards:
             )
         if row.get("twin"):
             lines.append(f"  stand-in    {row['twin']}, correlation {float(row['twin_corr']):.3f}")
-        atlas = (self.told.get("atlas") or {}).get("file")
+        atlas = (self.told.get("atlas_of_attention" if "head" in row else "atlas") or {}).get("file")
         page = f"{self.root / atlas}#{name}" if atlas else str(self.root / "report.html")
         return [*lines, f"  seen on     {self.told['images']['n']} probe images", f"  page        {page}"]
+
+    def _headed(self, row: dict[str, str]) -> tuple[str, list[str]]:
+        """Its name, and the first line of its card."""
+        block = int(row["block"])
+        if "head" not in row:
+            name = f"{block}:{row['unit']}"
+            return name, [f"unit {name} of {self.told['sites'][block]}: {_state(row)}"]
+        name, where = f"{block}:h{row['head']}.{row['dimension']}", self.told["attention"]["sites"][block]
+        what = f"dimension {row['dimension']} of the values of head {row['head']}"
+        return name, [f"direction {name} of {where} ({what}): {_state(row)}"]
 
     def _writes(self, row: dict[str, str]) -> str:
         if row.get("dead") == "yes":
@@ -128,8 +156,8 @@ def _state(row: dict[str, str]) -> str:
     for key, value in row.items():
         if key == "kept" or key.startswith("kept_"):
             group = key.removeprefix("kept").removeprefix("_")
-            slim = row[f"slim{key.removeprefix('kept')}"]
-            state = f"kept (slim unit {slim})" if value == "yes" else "removed"
+            slim = row.get(f"slim{key.removeprefix('kept')}")
+            state = f"kept (slim unit {slim})" if slim else TURNED.get(value, "removed")
             found.append(f"{state} for {group}" if group else state)
     return ", ".join(found)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitprune.core.files import replacing
@@ -16,6 +17,7 @@ EDGE = 64  # longest side of a small picture, pixels
 GAP = 6  # between the strongest images of a strip and the one drawn at random
 ACROSS = 16  # pictures of a sheet, each way
 PNG_UP_TO = 32  # pixels: smaller pictures are kept as they are
+STRONGEST = 5  # images of a strip, and one at random
 
 
 @dataclass
@@ -34,6 +36,12 @@ class Pictures:
             self._made[position] = image
         return self._made[position]
 
+    def exemplars(self, lists: Mapping[str, np.ndarray], i: int, j: int, name: str) -> str | None:
+        """A strip of the strongest images of unit j of block i and of one that was drawn; None where it has none."""
+        top = [int(at) for at in lists[f"top.images.{i}"][j][:STRONGEST] if at >= 0]
+        beside = [int(at) for at in lists[f"random.images.{i}"][j][:1] if at >= 0]
+        return self.strip(name, top, beside) if top else None
+
     def strip(self, name: str, top: Sequence[int], drawn: Sequence[int]) -> str:
         """Write the images side by side, the drawn ones after a gap; the file's name from the run's folder."""
         images = [self.small(position) for position in (*top, *drawn)]
@@ -45,7 +53,7 @@ class Pictures:
             strip.paste(image, (left + (cell - image.width) // 2, (cell - image.height) // 2))
         return self._save(strip, f"units/{name}", cell)
 
-    def sheets(self, positions: Sequence[int]) -> list[tuple[str, int]]:
+    def sheets(self, positions: Sequence[int], start: str = "") -> list[tuple[str, int]]:
         """Write the pictures in their order on sheets of `ACROSS` by `ACROSS`; the files' names from the atlas, and how many
         pixels wide and high a picture's place is on each."""
         made: list[tuple[str, int]] = []
@@ -56,7 +64,7 @@ class Pictures:
             for place, image in enumerate(part):
                 row, column = divmod(place, ACROSS)
                 sheet.paste(image, (column * cell, row * cell))
-            name = self._save(sheet, f"thumbnails/{len(made):04d}", cell)
+            name = self._save(sheet, f"thumbnails/{start}{len(made):04d}", cell)
             made.append((Path(name).relative_to(self.looking.folder.name).as_posix(), cell))
             for position in positions[at : at + ACROSS * ACROSS]:
                 self._made.pop(position, None)

@@ -1,4 +1,4 @@
-"""What people look at: which units stand side by side in the report, and what is known of each."""
+"""What people look at: which units stand in the report, and what is known of each."""
 
 from __future__ import annotations
 
@@ -8,34 +8,10 @@ import numpy as np
 
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json
+from vitprune.runs.seeing import targets
 from vitprune.runs.seeing.looking import Looking
 from vitprune.runs.seeing.pictures import Pictures
-
-Unit = tuple[int, int]  # block, number in the dense model
-STRONGEST = 5  # images of a strip, and one at random
-
-
-def drawn(looking: Looking) -> dict[str | None, dict[str, list[Unit]]]:
-    """Per class set a seeded draw of removed units, and of as many kept ones of the same blocks, in the model's order. Nobody
-    picks them; with nothing removed kept ones are drawn among all. Where the recipe lists units, those and no others."""
-    return {group: _draw(looking, kept) for group, kept in looking.kept.items()}
-
-
-def _draw(looking: Looking, kept: list[np.ndarray]) -> dict[str, list[Unit]]:
-    how = looking.see.units
-    if how.list is not None:
-        sides = {"removed": False, "kept": True}
-        return {side: [(i, j) for i, j in how.asked if bool(kept[i][j]) is state] for side, state in sides.items()}
-    generator = np.random.default_rng([how.seed, len(kept)])
-    gone = [(i, int(j)) for i, mask in enumerate(kept) for j in np.flatnonzero(~mask)]
-    removed = [gone[at] for at in generator.permutation(len(gone))[: how.removed]]
-    pools = [generator.permutation(np.flatnonzero(mask)).tolist() for mask in kept]
-    blocks = [i for i, _ in removed] or generator.integers(0, len(kept), how.kept).tolist()
-    beside: list[Unit] = []
-    for i in [blocks[at % len(blocks)] for at in range(how.kept)] if blocks else []:
-        if pools[i]:
-            beside.append((i, pools[i].pop()))
-    return {"removed": sorted(removed), "kept": sorted(beside)}
+from vitprune.runs.seeing.targets import Unit
 
 
 def require(looking: Looking) -> None:
@@ -59,27 +35,34 @@ def offsets(looking: Looking) -> list[int]:
 
 
 def show(looking: Looking, pictures: Pictures) -> None:
-    """Nothing; `told["shown"]` has the cards of the drawn units, with a strip of pictures where exemplars are known."""
-    start = offsets(looking)
+    """Nothing; `told["shown"]` has the cards of the drawn units, `told["tops"]` those of the classes' top units, with a strip
+    of pictures where exemplars are known."""
     strips: dict[Unit, str | None] = {}
     shown: Json = {}
-    for group, sides in drawn(looking).items():
-        shown[group or ""] = {}
-        for side, units in sides.items():
-            cards = []
-            for i, j in units:
-                if (i, j) not in strips:
-                    strips[i, j] = _strip(looking, pictures, i, j)
-                card: Json = {name: column[start[i] + j] for name, column in looking.columns.items()}
-                cards.append({**card, "unit": f"{i}:{j}", "strip": strips[i, j]})
-            shown[group or ""][side] = cards
+    for group, sides in targets.drawn(looking).items():
+        shown[group or ""] = {
+            side: [_card(looking, pictures, strips, unit) for unit in units] for side, units in sides.items()
+        }
     looking.told["shown"] = shown
+    if found := targets.of_classes(looking):
+        rows: list[Json] = [
+            {"class": looking.name(c), "units": [_card(looking, pictures, strips, unit) for unit in units]}
+            for c, units in found.items()
+        ]
+        looking.told["tops"] = rows
+
+
+def _card(looking: Looking, pictures: Pictures, strips: dict[Unit, str | None], unit: Unit) -> Json:
+    i, j = unit
+    if unit not in strips:
+        strips[unit] = _strip(looking, pictures, i, j)
+    at = offsets(looking)[i] + j
+    card: Json = {name: column[at] for name, column in looking.columns.items()}
+    return {**card, "unit": f"{i}:{j}", "strip": strips[unit]}
 
 
 def _strip(looking: Looking, pictures: Pictures, i: int, j: int) -> str | None:
     found = looking.left.get("exemplars")
     if found is None or looking.left["silent"][i][j]:
         return None
-    top = [int(at) for at in found[f"top.images.{i}"][j][:STRONGEST] if at >= 0]
-    beside = [int(at) for at in found[f"random.images.{i}"][j][:1] if at >= 0]
-    return pictures.strip(f"{i}-{j}", top, beside) if top else None
+    return pictures.exemplars(found, i, j, f"{i}-{j}")

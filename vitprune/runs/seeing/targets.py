@@ -5,17 +5,57 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vitprune.runs.seeing import shown
 from vitprune.runs.seeing.looking import Looking
 from vitprune.see import alignment
 from vitprune.see.alignment import Best
 
 Unit = tuple[int, int]  # block, number in the dense model
+SHOWN = 24  # top units that the report shows, at most
 
 
-def shown_units(looking: Looking) -> list[Unit]:
-    """Every unit that the report shows, of all class sets, in the model's order."""
-    return sorted({unit for sides in shown.drawn(looking).values() for units in sides.values() for unit in units})
+def drawn(looking: Looking) -> dict[str | None, dict[str, list[Unit]]]:
+    """Per class set a seeded draw of removed units, and of kept ones beside them, in the model's order: of the same blocks, or
+    of any where `units.match` is `none`. Nobody picks them; with nothing removed kept ones are drawn among all. Where the
+    recipe lists units, those and no others."""
+    return {group: _draw(looking, kept) for group, kept in looking.kept.items()}
+
+
+def _draw(looking: Looking, kept: list[np.ndarray]) -> dict[str, list[Unit]]:
+    how = looking.see.units
+    if how.list is not None:
+        sides = {"removed": False, "kept": True}
+        return {side: [(i, j) for i, j in how.asked if bool(kept[i][j]) is state] for side, state in sides.items()}
+    generator = np.random.default_rng([how.seed, len(kept)])
+    gone = [(i, int(j)) for i, mask in enumerate(kept) for j in np.flatnonzero(~mask)]
+    removed = [gone[at] for at in generator.permutation(len(gone))[: how.removed]]
+    pools = [generator.permutation(np.flatnonzero(mask)).tolist() for mask in kept]
+    beside: list[Unit] = []
+    if how.match == "none":
+        every = [(i, int(j)) for i, pool in enumerate(pools) for j in pool]
+        beside = [every[at] for at in generator.permutation(len(every))[: how.kept]]
+        return {"removed": sorted(removed), "kept": sorted(beside)}
+    blocks = [i for i, _ in removed] or generator.integers(0, len(kept), how.kept).tolist()
+    for i in [blocks[at % len(blocks)] for at in range(how.kept)] if blocks else []:
+        if pools[i]:
+            beside.append((i, pools[i].pop()))
+    return {"removed": sorted(removed), "kept": sorted(beside)}
+
+
+def of_classes(looking: Looking) -> dict[int, list[Unit]]:
+    """Per class the units that speak most for it, `units.top_per_class` of each, where some block carries classes; nothing
+    where the recipe lists units. Of many classes a seeded draw."""
+    how = looking.see.units
+    if how.list is not None or not how.top_per_class or "ranked" not in looking.left:
+        return {}
+    outputs = classes(looking, SHOWN // how.top_per_class)
+    best = zip(outputs, tops(looking, outputs, carrying(looking)), strict=False)
+    return {c: [(unit.block, unit.unit) for unit in units[: how.top_per_class]] for c, units in best if units}
+
+
+def shown_units(looking: Looking, tops_too: bool = False) -> list[Unit]:
+    """Every unit that the report shows, of all class sets, in the model's order; the classes' top units where asked."""
+    found = {unit for sides in drawn(looking).values() for units in sides.values() for unit in units}
+    return sorted(found.union(*of_classes(looking).values()) if tops_too else found)
 
 
 def own_class(looking: Looking, unit: Unit) -> int | None:
@@ -52,10 +92,10 @@ def classes(looking: Looking, most: int | None = None) -> list[int]:
     return sorted(int(c) for c in drawn)
 
 
-def tops(looking: Looking, outputs: list[int], blocks: list[int]) -> list[list[Best]]:
-    """Per class its three top units among these blocks, the strongest first; none where no block carries classes."""
+def tops(looking: Looking, outputs: list[int], blocks: list[int], most: int = 3) -> list[list[Best]]:
+    """Per class its top units among these blocks, `most` of them, the strongest first; none where no block carries classes."""
     aligned = [
-        one[:, outputs] if one is not None and i in blocks else None for i, one in enumerate(looking.left["aligned"])
+        one[:, outputs] if one is not None and i in blocks else None for i, one in enumerate(looking.left["ranked"])
     ]
     alive = [torch.from_numpy(block[:, 0] >= 0) for block in looking.left["writes"]]
-    return alignment.best_units(aligned, alive)
+    return alignment.best_units(aligned, alive, most)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitprune.core.files import write_text
+from vitprune.recipe.seeing import Site
 from vitprune.runs.seeing.looking import Looking
 
 
@@ -29,13 +30,14 @@ def _slim(mask: np.ndarray) -> list[int | None]:
     return [int(at) if there else None for at, there in zip(place, mask, strict=True)]
 
 
-def write(looking: Looking) -> Path:
-    """The table as a file."""
-    path = looking.folder / "units.csv"
+def write(looking: Looking, of: Site = "ffn") -> Path:
+    """The table as a file: units.csv, or attention.csv."""
+    path = looking.folder / ("units.csv" if of == "ffn" else "attention.csv")
+    columns = looking.columns if of == "ffn" else looking.of_attention
     text = io.StringIO()
     made = csv.writer(text, lineterminator="\n")
-    made.writerow(looking.columns)
-    for row in zip(*looking.columns.values(), strict=True):
+    made.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
         made.writerow([_cell(value) for value in row])
     write_text(path, text.getvalue())
     return path

@@ -10,7 +10,7 @@ from vitprune.report.plots.block_plots import Band
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
 
-MOST = 24  # units of a gallery
+MOST = 48  # units of a gallery
 SHOWN = {"scaled_1": "one unit", "scaled_3": "three units"}
 
 
@@ -51,7 +51,7 @@ def _map(unit: Json, beside: Beside) -> Picture:
     silent = sum(mapping(one).get("note") == "does not fire here" for one in sequence(unit.get("images")))
     if silent:
         lines.append(("does not fire on", numbers.plural(silent, "image")))
-    name = clean(unit.get("note")) or "0 to " + (numbers.NONE if scale is None else f"{scale:.3g}")
+    name = clean(unit.get("note")) or "scale: 0 to " + (numbers.NONE if scale is None else f"{scale:.3g}")
     return Picture(beside.picture(unit.get("picture")), clean(unit.get("unit")), name, tuple(lines))
 
 
@@ -77,7 +77,28 @@ def _masks(masks: Json, beside: Beside) -> list[Block]:
         for row in rows
     ]
     found = Gallery("Masks of the classes' top units", tuple(pictures), wide=True, heads=("Class", "Unit"))
-    return [Heading("Which pixels they need"), Text(told), found]
+    return [Heading("Which pixels they need"), Text(told), found, *_running(rows, beside)]
+
+
+def _running(rows: list[Json], beside: Beside) -> list[Block]:
+    """Masks of the running mean over the blocks, where they were asked for."""
+    pictures = [
+        Picture(
+            beside.picture(mapping(row["running"]).get("picture")),
+            clean(row.get("class")),
+            f"units {', '.join(clean(unit) for unit in sequence(mapping(row['running']).get('units')))}",
+            (("IoU with the masks above", numbers.fixed(number(mapping(row["running"]).get("iou")), 2)),),
+        )
+        for row in rows
+        if mapping(row.get("running"))
+    ]
+    if not pictures:
+        return []
+    caption = (
+        "The same of the running mean over the blocks up to the unit's, of the class's top unit in each; each image's own "
+        "threshold. In blocks that carry no classes these units are chance."
+    )
+    return [Gallery(caption, tuple(pictures), wide=True, heads=("Class", "Units"))]
 
 
 def _plus_minus(row: Json) -> str:
@@ -135,12 +156,12 @@ def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
     judges = list(dict.fromkeys(str(who) for kind in rates.values() for who in mapping(kind)))
     kinds = {"top": "Top units of classes", "random": "Random units of the same blocks"}
     rows = [
-        Row((Cell(words), *(_rate(mapping(mapping(rates.get(kind)).get(who))) for who in judges)))
+        Row((Cell(words), *(cell for who in judges for cell in _rate(mapping(mapping(rates.get(kind)).get(who))))))
         for kind, words in kinds.items()
     ]
     caption = (
-        f"Images that were given the class of their unit (chance {numbers.share(number(stimuli.get('chance')))}; "
-        "in brackets the 95 % interval)"
+        f"Images that were given the class of their unit (chance {numbers.share(number(stimuli.get('chance')))}), and "
+        "its 95 % interval"
     )
     p = numbers.probability(number(stimuli.get("top_against_random_p")))
     text = f"Top units against random ones, by the model itself: Fisher's p = {p}."
@@ -155,18 +176,21 @@ def _stimuli(stimuli: Json, beside: Beside) -> list[Block]:
     ]
     found = Gallery("Stimulus images", tuple(pictures), heads=("Class", "Unit"))
     who = {"own": ">The model itself", "slim": ">The slim model", "judge": ">The judge"}
-    made = table(caption, ("Units", *(who.get(one, f">{clean(one)}") for one in judges)), rows)
+    columns = [column for one in judges for column in (who.get(one, f">{clean(one)}"), ">95 %")]
+    made = table(caption, ("Units", *columns), rows)
     return [heading, made, Text(text), Fold("The images", (found,))]
 
 
-def _rate(rate: Json) -> Cell:
+def _rate(rate: Json) -> tuple[Cell, Cell]:
+    """The share, and its interval with how many images it is of."""
     share, ends = number(rate.get("share")), [number(v) for v in sequence(rate.get("ci95"))]
     if share is None or len(ends) != 2:
-        return Cell(numbers.NONE)
+        return Cell(numbers.NONE), Cell(numbers.NONE)
     failed = number(rate.get("failed"))
     more = f"; {numbers.count(failed)} failed" if failed else ""
     n = numbers.count(number(rate.get("n")))
-    return Cell(f"{numbers.share(share)} ({numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more})", share)
+    between = f"{numbers.share(ends[0])} to {numbers.share(ends[1])}, n = {n}{more}"
+    return Cell(numbers.share(share), share), Cell(between)
 
 
 def name_lines(card: Json) -> list[tuple[str, str]]:

@@ -19,13 +19,18 @@ from vitprune.report.page.blocks import (
 )
 from vitprune.report.reading.beside import Beside
 from vitprune.report.reading.values import clean, mapping, mappings, number, sequence
+from vitprune.report.sections.removed.directions import direction_blocks
 from vitprune.report.sections.removed.labelled import concept_blocks
 from vitprune.report.sections.removed.pictures import name_lines, naming_blocks, picture_blocks
+from vitprune.report.sections.removed.room import Room
 from vitprune.report.sections.removed.stream import readout_blocks
 
 MOST = 24  # units of a strip
 LISTED = 20  # rows that stand open
 NAMED = 12  # classes that are named
+NULL = (
+    "Block", ">Found", ">Random", ">z", "Carries classes", ">Writes = fires, class token", ">patches", ">by chance",
+)  # fmt: skip
 
 
 def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
@@ -33,21 +38,22 @@ def removed_sections(record: Json, beside: Beside) -> tuple[Section, ...]:
     see = mapping(record.get("see"))
     if not see:
         return ()
-    kept = mapping(see.get("kept"))
+    kept, room = mapping(see.get("kept")), Room(beside)
     blocks: list[Block] = []
     for place, group in enumerate(kept):
         if len(kept) > 1:
             blocks.append(Heading(f"Class set {clean(group)}"))
-        blocks += _of_set(see, str(group), beside if place == 0 else Beside(None), place == 0)
+        blocks += _of_set(see, str(group), room if place == 0 else Beside(None), place == 0)
     if not blocks:
         blocks = [missing("which units were removed")]
-    return (Section("removed", "What was removed?", (*blocks, *_rest(see, beside))),)
+    return (Section("removed", "What was removed?", (*blocks, *_rest(see, room))),)
 
 
-def _rest(see: Json, beside: Beside) -> list[Block]:
+def _rest(see: Json, beside: Room) -> list[Block]:
     """What is not of one class set."""
     seen = [*concept_blocks(mapping(see.get("concepts"))), *picture_blocks(see, beside)]
-    return [*seen, *naming_blocks(see), *_null(see), *readout_blocks(mapping(see.get("readout"))), *_end(see)]
+    seen += [*naming_blocks(see), *_null(see), *direction_blocks(see, beside, _picture, NULL, _block_row)]
+    return [*seen, *readout_blocks(mapping(see.get("readout"))), *_end(see, beside)]
 
 
 def _of_set(see: Json, group: str, beside: Beside, pictures: bool) -> list[Block]:
@@ -55,7 +61,7 @@ def _of_set(see: Json, group: str, beside: Beside, pictures: bool) -> list[Block
     drift = mapping(mapping(see.get("drift")).get(group))
     blocks: list[Block] = [Text(_sentence(see, group, evidence))]
     if pictures:
-        blocks += _strips(mapping(mapping(see.get("shown")).get(group)), see, beside)
+        blocks += [*_strips(mapping(mapping(see.get("shown")).get(group)), see, beside), *_tops(see, beside)]
     return blocks + _classes(evidence) + _drift(drift) + _twins(drift)
 
 
@@ -100,28 +106,55 @@ def _selective(auroc: object, between: Json) -> str:
 
 
 def _word(removed: float, kept: float) -> str:
-    return "less" if removed < kept else "more" if removed > kept else "equally"
+    if round(removed, 2) == round(kept, 2):
+        return "equally"  # no more apart than two digits tell
+    return "less" if removed < kept else "more"
 
 
 def _strips(shown: Json, see: Json, beside: Beside) -> list[Block]:
     """Removed units, then as many kept ones of the same blocks."""
     blocks: list[Block] = []
-    for side, words in (("removed", "Removed units"), ("kept", "Kept units of the same blocks")):
+    how = "of the recipe's list" if see.get("drawn") is False else "by a seeded draw, nobody picked them"
+    beside_them = (
+        "Kept units" if see.get("drawn") is False or see.get("match") == "none" else "Kept units of the same blocks"
+    )
+    for side, words in (("removed", "Removed units"), ("kept", beside_them)):
         cards = mappings(shown.get(side))[:MOST]
         if cards:
             pictures = tuple(_picture(card, beside) for card in cards)
-            told = f"{words}: {len(cards)} by a seeded draw, nobody picked them; "
+            told = f"{words}: {len(cards)} {how}; "
             told += "the images that move a unit most, after the gap one drawn at random"
             blocks.append(Gallery(told, pictures, wide=True, heads=("Unit", "Strongest image")))
     return [Heading("Units side by side"), *blocks] if blocks else []
 
 
+def _tops(see: Json, beside: Beside) -> list[Block]:
+    """The units that speak most for the classes, wherever they ended."""
+    pictures: list[Picture] = []
+    for row in mappings(see.get("tops")):
+        for card in mappings(row.get("units")):
+            found = _picture(card, beside)
+            states = [str(value) for key, value in card.items() if key == "kept" or key.startswith("kept_")]
+            state = (
+                "kept" if set(states) == {"yes"} else "removed" if set(states) == {"no"} else "kept by some class sets"
+            )
+            title = f"{clean(row.get('class'))}: {found.title}, {state}"
+            pictures.append(Picture(found.source, title, found.name, found.lines))
+    if not pictures:
+        return []
+    told = "They are picked by what they write alone. To speak for a class at the head is not to fire for it."
+    gallery = Gallery(
+        "Top units of the classes", tuple(pictures[:MOST]), wide=True, heads=("Class and unit", "Strongest image")
+    )
+    return [Heading("The units that speak most for each class"), Text(told), gallery]
+
+
 def _picture(card: Json, beside: Beside) -> Picture:
     lines = [("writes", _writes(card))] if "norm" in card else []
-    lines += name_lines(card)
     read = next((read for read in ("class", "patches") if f"fires_{read}_1" in card), None)
     if read:
         lines.append(("fires for", _three(card, f"fires_{read}")))
+    lines += name_lines(card)
     if card.get("concept"):
         iou, chance = (numbers.fixed(number(card.get(key)), 3) for key in ("concept_iou", "concept_iou_chance"))
         lines.append(("shows", f"{clean(card['concept'])}, IoU {iou} ({chance} by chance)"))
@@ -227,17 +260,7 @@ def _null(see: Json) -> list[Block]:
         f"heads; below {numbers.general(number(aligned.get('enough')))} standard deviations nothing is said of what "
         "units write"
     )
-    columns = (
-        "Block",
-        ">Found",
-        ">Random",
-        ">z",
-        "Carries classes",
-        ">Writes = fires, class token",
-        ">patches",
-        ">by chance",
-    )
-    return [Fold("Do units write classes at all? The test against random heads", (table(caption, columns, rows),))]
+    return [Fold("Do units write classes at all? The test against random heads", (table(caption, NULL, rows),))]
 
 
 def _block_row(block: Json) -> Row:
@@ -252,13 +275,17 @@ def _block_row(block: Json) -> Row:
     return Row((*cells, Cell(numbers.share(chance), chance)))
 
 
-def _end(see: Json) -> list[Block]:
+def _end(see: Json, beside: Room) -> list[Block]:
     """Where the rest is, and what is not offered."""
     left = [f"{clean(name)} was left out: {clean(why)}." for name, why in mapping(see.get("left_out")).items()]
     without = [clean(name) for name in sequence(see.get("classes_without_images"))]
     if without:
         more = f" and {len(without) - NAMED:,} more" if len(without) > NAMED else ""
         left.append(f"No probe image is of {', '.join(without[:NAMED])}{more}: nothing is said of what fires for them.")
+    if beside.left_out:
+        left.append(
+            f"{numbers.plural(beside.left_out, 'picture')} found no room on this page; the folder see has all of them."
+        )
     images = mapping(see.get("images"))
     atlas = clean(mapping(see.get("atlas")).get("file"))
     text = f"Seen on {numbers.count(number(images.get('n')))} probe images; none of the exam's."

@@ -39,8 +39,11 @@ def why_not(model: nn.Module) -> str | None:
 
 def work(looking: Looking) -> None:
     """Nothing; a strip of pictures per shown unit, and its scale, own class and selectivity in see.json."""
-    run, by_block = looking.run, _by_block(targets.shown_units(looking))
+    run, by_block = looking.run, _by_block(targets.shown_units(looking, tops_too=True))
     how = looking.see.maps.of
+    if not by_block:
+        looking.told["maps"] = {"of": how, "quantile": maps.QUANTILE, "images": len(looking.index), "units": []}
+        return
     scales, highest = _scales(looking, by_block)
     labels = run.images.labels[looking.index]
     told = []

@@ -105,21 +105,52 @@ def _of_class(looking: Looking, output: int, unit: targets.Unit, threshold: floa
         mask = masks.unit_masks(found, size, torch.tensor([threshold]))[:, 0]
     black = torch.tensor([-m / s for m, s in zip(prepared.mean, prepared.std, strict=True)], device=run.device)
     fall = checks.deletion(value, images, mask, black, seed=looking.see.units.seed)
-    shown = [
-        drawing.at_most(drawing.marked(drawing.pixels(x, prepared.mean, prepared.std), m.cpu().numpy()), EDGE)
-        for x, m in zip(images[:IMAGES], mask, strict=False)
-    ]
-    path = looking.folder / "masks" / f"{unit[0]}-{unit[1]}-{output}.png"
-    with replacing(path) as temporary:
-        temporary.write_bytes(drawing.png(drawing.side_by_side(shown)))
-    looking.files.append(path)
+    shown = _marked(looking, images[:IMAGES], mask)
+    picture = _write(looking, f"{unit[0]}-{unit[1]}-{output}", shown)
     error = float(fall.std(ddof=1) / len(fall) ** 0.5) if len(fall) > 1 else None
+    running = _running(looking, output, unit, images[:IMAGES], mask) if looking.see.masks.running else {}
     return {
         "class": looking.name(output),
         "unit": f"{unit[0]}:{unit[1]}",
-        "picture": path.relative_to(run.folder.root).as_posix(),
+        "picture": picture,
         "area": float(mask.float().mean()),
         "deletion": float(fall.mean()),
         "standard_error": error,
         "n": len(fall),
+        **running,
     }
+
+
+def _running(looking: Looking, output: int, unit: targets.Unit, images: Tensor, own: Tensor) -> Json:
+    """The masks of the running mean over the blocks up to the unit's, of the class's top unit in each of them on the map's own
+    scale; each image's own percentile is its threshold, as the authors'. Blocks that carry no classes are among them, as
+    there: what their top units are is chance. `iou`: with the unit's own masks."""
+    sites = looking.sites[: unit[0] + 1]
+    units = [int(first[output]) for first in looking.left["first"][: len(sites) - 1]] + [unit[1]]
+    found = maps.all_maps(looking.model, sites, [[j] for j in units], images, "pre")
+    mean = masks.running_mean(torch.stack([masks.unit_scaled(one) for one in found]))[-1]
+    size = families.input_shape(looking.model)[1:]
+    mask = masks.image_masks(mean, size, looking.see.masks.percentile)[:, 0]
+    both, either = (mask & own[: len(mask)]).sum(), (mask | own[: len(mask)]).sum()
+    name = f"{unit[0]}-{unit[1]}-{output}-running"
+    told: Json = {"picture": _write(looking, name, _marked(looking, images, mask)), "area": float(mask.float().mean())}
+    told |= {"units": [f"{i}:{j}" for i, j in enumerate(units)], "iou": float(both / either) if either else None}
+    return {"running": told}
+
+
+def _marked(looking: Looking, images: Tensor, mask: Tensor) -> list[np.ndarray]:
+    """Pictures of the images with their masks on them."""
+    prepared = Preprocessing.of(looking.run.loaded.data_config)
+    return [
+        drawing.at_most(drawing.marked(drawing.pixels(x, prepared.mean, prepared.std), m.cpu().numpy()), EDGE)
+        for x, m in zip(images, mask, strict=False)
+    ]
+
+
+def _write(looking: Looking, name: str, shown: list[np.ndarray]) -> str:
+    """Write a strip; its name from the run's folder."""
+    path = looking.folder / "masks" / f"{name}.png"
+    with replacing(path) as temporary:
+        temporary.write_bytes(drawing.png(drawing.side_by_side(shown)))
+    looking.files.append(path)
+    return path.relative_to(looking.run.folder.root).as_posix()

@@ -40,7 +40,7 @@ def work(looking: Looking) -> None:
     """Nothing; a PNG per unit, and in see.json who gives the images the class of their unit."""
     how = looking.see.stimuli
     outputs = targets.classes(looking, how.classes)
-    best = targets.tops(looking, outputs, targets.carrying(looking))
+    best = targets.tops(looking, outputs, targets.carrying(looking), how.top)
     top = [
         objective.mixed([(u.block, u.unit) for u in units[: how.top]], [u.value for u in units[: how.top]], how.mix, c)
         for c, units in zip(outputs, best, strict=False)
@@ -51,7 +51,12 @@ def work(looking: Looking) -> None:
         return
     space = _space(looking)
     made = {name: _made(looking, found, space) for name, found in (("top", top), ("random", _random(looking, top)))}
-    told: Json = {**how.model_dump(), "chance": 1 / looking.run.loaded.outputs, "rates": _rates(looking, made, space)}
+    told: Json = {
+        **how.model_dump(),
+        "tokens": looking.see.stimuli_tokens,
+        "chance": 1 / looking.run.loaded.outputs,
+        "rates": _rates(looking, made, space),
+    }
     own = {
         name: verdicts.rate(found, verdicts.own_verdicts(looking.model, found, space)) for name, found in made.items()
     }
@@ -82,7 +87,7 @@ def _made(looking: Looking, found: list[Target], space: Space) -> list[Stimulus]
     """The images, one after the other; those of one unit together where they are kept apart from each other."""
     run, how = looking.run, looking.see.stimuli
     once = max(1, min(MOST, LIGHT // run.dense_macs)) if run.device.type == "cpu" else AT_ONCE
-    settings = Settings(how.method, how.steps, how.activation, how.tokens, how.diversity, at_once=once)
+    settings = Settings(how.method, how.steps, how.activation, looking.see.stimuli_tokens, how.diversity, at_once=once)
     wanted: Wanted = [(target, seed) for target in found for seed in range(how.seeds)]
     each = how.seeds if how.diversity else once
     items = [[at, min(at + each, len(wanted))] for at in range(0, len(wanted), each)]

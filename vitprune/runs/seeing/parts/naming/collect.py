@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitprune.core.errors import UserError
 from vitprune.images.split import by_class
 from vitprune.model.inside import hooks
 from vitprune.runs.engine.base import Columns, Job
@@ -32,7 +31,7 @@ Units = dict[int, list[int]]  # per block the shown ones
 @dataclass(frozen=True, slots=True)
 class Activations:
     """Positions in the source and labels [N] of the images, which are for names (`fit` [N]); per block the activations
-    [N, H] at the class token (`cls`) or their mean over patches (`patches`), and maps [N, P, k] of the `shown` units."""
+    [N, H] at the class token (`cls`) or their mean over `patches` or `all` tokens, and maps [N, P, k] of the `shown` units."""
 
     index: np.ndarray
     labels: np.ndarray
@@ -57,18 +56,16 @@ def activations(looking: Looking) -> Activations:
 
 
 def _collected(looking: Looking) -> Activations:
-    run, choice = looking.run, looking.see.names.tokens
-    if choice == "cls" and not looking.layout.class_token:
-        raise UserError("see.names.tokens: cls: this model's head reads no class token; take `auto` or `patches`")
-    token = looking.layout.class_token and choice != "patches"
+    run, choice = looking.run, looking.see.names_tokens
+    read = passes.read_at(looking, choice, "see.names.tokens")
     shown: Units = {}
     for i, j in targets.shown_units(looking):
         shown.setdefault(i, []).append(j)
     index, fit = chosen(looking.index, run.images.labels[looking.index], _room(looking), looking.see.units.seed)
     batch = passes.batch_of(run)
-    work = functools.partial(_looked, run, index, shown, looking.layout.prefix, token, batch)
+    work = functools.partial(_looked, run, index, shown, looking.layout.prefix, read, batch)
     known = {"model": run.model_digest, "data": run.data_digest, "code": version("see"), "device": run.device.type}
-    about = digest_of(index, known | {"shown": shown, "token": token, "batch": batch})
+    about = digest_of(index, known | {"shown": shown, "read": read, "batch": batch})
     job = Job("see-names", passes.items(len(index), batch), work, about)
     parts: dict[str, list[np.ndarray]] = {}
     found = run.executor.run(job, passes.folder_of(looking, "names"))
@@ -78,7 +75,7 @@ def _collected(looking: Looking) -> Activations:
     whole = {name: np.concatenate(column) for name, column in parts.items()}
     values = [whole[f"{i}.values"] for i in range(len(run.sites))]
     maps = {i: whole[f"{i}.maps"] for i in shown}
-    return Activations(index, run.images.labels[index], fit, "cls" if token else "patches", values, shown, maps)
+    return Activations(index, run.images.labels[index], fit, "cls" if read == "class" else read, values, shown, maps)
 
 
 def _room(looking: Looking) -> int:
@@ -98,7 +95,7 @@ def chosen(index: np.ndarray, labels: np.ndarray, most: int, seed: int) -> tuple
 
 
 def _looked(
-    run: Run, index: np.ndarray, shown: Units, prefix: int, token: bool, batch: int, item: Sequence[int]
+    run: Run, index: np.ndarray, shown: Units, prefix: int, where: str, batch: int, item: Sequence[int]
 ) -> Columns:
     """One part: of a gated unit the size, for its sign is nobody's choice; maps clipped at 0."""
     found: dict[str, list[np.ndarray]] = {}
@@ -106,7 +103,7 @@ def _looked(
     def look(position: int, hidden_BTH: Tensor) -> None:
         reading.finite(run.sites[position], hidden_BTH)
         sized = hidden_BTH.abs() if reading.gated(run.sites[position]) else hidden_BTH
-        read = sized[:, 0] if token else sized[:, prefix:].mean(1)
+        read = sized[:, 0] if where == "class" else sized[:, 0 if where == "all" else prefix :].mean(1)
         found.setdefault(f"{position}.values", []).append(read.float().cpu().numpy())
         if position in shown:
             maps = sized[:, prefix:][..., shown[position]].relu()
