@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitprune.core.reading import Json
+from vitprune.report.backbone.result import expected
 from vitprune.report.reading.values import budget_text
 
 
@@ -93,9 +94,8 @@ def _of_backbone(console: Console, record: Json) -> None:
         named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
         console.print(_features("Every budget's model", named, rows[0]["macs"]))
     console.print(f"Neighbours: {record['backbone']['index']}", soft_wrap=True, markup=False)
-    if result["measured_over_predicted"]:
-        told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
-        console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
+    if told := expected(record, result):
+        console.print(told, soft_wrap=True, markup=False)
 
 
 def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
