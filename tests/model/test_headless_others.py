@@ -27,7 +27,7 @@ from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 
 TV: dict[str, Any] = {
-    "patch_size": 14, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32, "image_size": 28, "num_classes": 3,
+    "patch_size": 14, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 64, "image_size": 28, "num_classes": 3,
 }  # fmt: skip
 HF: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 28,
@@ -116,7 +116,7 @@ def test_the_whole_road_of_another_librarys_classifier(
     spec = {"name": name, "head": "none", "args": NAMES[name], "checkpoint": str(tmp_path / "weights.pth")}
     own = {
         "model": spec, "criterion": {"name": "fisher-obs"}, "recovery": "auto", "baselines": ["random"],
-        "budget": {"macs": 0.75}, "keep": None,
+        "budget": {"macs": 0.75}, "keep": None, "export": {"onnx": True, "latency_batches": [1]},
     }  # fmt: skip
     made = recipe_dict(tmp_path, images, tmp_path / "runs") | own
     record = pipeline.run(Recipe.model_validate({key: value for key, value in made.items() if value is not None}))

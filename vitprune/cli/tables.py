@@ -103,11 +103,12 @@ def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("criterion")
     table.add_column("recovery")
-    for name in _FIGURES.values():
-        table.add_column(name, justify="right")
+    shown = [key for key in _FIGURES if any(row.get(key) is not None for row in rows)]
+    for key in shown:
+        table.add_column(_FIGURES[key], justify="right")
     table.add_column("MACs left", justify="right")
     for group in _draws_together(rows):
-        every = [[row[key] for row in group if row.get(key) is not None] for key in _FIGURES]
+        every = [[row[key] for row in group if row.get(key) is not None] for key in shown]
         figures = [f"{statistics.mean(values):.3f}" if values else "" for values in every]
         first = group[0]
         table.add_row(escape(first["criterion"]), first["recovery"], *figures, f"{first['macs'] / dense_macs:.3f}")
@@ -115,7 +116,7 @@ def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
 
 
 _FIGURES = {
-    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches", "tokens_fvu": "FVU", "neighbours": "neighbours",
+    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches' cosine", "tokens_fvu": "patches' FVU", "neighbours": "neighbours",
     "knn_top1": "kNN", "probe_top1": "probe",
 }  # fmt: skip
 

@@ -33,7 +33,8 @@ def sentence(record: Json, result: Json) -> str:
         return f"{name} has no figures of its features in the record."
     share = ratio(model.get("macs_slim"), model.get("macs_dense"))
     text = f"{name} with {numbers.share(share, 0)} of its multiply-adds" if share is not None else f"The slim {name}"
-    text += f" loses {lost(cosine)} of cosine, {numbers.share(fvu)} of the variance of its features (FVU),"
+    text += f" loses {lost(cosine)} of cosine,"
+    text += f" {numbers.share(fvu)} of the variance of its features (FVU)," if fvu is not None else ""
     text += f" in the mean over {numbers.count(images)} test images"
     tokens, fraction = number(result.get("tokens_cosine")), number(result.get("tokens_fvu"))
     if tokens is not None:
