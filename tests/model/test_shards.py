@@ -1,4 +1,4 @@
-"""Weights in several files that an index names, as transformers writes them above five gigabytes: read safely, by every road."""
+"""Weights in several files that an index names, as transformers writes large ones: read safely, by every road."""
 
 from __future__ import annotations
 

@@ -116,8 +116,8 @@ def _features(title: str, rows: list[Json], dense_macs: int) -> Table:
 
 
 _FIGURES = {
-    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches' cosine", "tokens_fvu": "patches' FVU", "neighbours": "neighbours",
-    "knn_top1": "kNN", "probe_top1": "probe",
+    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches' cosine", "tokens_fvu": "patches' FVU",
+    "neighbours": "neighbours", "knn_top1": "kNN", "probe_top1": "probe",
 }  # fmt: skip
 
 

@@ -61,10 +61,10 @@ class Foreign(nn.Module):
         return self.pooled_and_tokens(images)[1]
 
     def remove_head(self) -> None:
-        """Nothing; its outputs are features from now on. Raises UserError for a model of one's own, whose features nobody says."""
+        """Nothing; its outputs are features from now on. Raises UserError for one of one's own: nobody says its features."""
         if self.tell is None:
             raise UserError(
-                f"model.head: none: nothing says what the features of a {type(self.net).__name__} are; take timm's model of it "
+                f"model.head: none: nobody says what the features of a {type(self.net).__name__} are; take timm's model of it "
                 "(`vitprune models`), of which the head can go"
             )
         for path in self.heads:

@@ -23,8 +23,8 @@ TRANSFORMERS = (
     "Dinov2WithRegistersForImageClassification", "ViTForImageClassification",
 )  # fmt: skip  # fmt: skip
 TOWERS = (  # without a classifier
-    "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel",
-    "SiglipVisionModel", "SiglipModel",
+    "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel", "CLIPVisionModelWithProjection",
+    "CLIPModel", "SiglipVisionModel", "SiglipModel",
 )  # fmt: skip
 HEADS = re.compile(
     r"(?:net\.)?(?:(?:head|fc|classifier|heads\.head|cls_classifier)(?:\.fc)?|head_dist|distillation_classifier)\.weight"

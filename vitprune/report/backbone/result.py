@@ -48,8 +48,7 @@ def sentence(record: Json, result: Json) -> str:
 
 
 def expected(record: Json, result: Json) -> str:
-    """What the costs said of the output before it was examined, and why that FVU is not the other one; nothing where nothing was
-    said."""
+    """What the costs said of the output before it was examined, and why that FVU is not the other one; else nothing."""
     told, times = number(mapping(result.get("predicted")).get("fvu")), number(result.get("measured_over_predicted"))
     if told is None or times is None:
         return ""
@@ -63,8 +62,8 @@ def expected(record: Json, result: Json) -> str:
         what = "It is that of the pooled vector and of all patches together, half of the weight each"
     return (
         f"FVU of the output: {numbers.fixed(told, 3)} was expected from the costs, {numbers.fixed(measured, 3)} is measured, "
-        f"{times:.2f} times that. {what}, as a share of the variance among the probe images, which the costs know; every other "
-        "FVU here is a share of the variance among the test images."
+        f"{times:.2f} times that. {what}, as a share of the variance among the probe images, which the costs know; every "
+        "other FVU here is a share of the variance among the test images."
     )
 
 

@@ -52,10 +52,14 @@ def _index(row: Json) -> str:
         return "With a single test image nothing is said of neighbours."
     others = row["n"] - 1
     by_chance = min(1.0, NEIGHBOURS / others)
-    same = f"{100 * row['neighbours']:.0f} % of the ten nearest test images are the same as by the dense model's features"
+    same = (
+        f"{100 * row['neighbours']:.0f} % of the ten nearest test images are the same as by the dense model's features"
+    )
     share = f"{same} ({100 * by_chance:.0f} % would be by chance)"
     if row["neighbours"] >= SAME_INDEX and by_chance > TOO_FEW:
-        return f"{share}: {row['n']} test images are too few to say what becomes of an index of those; take a few hundred."
+        return (
+            f"{share}: {row['n']} test images are too few to say what becomes of an index of those; take a few hundred."
+        )
     if row["neighbours"] >= SAME_INDEX:
         return f"{share}: an index of them may stay, where so much is enough."
     return f"{share}: an index of those must be built again from this model's. A new head is trained on them as on any."

@@ -24,7 +24,12 @@ TOWERS: dict[str, tuple[Kind, str]] = {  # kind, and what stands before the towe
 }
 PROJECTED = ("CLIPVisionModelWithProjection", "CLIPModel")
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-ACTS = {"dinov2": "gelu", "dinov3": "gelu", "clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}  # where a configuration does not say it
+ACTS = {
+    "dinov2": "gelu",
+    "dinov3": "gelu",
+    "clip": "quick_gelu",
+    "siglip": "gelu_pytorch_tanh",
+}  # where a configuration does not say it
 EPS = {"dinov2": 1e-6, "dinov3": 1e-5, "clip": 1e-5, "siglip": 1e-6}
 TINY = {192: "tiny"}
 SIZES = {384: "small", 768: "base", 1024: "large"}
@@ -100,7 +105,9 @@ def _rotary(own: Json, args: Args, where: Path, width: int) -> Tower:
     args |= {"mlp_ratio": ratio_for(dim, width), "global_pool": "token"}
     args |= {"rope_temperature": float(theta)} if theta != 100 else {}
     args |= {"swiglu_align_to": 1} if gated and width % 8 else {}  # else that of the architecture's name
-    size = f"{'huge' if dim == 1280 else 'small'}_plus" if gated else ((TINY if biases else {}) | SIZES).get(dim, "base")
+    size = (
+        f"{'huge' if dim == 1280 else 'small'}_plus" if gated else ((TINY if biases else {}) | SIZES).get(dim, "base")
+    )
     name = f"vit_{size}_patch16_dinov3{'_qkvb' * biases}"
     return Tower("DINOv3ViTModel", "dinov3", "", name, args, args["img_size"])
 

@@ -69,7 +69,6 @@ def side_of(made: Tower, prepared: Any) -> int:
     return int(height) if follows and fits else made.side
 
 
-
 def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn.Module, Tower, list[str]]:
     """timm's model with the file's weights, the tower as it was built, and what a report should say of it."""
     made, prefix, plan = planned(record, config, weights)

@@ -59,7 +59,9 @@ def _kind(model: nn.Module) -> Kind:
     if type(model) is Eva and type(tower.rope) is RotaryEmbeddingDinoV3 and tower.pos_embed is None:
         if tower.global_pool == "token" and tower.cls_token is not None and tower.blocks[0].gamma_1 is not None:
             return "dinov3"
-        raise UserError(f"transformers: its DINOv3 gives the class token; make it with global_pool='token', or {OTHERS}")
+        raise UserError(
+            f"transformers: its DINOv3 gives the class token; make it with global_pool='token', or {OTHERS}"
+        )
     if type(model) is not VisionTransformer:
         raise UserError(f"transformers: {type(model).__name__} is no tower of DINOv2, DINOv3, CLIP or SigLIP; {OTHERS}")
     normed, scaled = type(tower.norm_pre) is not nn.Identity, hasattr(tower.blocks[0].ls1, "gamma")
@@ -104,7 +106,10 @@ def _of_kind(tower: Any, kind: Kind, site: FfnSite, outputs: int) -> tuple[str, 
         return "DINOv3ViTModel", made | {"hidden_act": "silu" if gated else _activation(block.mlp.act)}
     if kind == "dinov2":
         swiglu, registers = site.parts == 2 and not site.gate, int(tower.num_reg_tokens)
-        made = {"model_type": f"dinov2{'_with_registers' if registers else ''}", "mlp_ratio": _times(dim, width, swiglu)}
+        made = {
+            "model_type": f"dinov2{'_with_registers' if registers else ''}",
+            "mlp_ratio": _times(dim, width, swiglu),
+        }
         made |= {"num_register_tokens": registers} if registers else {"use_mask_token": False}
         made |= {"use_swiglu_ffn": swiglu, "qkv_bias": block.attn.qkv.bias is not None}
         made |= {} if swiglu else {"hidden_act": _activation(block.mlp.act)}
