@@ -187,6 +187,7 @@ def test_the_cookbooks_lines_for_python_run_as_they_stand(
     assert (tmp_path / ("slim-backbone", "slim-tuned")[nth] / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_lines_of_backbones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, but that nothing is fetched and the model is small."""
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ from records import Page, made_record
 from vitprune.report.backbone import result
 from vitprune.report.card import card
 from vitprune.report.document import document
+from vitprune.report.page.blocks import Text
 from vitprune.report.page.html import html
 from vitprune.report.page.markdown import markdown
 from vitprune.report.reading.beside import Beside
@@ -122,6 +123,10 @@ def test_the_lines_that_use_it_ask_for_features() -> None:
             assert ("--out features.npz" in text) == ("backbone" in record)
 
 
+def texts(record: dict[str, Any]) -> list[Text]:
+    return [block for block in result.result_section(record).blocks if isinstance(block, Text)]
+
+
 def test_the_two_fvus_are_told_apart() -> None:
     """The one that was expected and the one of the exam: of what, and a share of which variance."""
     for reads, about in (
@@ -136,6 +141,12 @@ def test_the_two_fvus_are_told_apart() -> None:
         text = markdown(document(record, Beside(None)))
         assert text.count("was expected from the costs") == 1 and about in text
     assert result.expected(record, record["result"] | {"predicted": {"fvu": None}}) == ""
+    assert result.FEW not in said
+    far = record | {"result": record["result"] | {"measured_over_predicted": 8.0}}
+    assert result.expected(far, far["result"]).endswith(result.FEW)
+    little = far["result"] | {"predicted": {"fvu": 0.001}}
+    assert result.FEW not in result.expected(far, little)
+    assert any(block.text.endswith(result.FEW) and block.tone == "warning" for block in texts(far))
 
 
 def test_few_images_say_nothing_of_an_index() -> None:

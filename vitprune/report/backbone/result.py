@@ -9,7 +9,15 @@ from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Number, Numbers, Section, Text, missing
 from vitprune.report.reading.values import clean, mapping, mappings, number, ratio, sequence
 
+FITTED = 2.5  # measured over expected: from here on the costs were of the probe images alone
+NOTHING = 0.02  # an FVU below is no loss to warn of
 SAME_INDEX = 0.9  # of the ten nearest neighbours, for an index to stay
+
+
+FEW = (
+    "So far off, costs and repair have fitted the probe images and say little of others: give more images (a few hundred at "
+    "least), or remove less."
+)
 
 
 def result_section(record: Json) -> Section:
@@ -20,7 +28,7 @@ def result_section(record: Json) -> Section:
     blocks: list[Block] = [Text(sentence(record, result)), _index(record, result), *_uses(record, result)]
     three = _size(mapping(record.get("model")), result), _latency(record, result), _features(result)
     told = expected(record, result)
-    after = [Text(told, "note")] if told else []
+    after = [Text(told, "warning" if told.endswith(FEW) else "note")] if told else []
     return Section("result", "What did I get?", (*blocks, *_files(record), Numbers(three), *after))
 
 
@@ -64,6 +72,7 @@ def expected(record: Json, result: Json) -> str:
         f"FVU of the output: {numbers.fixed(told, 3)} was expected from the costs, {numbers.fixed(measured, 3)} is measured, "
         f"{times:.2f} times that. {what}, as a share of the variance among the probe images, which the costs know; every "
         "other FVU here is a share of the variance among the test images."
+        + (f" {FEW}" if times > FITTED and measured > NOTHING else "")
     )
 
 
