@@ -63,10 +63,11 @@ def side_of(made: Tower, prepared: Any) -> int:
     found = prepared if isinstance(prepared, dict) else {}
     cropped = bool(found.get("do_center_crop"))
     said = found.get("crop_size" if cropped else "size")
-    height, width = (said.get(key) if isinstance(said, dict) else None for key in ("height", "width"))
+    block: Json = said if isinstance(said, dict) else {}
+    height, width = block.get("height"), block.get("width")
     patch, follows = made.args["patch_size"], made.kind == "dinov3" or (made.kind == "dinov2" and cropped)
-    fits = type(height) is int and height == width and patch <= height <= 1 << 13 and height % patch == 0
-    return int(height) if follows and fits else made.side
+    fits = isinstance(height, int) and height == width and patch <= height <= 1 << 13 and height % patch == 0
+    return int(block["height"]) if follows and fits else made.side
 
 
 def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn.Module, Tower, list[str]]:
