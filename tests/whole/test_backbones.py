@@ -193,7 +193,8 @@ def test_a_handful_of_images_gives_a_report_that_leaves_out_what_it_cannot_say(
     model_folder(tmp_path / "model")
     images = flat_folder(tmp_path / "images", 1)
     (images / "2-00.png").unlink() if count == 2 else None
-    record = pipeline.run(recipe(tmp_path, images, baselines=["random"]))
+    model = {"name": f"local-dir:{tmp_path / 'model'}", "head": "none", "features": "pooled"}
+    record = pipeline.run(recipe(tmp_path, images, baselines=["random"], model=model))
     result = record["result"]
     assert result["n"] == 1 and result["fvu"] is None and result["neighbours"] is None and result["cosine"] <= 1 + 1e-9
     assert all(row["paired"]["cosine_ci95"] is None for row in record["rows"] if row["paired"])

@@ -135,7 +135,7 @@ def _headed(model: Foreign, bare: bool) -> Foreign:
 def _of_torchvision(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """The class token and all tokens after the encoder's norm."""
     patches = net._process_input(images)
-    tokens: Tensor = net.encoder(torch.cat([net.class_token.expand(len(patches), -1, -1), patches], 1))
+    tokens: Tensor = net.encoder(torch.cat([net.class_token.expand(patches.shape[0], -1, -1), patches], 1))
     return tokens[:, 0], tokens
 
 
