@@ -15,6 +15,7 @@ import vitprune
 from vitprune.core.errors import UserError
 from vitprune.model.load import opening
 from vitprune.model.load.weights import shards
+from vitprune.model.vlm import opening as vlm
 from vitprune.recipe import inputs, model_files
 from vitprune.runs.state import skeleton
 
@@ -151,3 +152,25 @@ def test_files_that_an_index_names_are_transformers_own(folder: Path, tmp_path: 
     said = line(lambda: opening.open_model(inputs.Model(name=f"local-dir:{tmp_path}")))
     assert "has no model.safetensors" in said and f"read as transformers:{tmp_path}" in said
     assert load_file(folder / "model-2.safetensors").keys() == {"c"}
+
+
+def test_a_vision_language_model_in_several_files_is_the_same_and_stays_in_their_folder(tmp_path: Path) -> None:
+    """As large models are written; transformers itself would follow a name out of the folder."""
+    pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    import vlms
+
+    whole = vlm.open_vlm(vlms.folder(tmp_path / "whole"))
+    place = vlms.folder(tmp_path / "shards")
+    (place / shards.WHOLE).unlink()
+    whole.model.save_pretrained(place, max_shard_size="40KB")  # type: ignore[operator]
+    assert not (place / shards.WHOLE).exists()
+    again, index = vlm.open_vlm(place), place / shards.INDEX
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    record = json.loads(index.read_text())
+    file = sorted(record["weight_map"].values())[0]
+    (place / file).rename(tmp_path / file)
+    record["weight_map"] = {key: f"../{v}" if v == file else v for key, v in record["weight_map"].items()}
+    index.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="which is no safetensors file of its folder"):
+        vlm.open_vlm(place)
