@@ -174,3 +174,27 @@ def test_a_broken_link_or_anchor_fails_the_build(copied: Path) -> None:
         page.write("\n[nowhere](none.md) and [no heading](recipe.md#none)\n")
     got = build(copied)
     assert got.returncode != 0 and "none.md" in got.stderr and "#none" in got.stderr
+
+
+@pytest.mark.parametrize("nth", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_cookbooks_lines_for_python_run_as_they_stand(
+    nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone of a detector, and tuning afterwards."""
+    (tmp_path / "vitprune").symlink_to(ROOT / "vitprune")
+    monkeypatch.chdir(tmp_path)
+    every = blocks(ROOT / "docs" / "cookbook.md", "python")
+    assert len(every) == 2
+    exec(compile(every[nth], "cookbook.md", "exec"), {})
+    assert (tmp_path / ("slim-backbone", "slim-tuned")[nth] / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_lines_of_backbones_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but that nothing is fetched and the model is small."""
+    monkeypatch.chdir(tmp_path)
+    (text,) = blocks(ROOT / "docs" / "backbones.md", "python")
+    assert text.count("pretrained=True") == 1
+    own = {"images": torch.randn(12, 3, 28, 28)}
+    exec(compile(text.replace("pretrained=True", "img_size=28, depth=2"), "backbones.md", "exec"), own)
+    assert own["tokens"].shape == (12, 5, 384) and (tmp_path / "slim" / "config.json").is_file()

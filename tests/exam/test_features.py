@@ -168,7 +168,17 @@ def test_paired_differences() -> None:
         and high - mean == pytest.approx(1.96 * 0.1 / 3**0.5)
         and low == pytest.approx(2 * 0.1 - high)
     )
-    assert features.difference(one[:1], other[:1])[1] == (-np.inf, np.inf)
+    assert features.difference(one[:1], other[:1])[1] is None
+
+
+def test_what_has_no_variance_has_no_fraction_of_it() -> None:
+    """One image, or images with equal features: nothing is said, and nothing is divided by rounding."""
+    f = torch.randn(1, 7, dtype=torch.float64).repeat(3, 1)
+    for rows in (f[:1], f):
+        error, square = torch.full((len(rows),), 0.1, dtype=torch.float64), rows.square().sum(1)
+        assert np.isnan(features.fvu(error, square, rows, 1))
+    spread = features.Spread(f[0], f[0], 1.0, 1e-16)
+    assert spread.unexplained(0.1) is None and features.Spread(f[0], f[0], 1.0, 0.5).unexplained(0.1) == 0.2
 
 
 def test_features_are_told_in_pieces_to_the_same_bits() -> None:

@@ -23,12 +23,16 @@ from vitprune.runs.state import skeleton
 
 DINO = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 VIT = DINO | {"image_size": 32, "patch_size": 16, "intermediate_size": 40}
+ROPE = VIT | {"image_size": 48, "num_register_tokens": 3, "rope_theta": 50.0}
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 60}
 TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("Dinov2Model", DINO),
     "dinov2-gated": ("Dinov2Model", DINO | {"use_swiglu_ffn": True}),
     "dinov2-registers": ("Dinov2WithRegistersModel", DINO | {"num_register_tokens": 3}),
+    "dinov3": ("DINOv3ViTModel", ROPE),
+    "dinov3-gated": ("DINOv3ViTModel", ROPE | {"use_gated_mlp": True, "hidden_act": "silu", "intermediate_size": 44}),
+    "dinov3-bare": ("DINOv3ViTModel", ROPE | {"query_bias": False, "value_bias": False, "num_register_tokens": 0}),
     "clip": ("CLIPVisionModel", VIT),
     "clip-projected": ("CLIPVisionModelWithProjection", VIT | {"projection_dim": 12}),
     "clip-whole": ("CLIPModel", {"text_config": TEXT, "vision_config": VIT, "projection_dim": 12}),
@@ -159,6 +163,11 @@ def test_a_tower_is_opened_by_its_folder_and_saved_as_our_own(tmp_path, kind):
     [
         ("siglip", {"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001: 1e-06 is what timm's siglip has"),
         ("siglip", {"vision_use_head": False}, "without its pooling is not supported"),
+        ("dinov3", {"key_bias": True}, "key_bias True: False is what timm's dinov3 has"),
+        ("dinov3", {"hidden_act": "silu"}, "hidden_act silu: gelu is what timm's dinov3 has"),
+        ("dinov3", {"value_bias": False}, "value_bias False: True is what"),
+        ("dinov3", {"rope_theta": "x"}, "rope_theta is x, a number above 1"),
+        ("dinov3", {"num_attention_heads": 8}, "heads of 2 dimensions, which rotations"),
         ("clip", {"hidden_act": "relu"}, "hidden_act 'relu': gelu, quick_gelu"),
         ("clip", {"num_hidden_layers": 3}, "`encoder.layers.2.norm|`encoder.layers.2.layer_norm1.weight` is missing"),
         ("clip", {"num_hidden_layers": 400000}, "num_hidden_layers is 400000, a whole number up to"),
@@ -213,3 +222,22 @@ def test_models_that_no_tower_is_like(tmp_path):
         with pytest.raises(UserError, match=says):
             writing.save(tmp_path, timm.create_model(name, **(sizes | changed)), cfg)
     assert not list(tmp_path.iterdir())
+
+
+def test_dinov3_at_the_size_that_its_images_are_made_to(tmp_path):
+    """Its positions are rotations, which follow; and what newer versions call its blocks is the same."""
+    net = written(tmp_path, "dinov3")
+    model, made = ours(tmp_path, {"size": {"height": 64, "width": 64}})
+    images = torch.randn(2, 3, 64, 64)
+    assert families.input_shape(model) == (3, 64, 64) and made.args["img_size"] == 64
+    torch.testing.assert_close(model(images), features(net, images)[0], rtol=1e-4, atol=1e-5)
+    for odd in ({"size": {"height": 60, "width": 60}}, {"size": {"shortest_edge": 64}}, {"size": [64]}):
+        assert families.input_shape(ours(tmp_path, odd)[0]) == (3, 48, 48)
+    held = load_file(tmp_path / "model.safetensors")
+    layers = [key for key in held if "layer." in key and "norm" not in key.split(".")[0]]
+    other = {(f"model.{key}" if key in layers else key).replace("model.model.", "model."): held[key] for key in held}
+    plain = {key.removeprefix("model."): value for key, value in held.items()}
+    for state in (other, plain):
+        save_file(state, tmp_path / "model.safetensors")
+        assert torch.equal(ours(tmp_path)[0](images[..., :48, :48]), ours(tmp_path)[0](images[..., :48, :48]))
+        torch.testing.assert_close(ours(tmp_path, None)[0].norm.weight, net.norm.weight)

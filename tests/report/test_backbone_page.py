@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from records import Page, made_record
 
+from vitprune.report.backbone import result
 from vitprune.report.card import card
 from vitprune.report.document import document
+from vitprune.report.page.blocks import Text
 from vitprune.report.page.html import html
 from vitprune.report.page.markdown import markdown
 from vitprune.report.reading.beside import Beside
 from vitprune.report.sections.usage import usage_blocks
+from vitprune.runs.record import figures
 
 INDEX = (
     "27 % of the ten nearest test images are the same as by the dense model's features: an index must be built again."
@@ -61,7 +64,7 @@ def test_the_page_says_what_is_lost_first() -> None:
     assert "of its patches 0.100 and 40.0 %" in said
     assert "Random units with the same repair lose 0.150 and 105.0 %." in said
     assert said.index("of cosine") < said.index("must be built again") < said.index("How does it compare?")
-    assert "predicted an FVU of the output of 0.300, measured 1.25 times that" in said
+    assert "FVU of the output: 0.300 was expected from the costs, 0.375 is measured, 1.25 times that" in said
     assert "model.onnx is not the slim model that this page speaks of: int8 features on the test split 0.07" in said
     assert "top-1" not in said.lower()
 
@@ -118,3 +121,39 @@ def test_the_lines_that_use_it_ask_for_features() -> None:
             text = str(usage_blocks(record | {"preprocessing": preprocessing, "name": "b"}))
             assert ("logits" in text) != ("features" in text)
             assert ("--out features.npz" in text) == ("backbone" in record)
+
+
+def texts(record: dict[str, Any]) -> list[Text]:
+    return [block for block in result.result_section(record).blocks if isinstance(block, Text)]
+
+
+def test_the_two_fvus_are_told_apart() -> None:
+    """The one that was expected and the one of the exam: of what, and a share of which variance."""
+    for reads, about in (
+        ("tokens", "that of the class token and of all patches together, half of the weight each"),
+        ("pooled", "that of the pooled vector too"),
+    ):
+        of = {"features": reads, "class_token": True, "prefix": 1, "index": INDEX}
+        record = backbone_record(backbone=of)
+        said = result.expected(record, record["result"])
+        assert f"{about}, as a share of the variance among the probe images" in said
+        assert said.endswith("every other FVU here is a share of the variance among the test images.")
+        text = markdown(document(record, Beside(None)))
+        assert text.count("was expected from the costs") == 1 and about in text
+    assert result.expected(record, record["result"] | {"predicted": {"fvu": None}}) == ""
+    assert result.FEW not in said
+    far = record | {"result": record["result"] | {"measured_over_predicted": 8.0}}
+    assert result.expected(far, far["result"]).endswith(result.FEW)
+    little = far["result"] | {"predicted": {"fvu": 0.001}}
+    assert result.FEW not in result.expected(far, little)
+    assert any(block.text.endswith(result.FEW) and block.tone == "warning" for block in texts(far))
+
+
+def test_few_images_say_nothing_of_an_index() -> None:
+    """Of twelve test images eleven are others, of which ten are the nearest."""
+    few, many = ({"neighbours": 0.95, "n": n} for n in (12, 500))
+    assert "(91 % would be by chance): 12 test images are too few to say" in figures._index(few)
+    assert "(2 % would be by chance): an index of them may stay" in figures._index(many)
+    for n in (12, 500):
+        assert "must be built again" in figures._index({"neighbours": 0.3, "n": n})
+    assert "a single test image" in figures._index({"neighbours": None, "n": 1})

@@ -21,6 +21,7 @@ from vitprune.model.inside import first_token
 from vitprune.recipe import check
 from vitprune.recipe.model_files import Found
 from vitprune.recipe.recipe import Recipe
+from vitprune.report.backbone import result as result_page
 from vitprune.runs import pipeline
 from vitprune.runs.results import planning
 from vitprune.runs.state import preflight
@@ -180,6 +181,28 @@ def test_several_budgets_are_told_together(
     assert record["result"]["cosine"] == less["cosine"] and "top1" not in less
     tables.show(record, "run", tmp_path)
     assert "Every budget's model" in capsys.readouterr().out
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_handful_of_images_gives_a_report_that_leaves_out_what_it_cannot_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A single test image has no variance and no interval, a single probe image no scale for the plan."""
+    quicken(monkeypatch)
+    model_folder(tmp_path / "model")
+    images = flat_folder(tmp_path / "images", 1)
+    (images / "2-00.png").unlink() if count == 2 else None
+    model = {"name": f"local-dir:{tmp_path / 'model'}", "head": "none", "features": "pooled"}
+    record = pipeline.run(recipe(tmp_path, images, baselines=["random"], model=model))
+    result = record["result"]
+    assert result["n"] == 1 and result["fvu"] is None and result["neighbours"] is None and result["cosine"] <= 1 + 1e-9
+    assert all(row["paired"]["cosine_ci95"] is None for row in record["rows"] if row["paired"])
+    assert (result["predicted"]["fvu"] is None) == (count == 2)
+    assert (result["measured_over_predicted"] is None) == (count == 2)
+    text = result_page.sentence(record, result)
+    assert "of cosine" in text and "FVU" not in text.split("patches")[0]
+    assert "single test image" in record["backbone"]["index"]
 
 
 def test_class_folders_give_a_vote_and_a_linear_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import RotaryEmbeddingDinoV3
 from timm.models import eva
 from torch import nn
 
@@ -128,8 +129,13 @@ def _of_tower(model: Any) -> Json:
     """What an image tower has that its architecture's name does not say: its activation, registers, its pooling's width."""
     act, pool = model.blocks[0].mlp.act if hasattr(model.blocks[0], "mlp") else None, getattr(model, "attn_pool", None)
     found: Json = {"act_layer": "gelu_tanh"} if type(act).__name__ == "GELUTanh" else {}
-    if getattr(model, "reg_token", None) is not None and not isinstance(model, eva.Eva):
-        found["reg_tokens"] = int(model.reg_token.shape[1])
+    registers = getattr(model, "reg_token", None)
+    if isinstance(model, eva.Eva):
+        found["num_reg_tokens"] = 0 if registers is None else int(registers.shape[1])
+        if isinstance(model.rope, RotaryEmbeddingDinoV3) and model.rope.temperature:
+            found["rope_temperature"] = model.rope.temperature
+    elif registers is not None:
+        found["reg_tokens"] = int(registers.shape[1])
     if pool is not None and getattr(pool, "mlp", None) is not None:
         found["mlp_ratio"] = ratio_for(int(model.embed_dim), int(pool.mlp.fc1.out_features))
     return found

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vitprune.core.progress.fitting import fitted
 from vitprune.core.reading import Json
+from vitprune.report.backbone.result import expected
 from vitprune.report.reading.values import budget_text
 
 
@@ -93,9 +94,8 @@ def _of_backbone(console: Console, record: Json) -> None:
         named = [line | {"criterion": line["folder"], "recovery": budget_text(line)} for line in lines]
         console.print(_features(console, "Every budget's model", named, rows[0]["macs"]))
     console.print(f"Neighbours: {record['backbone']['index']}", soft_wrap=True, markup=False)
-    if result["measured_over_predicted"]:
-        told = f"{result['measured']['fvu']:.3f} where {result['predicted']['fvu']:.3f} was predicted"
-        console.print(f"FVU of the output: {told}, x {result['measured_over_predicted']:.2f}")
+    if told := expected(record, result):
+        console.print(told, soft_wrap=True, markup=False)
 
 
 def _features(console: Console, title: str, rows: list[Json], dense_macs: int) -> Table:
@@ -103,11 +103,12 @@ def _features(console: Console, title: str, rows: list[Json], dense_macs: int) -
     table = Table(title=title, title_justify="left")
     table.add_column("criterion")
     table.add_column("recovery")
-    for name in _FIGURES.values():
-        table.add_column(name, justify="right")
+    shown = [key for key in _FIGURES if any(row.get(key) is not None for row in rows)]
+    for key in shown:
+        table.add_column(_FIGURES[key], justify="right")
     table.add_column("MACs left", justify="right")
     for group in _draws_together(rows):
-        every = [[row[key] for row in group if row.get(key) is not None] for key in _FIGURES]
+        every = [[row[key] for row in group if row.get(key) is not None] for key in shown]
         figures = [f"{statistics.mean(values):.3f}" if values else "" for values in every]
         first = group[0]
         table.add_row(escape(first["criterion"]), first["recovery"], *figures, f"{first['macs'] / dense_macs:.3f}")
@@ -115,8 +116,8 @@ def _features(console: Console, title: str, rows: list[Json], dense_macs: int) -
 
 
 _FIGURES = {
-    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches", "tokens_fvu": "FVU", "neighbours": "neighbours",
-    "knn_top1": "kNN", "probe_top1": "probe",
+    "cosine": "cosine", "fvu": "FVU", "tokens_cosine": "patches' cosine", "tokens_fvu": "patches' FVU",
+    "neighbours": "neighbours", "knn_top1": "kNN", "probe_top1": "probe",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from vitprune.model.inside.backbone import Backbone, Features
 ADVICE = "evaluate: not enough memory for a single image; free some, or take a device with more"
 NEIGHBOURS = 10
 AT_ONCE = 1 << 24  # similarities looked at together
+NOTHING = 1e-12  # of E‖·‖²: a variance below is that of one vector, or of equal ones, and rounding
 Teller = Callable[[Tensor], Features]
 
 
@@ -56,6 +57,10 @@ class Spread:
     patches: Tensor
     energy: float
     variance: float
+
+    def unexplained(self, error: float) -> float | None:
+        """An image's squared error of the output as a share of its variance; None where it has none, as of a single image."""
+        return error / self.variance if self.variance > NOTHING * self.energy else None
 
     def tensors(self) -> Sums:
         """What `of_tensors` makes it of again."""
@@ -131,10 +136,12 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
 
 
 def fvu(error: Tensor, square: Tensor, total_ND: Tensor, count: int) -> float:
-    """Fraction of variance unexplained: Σ‖Δ‖² over Σ‖f − mean f‖², of `count` vectors for each of the N images."""
+    """Fraction of variance unexplained: Σ‖Δ‖² over Σ‖f − mean f‖², of `count` vectors for each of the N images. NaN where they
+    are one vector, or equal ones."""
     vectors = count * len(error)
     mean = total_ND.sum(0) / vectors
-    return float(error.sum() / (square.sum() - vectors * mean.square().sum()).clamp_min(torch.finfo(error.dtype).tiny))
+    variance = square.sum() - vectors * mean.square().sum()
+    return float(error.sum() / variance) if variance > NOTHING * square.sum() else float("nan")
 
 
 def nearest(queries_ND: Tensor, bank_MD: Tensor, count: int, *, themselves: bool = False) -> tuple[Tensor, Tensor]:
@@ -169,8 +176,11 @@ def _unit(x: Tensor) -> Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, Sequence[float]]:
-    """The mean of `one` − `other`, image by image [N], and its 95 % interval (normal)."""
+def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, Sequence[float] | None]:
+    """The mean of `one` − `other`, image by image [N], and its 95 % interval (normal); None for a single image."""
     gap = one - other
-    mean, half = float(gap.mean()), 1.96 * float(gap.std(ddof=1)) / len(gap) ** 0.5 if len(gap) > 1 else float("inf")
+    mean = float(gap.mean())
+    if len(gap) < 2:
+        return mean, None
+    half = 1.96 * float(gap.std(ddof=1)) / len(gap) ** 0.5
     return mean, (mean - half, mean + half)

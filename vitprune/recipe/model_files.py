@@ -11,6 +11,7 @@ from typing import Any
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, read_json
 from vitprune.model.load import headers, stated, timm_names
+from vitprune.model.load.weights import shards
 from vitprune.recipe import paths
 from vitprune.recipe.inputs import Model
 
@@ -22,8 +23,8 @@ TRANSFORMERS = (
     "Dinov2WithRegistersForImageClassification", "ViTForImageClassification",
 )  # fmt: skip  # fmt: skip
 TOWERS = (  # without a classifier
-    "Dinov2Model", "Dinov2WithRegistersModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel",
-    "SiglipVisionModel", "SiglipModel",
+    "Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "CLIPVisionModel", "CLIPVisionModelWithProjection",
+    "CLIPModel", "SiglipVisionModel", "SiglipModel",
 )  # fmt: skip
 HEADS = re.compile(
     r"(?:net\.)?(?:(?:head|fc|classifier|heads\.head|cls_classifier)(?:\.fc)?|head_dist|distillation_classifier)\.weight"
@@ -87,14 +88,15 @@ def named(spec: Model, own: str, known: tuple[str, ...]) -> Found:
 
 
 def in_folder(folder: Path, foreign: bool) -> Found:
-    """A folder of config.json and model.safetensors."""
-    config, weights = folder / "config.json", folder / "model.safetensors"
+    """A folder of config.json and model.safetensors; of a `foreign` one the weights may be several files."""
+    config, weights = folder / "config.json", folder / shards.WHOLE
+    weights = (shards.weights_of(folder) or weights) if foreign else weights
     for path in (config, weights):
         if not path.is_file():
-            raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
+            raise shards.missing(folder, path.name)
     if config.stat().st_size > MAX_CONFIG:
         raise UserError(f"{config}: larger than a configuration can be")
-    record, stored = read_json(config), headers.shapes(weights)
+    record, stored = read_json(config), shards.shapes(weights)
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a configuration of a model")
     if foreign:

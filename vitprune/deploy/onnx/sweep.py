@@ -34,9 +34,10 @@ class Sweep:
         if not self.excluded:
             found = f"every product in int8 changes the probe {self.measure} by {-drop:+.2f} points"
             return f"{found}, within {self.floor_points:g}"
+        of = "logit error" if self.measure == "top-1" else "error of features"
         return (
             f"with every product in int8 the probe {self.measure} fell by {drop:.2f} points, more than {self.floor_points:g}; "
-            f"the {len(self.excluded)} with the largest logit error of their own stay in fp32"
+            f"the {len(self.excluded)} with the largest {of} of their own stay in fp32"
         )
 
     def as_json(self) -> Json:

@@ -24,7 +24,10 @@ class Folder:
         self.root = root
         self.classes = in_order(folders(root))
         if not self.classes:
-            raise UserError(f"{key} {root}: holds no class folders; put each class's images in a folder of its own")
+            bare = ", or take the model without its head (model.head: none)" if key == "data.path" else ""
+            raise UserError(
+                f"{key} {root}: holds no class folders; put each class's images in a folder of its own{bare}"
+            )
         self.numbers = numbers_of(self.classes)
         self.left_out = loose(root)
         self.files: list[Path] = []

@@ -104,8 +104,12 @@ def remove_head(model: nn.Module) -> None:
     """
     if families.reads(model) is not None:
         return
+    if isinstance(model, Foreign):
+        model.remove_head()
+        model.eval().requires_grad_(False)
+        return
     reset = getattr(model, "reset_classifier", None)
-    if isinstance(model, Foreign) or reset is None:
+    if reset is None:
         raise UserError(
             f"model.head: none: of a {type(model).__name__} the head cannot be told from the rest; load a model without one"
         )

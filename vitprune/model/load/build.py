@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ TORCHVISION = {  # patch_size, num_layers, num_heads, hidden_dim, mlp_dim
     "vit_h_14": (14, 32, 16, 1280, 5120),
 }
 SIZES = ("patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim")
+CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 TRANSFORMERS = {  # tokens that are no patches, and which the head reads
     "ViTForImageClassification": (1, (0, 1)),
     "DeiTForImageClassification": (2, (0, 1)),
@@ -107,7 +109,9 @@ def on_meta(name: str, args: Args) -> nn.Module:
 
 
 def _torchvision(name: str, args: Args, pretrained: bool) -> Foreign:
-    """torchvision's ViT: a class token, which the head reads alone."""
+    """torchvision's ViT: a class token, which the head reads alone; where no outputs are asked for, without a head."""
+    bare = args.get("num_classes") == 0
+    args = {key: value for key, value in args.items() if not (bare and key == "num_classes")}
     settings: Args = {**dict(zip(SIZES, TORCHVISION[name], strict=True)), "image_size": 224, **args}
     _no_others(settings, {*SIZES, "image_size", "num_classes"})
     cfg: Json = dict(IMAGENET)
@@ -118,7 +122,21 @@ def _torchvision(name: str, args: Args, pretrained: bool) -> Foreign:
         cfg["label_names"] = list(weights.meta["categories"])
     ffns: list[tuple[str, ...]] = [(f"{path}.0", f"{path}.1", f"{path}.3") for path in _paths(net, "mlp")]
     shape = (3, settings["image_size"], settings["image_size"])
-    return Foreign(net, ffns, shape, settings.get("num_classes", 1000), TokenLayout(1, True, 0, 1), cfg)
+    outputs, layout = settings.get("num_classes", 1000), TokenLayout(1, True, 0, 1)
+    return _headed(Foreign(net, ffns, shape, outputs, layout, cfg, ["heads"], _of_torchvision), bare)
+
+
+def _headed(model: Foreign, bare: bool) -> Foreign:
+    if bare:
+        model.remove_head()
+    return model
+
+
+def _of_torchvision(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The class token and all tokens after the encoder's norm."""
+    patches = net._process_input(images)
+    tokens: Tensor = net.encoder(torch.cat([net.class_token.expand(patches.shape[0], -1, -1), patches], 1))
+    return tokens[:, 0], tokens
 
 
 def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None = None) -> Foreign:
@@ -133,8 +151,11 @@ def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None =
         ) from error
     settings = dict(args)
     outputs = settings.pop("num_classes", None)
+    bare = outputs == 0
+    if bare:
+        settings.pop("id2label", None)
     if outputs is not None and "id2label" not in settings:
-        settings["num_labels"] = outputs
+        settings["num_labels"] = outputs or 1
     _no_others(settings, {*inspect.signature(made.config_class.__init__).parameters, "id2label", "num_labels"})
     config = made.config_class(**settings)
     net = made(config) if folder is None else with_weights(made, config, folder)
@@ -146,7 +167,19 @@ def _transformers(name: str, args: Args, pretrained: bool, folder: Path | None =
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     if not labels[0].startswith("LABEL_"):
         cfg["label_names"] = labels
-    return Foreign(net, [_hf_ffn(net, path) for path in _paths(net, "mlp")], shape, config.num_labels, layout, cfg)
+    heads = [path for path, _ in net.named_children() if path in CLASSIFIERS]
+    ffns = [_hf_ffn(net, path) for path in _paths(net, "mlp")]
+    tell = partial(_of_transformers, layout=layout)
+    return _headed(Foreign(net, ffns, shape, config.num_labels, layout, cfg, heads, tell), bare)
+
+
+def _of_transformers(net: Any, images: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """What the class's classifier reads, and all tokens after the last norm: a class token, DINOv2's beside the mean of the
+    patches; of two classifiers the mean of their tokens, as timm has it."""
+    tokens: Tensor = net.base_model(images).last_hidden_state
+    if layout.stop is None:
+        return torch.cat([tokens[:, 0], tokens[:, layout.prefix :].mean(1)], 1), tokens
+    return tokens[:, : layout.stop].mean(1), tokens
 
 
 def with_weights(made: Any, config: Any, folder: Path) -> nn.Module:

@@ -20,6 +20,7 @@ from vitprune.model.families import ffn_sites
 from vitprune.model.load import build, stated
 from vitprune.model.load.loaded import RAGGED, Widths, _shapes
 from vitprune.model.load.spec import Args
+from vitprune.model.load.weights import shards
 from vitprune.model.sites import attention, base, ffn
 from vitprune.model.sites.base import names
 
@@ -41,14 +42,16 @@ class Sizes:
     biases: bool
 
 
-def files_of(folder: Path) -> tuple[Path, Path]:
-    """The two files of a model folder, which are there and of a size that can be."""
-    config, weights = folder / "config.json", folder / "model.safetensors"
+def files_of(folder: Path, *, theirs: bool = False) -> tuple[Path, Path]:
+    """The two files of a model folder, which are there and of a size that can be; of `theirs`, which transformers wrote, the
+    second may be the index of several (see shards.py)."""
+    config, weights = folder / "config.json", folder / shards.WHOLE
+    weights = (shards.weights_of(folder) or weights) if theirs else weights
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder; it holds config.json and model.safetensors")
     for path in (config, weights):
         if not path.is_file():
-            raise UserError(f"{folder}: has no {path.name}; a model folder holds config.json and model.safetensors")
+            raise shards.missing(folder, path.name)
     if config.stat().st_size > MAX_CONFIG:
         raise UserError(f"{config}: larger than a configuration can be")
     return config, weights

@@ -25,7 +25,7 @@ from vitprune.model.load import build, folders, timm_names
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import ASSUMED, PROJECTION, READS, Loaded, as_backbone
 from vitprune.model.load.spec import ModelSpec, PreprocessSpec
-from vitprune.model.load.weights import checksums, fetching, filling
+from vitprune.model.load.weights import checksums, fetching, filling, shards
 from vitprune.model.load.weights.towers import configs as towers
 from vitprune.model.load.weights.towers import opening as towers_files
 
@@ -153,7 +153,7 @@ def fetched(name: str) -> Path:
 
 def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
     """A folder that transformers wrote: config.json, model.safetensors, and how its images are prepared."""
-    config, weights = folders.files_of(folder)
+    config, weights = folders.files_of(folder, theirs=True)
     record = read_json(config, folders.MAX_CONFIG)
     if not isinstance(record, dict):
         raise UserError(f"{config}: not a transformers configuration")
@@ -167,6 +167,7 @@ def _open_transformers(folder: Path, given: PreprocessSpec | None) -> Loaded:
         return loaded
     architecture, args = build.transformers_folder(folder, record)
     folders.in_range(args, config)
+    shards.shapes(weights)  # before the library follows the names in an index
     try:
         model = build.in_folder(architecture, args, folder)
     except UserError:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vitprune.core.errors import UserError, one_line
 from vitprune.core.reading import Json
 from vitprune.model.load import headers
+from vitprune.model.load.weights import shards
 from vitprune.model.sites import base
 from vitprune.model.vlm import sites, tokens
 from vitprune.model.vlm.preparing import Preparer
@@ -64,6 +65,9 @@ def open_vlm(folder: Path) -> Vlm:
             raise UserError(
                 f"{folder}: its weights are quantised, so no unit can be cut out; give the folder of full weights"
             )
+    weights = shards.weights_of(folder)
+    if weights is not None:
+        shards.shapes(weights)  # before the library follows the names in an index
     made = _class(name)
     tokens.image_token(made.config_class.from_dict(config))
     own = config.get(OURS)

@@ -36,7 +36,8 @@ def _row(name: str, row: Json) -> str:
 def metrics(result: Json) -> list[Json]:
     """The card's front matter: cosine and FVU as the Hub lists metrics."""
     named = (("cosine", "cosine to the dense features"), ("fvu", "fraction of variance unexplained"))
-    return [{"type": key, "name": name, "value": number(result.get(key))} for key, name in named]
+    told = [(key, name, number(result.get(key))) for key, name in named]
+    return [{"type": key, "name": name, "value": value} for key, name, value in told if value is not None]
 
 
 def use(ragged: bool) -> list[str]:

@@ -9,7 +9,15 @@ from vitprune.report.page import numbers
 from vitprune.report.page.blocks import Block, Number, Numbers, Section, Text, missing
 from vitprune.report.reading.values import clean, mapping, mappings, number, ratio, sequence
 
+FITTED = 2.5  # measured over expected: from here on the costs were of the probe images alone
+NOTHING = 0.02  # an FVU below is no loss to warn of
 SAME_INDEX = 0.9  # of the ten nearest neighbours, for an index to stay
+
+
+FEW = (
+    "So far off, costs and repair have fitted the probe images and say little of others: give more images (a few hundred at "
+    "least), or remove less."
+)
 
 
 def result_section(record: Json) -> Section:
@@ -19,7 +27,9 @@ def result_section(record: Json) -> Section:
         return Section("result", "What did I get?", (missing("an exported model (`result`), so there is no figure"),))
     blocks: list[Block] = [Text(sentence(record, result)), _index(record, result), *_uses(record, result)]
     three = _size(mapping(record.get("model")), result), _latency(record, result), _features(result)
-    return Section("result", "What did I get?", (*blocks, *_files(record), Numbers(three)))
+    told = expected(record, result)
+    after = [Text(told, "warning" if told.endswith(FEW) else "note")] if told else []
+    return Section("result", "What did I get?", (*blocks, *_files(record), Numbers(three), *after))
 
 
 def sentence(record: Json, result: Json) -> str:
@@ -31,7 +41,8 @@ def sentence(record: Json, result: Json) -> str:
         return f"{name} has no figures of its features in the record."
     share = ratio(model.get("macs_slim"), model.get("macs_dense"))
     text = f"{name} with {numbers.share(share, 0)} of its multiply-adds" if share is not None else f"The slim {name}"
-    text += f" loses {lost(cosine)} of cosine, {numbers.share(fvu)} of the variance of its features (FVU),"
+    text += f" loses {lost(cosine)} of cosine,"
+    text += f" {numbers.share(fvu)} of the variance of its features (FVU)," if fvu is not None else ""
     text += f" in the mean over {numbers.count(images)} test images"
     tokens, fraction = number(result.get("tokens_cosine")), number(result.get("tokens_fvu"))
     if tokens is not None:
@@ -42,6 +53,27 @@ def sentence(record: Json, result: Json) -> str:
         if len(of) == 2:
             text += f". Random units with the same repair lose {lost(of[0])} and {numbers.share(of[1])}"
     return f"{text}."
+
+
+def expected(record: Json, result: Json) -> str:
+    """What the costs said of the output before it was examined, and why that FVU is not the other one; else nothing."""
+    told, times = number(mapping(result.get("predicted")).get("fvu")), number(result.get("measured_over_predicted"))
+    if told is None or times is None:
+        return ""
+    measured, about = number(mapping(result.get("measured")).get("fvu")), mapping(record.get("backbone"))
+    measured = told * times if measured is None else measured
+    if about.get("features") == "pooled":
+        what = "It is that of the pooled vector too"
+    elif about.get("class_token"):
+        what = "It is that of the class token and of all patches together, half of the weight each"
+    else:
+        what = "It is that of the pooled vector and of all patches together, half of the weight each"
+    return (
+        f"FVU of the output: {numbers.fixed(told, 3)} was expected from the costs, {numbers.fixed(measured, 3)} is measured, "
+        f"{times:.2f} times that. {what}, as a share of the variance among the probe images, which the costs know; every "
+        "other FVU here is a share of the variance among the test images."
+        + (f" {FEW}" if times > FITTED and measured > NOTHING else "")
+    )
 
 
 def lost(cosine: float) -> str:
@@ -106,11 +138,6 @@ def _held(check: Json) -> bool:
 def _features(result: Json) -> Number:
     cosine, centred, fvu = (number(result.get(key)) for key in ("cosine", "centred_cosine", "fvu"))
     parts = [f"about the mean {numbers.fixed(centred, 4)}", f"FVU {numbers.fixed(fvu, 3)}"]
-    told, times = mapping(result.get("predicted")), number(result.get("measured_over_predicted"))
-    if (expected := number(told.get("fvu"))) is not None and times is not None:
-        parts.append(
-            f"the costs predicted an FVU of the output of {numbers.fixed(expected, 3)}, measured {times:.2f} times that"
-        )
     value, label = numbers.fixed(cosine, 4), "cosine to the dense features"
     return Number(value, label, "; ".join(parts), "" if cosine is not None else "missing")
 

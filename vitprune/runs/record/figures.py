@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from vitprune.core.reading import Json, read_json
+from vitprune.exam.features import NEIGHBOURS
 from vitprune.model import size
 from vitprune.model.sites.attention import attention_sites
 from vitprune.runs.results import shortcut
@@ -15,6 +16,7 @@ from vitprune.runs.state import told
 from vitprune.runs.state.run import Run
 
 SAME_INDEX = 0.9  # of the ten nearest neighbours
+TOO_FEW = 0.1  # of them by chance: less than a hundred test images
 
 
 def evaluated(run: Run, found: Json, exported_now: bool) -> Json:
@@ -31,7 +33,7 @@ def _of_backbone(run: Run, evaluated: Json, exported_now: bool) -> Json:
     row = next(row for row in rows if row["exported"])
     rows = [{name: value for name, value in one.items() if name != "exported"} for one in rows]
     told, measured = evaluated["predicted"], {"cosine_loss": row["cosine_loss"], "fvu": row["output_fvu"]}
-    ratio = measured["fvu"] / told["fvu"] if told["fvu"] else None
+    ratio = measured["fvu"] / told["fvu"] if told["fvu"] and measured["fvu"] is not None else None
     row = {name: value for name, value in row.items() if name not in ("exported", "paired")}
     first = _result(run, row, exported_now) | {
         "predicted": told,
@@ -44,12 +46,20 @@ def _of_backbone(run: Run, evaluated: Json, exported_now: bool) -> Json:
 
 
 def _index(row: Json) -> str:
-    """What becomes of an index of the dense model's features."""
+    """What becomes of an index of the dense model's features. Among few test images most are neighbours by chance, which says
+    nothing."""
     if row["neighbours"] is None:
         return "With a single test image nothing is said of neighbours."
-    share = (
+    others = row["n"] - 1
+    by_chance = min(1.0, NEIGHBOURS / others)
+    same = (
         f"{100 * row['neighbours']:.0f} % of the ten nearest test images are the same as by the dense model's features"
     )
+    share = f"{same} ({100 * by_chance:.0f} % would be by chance)"
+    if row["neighbours"] >= SAME_INDEX and by_chance > TOO_FEW:
+        return (
+            f"{share}: {row['n']} test images are too few to say what becomes of an index of those; take a few hundred."
+        )
     if row["neighbours"] >= SAME_INDEX:
         return f"{share}: an index of them may stay, where so much is enough."
     return f"{share}: an index of those must be built again from this model's. A new head is trained on them as on any."

@@ -107,7 +107,7 @@ def of_images(recipe: Recipe, classes: int) -> tuple[Recipe, list[str]]:
     if "probe_per_class" in own.model_fields_set or enough <= own.probe_per_class:
         return recipe, said
     what = "one class" if classes == 1 else f"{classes:,} classes"
-    note = f"criterion.probe_per_class: {enough:,}, for {IMAGES:,} images in all; those of a backbone are of {what}."
+    note = f"criterion.probe_per_class: {enough:,}, for at most {IMAGES:,} images in all; those of a backbone are of {what}."
     return _with(recipe, probe_per_class=enough), [*said, note]
 
 

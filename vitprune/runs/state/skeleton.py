@@ -19,6 +19,7 @@ from vitprune.model.declared import Foreign
 from vitprune.model.load import build, folders, headers, opening
 from vitprune.model.load.describing import Source, describe
 from vitprune.model.load.loaded import Loaded, _shapes, as_backbone
+from vitprune.model.load.weights import shards
 from vitprune.model.load.weights.towers import configs as towers
 from vitprune.model.load.weights.towers import opening as towers_files
 from vitprune.recipe import inputs
@@ -47,9 +48,9 @@ def opened(spec: inputs.Model) -> Loaded:
     found = opening.own_folder(spec)
     if found is None:
         return _named(spec)
-    config, weights = folders.files_of(found)
+    config, weights = folders.files_of(found, theirs=spec.name.startswith("transformers:"))
     record = read_json(config)
-    stored = headers.shapes(weights)
+    stored = shards.shapes(weights)
     if spec.name.startswith("transformers:"):
         if not isinstance(record, dict):
             raise UserError(f"{config}: not a transformers configuration")
@@ -74,7 +75,7 @@ def opened(spec: inputs.Model) -> Loaded:
 
 def _tower(folder: Path, record: Json, spec: inputs.Model) -> Loaded:
     """An image tower of transformers, at the size that its weights are for."""
-    config, weights = folders.files_of(folder)
+    config, weights = folders.files_of(folder, theirs=True)
     path = folder / "preprocessor_config.json"
     cfg = build.transformers_cfg(read_json(path)) if path.is_file() else None
     made, _, plan = towers_files.planned(record, config, weights)

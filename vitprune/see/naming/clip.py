@@ -23,6 +23,7 @@ from vitprune.core.reading import Json, read_json
 from vitprune.images.decode import as_mode
 from vitprune.images.preprocess import Preprocessing
 from vitprune.model.load import build, folders
+from vitprune.model.load.weights import shards
 
 BATCH = 32
 TOKENS = ("tokenizer.json", "vocab.json")  # one of them is there
@@ -43,7 +44,8 @@ class Clip:
         """From a folder: config.json, model.safetensors, the tokenizer's files, preprocessor_config.json. Raises UserError
         for one that is no CLIPModel's, or without one of these."""
         try:
-            config_file, weights = folders.files_of(folder)
+            config_file, weights = folders.files_of(folder, theirs=True)
+            shards.shapes(weights)
             config = read_json(config_file, folders.MAX_CONFIG)
         except UserError as error:
             raise UserError(f"{KEY} {error}") from error

@@ -101,13 +101,15 @@ def _figures(run: Run, seen: Sums) -> Json:
     return {
         "cosine": float(seen["pooled.cosine"].mean()),
         "centred_cosine": float(seen["pooled.centred"].mean()),
-        "fvu": features.fvu(seen["pooled.error"], seen["pooled.square"], seen["pooled.sum"], 1),
+        "fvu": contenders.number(features.fvu(seen["pooled.error"], seen["pooled.square"], seen["pooled.sum"], 1)),
         "tokens_cosine": float(seen["tokens.cosine"].mean()),
         "tokens_centred_cosine": float(seen["tokens.centred"].mean()),
-        "tokens_fvu": features.fvu(seen["tokens.error"], seen["tokens.square"], seen["tokens.sum"], patches),
+        "tokens_fvu": contenders.number(
+            features.fvu(seen["tokens.error"], seen["tokens.square"], seen["tokens.sum"], patches)
+        ),
         "neighbours": contenders.number(features.overlap(seen["dense"], seen["slim"])),
         "cosine_loss": float(seen["output.lost"].mean()),
-        "output_fvu": float(seen["output.error"].mean()) / dense_features.spread(run).variance,
+        "output_fvu": dense_features.spread(run).unexplained(float(seen["output.error"].mean())),
     }
 
 
@@ -155,7 +157,7 @@ def _paired(mine: Columns, own: Columns) -> Json:
     made: Json = {}
     for name, column in LIKE.items():
         mean, interval = features.difference(own[column], mine[column])
-        made |= {name: mean, f"{name}_ci95": list(interval)}
+        made |= {name: mean, f"{name}_ci95": None if interval is None else list(interval)}
     for name, column in HITS.items():
         made[f"{name}_p"] = metrics.mcnemar(own[column], mine[column]) if column in own else None
     return made

@@ -35,7 +35,7 @@ def told(run: Run, plan: Plan, group: str | None) -> Json:
         row["cosine_loss"] = None if row["nats"] is None else row["nats"] / of.energy
         row["gone"] = {kind: cost / of.energy for kind, cost in row["gone"].items()}
         row["nats"] = None
-    lost = {"cosine_loss": total / of.energy, "fvu": 2 * total / of.variance} if total is not None else {}
+    lost: Json = {"cosine_loss": total / of.energy, "fvu": of.unexplained(2 * total)} if total is not None else {}
     return {"nats": None, "cosine_loss": None, "fvu": None} | lost | {"blocks": rows}
 
 

@@ -15,6 +15,7 @@ from vitprune.model.load.weights.towers.names import Kind
 TOWERS: dict[str, tuple[Kind, str]] = {  # kind, and what stands before the tower's names in the file of a larger model
     "Dinov2Model": ("dinov2", ""),
     "Dinov2WithRegistersModel": ("dinov2", ""),
+    "DINOv3ViTModel": ("dinov3", ""),
     "CLIPVisionModel": ("clip", ""),
     "CLIPVisionModelWithProjection": ("clip", "vision_model."),
     "CLIPModel": ("clip", "vision_model."),
@@ -23,8 +24,14 @@ TOWERS: dict[str, tuple[Kind, str]] = {  # kind, and what stands before the towe
 }
 PROJECTED = ("CLIPVisionModelWithProjection", "CLIPModel")
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-ACTS = {"dinov2": "gelu", "clip": "quick_gelu", "siglip": "gelu_pytorch_tanh"}  # where a configuration does not say it
-EPS = {"dinov2": 1e-6, "clip": 1e-5, "siglip": 1e-6}
+ACTS = {
+    "dinov2": "gelu",
+    "dinov3": "gelu",
+    "clip": "quick_gelu",
+    "siglip": "gelu_pytorch_tanh",
+}  # where a configuration does not say it
+EPS = {"dinov2": 1e-6, "dinov3": 1e-5, "clip": 1e-5, "siglip": 1e-6}
+TINY = {192: "tiny"}
 SIZES = {384: "small", 768: "base", 1024: "large"}
 MOST, DEEPEST = 1 << 16, 512
 
@@ -62,6 +69,8 @@ def tower(record: Json, where: Path, width: int) -> Tower:
     swiglu, registers = kind == "dinov2" and own.get("use_swiglu_ffn") is True, "WithRegisters" in cls
     _refuse(own, kind, where, swiglu)
     args = _args(own, where)
+    if kind == "dinov3":
+        return _rotary(own, args, where, width)
     args["mlp_ratio"] = ratio_for(
         args["embed_dim"], 2 * width if swiglu else width
     )  # of a gate and its values together
@@ -78,12 +87,37 @@ def tower(record: Json, where: Path, width: int) -> Tower:
     return Tower(cls, kind, prefix, name, args, args["img_size"], swiglu)
 
 
+def _rotary(own: Json, args: Args, where: Path, width: int) -> Tower:
+    """DINOv3's tower, whose positions are rotations of queries and keys, so that its weights are for any size."""
+    gated, biases = own.get("use_gated_mlp") is True, own.get("query_bias", True) is True
+    asked = {"hidden_act": "silu" if gated else "gelu", "key_bias": False, "proj_bias": True, "mlp_bias": True}
+    for key, value in (asked | {"value_bias": biases}).items():
+        if (found := own.get(key, key != "key_bias")) != value:
+            raise UserError(f"{where}: {key} {str(found)[:40]}: {value} is what timm's dinov3 has of this kind")
+    theta = own.get("rope_theta", 100.0)
+    if type(theta) not in (int, float) or not 1 < theta <= MOST:
+        raise UserError(f"{where}: rope_theta is {str(theta)[:40]}, a number above 1 up to {MOST} is needed")
+    dim, heads = args["embed_dim"], args["num_heads"]
+    if dim // heads % 4:
+        raise UserError(f"{where}: heads of {dim // heads} dimensions, which rotations in two directions cannot have")
+    registers = own.get("num_register_tokens", 0)
+    args["num_reg_tokens"] = _number(own, "num_register_tokens", where) if registers else 0
+    args |= {"mlp_ratio": ratio_for(dim, width), "global_pool": "token"}
+    args |= {"rope_temperature": float(theta)} if theta != 100 else {}
+    args |= {"swiglu_align_to": 1} if gated and width % 8 else {}  # else that of the architecture's name
+    size = (
+        f"{'huge' if dim == 1280 else 'small'}_plus" if gated else ((TINY if biases else {}) | SIZES).get(dim, "base")
+    )
+    name = f"vit_{size}_patch16_dinov3{'_qkvb' * biases}"
+    return Tower("DINOv3ViTModel", "dinov3", "", name, args, args["img_size"])
+
+
 def _refuse(own: Json, kind: Kind, where: Path, swiglu: bool) -> None:
     """Raises UserError for what timm's model of this kind does not have."""
     eps, act = own["layer_norm_eps"], own["hidden_act"]
     if type(eps) not in (int, float) or abs(eps / EPS[kind] - 1) > 1e-6:
         raise UserError(f"{where}: layer_norm_eps {str(eps)[:40]}: {EPS[kind]} is what timm's {kind} has")
-    if not swiglu and (not isinstance(act, str) or act not in ACTIVATIONS):
+    if kind != "dinov3" and not swiglu and (not isinstance(act, str) or act not in ACTIVATIONS):
         raise UserError(f"{where}: hidden_act {str(act)[:40]!r}: {', '.join(ACTIVATIONS)} are supported")
     if kind == "siglip" and own.get("vision_use_head", True) is not True:
         raise UserError(f"{where}: vision_use_head: false: a SigLIP tower without its pooling is not supported")

@@ -1,4 +1,4 @@
-"""Which tensors of a file that transformers wrote a parameter of timm's model is made of, for three kinds of image tower.
+"""Which tensors of a file that transformers wrote a parameter of timm's model is made of, for four kinds of image tower.
 
 The names are those that stand in the files, which have stayed the same while the library's own modules were renamed.
 Legend: D width, P patches, L blocks.
@@ -13,12 +13,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["dinov2", "clip", "siglip"]
+Kind = Literal["dinov2", "dinov3", "clip", "siglip"]
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias|gamma)")
+ALONE = re.compile(r"blocks\.(\d+)\.(attn\.[qv]_bias|gamma_[12])")
 DINO = {
     "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "attn.proj": "attention.output.dense",
     "attn.q": "attention.attention.query", "attn.k": "attention.attention.key", "attn.v": "attention.attention.value",
     "ls1": "layer_scale1", "ls2": "layer_scale2",
+}  # fmt: skip
+DINO3 = {
+    "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.up_proj", "mlp.fc1_x": "mlp.up_proj", "mlp.fc1_g": "mlp.gate_proj",
+    "mlp.fc2": "mlp.down_proj", "attn.proj": "attention.o_proj",
+    "attn.q": "attention.q_proj", "attn.k": "attention.k_proj", "attn.v": "attention.v_proj",
+}  # fmt: skip
+LOOSE = {  # of a block, where timm has a parameter without a layer
+    "attn.q_bias": "attention.q_proj.bias", "attn.v_bias": "attention.v_proj.bias", "gamma_1": "layer_scale1.lambda1",
+    "gamma_2": "layer_scale2.lambda1",
 }  # fmt: skip
 CLIP = {
     "norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
@@ -27,6 +37,7 @@ CLIP = {
 }  # fmt: skip
 LAYERS: dict[Kind, tuple[str, dict[str, str]]] = {
     "dinov2": ("encoder.layer", DINO),
+    "dinov3": ("layer", DINO3),
     "clip": ("encoder.layers", CLIP),
     "siglip": ("encoder.layers", CLIP),
 }
@@ -37,6 +48,12 @@ OUTSIDE: dict[Kind, dict[str, str]] = {
         "pos_embed": "embeddings.position_embeddings",
         "patch_embed.proj": "embeddings.patch_embeddings.projection",
         "norm": "layernorm",
+    },
+    "dinov3": {
+        "cls_token": "embeddings.cls_token",
+        "reg_token": "embeddings.register_tokens",
+        "patch_embed.proj": "embeddings.patch_embeddings",
+        "norm": "norm",
     },
     "clip": {
         "cls_token": "embeddings.class_embedding",
@@ -67,13 +84,17 @@ def sources(kind: Kind, key: str) -> tuple[str, ...]:
         if layer == "attn.qkv":
             return tuple(f"{rows}.{block}.{table[f'attn.{one}']}.{leaf}" for one in "qkv")
         return (f"{rows}.{block}.{table[layer]}.{'lambda1' if leaf == 'gamma' else leaf}",)
+    if found := ALONE.fullmatch(key):
+        return (f"{LAYERS[kind][0]}.{found[1]}.{LOOSE[found[2]]}",)
     table = OUTSIDE[kind]
     layer, _, leaf = key.rpartition(".")
     return (table[key],) if key in table else (f"{table[layer]}.{leaf}",)
 
 
 def gated(kind: Kind, name: str) -> str:
-    """The name of a gated FFN's layer in a file, where gate and value lie packed in one."""
+    """The name of a gated FFN's layer in a file; in DINOv2's gate and value lie packed in one."""
+    if kind == "dinov3":
+        return name
     assert kind == "dinov2", kind
     return name.replace("mlp.fc1.", "mlp.weights_in.").replace("mlp.fc2.", "mlp.weights_out.")
 
@@ -99,6 +120,11 @@ def shown(state: Mapping[str, Tensor], kind: Kind, *, swiglu: bool) -> dict[str,
 
 def _squeezed(made: dict[str, Tensor], kind: Kind) -> dict[str, Tensor]:
     """Tokens and positions as a file has them; where registers stand between, timm's class token has its position in it."""
+    if kind == "dinov3":  # its positions are no tensor
+        own = made["embeddings.cls_token"]
+        made.setdefault("embeddings.register_tokens", own[:, :0])
+        made["embeddings.mask_token"] = torch.zeros_like(own)
+        return made
     if kind == "dinov2":
         place, own = OUTSIDE[kind]["pos_embed"], made["embeddings.cls_token"]
         if "embeddings.register_tokens" in made:
@@ -131,9 +157,9 @@ def read(held: Mapping[str, Tensor], like: Mapping[str, Tensor], kind: Kind, *, 
 
 
 def _told(made: dict[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    if kind != "dinov2":
+    if kind in ("clip", "siglip"):
         made["pos_embed"] = made["pos_embed"][None]
-    elif "reg_token" in made:
+    elif kind == "dinov2" and "reg_token" in made:
         made["cls_token"] = made["cls_token"] + made["pos_embed"][:, :1]
         made["pos_embed"] = made["pos_embed"][:, 1:]
     return {key: value.contiguous() for key, value in made.items()}

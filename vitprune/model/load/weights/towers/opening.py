@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vitprune.core.errors import UserError, one_line
 from vitprune.core.reading import Json
-from vitprune.model.load import build, headers
+from vitprune.model.load import build
 from vitprune.model.load.loaded import as_backbone
+from vitprune.model.load.weights import shards
 from vitprune.model.load.weights.towers import names
 from vitprune.model.load.weights.towers.configs import Tower, tower
 
-FIRST_FFN = re.compile(r"(?:vision_model\.|dinov2\w*\.)?encoder\.layers?\.0\.mlp\.(fc2|weights_out)\.weight")
+FIRST_FFN = re.compile(
+    r"((vision_model\.|dinov2\w*\.)?encoder\.layers?\.0\.mlp\.(fc2|weights_out)|(model\.)?layer\.0\.mlp\.down_proj)\.weight"
+)
 PREFIXES = ("", "vision_model.", "dinov2.", "dinov2_with_registers.")  # under which a tower may stand in its own file
+INSIDE = "model."  # under which newer versions have DINOv3's blocks, and nothing else of it
 TORCHS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -28,12 +32,14 @@ def planned(record: Json, config: Path, weights: Path) -> tuple[Tower, str, nn.M
 
     Raises UserError where the file's header does not hold the tensors that the configuration says, before one is read.
     """
-    stored = headers.shapes(weights)
+    stored = shards.shapes(weights)
     found = next(((key, shape) for key, shape in stored.items() if FIRST_FFN.fullmatch(key)), None)
     if found is None or len(found[1]) != 2:
-        raise UserError(f"{weights}: has no FFN of a first block (encoder.layer.0.mlp or encoder.layers.0.mlp)")
+        raise UserError(f"{weights}: has no FFN of a first block (such as encoder.layer.0.mlp)")
     made = tower(record, config, found[1][1])
     prefix = next((p for p in PREFIXES if any(key.startswith(f"{p}embeddings.") for key in stored)), made.prefix)
+    if made.kind == "dinov3":
+        prefix = INSIDE if any(key.startswith(f"{INSIDE}layer.") for key in stored) else ""
     try:
         plan = build.on_meta(made.name, made.args)
     except Exception as error:  # timm raises what the architecture's constructor happens to raise
@@ -47,17 +53,21 @@ def planned(record: Json, config: Path, weights: Path) -> tuple[Tower, str, nn.M
 
 def placed(key: str, prefix: str) -> str:
     """Where a tensor of the tower stands in a file; a projection stands outside of the tower."""
-    return key if key.startswith("visual_projection") else f"{prefix}{key}"
+    outside = not key.startswith("layer.") if prefix == INSIDE else key.startswith("visual_projection")
+    return key if outside else f"{prefix}{key}"
 
 
 def side_of(made: Tower, prepared: Any) -> int:
-    """The side in pixels at which the tower is used: what its images are cropped to, where DINOv2's positions may follow."""
-    crop = prepared.get("crop_size") if isinstance(prepared, dict) else None
-    height: Any = crop.get("height") if isinstance(crop, dict) else None
-    width = crop.get("width") if isinstance(crop, dict) else None
-    patch = made.args["patch_size"]
-    fits = made.kind == "dinov2" and type(height) is int and height == width and patch <= height <= 1 << 13
-    return int(height) if fits and height % patch == 0 and prepared.get("do_center_crop") else made.side
+    """The side in pixels at which the tower is used: what its images are cropped or made to, where DINOv2's positions and
+    DINOv3's rotations may follow."""
+    found = prepared if isinstance(prepared, dict) else {}
+    cropped = bool(found.get("do_center_crop"))
+    said = found.get("crop_size" if cropped else "size")
+    block: Json = said if isinstance(said, dict) else {}
+    height, width = block.get("height"), block.get("width")
+    patch, follows = made.args["patch_size"], made.kind == "dinov3" or (made.kind == "dinov2" and cropped)
+    fits = isinstance(height, int) and height == width and patch <= height <= 1 << 13 and height % patch == 0
+    return int(block["height"]) if follows and fits else made.side
 
 
 def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn.Module, Tower, list[str]]:
@@ -65,26 +75,22 @@ def opened(record: Json, config: Path, weights: Path, prepared: Any) -> tuple[nn
     made, prefix, plan = planned(record, config, weights)
     side = side_of(made, prepared)
     like = plan.state_dict()
-    try:
-        with safe_open(weights, "pt") as file:
-            wanted = names.shown(like, made.kind, swiglu=made.swiglu)
-            held = {key: file.get_tensor(placed(key, prefix)) for key in wanted if not key.endswith("mask_token")}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{weights}: not a sound safetensors file ({one_line(error)}); copy or export it again"
-        ) from error
+    wanted = [key for key in names.shown(like, made.kind, swiglu=made.swiglu) if not key.endswith("mask_token")]
+    found = shards.tensors(weights, [placed(key, prefix) for key in wanted])
+    held = {key: found[placed(key, prefix)] for key in wanted}
     for key, value in held.items():
         if value.dtype not in TORCHS:
             raise UserError(f"{weights}: `{key}` is of {value.dtype}; a tower's weights are floats")
     state = names.read({key: value.float() for key, value in held.items()}, like, made.kind, swiglu=made.swiglu)
     notes = []
-    if side != made.side:
+    if side != made.side and made.kind == "dinov2":
         state["pos_embed"] = _resampled(state["pos_embed"], made, side)
         notes.append(
             f"The positions of {config.parent.name} are for {made.side} pixels and are resampled to the {side} that its "
             "images are cropped to, as transformers does in every pass."
         )
-        made = Tower(made.cls, made.kind, prefix, made.name, made.args | {"img_size": side}, side, made.swiglu)
+    if side != made.side:
+        made = replace(made, prefix=prefix, args=made.args | {"img_size": side}, side=side)
     model = build.build(made.name, made.args)
     model.load_state_dict(state, strict=True)
     as_backbone(model)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, sha256
+from vitprune.model.load.weights import shards
 from vitprune.recipe.recipe import Recipe
 from vitprune.see.naming import prompts
 
@@ -23,9 +25,17 @@ def of_recipe(recipe: Recipe) -> Any:
     how = recipe.see.names
     made["names"] = {key: value for key, value in made["names"].items() if key not in HOW | {"folder", "concepts"}}
     files = [recipe.data.attributes, how.concepts]
-    files += [how.folder / name for name in ("config.json", "model.safetensors")] if how.folder else []
+    files += [how.folder / "config.json", *_weights(how.folder)] if how.folder else []
     asked = [prompts.about(name) for name in (prompts.NAME, prompts.SIMULATE)] if how.by == "server" else []
     return made | {"files": [_content(path) for path in files], "prompts": asked}
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that its weights are in, whatever can be known of them; a folder that cannot be read is refused elsewhere."""
+    try:
+        return shards.files(shards.weights_of(folder) or folder / shards.WHOLE)
+    except UserError:
+        return [folder / shards.INDEX]
 
 
 def _content(path: Path | None) -> str | None:
