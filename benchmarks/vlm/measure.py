@@ -1,6 +1,6 @@
 """The small LLaVA of `build.py` examined, its units typed, and pruned for real: figures for docs/vlm.md.
 
-    python benchmarks/vlm/measure.py MODEL --data /usr/share/datasets/fashion-mnist --work WORK --out benchmarks/results/vlm.json
+    python benchmarks/vlm/measure.py MODEL --data /usr/share/datasets/fashion-mnist --work WORK --out OUT.json
 
 Right: the most likely of the ten words' first tokens, which differ, behind " a"; over the first `--test` test images. NLL:
 nats per text token with the right, another and no image and of the text alone, over the first `--nll` of them. All is chosen
@@ -161,7 +161,9 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    measured = Measured(args.out, args.work / "lock", {"test": args.test, "nll": args.nll, "probe": args.probe}, args.only)
+    measured = Measured(
+        args.out, args.work / "lock", {"test": args.test, "nll": args.nll, "probe": args.probe}, args.only
+    )
     vlm = opening.open_vlm(args.model)
     parts = [
         read_idx(args.data / f"{part}-{kind}.gz")
@@ -222,8 +224,9 @@ def main() -> None:
         for name, of, keep in (
             ("language 0.75", of_language, 0.75), ("language 0.5", of_language, 0.5), ("vision 0.5", of_vision, 0.5)
         ):  # fmt: skip
+            tower = name.split()[0]
             if draw == 0:
-                plan = lambda o=of, k=keep, t=name.split()[0]: choosing.by_cost(curves(o, t), k)  # noqa: E731
+                plan = lambda o=of, k=keep, t=tower: choosing.by_cost(curves(o, t), k)  # noqa: E731
                 measured.row(f"{name}, fisher-obs", lambda p=plan: pruned(p))
             measured.row(f"{name}, random {draw}", lambda o=of, k=keep, d=draw: pruned(lambda: at_random(o, k, d)))
 
