@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def build(recipe: VlmRecipe, folder: Path, architecture: str, device: torch.devi
         "model": architecture, "criterion": recipe.criterion.name, "recovery": recipe.recovery, "keep": recipe.keep,
         "keep_types": recipe.keep_types, "prune": list(recipe.prune), "said": verdict(rows), "complete": True, "missing": [],
         "usage": usage(architecture, folder, rows), "recipe_yaml": read_text(folder / "recipe.yaml", 1 << 20),
-        "versions": versions(), "machine": machine(device),
+        "versions": versions() | {"transformers": metadata.version("transformers")}, "machine": machine(device),
     }  # fmt: skip
     return made | found
 

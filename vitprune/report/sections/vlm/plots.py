@@ -28,7 +28,7 @@ def exam(key: str, series: Sequence[tuple[str, Sequence[float | None]]], ways: S
         axes.set_yticks(range(len(ways)), [name for _, name in ways])
         axes.set_ylim(len(ways) - 0.45, -0.55)
         axes.grid(False, axis="y")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * max(v for _, values in drawable for v in values if v is not None) or 1)
         axes.set_xlabel("nats per text token")
         figure.legend(loc="outside upper left", ncols=3)
         told = "; ".join(f"{name}: {', '.join(numbers.fixed(v, 3) for v in values)}" for name, values in drawable)

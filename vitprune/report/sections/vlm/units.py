@@ -81,8 +81,7 @@ def _table(found: Json, rows: list[Json]) -> Block:
 
 
 def _picture(row: Json, beside: Beside) -> Picture:
-    words = ", ".join(clean(one[0]) for one in sequence(row.get("words")) if isinstance(one, list) and one)
-    lines = (("type", clean(row.get("type"))), *((("words", words),) if words else ()))
+    lines = (("type", clean(row.get("type"))), ("chosen", clean(row.get("chosen"))))
     return Picture(
         beside.picture(row.get("picture")), clean(row.get("unit")), clean(row.get("name")) or "none found", lines
     )
