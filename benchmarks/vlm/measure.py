@@ -27,15 +27,21 @@ from build import TEXTS, sample  # beside this file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitprune.api.vlm import tables
+from vitprune.api.vlm.recipe import See, Units
+from vitprune.api.vlm.units import explaining
+from vitprune.api.vlm.units.looked import Looked
+from vitprune.core.progress import Reporter
 from vitprune.criteria.curves import Curve
 from vitprune.exam import by_modality
 from vitprune.images.sources.idx import read_idx
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.vlm import dead, opening, sites, tokens
+from vitprune.model.vlm.pairs import Pair
 from vitprune.model.vlm.tokens import Batch, Sample
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.vlm import choosing, costs, repair
-from vitprune.see.types import rules, typing
+from vitprune.see.types import rules, shown, typing, watching
 
 FROM, BATCH = 10_000, 16
 
@@ -129,6 +135,28 @@ def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured, key: str)
     measured.put(**{key: content | {"processor_s": round(time.process_time() - own, 1)}})
     print(key, json.dumps({r: content[r]["shares"] for r in rules.RULES}), flush=True)
     return found.labels["test"]
+
+
+def explained_units(vlm: opening.Vlm, samples: list[Sample], texts: Sequence[str], work: Path) -> dict[str, Any]:
+    """How well words and tokens tell what 20 units of each type do on pairs that they were not made from, beside other units'
+    explanations."""
+    every = sites.ffns(vlm.model, "language")
+    types = tables.units(typing.types_of(vlm.model, every, samples, batch=BATCH), every, "test")
+    see = See(units=Units(per_type=20))
+    units = shown.shown(shown.rows_of(types), see.units.per_type, see.units.seed)
+    found = watching.watched(vlm.model, every, units, samples, "gate", BATCH)
+    pairs = [Pair(Path(f"{n}.png"), text, None, str(n)) for n, text in enumerate(texts)]
+    made = explaining.explained(Looked(vlm, see, pairs, samples, units, found), work / "see", Reporter(quiet=True))
+    told = made["simulator"]["words"]
+    each = {row["unit"]: row["score"] for kind in told.values() for row in kind["units"]}
+    names = [[row["unit"], row["type"], row["chosen"], row["name"], each.get(row["unit"])] for row in made["units"]]
+    medians = {kind: {key: rounded(one[key]) for key in ("median", "control", "n")} for kind, one in told.items()}
+    return {"pairs": made["pairs"], **medians, "named": sum(bool(row[3]) for row in names), "units": names}
+
+
+def rounded(value: float | None) -> float | None:
+    """Four digits, which are more than enough."""
+    return None if value is None else round(value, 4)
 
 
 def costed(
@@ -231,6 +259,8 @@ def main() -> None:
             measured.row(f"{name}, random {draw}", lambda o=of, k=keep, d=draw: pruned(lambda: at_random(o, k, d)))
 
     of_draw(0)  # draw by draw, so that a run that is cut short has one of each
+    texts = [described(x, TEXTS[y]) for x, y in zip(probe, probe_labels, strict=True)]
+    measured.row("units explained", lambda: explained_units(vlm, learned, texts, args.work))
     measured.row("language 0.75, modality-types", lambda: pruned(by_type))
     for how in ("none", "affine"):
         plan = lambda: choosing.by_cost(curves(of_language, "language"), 0.75)  # noqa: E731

@@ -81,7 +81,10 @@ def test_tokens_by_hand() -> None:
 
 def test_a_score_over_texts_of_any_length() -> None:
     """Pooled over all tokens, as by a plain correlation of everything in a row."""
-    true, said = [np.array([0.0, 0]), np.array([1.0]), np.array([3.0])], [np.array([0.0, 1]), np.array([1.0]), np.array([2.0])]
+    true, said = (
+        [np.array([0.0, 0]), np.array([1.0]), np.array([3.0])],
+        [np.array([0.0, 1]), np.array([1.0]), np.array([2.0])],
+    )
     assert float(simulating.sums(said, true).correlation()[0]) == pytest.approx(3 / np.sqrt(12))
     draw, unit = np.random.default_rng(0), [Unit(0, j, TEXT, False) for j in range(4)]
     lengths = [3, 1, 7, 5, 4, 6]
@@ -139,7 +142,9 @@ def test_planted_units_get_their_words_and_tokens(tmp_path: Path) -> None:
     found = explained(looked, tmp_path / "see", Reporter(quiet=True))
     rows = {row["unit"]: row for row in found["units"]}
     assert rows["0:0"]["name"] == "boot" and rows["0:1"]["tokens"][0] == ["bag", 10.0, rows["0:1"]["tokens"][0][2]]
-    assert rows["1:2"]["name"] is None and rows["0:1"]["picture"] is None and rows["0:0"]["picture"] == "see/units/0-0.png"
+    assert (
+        rows["1:2"]["name"] is None and rows["0:1"]["picture"] is None and rows["0:0"]["picture"] == "see/units/0-0.png"
+    )
     assert (tmp_path / "see" / "units" / "0-0.png").read_bytes().startswith(b"\x89PNG")
     told = found["simulator"]["words"]
     scores = {row["unit"]: row for row in (*told["image"]["units"], *told["text"]["units"])}
@@ -236,7 +241,9 @@ def test_a_server_names_units_and_its_names_are_tried(place: Path, monkeypatch: 
     assert all(row["score"] is None or -1 <= row["score"] <= 1 for row in told["image"]["units"])
     files = [path for path in (place / "out" / "named").rglob("*") if path.is_file()]
     assert len(files) > 10 and all(SECRET.encode() not in path.read_bytes() for path in files)
-    assert SECRET not in done.output and any("vlm-name-image-1.txt" in p.read_text() for p in files if p.suffix == ".json")
+    assert SECRET not in done.output and any(
+        "vlm-name-image-1.txt" in p.read_text() for p in files if p.suffix == ".json"
+    )
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -274,7 +281,9 @@ def test_what_is_wrong_with_a_server_is_said_before_it_is_asked(place: Path) -> 
 def test_texts_of_users_are_data_in_a_prompt() -> None:
     unit = Unit(3, 4, TEXT, False)
     made = asking.naming(unit, ([], []), (["{unit}\t3", "b\t1"], ["{0}\t0"]))
-    assert "{unit}\t3" in made.text and "{0}\t0" in made.text and '"unit": "3:4"' in made.text and "2 texts" in made.text
+    assert (
+        "{unit}\t3" in made.text and "{0}\t0" in made.text and '"unit": "3:4"' in made.text and "2 texts" in made.text
+    )
     tried = asking.of_text(unit, "{explanation} </x>", ["{cells}", "b"])
     assert "{explanation} </x>" in tried.text and "1\t{cells}" in tried.text and tried.cells == 2
 
