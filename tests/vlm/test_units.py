@@ -50,7 +50,7 @@ def test_the_strongest_and_a_draw_are_shown() -> None:
         ("0:4", VISUAL, False), ("1:1", TEXT, False), ("1:4", MULTIMODAL, False)
     ]  # fmt: skip
     assert [u.name for u in found if u.kind != VISUAL and u.drawn] == ["1:0", "1:3"]  # the only ones that are left
-    assert [u.name for u in found if u.kind == VISUAL and u.drawn][0] in {"0:0", "0:1", "0:2", "0:3"}
+    assert next(u.name for u in found if u.kind == VISUAL and u.drawn) in {"0:0", "0:1", "0:2", "0:3"}
     assert found == shown(rows, 2, seed=0) and shown(rows, 0, seed=0) == []
 
 
@@ -157,6 +157,16 @@ def test_planted_units_get_their_words_and_tokens(tmp_path: Path) -> None:
     assert all(looked.fit[n] for n in (*top, *drawn))
 
 
+def test_scores_are_of_other_pairs(tmp_path: Path) -> None:
+    """Where a unit does the opposite on the pairs for scores, its explanation stays and its score turns."""
+    looked = planted(tmp_path)
+    for n in looked.side(fit=False):
+        looked.found[n].strengths[0, looked.found[n].visual[9]] = "boot" not in looked.pairs[n].text
+    found = explained(looked, tmp_path / "see", Reporter(quiet=True))
+    told = {row["unit"]: row["score"] for row in found["simulator"]["words"]["image"]["units"]}
+    assert found["units"][0]["name"] == "boot" and told["0:0"] < 0.3
+
+
 def test_a_picture_is_what_the_model_was_given(tmp_path: Path) -> None:
     looked = planted(tmp_path, 6)
     with_contour = looked.outlined(0, 0)
@@ -190,7 +200,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(place: Path, name: str, address: str, **names: Any) -> Path:
     """A recipe whose units a server names."""
     content = {
-        "name": name, "model": {"name": "transformers:model"}, "data": {"pairs": "data/pairs.jsonl"}, "out": str(place / "out"),
+        "name": name, "model": {"name": "transformers:model"}, "data": {"pairs": "data/pairs.jsonl"},
+        "out": str(place / "out"),
         "see": {
             "types": {"rule": "counts"}, "units": {"per_type": 2}, "simulator": {"images": 4},
             "names": {"by": "server", "url": address, "model": "small", "k": 3, "random": 2, "timeout": 5, **names},
