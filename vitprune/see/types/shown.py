@@ -51,7 +51,8 @@ def shown(rows: Sequence[Mapping[str, str]], per_type: int, seed: int) -> list[U
         order = own[np.argsort(-weights[kind][own], kind="stable")]
         top, rest = order[: -(-per_type // 2)], order[-(-per_type // 2) :]
         drawn = np.random.default_rng([seed, kind]).permutation(rest)[: per_type - len(top)]
-        found += [Unit(*place[i], kind, False) for i in top] + [Unit(*place[i], kind, True) for i in sorted(drawn)]
+        for chosen, by_draw in ((top.tolist(), False), (sorted(drawn.tolist()), True)):
+            found += [Unit(place[i][0], place[i][1], kind, by_draw) for i in chosen]
     return found
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from vitprune.api.vlm.recipe import See
 from vitprune.images import decode
@@ -89,8 +88,8 @@ class Looked:
         """A pair's image as the model is given it, uint8 [H, W, 3]; the file's own where the model takes patches or tiles."""
         pixels = self.samples[n].extras.get("pixel_values")
         how = getattr(self.vlm.processor, "image_processor", None)
-        mean, std = getattr(how, "image_mean", None), getattr(how, "image_std", None)
-        if pixels is not None and pixels.dim() >= 4 and pixels[..., 0, 0].numel() == 3 and _three(mean) and _three(std):
+        mean, std = (_three(getattr(how, name, None)) for name in ("image_mean", "image_std"))
+        if pixels is not None and pixels.dim() >= 4 and pixels[..., 0, 0].numel() == 3 and mean and std:
             return drawing.pixels(pixels.reshape(pixels.shape[-3:]), mean, std)
         return np.asarray(decode.read(self.pairs[n].image).convert("RGB"))
 
@@ -103,5 +102,7 @@ class Looked:
         return asking.printable(str(self.vlm.processor.tokenizer.decode([token])))
 
 
-def _three(values: object) -> bool:
-    return isinstance(values, list | tuple | torch.Tensor | np.ndarray) and len(values) == 3
+def _three(values: object) -> list[float]:
+    """Three numbers, or nothing."""
+    known = [float(v) for v in values] if isinstance(values, list | tuple) else []
+    return known if len(known) == 3 else []

@@ -23,8 +23,7 @@ def types_section(record: Json) -> Section:
     if not rules:
         return Section("types", title, (missing("types of units (`types`)"),))
     chosen = clean(found.get("rule"))
-    blocks: list[Block] = [Text(text, tone) for text, tone in _dead(record, found)]
-    blocks += [_by_rule(found, rules, chosen), Text(DOUBT, "note")]
+    blocks: list[Block] = [*_dead(record, found), _by_rule(found, rules, chosen), Text(DOUBT, "note")]
     layers = _layers(mapping(rules.get(chosen)))
     shares = [own for _, own in layers]
     caption = f"Types by language block, by the rule {chosen}"
@@ -33,14 +32,14 @@ def types_section(record: Json) -> Section:
     return Section("types", title, tuple(blocks))
 
 
-def _dead(record: Json, found: Json) -> list[tuple[str, str]]:
+def _dead(record: Json, found: Json) -> list[Text]:
     blocks = [clean(block) for block in sequence(found.get("dead_vision_blocks"))]
     if not blocks:
         return []
     gone = "drop_dead: true" in clean(record.get("recipe_yaml"), lines=True)
     which = f"Vision block{'s' if len(blocks) > 1 else ''} {', '.join(blocks)}"
     what = "was taken out" if gone else "is computed for nothing; drop_dead: true takes it out, and no logit changes"
-    return [(f"{which}: no logit depends on what is computed there, so it {what}.", "good" if gone else "warning")]
+    return [Text(f"{which}: no logit depends on what is computed there, so it {what}.", "good" if gone else "warning")]
 
 
 def _by_rule(found: Json, rules: Json, chosen: str) -> Block:
