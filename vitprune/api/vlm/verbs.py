@@ -28,19 +28,14 @@ def carry_out(
         found, lines = ahead.told(seconds), [ahead.line(seconds)]
     elif verb == "see":
         types, units = road.see(), road.units()
-        found, lines = types | {"shown": units}, [*tables.lines_of_types(types), "", *tables.lines_of_units(units)]
+        found = types | {"shown": units}
+        lines = [*tables.lines_of_types(types), "", *tables.lines_of_units(units)]
         if not (road.folder / "report.json").is_file():
             road.told(types, units, [])
     else:
         found = road.run()
-        units = [*tables.lines_of_units(found["units"]), ""]
-        lines = [
-            *tables.lines_of_types(found["types"]),
-            "",
-            *units,
-            *tables.lines_of_exam(found["exam"]),
-            found["said"],
-        ]
+        lines = [*tables.lines_of_types(found["types"]), "", *tables.lines_of_units(found["units"]), ""]
+        lines += [*tables.lines_of_exam(found["exam"]), found["said"]]
     print(json.dumps(found, indent=1) if as_json else "\n".join(lines))
     if not as_json and verb != "plan":
         print(f"Written: {road.folder}")
