@@ -102,7 +102,7 @@ def spoiled(value: Any, place: int, junk: Any) -> tuple[Any, int]:
 
 
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(16))
 def test_no_record_breaks_the_page(part: int, place: Path) -> None:
     """Any part of a record may be anything; text stays text."""
     beside = Beside(place / "out" / "run")
@@ -111,7 +111,7 @@ def test_no_record_breaks_the_page(part: int, place: Path) -> None:
     found["exam"] = [row | {"each": []} for row in found["exam"]]
     found["types"]["rules"] = {"counts": found["types"]["rules"]["counts"]}
     count = spoiled(found, 10**9, None)[1]
-    for n in range(1 + part * count // 64, count, max(1, count // 8)):
+    for n in range(1 + part * count // 64, count, max(1, count // 4)):
         for junk in (EVIL, None, {"x": [EVIL, -1e300]}):
             made = spoiled(found, n, junk)[0]
             if isinstance(made, dict) and made.get("kind") == "vision-language":
@@ -226,3 +226,22 @@ def test_what_cannot_be_read_is_one_line(place: Path, tmp_path: Path) -> None:
     )
     assert isinstance(done.exception, UserError) and "\n" not in str(done.exception), done.exception
     assert path.is_file()
+
+
+def test_somebody_is_told_what_goes_on_before_the_libraries_are_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("vitprune.api.vlm.verbs.carry_out", lambda *given: said.append(given[-1]._doing))
+    assert CLI.invoke(app, ["see", str(written(place))]).exit_code == 0
+    assert said == ["run.yaml: a vision-language model is opened, a few passes are timed"]
+
+
+def test_a_look_leaves_an_examined_page_and_makes_one_where_there_is_none(place: Path) -> None:
+    path = written(place, name="look")
+    assert CLI.invoke(app, ["see", str(path)]).exit_code == 0
+    page = place / "out" / "look" / "report.html"
+    assert "only types were asked for" in page.read_text() and "What are a few of them like?" in page.read_text()
+    before = (place / "out" / "run" / "report.html").read_bytes()
+    assert CLI.invoke(app, ["see", str(written(place))]).exit_code == 0
+    assert (place / "out" / "run" / "report.html").read_bytes() == before

@@ -10,7 +10,7 @@ from vitprune.api.vlm import recipe as recipes
 from vitprune.api.vlm.road import Road
 from vitprune.core import places
 from vitprune.core.progress import Reporter
-from vitprune.core.reading import Json
+from vitprune.core.reading import Json, read_json
 
 VERBS = ("see", "run", "plan")
 
@@ -30,7 +30,7 @@ def carry_out(
         types, units = road.see(), road.units()
         found = types | {"shown": units}
         lines = [*tables.lines_of_types(types), "", *tables.lines_of_units(units)]
-        if not (road.folder / "report.json").is_file():
+        if not _examined(road.folder):
             road.told(types, units, [])
     else:
         found = road.run()
@@ -39,3 +39,10 @@ def carry_out(
     print(json.dumps(found, indent=1) if as_json else "\n".join(lines))
     if not as_json and verb != "plan":
         print(f"Written: {road.folder}")
+
+
+def _examined(folder: Path) -> bool:
+    """Whether a page with an exam stands there, which a look at the units leaves as it is."""
+    path = folder / "report.json"
+    found = read_json(path) if path.is_file() else None
+    return isinstance(found, dict) and bool(found.get("exam"))

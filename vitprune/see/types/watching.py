@@ -73,7 +73,7 @@ def watched(
 def _empty(sample: Sample, units: int, config: Any) -> Watched:
     ids = sample.ids.numpy()
     visual = np.flatnonzero(ids == tokens.image_token(config))
-    text = np.array([t for t in range(sample.start, len(ids)) if t not in set(visual.tolist())], np.int64)
+    text = np.setdiff1d(np.arange(sample.start, len(ids)), visual)
     strengths = np.zeros((units, len(ids)), np.float32)
     return Watched(ids, visual, text, strengths, grid_of(sample, len(visual), config))
 
