@@ -14,10 +14,13 @@ from page_checks import ACCESS, LAYOUT
 from typer.testing import CliRunner
 from vlms import folder, pairs
 
-from vitprune.api.vlm import ahead, record
+from vitprune.api.vlm import ahead, record, steps
 from vitprune.api.vlm import road as roads
 from vitprune.cli.app import app
+from vitprune.core import files
 from vitprune.core.errors import UserError
+from vitprune.core.ledger import Ledger
+from vitprune.core.progress import Reporter
 from vitprune.report.document import document
 from vitprune.report.page.html import html
 from vitprune.report.page.markdown import markdown
@@ -149,6 +152,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_step_is_whole_or_done_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, done = place / "out" / "run" / "model", counted(monkeypatch)
     weights = (model / "model.safetensors").read_bytes()
@@ -181,14 +185,14 @@ def test_what_it_will_take_is_said_before_it_is_spent(place: Path) -> None:
         and found["seconds"] > 0
     )
     assert not (place / "out" / "ahead" / "steps").exists()  # nothing was done
-    done = CLI.invoke(app, ["run", str(path)])
+    done = CLI.invoke(app, ["see", str(path)])
     said = done.stderr.splitlines()
     at = {
         word: next(i for i, line in enumerate(said) if line.startswith(word))
-        for word in ("cost: about", "types", "pruned")
+        for word in ("cost: about", "types", "units")
     }
-    assert at["cost: about"] < at["types"] < at["pruned"]
-    done = CLI.invoke(app, ["run", str(path)])
+    assert at["cost: about"] < at["types"] < at["units"]
+    done = CLI.invoke(app, ["see", str(path)])
     assert "cost: every step is done" in done.stderr
     assert (
         ahead.line({"types": 30.0, "pruned": 400.0}) == "cost: about 7 min on this machine (pruned 7 min, types 30 s)"
@@ -237,6 +241,7 @@ def test_somebody_is_told_what_goes_on_before_the_libraries_are_there(
     assert said == ["run.yaml: a vision-language model is opened, a few passes are timed"]
 
 
+@pytest.mark.slow
 def test_a_look_leaves_an_examined_page_and_makes_one_where_there_is_none(place: Path) -> None:
     path = written(place, name="look")
     assert CLI.invoke(app, ["see", str(path)]).exit_code == 0
@@ -245,3 +250,30 @@ def test_a_look_leaves_an_examined_page_and_makes_one_where_there_is_none(place:
     before = (place / "out" / "run" / "report.html").read_bytes()
     assert CLI.invoke(app, ["see", str(written(place))]).exit_code == 0
     assert (place / "out" / "run" / "report.html").read_bytes() == before
+
+
+def test_a_step_is_done_again_where_a_file_is_gone_or_cut(tmp_path: Path) -> None:
+    Ledger(tmp_path).create()
+    made, done = steps.Steps(tmp_path, "inputs", False, Reporter(quiet=True)), []
+
+    def make() -> Any:
+        done.append(1)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        Ledger(tmp_path / "model").create()
+        for name in ("config.json", "model.safetensors"):
+            files.write_text(tmp_path / "model" / name, name)
+        return {"x": 1}
+
+    weights = tmp_path / "model" / "model.safetensors"
+    for change, expected in (
+        (lambda: None, 1), (lambda: None, 1), (weights.unlink, 2), (lambda: weights.write_text("m"), 3), (lambda: None, 3)
+    ):  # fmt: skip
+        change()
+        assert made.once("pruned", {"keep": 1}, make, ["model"]) == {"x": 1} and len(done) == expected
+    assert made.known("pruned", {"keep": 2}) is None  # asked for something else
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    steps.without(tmp_path / "model")
+    assert [path.name for path in sorted((tmp_path / "model").iterdir())] == [".vitprune", "mine.txt"]
+    (tmp_path / "model" / "mine.txt").unlink()
+    steps.without(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

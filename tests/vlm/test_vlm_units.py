@@ -266,7 +266,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("reply", "said"), WRONG.values(), ids=WRONG)
 def test_a_server_that_fails_is_one_line(reply: Any, said: str, place: Path) -> None:
     with Chat(reply) as chat:
