@@ -139,6 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.projector is None) == (args.train is None) or (args.train and not args.data):
         parser.error("give --projector FILE, or --train STEPS with --data FOLDER")
+    args.out.mkdir(parents=True, exist_ok=True)  # that it cannot be made is better known before twenty minutes
     model, processor = assembled(args.package, args.tower)
     if args.projector:
         model.model.multi_modal_projector.load_state_dict(load_file(args.projector))

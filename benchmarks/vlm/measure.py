@@ -1,6 +1,6 @@
 """The small LLaVA of `build.py` examined, its units typed, and pruned for real: figures for docs/vlm.md.
 
-    python benchmarks/vlm/measure.py MODEL --data /usr/share/datasets/fashion-mnist --out benchmarks/results/vlm.json
+    python benchmarks/vlm/measure.py MODEL --data /usr/share/datasets/fashion-mnist --work WORK --out OUT.json
 
 Right: the most likely of the ten words' first tokens, which differ, behind " a"; over the first `--test` test images. NLL:
 nats per text token with the right, another and no image and of the text alone, over the first `--nll` of them. All is chosen
@@ -12,6 +12,7 @@ stands. A row that is in OUT already, of the same settings, is not measured agai
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import re
 import sys
@@ -26,15 +27,21 @@ from build import TEXTS, sample  # beside this file
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitprune.api.vlm import tables
+from vitprune.api.vlm.recipe import See, Units
+from vitprune.api.vlm.units import explaining
+from vitprune.api.vlm.units.looked import Looked
+from vitprune.core.progress import Reporter
 from vitprune.criteria.curves import Curve
 from vitprune.exam import by_modality
 from vitprune.images.sources.idx import read_idx
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.vlm import dead, opening, sites, tokens
+from vitprune.model.vlm.pairs import Pair
 from vitprune.model.vlm.tokens import Batch, Sample
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.vlm import choosing, costs, repair
-from vitprune.see.types import rules, typing
+from vitprune.see.types import rules, shown, typing, watching
 
 FROM, BATCH = 10_000, 16
 
@@ -72,8 +79,8 @@ def right(vlm: opening.Vlm, model: Any, samples: Sequence[Sample], labels: np.nd
 class Measured:
     """The figures so far, written after each; several processes may each add rows of their own (`--only`)."""
 
-    def __init__(self, out: Path, settings: dict[str, int], only: str) -> None:
-        self.out, self.settings, self.only = out, settings, only
+    def __init__(self, out: Path, lock: Path, settings: dict[str, int], only: str) -> None:
+        self.out, self.lock, self.settings, self.only = out, lock, settings, only
 
     @property
     def content(self) -> Any:
@@ -82,8 +89,12 @@ class Measured:
         return known if known.get("settings") == self.settings else {"settings": self.settings, "rows": {}}
 
     def put(self, **more: Any) -> None:
-        """Add to what is there."""
-        self.out.write_text(json.dumps(self.content | more, indent=1) + "\n")
+        """Add to what is there; rows join those that are there."""
+        with self.lock.open("w") as one:
+            fcntl.flock(one, fcntl.LOCK_EX)
+            known = self.content
+            more["rows"] = known["rows"] | more.get("rows", {})
+            self.out.write_text(json.dumps(known | more, indent=1) + "\n")
 
     def row(self, name: str, make: Any) -> None:
         """Measure a row that is asked for and not there yet."""
@@ -91,7 +102,7 @@ class Measured:
             return
         own = time.process_time()
         made = make() | {"processor_s": round(time.process_time() - own, 1)}
-        self.put(rows=self.content["rows"] | {name: made})
+        self.put(rows={name: made})
         print(name, json.dumps(made), flush=True)
 
 
@@ -104,8 +115,8 @@ def kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]
     return load_file(path)
 
 
-def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured) -> dict[str, Tensor]:
-    """The types by the default rule; shares of every rule are written down."""
+def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured, key: str) -> dict[str, Tensor]:
+    """The types by the default rule; shares of every rule are written down under `key`."""
     every, own = sites.ffns(vlm.model, "language"), time.process_time()
     found = typing.types_of(vlm.model, every, samples, batch=BATCH)
     blocks = [site.name for site in every]
@@ -121,17 +132,42 @@ def typed(vlm: opening.Vlm, samples: list[Sample], measured: Measured) -> dict[s
     }
     content["samples"] = found.samples
     content["at_sink"] = round(float(torch.cat([v.at_sink for v in found.verdicts.values()]).double().mean()), 4)
-    measured.put(types=content | {"processor_s": round(time.process_time() - own, 1)})
-    print("types", json.dumps({r: content[r]["shares"] for r in rules.RULES}), flush=True)
+    measured.put(**{key: content | {"processor_s": round(time.process_time() - own, 1)}})
+    print(key, json.dumps({r: content[r]["shares"] for r in rules.RULES}), flush=True)
     return found.labels["test"]
 
 
-def costed(vlm: opening.Vlm, of: Sequence[FfnSite], batches: Sequence[Batch], measured: Measured) -> dict[str, Tensor]:
+def explained_units(vlm: opening.Vlm, samples: list[Sample], texts: Sequence[str], work: Path) -> dict[str, Any]:
+    """How well words and tokens tell what 20 units of each type do on pairs that they were not made from, beside other units'
+    explanations."""
+    every = sites.ffns(vlm.model, "language")
+    types = tables.units(typing.types_of(vlm.model, every, samples, batch=BATCH), every, "test")
+    see = See(units=Units(per_type=20))
+    units = shown.shown(shown.rows_of(types), see.units.per_type, see.units.seed)
+    found = watching.watched(vlm.model, every, units, samples, "gate", BATCH)
+    pairs = [Pair(Path(f"{n}.png"), text, None, str(n)) for n, text in enumerate(texts)]
+    made = explaining.explained(Looked(vlm, see, pairs, samples, units, found), work / "see", Reporter(quiet=True))
+    told = made["simulator"]["words"]
+    each = {row["unit"]: row["score"] for kind in told.values() for row in kind["units"]}
+    names = [[row["unit"], row["type"], row["chosen"], row["name"], each.get(row["unit"])] for row in made["units"]]
+    medians = {kind: {key: rounded(one[key]) for key in ("median", "control", "n")} for kind, one in told.items()}
+    return {"pairs": made["pairs"], **medians, "named": sum(bool(row[3]) for row in names), "units": names}
+
+
+def rounded(value: float | None) -> float | None:
+    """Four digits, which are more than enough."""
+    return None if value is None else round(value, 4)
+
+
+def costed(
+    vlm: opening.Vlm, of: Sequence[FfnSite], batches: Sequence[Batch], measured: Measured, tower: str
+) -> dict[str, Tensor]:
     """Order and costs of every site."""
     own = time.process_time()
     curves = costs.fisher_obs(vlm.model, of, batches)
-    measured.put(costs_processor_s=round(time.process_time() - own, 1))
-    print("costs", measured.content["costs_processor_s"], flush=True)
+    took = round(time.process_time() - own, 1)
+    measured.put(**{f"costs_{tower}_processor_s": took})
+    print("costs", tower, took, flush=True)
     parts = {f"order.{site.name}": curve.order for site, curve in zip(of, curves, strict=True)}
     return parts | {f"costs.{site.name}": curve.costs for site, curve in zip(of, curves, strict=True)}
 
@@ -145,16 +181,17 @@ def main() -> None:
     parser.add_argument("--nll", type=int, default=100)
     parser.add_argument("--probe", type=int, default=160)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument(
-        "--vision", action="store_true", help="also half of the vision units, which costs the curves of these"
-    )
     parser.add_argument("--work", type=Path, required=True, help="where costs and types are kept")
     parser.add_argument(
         "--only", default="", help="rows whose names this expression finds; several processes may share OUT"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    measured = Measured(args.out, {"test": args.test, "nll": args.nll, "probe": args.probe}, args.only)
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    measured = Measured(
+        args.out, args.work / "lock", {"test": args.test, "nll": args.nll, "probe": args.probe}, args.only
+    )
     vlm = opening.open_vlm(args.model)
     parts = [
         read_idx(args.data / f"{part}-{kind}.gz")
@@ -189,7 +226,7 @@ def main() -> None:
     of_vision = [site for site in sites.ffns(vlm.model, "vision") if site.block not in silent]
 
     def curves(of: Sequence[FfnSite], name: str) -> dict[str, Curve]:
-        parts = kept(args.work / f"{name}.safetensors", lambda: costed(vlm, of, batches, measured))
+        parts = kept(args.work / f"{name}-{args.probe}.safetensors", lambda: costed(vlm, of, batches, measured, name))
         return {s.name: Curve(parts[f"order.{s.name}"], parts[f"costs.{s.name}"], "nats per image") for s in of}
 
     def pruned(make: Callable[[], Plan], how: str = "layerwise") -> dict[str, Any]:
@@ -202,25 +239,35 @@ def main() -> None:
         whole = {site.name: torch.arange(site.size) < keep * site.size for site in of}
         return choosing.at_random(Plan(whole), seed)
 
-    def by_type() -> Plan:
-        types = kept(args.work / "types.safetensors", lambda: typed(vlm, learned, measured))
-        return choosing.by_type(curves(of_language, "language"), types, 0.75, ["multimodal", "visual"])
+    def types(name: str, of: list[Sample]) -> dict[str, Tensor]:
+        return kept(args.work / f"{name}-{args.probe}.safetensors", lambda: typed(vlm, of, measured, name))
 
-    for draw in range(args.draws):  # draw by draw, so that a run that is cut short has one of each
+    def by_type() -> Plan:
+        long, brief = types("types", learned), types("types_of_short_texts", short)
+        same = torch.cat([long[name] == brief[name] for name in long]).double().mean()
+        measured.put(types_same_by_short_texts=round(float(same), 4))
+        return choosing.by_type(curves(of_language, "language"), long, 0.75, ["multimodal", "visual"])
+
+    def of_draw(draw: int) -> None:
         for name, of, keep in (
             ("language 0.75", of_language, 0.75), ("language 0.5", of_language, 0.5), ("vision 0.5", of_vision, 0.5)
         ):  # fmt: skip
             tower = name.split()[0]
             if draw == 0:
-                measured.row(
-                    f"{name}, fisher-obs",
-                    lambda o=of, k=keep, t=tower: pruned(lambda: choosing.by_cost(curves(o, t), k)),
-                )
+                plan = lambda o=of, k=keep, t=tower: choosing.by_cost(curves(o, t), k)  # noqa: E731
+                measured.row(f"{name}, fisher-obs", lambda p=plan: pruned(p))
             measured.row(f"{name}, random {draw}", lambda o=of, k=keep, d=draw: pruned(lambda: at_random(o, k, d)))
+
+    of_draw(0)  # draw by draw, so that a run that is cut short has one of each
+    texts = [described(x, TEXTS[y]) for x, y in zip(probe, probe_labels, strict=True)]
+    measured.row("units explained", lambda: explained_units(vlm, learned, texts, args.work))
     measured.row("language 0.75, modality-types", lambda: pruned(by_type))
     for how in ("none", "affine"):
         plan = lambda: choosing.by_cost(curves(of_language, "language"), 0.75)  # noqa: E731
         measured.row(f"language 0.75, fisher-obs, {how}", lambda h=how, p=plan: pruned(p, h))
+    measured.row("language 0.75, random 0, none", lambda: pruned(lambda: at_random(of_language, 0.75, 0), "none"))
+    for draw in range(1, args.draws):
+        of_draw(draw)
 
 
 if __name__ == "__main__":

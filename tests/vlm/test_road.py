@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vlms import folder, pairs, tiny
 
 from vitprune.api.vlm import recipe as recipes
-from vitprune.api.vlm import road, tables
+from vitprune.api.vlm import record, road, tables
 from vitprune.cli.app import app
 from vitprune.core.errors import UserError
 from vitprune.exam import by_modality
@@ -62,7 +62,9 @@ def test_see_types_on_the_command_line(place: Path) -> None:
     for row in rows[:5]:
         assert sum(float(row[f"p_{word}"]) for word in TYPES) == pytest.approx(1, abs=1e-3)
     again = CLI.invoke(app, ["see", str(place / "out" / "seen"), "--json"])  # a run's folder
-    assert again.exit_code == 0 and json.loads(again.stdout) == found
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    assert told.pop("shown") == json.loads((made / "units.json").read_text()) and told == found
     assert (made / "types.svg").read_text().count("<rect") == 4 + 3 * 3 * 4
 
 
@@ -166,9 +168,9 @@ def test_the_verdict_has_as_many_digits_as_tell_two_numbers_apart() -> None:
     rows = [
         {"model": name, "nll": {"right": x}} for name, x in (("dense", 1.0), ("ours", 1.23451), ("random", 1.23454))
     ]
-    assert "(1.23451 nats) is ahead of" in road.verdict(rows) and "(best 1.23454)" in road.verdict(rows)
+    assert "(1.23451 nats) is ahead of" in record.verdict(rows) and "(best 1.23454)" in record.verdict(rows)
     rows[2]["nll"] = {"right": 1.2}
-    assert "(1.235 nats) does not beat" in road.verdict(rows) and "(best 1.200)" in road.verdict(rows)
+    assert "(1.235 nats) does not beat" in record.verdict(rows) and "(best 1.200)" in record.verdict(rows)
 
 
 def test_the_logits_of_texts_are_those_of_the_whole() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vitprune.cli.given.groups import Crew, Source, Told
+from vitprune.cli.given.groups import Allowed, Crew, Source, Told
 from vitprune.cli.given.spread import spread
 from vitprune.cli.options import CostOnly, Force
-from vitprune.cli.runs import opened
+from vitprune.cli.runs import carried_out, opened
 from vitprune.core.reading import Json
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @spread
 def plan(source: Source, crew: Crew, told: Told, force: Force = False, cost: CostOnly = False) -> None:
     """What a run would keep of every block and lose by it, how large the model would be, and what the run would cost."""
+    if carried_out("plan", source, crew, told, Allowed(), force):
+        return
     loaded, reporter = opened(source, told)
     reporter.say(f"plan: {loaded.name}, into {loaded.out / loaded.name}")
     from vitprune.runs.engine import opening

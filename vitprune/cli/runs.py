@@ -171,9 +171,11 @@ def carried_out(
     }
     if flag := next((name for name, given in unknown.items() if given), None):
         raise UserError(f"{flag}: does not go with a vision-language model")
+    reporter = Reporter(told.quiet, told.log)
+    reporter.watch(f"{file_of(recipe).name}: a vision-language model is opened, a few passes are timed")
     from vitprune.api.vlm import verbs
 
-    verbs.carry_out(verb, file_of(recipe), out, crew.device, force, told.as_json, Reporter(told.quiet, told.log))
+    verbs.carry_out(verb, file_of(recipe), out, crew.device, force, told.as_json, reporter)
     return True
 
 

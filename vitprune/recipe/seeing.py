@@ -134,6 +134,18 @@ class Stimuli(Part):
     judge: str | None = Field(None, description="another model that judges the images, by the words of model.name")
 
 
+def plain_address(url: str | None) -> str | None:
+    """An address without credentials, query and the slashes at its end. Raises ValueError for anything else."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in url):
+        raise ValueError("is an address such as http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("is an address alone; a key goes into the environment, VITPRUNE_SERVER_KEY")
+    return url.rstrip("/")
+
+
 OF_NAMES = {"labels": (), "clip": ("folder", "concepts"), "server": ("url", "model")}  # what each way needs
 
 
@@ -162,17 +174,7 @@ class Names(Part):
         60.0, description="of `server`: seconds that a reply may take"
     )
 
-    @field_validator("url")
-    @classmethod
-    def plain_address(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in url):
-            raise ValueError("is an address such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("is an address alone; a key goes into the environment, VITPRUNE_SERVER_KEY")
-        return url.rstrip("/")
+    _plain = field_validator("url")(plain_address)
 
     @model_validator(mode="after")
     def what_each_way_needs(self) -> Names:

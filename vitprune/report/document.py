@@ -21,6 +21,10 @@ from vitprune.report.sections.removed import removed_sections
 from vitprune.report.sections.reproduce import reproduce_section
 from vitprune.report.sections.trust import failed_checks, trust_section
 from vitprune.report.sections.verdict.result import result_section
+from vitprune.report.sections.vlm import result as vlm_result
+from vitprune.report.sections.vlm import types as vlm_types
+from vitprune.report.sections.vlm import units as vlm_units
+from vitprune.report.sections.vlm import use as vlm_use
 
 SCHEMA = 1
 SOURCE = "Every number on this page comes from report.json beside it and the files that report.json names."
@@ -51,12 +55,22 @@ BACKBONE: tuple[Made, ...] = (
     lambda record, _: (reproduce_section(record),),
 )
 
+# Of a vision-language model.
+VLM: tuple[Made, ...] = (
+    lambda record, _: (vlm_result.result_section(record),),
+    lambda record, _: (vlm_types.types_section(record),),
+    vlm_units.units_section,
+    lambda record, _: (vlm_use.use_section(record),),
+    lambda record, _: (reproduce_section(record),),
+)
+
 
 def document(record: Json, beside: Beside) -> Document:
     """The page of one run; `record` holds pure JSON types (see `values.plain`), `beside` reads the files it names."""
     record = told(record)
     name = clean(record.get("name")) or "unnamed run"
     asked = BACKBONE if mapping(record.get("backbone")) else SECTIONS
+    asked = VLM if record.get("kind") == "vision-language" else asked
     sections = tuple(section for made in asked for section in made(record, beside))
     return Document(f"vitprune report: {name}", _subtitle(record), sections, _warnings(record), SOURCE)
 
@@ -66,7 +80,8 @@ def _subtitle(record: Json) -> str:
     known, targets = sequence(record.get("classes")), sequence(record.get("target_classes"))
     classes = f"{len(targets):,} of {len(known):,} classes" if targets else f"{len(known):,} classes" if known else ""
     architecture = clean(model.get("architecture"))
-    parts = [f"{clean(model.get('name'))} {f'({architecture})' if architecture else ''}".strip()]
+    named = clean(model.get("name")) or (clean(record["model"]) if isinstance(record.get("model"), str) else "")
+    parts = [f"{named} {f'({architecture})' if architecture else ''}".strip()]
     parts += [classes, clean(machine.get("device"))]
     parts.append(clean(record.get("created")) or "date not recorded")
     return " · ".join(part for part in parts if part)

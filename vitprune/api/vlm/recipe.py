@@ -2,7 +2,7 @@
 
 model: {name: transformers:FOLDER}
 data: {pairs: pairs.jsonl}          # one object per line: image, text, and a prompt if there is one
-see: {types: {of: gate, rule: test, top: 50, delta: 0.03}}
+see: {types: {of: gate, rule: test, top: 50, delta: 0.03}, units: {per_type: 4}, names: {by: words}}
 criterion: {name: fisher-obs}       # or modality-types (experimental), random
 keep: 0.75                          # or keep_types: {visual: 0.9, text: 0.4, multimodal: 1.0, unknown: 0.1}
 recovery: layerwise                 # affine, none
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vitprune.core.errors import UserError
 from vitprune.core.reading import Json, read_text
 from vitprune.recipe.mistakes import refuse_aliases
+from vitprune.recipe.seeing import plain_address
 from vitprune.see.types.rules import Settings
 
 MOST = 1_000_000
@@ -94,10 +95,51 @@ class Types(Section):
         return Settings(**self.model_dump(exclude={"of", "rule"}))
 
 
+class Units(Section):
+    """`see.units`: of each type so many language units are explained, one half those with the most evidence, the others
+    drawn."""
+
+    per_type: int = Field(default=4, ge=0, le=50)
+    seed: int = Field(default=0, ge=0)
+
+
+class Names(Section):
+    """`see.names`: `words` of the pairs' own texts, or a language model behind an address (`server`), which is sent a
+    unit's `k` strongest pairs and `random` others; its key is read from VITPRUNE_SERVER_KEY alone."""
+
+    by: Literal["words", "server"] = "words"
+    k: int = Field(default=8, ge=1, le=50)
+    random: int = Field(default=3, ge=0, le=50)
+    url: str | None = None
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    max_calls: int = Field(default=200, ge=1)
+    timeout: float = Field(default=60.0, gt=0, le=3600)
+
+    _plain = field_validator("url")(plain_address)
+
+    @model_validator(mode="after")
+    def _what_a_server_needs(self) -> Self:
+        for key in ("url", "model"):
+            if self.by == "server" and getattr(self, key) is None:
+                raise ValueError(f"`by: server` needs `{key}`")
+            if self.by != "server" and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` goes with `by: server`")
+        return self
+
+
+class Simulator(Section):
+    """`see.simulator`: so many pairs that a server is asked about, for every unit that it named."""
+
+    images: int = Field(default=8, ge=2, le=1000)
+
+
 class See(Section):
     """`see`."""
 
     types: Types = Types()
+    units: Units = Units()
+    names: Names = Names()
+    simulator: Simulator = Simulator()
 
 
 class Criterion(Section):

@@ -3,27 +3,26 @@ what they were is not done again; a road that was stopped goes on behind its las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune.api.vlm import tables
+from vitprune.api.vlm import ahead, record, tables
 from vitprune.api.vlm.recipe import VlmRecipe
-from vitprune.core import files, places
+from vitprune.api.vlm.steps import Steps, claimed, inputs_of, without
+from vitprune.api.vlm.units.explaining import explained
+from vitprune.api.vlm.units.looked import Looked
+from vitprune.core import files
 from vitprune.core.device import device_of, resolve_device
-from vitprune.core.errors import UserError
-from vitprune.core.ledger import Ledger
+from vitprune.core.errors import UserError, one_line
 from vitprune.core.progress import Reporter
-from vitprune.core.reading import Json, digest, read_json
-from vitprune.core.version import __version__
+from vitprune.core.reading import Json, read_text
 from vitprune.criteria.curves import Curve
 from vitprune.exam import by_modality
 from vitprune.model.sites.ffn import FfnSite
@@ -33,10 +32,10 @@ from vitprune.model.vlm.pairs import Pair, read_pairs
 from vitprune.model.vlm.tokens import Batch, Sample
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.vlm import choosing, costs, repair
-from vitprune.see.types import rules, typing
+from vitprune.report import write_report
+from vitprune.see.types import rules, shown, typing, watching
 
-VERSION = 1  # of what a step leaves; a higher one has every step done again
-MADE_BY = "vitprune"
+VERSION = 2  # of what a step leaves; a higher one has every step done again
 
 
 @dataclass
@@ -47,22 +46,12 @@ class Road:
     device: str = "auto"
     force: bool = False
     reporter: Reporter = field(default_factory=Reporter)
+    command: str = ""
 
     @cached_property
     def folder(self) -> Path:
         """Where results go, ours from now on. Raises UserError for a folder with other people's files."""
-        folder = self.recipe.folder
-        made = Ledger(folder)
-        if folder.exists() and not made.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: holds files that vitprune did not make; choose another name or --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        made.create()
-        content = self.recipe.model_dump(mode="json", exclude_none=True)
-        content["model"]["name"] = f"transformers:{places.place(self.recipe.model.folder, folder)}"
-        content["data"]["pairs"] = places.place(self.recipe.data.pairs, folder)
-        content["out"] = places.place(self.recipe.out)
-        files.write_text(folder / "recipe.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        return folder
+        return claimed(self.recipe)
 
     @cached_property
     def vlm(self) -> Vlm:
@@ -102,7 +91,8 @@ class Road:
     @cached_property
     def dead(self) -> list[int]:
         """Vision blocks that no logit depends on."""
-        return dead.dead_blocks(self.vlm.model, self.batches(self.samples[:1])[0])
+        one = self.vlm.preparer.sample(self.split[0][0])
+        return dead.dead_blocks(self.vlm.model, self.batches([one])[0])
 
     @cached_property
     def sites(self) -> list[FfnSite]:
@@ -117,29 +107,14 @@ class Road:
     @cached_property
     def inputs(self) -> str:
         """What every step depends on: the model's files, the pairs, the split."""
-        r = self.recipe
-        model = [_stamp(path) for path in sorted(r.model.folder.iterdir()) if path.is_file()]
-        images = [_stamp(pair.image) for part in self.split for pair in part]
-        pairs = [[pair.text, pair.prompt] for part in self.split for pair in part]
-        split = r.split.model_dump() | {"most": r.data.most, "batch": r.batch}
-        return digest({"version": VERSION, "model": model, "images": images, "pairs": pairs, "split": split})
+        r, parts = self.recipe, self.split
+        about = r.split.model_dump() | {"most": r.data.most, "batch": r.batch, "version": VERSION}
+        return inputs_of(r.model.folder, [pair for part in parts for pair in part], about)
 
-    def once(self, name: str, of: Json, make: Callable[[], Json], needs: Sequence[str] = ()) -> Json:
-        """What a step leaves, from its file where inputs and files are what they were; else `make` is called."""
-        path, key = self.folder / "steps" / f"{name}.json", digest({"inputs": self.inputs, "of": of})
-        if not self.force and path.is_file():
-            known = read_json(path)
-            if (
-                isinstance(known, dict)
-                and known.get("key") == key
-                and all((self.folder / need).exists() for need in needs)
-            ):
-                found: Json = known["content"]
-                return found
-        self.reporter.say(f"{name}")
-        made = make()
-        files.write_json(path, {"made_by": MADE_BY, "key": key, "content": made})
-        return made
+    @cached_property
+    def steps(self) -> Steps:
+        """What was done before."""
+        return Steps(self.folder, self.inputs, self.force, self.reporter)
 
     @cached_property
     def types(self) -> typing.Types:
@@ -165,7 +140,27 @@ class Road:
             files.write_json(place / "types.json", found)
             return found
 
-        return self.once("types", how.model_dump(), make, names)
+        return self.steps.once("types", self.planned["types"], make, names)
+
+    def units(self) -> Json:
+        """A few units of each type explained, in see/units.json, which is returned."""
+        self.see()
+        place, how = self.folder / "see", self.recipe.see
+
+        def make() -> Json:
+            rows = shown.rows_of(read_text(place / "types.csv", 1 << 30))
+            some = shown.shown(rows, how.units.per_type, how.units.seed)
+            model = self.vlm.model
+            every, batch = sites.ffns(model, "language"), self.recipe.batch
+            found = watching.watched(model, every, some, self.samples, how.types.of, batch)
+            made = explained(Looked(self.vlm, how, self.split[0], self.samples, some, found), place, self.reporter)
+            files.write_json(place / "units.json", made)
+            return made
+
+        def leaves(made: Json) -> list[str]:
+            return ["see/units.json", *(row["picture"] for row in made["units"] if row["picture"])]
+
+        return self.steps.once("units", self.planned["units"], make, leaves)
 
     def labels(self) -> dict[str, Tensor]:
         """By site the types under the recipe's rule."""
@@ -174,7 +169,6 @@ class Road:
 
     def curves(self) -> dict[str, Curve]:
         """By site its curve on the next token."""
-        of = {"seed": self.recipe.criterion.seed, "prune": sorted(self.recipe.prune)}
 
         def make() -> Json:
             every = self.sites
@@ -186,7 +180,7 @@ class Road:
             )
             return {"sites": [site.name for site in every]}
 
-        names = self.once("costs", of, make, ["steps/costs.safetensors"])["sites"]
+        names = self.steps.once("costs", self.planned["costs"], make, ["steps/costs.safetensors"])["sites"]
         parts = load_file(self.folder / "steps" / "costs.safetensors")
         return {n: Curve(parts[f"order.{n}"], parts[f"costs.{n}"], "nats per image") for n in names}
 
@@ -209,37 +203,85 @@ class Road:
 
     def run(self) -> Json:
         """The whole road; the record that is written to report.json."""
-        recipe = self.recipe
-        record: Json = {"made_by": MADE_BY, "version": __version__, "kind": "vision-language", "name": recipe.name}
-        record |= {"model": self.vlm.architecture, "types": self.see(), "pairs": [len(part) for part in self.split]}
-        exam = by_modality.prepared(self.vlm.preparer, self.split[1])
-        rows = [self.once("exam-dense", {}, lambda: self._row("dense", self.vlm.model, exam))]
-        if recipe.prunes:
-            plan, of = self.plan(), self._choice()
-            rows.append(self.once("pruned", of, lambda: self._pruned(plan, exam), ["model/config.json"]))
-            for seed in range(recipe.controls):
-                name, control = f"random {seed}", choosing.at_random(plan, 1000 + seed)
-                row = lambda n=name, c=control: self._row(n, self.made(c), exam)  # noqa: E731
-                rows.append(self.once(f"control-{seed}", of, row))
-        record |= {"exam": rows, "said": verdict(rows)}
-        files.write_json(self.folder / "report.json", record)
-        return record
+        types, units, planned = self.see(), self.units(), self.planned
+        rows = [self.steps.once("exam-dense", planned["exam-dense"], lambda: self._row("dense", self.vlm.model))]
+        if not self.recipe.prunes:
+            without(self.folder / "model")
+            return self.told(types, units, rows)
+        plan = self.plan()
+        rows.append(self.steps.once("pruned", planned["pruned"], lambda: self._pruned(plan), ["model"]))
+        for seed in range(self.recipe.controls):
+            name, control = f"random {seed}", choosing.at_random(plan, 1000 + seed)
+            row = lambda n=name, c=control: self._row(n, self.made(c))  # noqa: E731
+            rows.append(self.steps.once(f"control-{seed}", planned[f"control-{seed}"], row))
+        return self.told(types, units, rows)
 
-    def _choice(self) -> Json:
-        keys = ("criterion", "keep", "keep_types", "prune", "allocation", "recovery", "drop_dead")
-        return self.recipe.model_dump(mode="json", include=set(keys)) | {"types": self.recipe.see.types.model_dump()}
+    def told(self, types: Json, units: Json, rows: Sequence[Json]) -> Json:
+        """The record, written with its page."""
+        stages, created = self.steps.spent(list(self.planned))
+        found = {
+            "types": types, "units": units, "pairs": [len(part) for part in self.split], "exam": list(rows),
+            "stages": stages, "created": created, "command": self.command, "hashes": {"inputs": self.inputs},
+        }  # fmt: skip
+        made = record.build(self.recipe, self.folder, self.vlm.architecture, device_of(self.vlm.model), found)
+        write_report(made, self.folder)
+        return made
 
-    def _row(self, name: str, model: nn.Module, exam: dict[str, list[Sample]]) -> Json:
-        found = by_modality.examine(model, exam, self.recipe.batch).mean
-        return {"model": name, "nll": found, "parameters": sum(p.numel() for p in model.parameters())}
+    @cached_property
+    def planned(self) -> dict[str, Json]:
+        """The steps in their order, and what each depends on beside the inputs."""
+        r = self.recipe
+        units = r.see.model_dump(exclude={"names": {"max_calls", "timeout"}})
+        found: dict[str, Json] = {"types": r.see.types.model_dump(), "units": units, "exam-dense": {}}
+        if r.prunes:
+            keys = ("criterion", "keep", "keep_types", "prune", "allocation", "recovery", "drop_dead")
+            choice = r.model_dump(mode="json", include=set(keys)) | {"types": r.see.types.model_dump()}
+            found["costs"] = {"seed": r.criterion.seed, "prune": sorted(r.prune)}
+            found |= {"pruned": choice} | {f"control-{n}": choice for n in range(r.controls)}
+        return found
 
-    def _pruned(self, plan: Plan, exam: dict[str, list[Sample]]) -> Json:
+    def expect(self, steps: Sequence[str] = ()) -> dict[str, float]:
+        """What the steps that are left will take in seconds, all or these; said in one line, and told to the progress."""
+        left = [n for n, of in self.planned.items() if (not steps or n in steps) and self.steps.known(n, of) is None]
+        found: Mapping[str, float] = {}
+        try:
+            if left:
+                at = ahead.pace(
+                    self.vlm.model, [self.vlm.preparer.sample(pair) for pair in self.split[0][: ahead.TIMED]]
+                )
+                found = ahead.estimate(self.vlm.model, at, self.recipe, self.sites, [len(part) for part in self.split])
+        except UserError:
+            raise
+        except Exception as error:  # an estimate that cannot be made stops no run
+            self.reporter.say(f"cost: not estimated ({one_line(error)})")
+            return {}
+        seconds = {name: found[name] for name in left}
+        self.reporter.say(ahead.line(seconds))
+        self.reporter.expect(seconds)
+        return seconds
+
+    @cached_property
+    def exam(self) -> dict[str, list[Sample]]:
+        """The pairs of the exam as samples in each of its ways."""
+        return by_modality.prepared(self.vlm.preparer, self.split[1])
+
+    def _row(self, name: str, model: nn.Module) -> Json:
+        found = by_modality.examine(model, self.exam, self.recipe.batch)
+        each = [round(x, 5) for x in found.nll["right"].tolist()]
+        return {
+            "model": name,
+            "nll": found.mean,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "each": each,
+        }
+
+    def _pruned(self, plan: Plan) -> Json:
         model, vlm = self.made(plan), self.vlm
         if self.recipe.drop_dead and self.dead:
             cut = Vlm(model, vlm.folder, vlm.architecture, vlm.processor)
             model = dead.without(cut, self.dead, self.batches(self.samples[:2])[0]).model
-        row = self._row(self.recipe.criterion.name, model, exam)
-        widths: dict[str, Any] = {"kept": plan.widths}
+        row = self._row(self.recipe.criterion.name, model)
+        widths: Json = {"kept": plan.widths, "of": {name: len(keep) for name, keep in plan.keep.items()}}
         if "language" in self.recipe.prune:
             types = self.labels()
             of = {n: [int((plan.keep[n] & (types[n] == k)).sum()) for k in range(4)] for n in plan.keep if n in types}
@@ -248,24 +290,6 @@ class Road:
         return row | widths | {"plain_from_pretrained": plain}
 
 
-def verdict(rows: Sequence[Json]) -> str:
-    """One sentence: whether the pruned model is ahead of every control, by NLL with the right image."""
-    if len(rows) < 3:
-        return "nothing was removed, or no control was asked for: no claim"
-    best = min(row["nll"]["right"] for row in rows[2:])
-    own, name = rows[1]["nll"]["right"], rows[1]["model"]
-    way = "is ahead of" if own < best else "does not beat"
-    d = next((d for d in range(3, 7) if f"{own:.{d}f}" != f"{best:.{d}f}"), 3)  # digits: as many as tell the two apart
-    return f"{name} ({own:.{d}f} nats) {way} random units at the same widths under the same repair (best {best:.{d}f})"
-
-
 def _write(path: Path, content: dict[str, Tensor]) -> None:
     with files.replacing(path) as temporary:
         temporary.write_bytes(to_bytes({k: v.contiguous() for k, v in content.items()}))
-
-
-def _stamp(path: Path) -> list[Any]:
-    """A file's name, size and time of change: reading the weights of a large model to tell whether they are the same takes
-    as long as opening it."""
-    found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]

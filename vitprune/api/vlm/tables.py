@@ -121,6 +121,18 @@ def lines_of_types(found: Json) -> Iterator[str]:
         yield f"  vision block {block} is dead: no logit depends on it; drop_dead: true takes it out"
 
 
+def lines_of_units(found: Json) -> Iterator[str]:
+    """The shown units for a terminal, and how well they are told."""
+    yield f"Units explained by {found['by']}, from {found['pairs']['explain']} pairs"
+    for row in found["units"]:
+        yield f"  {row['unit']:<10}{row['type']:<12}{row['chosen']:<11}{row['name'] or 'no name'}"
+    for by, parts in found["simulator"].items():
+        for kind, told in parts.items():
+            if told["n"]:
+                score, control = (f"{x:.2f}" if x is not None else "none" for x in (told["median"], told["control"]))
+                yield f"  told by {by} on {kind}s: r {score}, other units' explanations {control} ({told['n']} units)"
+
+
 def lines_of_exam(rows: Sequence[Json]) -> Iterator[str]:
     """The exam for a terminal."""
     yield f"{'nats per text token':<28}{'right':>8}{'shuffled':>10}{'none':>8}{'alone':>8}{'reliance':>10}{'parameters':>16}"

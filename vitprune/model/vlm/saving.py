@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vitprune.core import files
+from vitprune.core import files, ledger
 from vitprune.core.errors import UserError
 from vitprune.core.ledger import Ledger
 from vitprune.core.reading import Json, read_json
@@ -47,10 +47,14 @@ def save(vlm: Vlm, model: nn.Module, folder: Path, about: Json) -> bool:
             widths = {} if config is not None else {"widths": {s.name: s.size for s in sites.named(model).values()}}
             content = read_json(path) | {OURS: widths | about}
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            written = set()
             for file in sorted(p for p in Path(place).rglob("*") if p.is_file()):
                 target = folder / file.relative_to(place)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 files.put(file, target)
+                written.add(ledger.plain(target))
+            for path in Ledger(folder).files(folder) - written:  # of a model that was saved here before
+                path.unlink()
     finally:
         made.config = before
     return config is not None

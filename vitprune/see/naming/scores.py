@@ -20,9 +20,9 @@ FLAT = 1e-9  # of the mean square, below which a variance is none
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Per image and unit the sums over an image's places of the prediction p and the truth y: [N, H] each; `places` of an
-    image."""
+    image, or of each [N]."""
 
-    places: int
+    places: int | np.ndarray
     p: np.ndarray
     y: np.ndarray
     pp: np.ndarray
@@ -40,7 +40,7 @@ class Sums:
         """Pooled over images, [H]; for every row of `weights` [B, N], how often an image counts, [B, H]. NaN where one
         never changes."""
         every = weights if weights is not None else np.ones((1, len(self.p)))
-        n = self.places * every.sum(1, keepdims=True)
+        n = (every * self.places).sum(1, keepdims=True)
         p, y, pp, yy, py = (every @ v for v in (self.p, self.y, self.pp, self.yy, self.py))
         with np.errstate(divide="ignore", invalid="ignore"):
             own, other = pp - p * p / n, yy - y * y / n

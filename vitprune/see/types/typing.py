@@ -70,7 +70,7 @@ def types_of(
     half_of = torch.zeros(len(samples), dtype=torch.long)
     half_of[order[len(samples) // 2 :]] = 1
     verdicts: list[dict[str, Verdict]] = [{}, {}, {}]  # of the whole, and of each half
-    for some in _portions(sites, memory):
+    for some in portions(sites, memory):
         progress(f"types: {some[0].name} to {some[-1].name}")
         for views, found in zip(verdicts, _portion(model, some, samples, how, of, batch, half_of), strict=True):
             views |= found
@@ -78,7 +78,7 @@ def types_of(
     return Types(verdicts[0], every[0], (every[1], every[2]), len(samples))
 
 
-def _portions(sites: Sequence[FfnSite], memory: int) -> list[list[FfnSite]]:
+def portions(sites: Sequence[FfnSite], memory: int) -> list[list[FfnSite]]:
     """The sites in order, as many at once as their counts (two modalities, two halves and their sum) fit."""
     made: list[list[FfnSite]] = []
     room = 0
