@@ -8,7 +8,7 @@ the same repair and, but for `pooled`, read the same rows of the last block:
 
     fisher-obs    independent random directions on every token, the tool's default
     class-only    the same with directions on the pooled feature alone
-    pooled        class-only, and the last block read and repaired on that feature's rows alone, as `model.features: pooled` does it
+    pooled        class-only, and the last block read and repaired on its rows alone (`model.features: pooled`)
     obs           no gradient: what is left of the layers' own outputs
     variance, magnitude-l2, random    as many heads, dimensions and units of each block as fisher-obs chose, others of them
 
