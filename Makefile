@@ -42,6 +42,7 @@ docs: $(VENV)/.installed-docs
 
 # The record of the documentation's sample report, from a run of the demo, and its pictures; `docs` makes the page of it.
 sample: demo
+	$(BIN)/vitprune see exported/demo-whole
 	$(BIN)/python docs/sample.py take
 	$(BIN)/python docs/sample.py shoot
 

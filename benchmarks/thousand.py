@@ -1,10 +1,12 @@
 """A thousand classes: what the whole default road takes, and what a run takes that finds nothing to do.
 
-    python benchmarks/thousand.py [--quick] [--classes 1000] [--workers 1] [--folder FOLDER]
+    python benchmarks/thousand.py [--quick] [--idle] [--classes 1000] [--workers 1] [--folder FOLDER]
 
 The images are grey noise with a mark of their class, in one tar file; the model is narrow (width 64) with the 12 blocks of
 3,072 units and the 1,000 outputs of a large one, its weights drawn. Its accuracy says nothing; its time and memory do.
-Each run is a process of its own, memory is the highest use of it and of what it started. The last line is one JSON object;
+With --idle the road there is a short one: `activation`, whose discovery files are the largest (a count for each class and
+unit), affine repair, no baselines, no export. Each run is a process of its own, memory is the highest use of it and of what
+it started. The last line is one JSON object;
 `idle_above_imports_mb` is the run that finds nothing to do, less what `import torch, timm` takes.
 """
 
@@ -41,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="200 classes")
     parser.add_argument("--classes", type=int, default=None)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--idle", action="store_true", help="a short road to a run that finds nothing to do")
     parser.add_argument("--criterion", default=None, help="another than the default")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; one that stays")
     return parser.parse_args()
@@ -89,13 +92,18 @@ def model(folder: Path, classes: int, width: int = 64, depth: int = 12, hidden: 
     return folder
 
 
-def recipe(folder: Path, classes: int, criterion: str | None) -> Path:
-    """A recipe that asks for nothing but the model and the images."""
+SHORT: dict[str, Any] = {"criterion": {"name": "activation"}, "keep": 0.5, "recovery": "affine", "refit_images": 1000}
+SHORT |= {"baselines": [], "export": {"onnx": False}}
+
+
+def recipe(folder: Path, classes: int, criterion: str | None, short: bool = False) -> Path:
+    """A recipe that asks for nothing but the model and the images, or for `SHORT`."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Any] = {"version": 1, "name": "thousand", "out": str(folder / "exported")}
     made |= {"model": {"name": f"local-dir:{model(folder / 'model', classes)}"}}
     made |= {"data": {"path": str(images(folder / "images.tar", classes))}}
     made |= {"split": {"seed": 0, "probe": PROBE / (PROBE + TEST)}}
+    made |= SHORT if short else {}
     if criterion:
         made["criterion"] = {"name": criterion}
     path = folder / "recipe.yaml"
@@ -132,7 +140,7 @@ def _resident(process: psutil.Process) -> int:
 
 def measured(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     classes = asked.classes or (200 if asked.quick else 1000)
-    path = recipe(folder, classes, asked.criterion)
+    path = recipe(folder, classes, asked.criterion, asked.idle)
     command = [sys.executable, "-m", "vitprune", "run", str(path), "--workers", str(asked.workers)]
     _, imports = taken([sys.executable, "-c", "import torch, timm"])
     seconds, peak = taken(command)
@@ -143,6 +151,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     sizes = {p.name: p.stat().st_size / 1e6 for p in (out / "stages" / "discover").glob("*.safetensors")}
     return {
         "classes": classes,
+        "road": "short" if asked.idle else "default",
         "images": classes * (PROBE + TEST),
         "workers": asked.workers,
         "threads": torch.get_num_threads(),

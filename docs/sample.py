@@ -1,6 +1,6 @@
 """The sample report of the documentation: its record from a run of the demo, and its pictures.
 
-    python docs/sample.py take     # exported/demo → docs/sample/: the record and the files that its page is made of
+    python docs/sample.py take     # exported/demo-whole → docs/sample/: the record and the files that its page is made of
     python docs/sample.py shoot    # docs/report-light.png and docs/report-dark.png, by a headless Chromium
 
 The page itself is made of the record by today's code whenever the site is built (hooks.py). `shoot` writes into each
@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 DOCS = Path(__file__).parent
 sys.path += [str(DOCS), str(DOCS.parent / "tests" / "helpers")]
-KEPT = ("report.json", "report-data/**/*.*", "stages/evaluate/all.safetensors")
+KEPT = ("report.json", "report-data/**/*.*", "stages/evaluate/all.safetensors", "see/units/*.png")
 WIDTH, HEIGHT = 1100, 1220  # pixels of a picture: the verdict, the numbers, dense beside slim
 
 
@@ -59,7 +59,7 @@ def shoot() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["take"]:
-        take(Path(sys.argv[2]) if len(sys.argv) > 2 else DOCS.parent / "exported" / "demo")
+        take(Path(sys.argv[2]) if len(sys.argv) > 2 else DOCS.parent / "exported" / "demo-whole")
     elif sys.argv[1:] == ["shoot"]:
         shoot()
     else:
