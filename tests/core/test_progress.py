@@ -61,6 +61,10 @@ def test_budgets_of_a_frontier_share_the_time_of_a_stage() -> None:
     assert ahead.left() == pytest.approx(20.0)
     ahead.finished("prune", 0.0, worked=False)
     assert ahead.left() == pytest.approx(10.0)
+    for _ in range(3):  # found done more often than it was expected at all
+        ahead.finished("prune", 0.0, worked=False)
+        ahead.finished("evaluate", 0.0, worked=False)
+    assert ahead.left() == 0.0
 
 
 def told(made: Reporter, width: int = 80) -> io.StringIO:

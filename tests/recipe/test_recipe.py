@@ -17,6 +17,7 @@ from vitprune.criteria.statistics.random import random
 from vitprune.images.split import split_per_class
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.recipe import parse, recipe
+from vitprune.recipe.exports import Export, told_batch
 from vitprune.recipe.parts import Whole
 
 BUNDLED = sorted(path.stem for path in parse.bundled_folder().glob("*.yaml"))
@@ -430,3 +431,8 @@ def test_every_setting_reaches_the_engine() -> None:
 def test_settings_that_do_not_go_together_are_refused(given: str) -> None:
     with pytest.raises(UserError, match=r"line 2: `criterion"):
         parse.parse(f"name: a\ncriterion: {{name: jas, {given}}}")
+
+
+@pytest.mark.parametrize(("batches", "told"), [([1, 8, 32], 32), ([1], 1), ([8, 64], 64), ([], 32)])
+def test_the_one_figure_of_latency_is_of_a_batch_that_was_asked_for(batches: list[int], told: int) -> None:
+    assert told_batch(Export(latency_batches=batches)) == told

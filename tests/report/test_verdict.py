@@ -97,6 +97,10 @@ def test_random_units_that_lost_more_are_told_so(record: Record) -> None:
     random = next(r for r in record["rows"] if r["criterion"] == "random" and r["recovery"] == "affine")
     random |= {"top1": 0.8012, "mcnemar_p": 0.0001}
     assert "random units with the same repair lost 6.37 points more" in lead(record)[0]
+    random["allocation"] = "of another kind"
+    said, detail = lead(record)
+    assert "random units with the same repair, in other widths per block, lost 6.37 points more" in said
+    assert "in other widths per block: 80.12" in detail
     record["rows"].remove(random)
     assert "random units with the same repair were not examined" in lead(record)[0]
     record["result"]["criterion"] = "random"

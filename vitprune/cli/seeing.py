@@ -52,9 +52,6 @@ def see(
 ) -> None:
     """What was removed: the images that move each unit, what it writes and fires for, what the repair changed."""
     from vitprune.cli.runs import asking, carried_out, command_of
-    from vitprune.runs import pipeline
-    from vitprune.runs.costs import estimate, telling
-    from vitprune.runs.engine import opening
 
     words, shown = {"parts": parts, "sites": sites}, {"kept": kept, "removed": removed}
     named = words | shown | {"unit": unit, "class": of_class}
@@ -67,6 +64,9 @@ def see(
     _looked_at(recipe, units)
     for folder in _folders(recipe):
         _there(folder, units, of_class)
+    from vitprune.runs import pipeline  # seconds of libraries: what is wrong with the words is said before
+    from vitprune.runs.costs import estimate, telling
+    from vitprune.runs.engine import opening
 
     def before(run: Run) -> None:
         _require(run, units)

@@ -47,7 +47,7 @@ def show(record: Json, verb: str, folder: Path) -> None:
         macs, params = model["macs_slim"] / model["macs_dense"], model["params_slim"] / model["params_dense"]
         line = f"MACs x {macs:.3f}, parameters x {params:.3f}"
         if result.get("latency_ratio"):
-            line += f", ONNX latency x {result['latency_ratio']:.3f} (batch 32)"
+            line += f", ONNX latency x {result['latency_ratio']:.3f} (batch {result.get('latency_batch', 32)})"
         console.print(f"Slim against dense: {line}")
         for note in result.get("latency_notes", []):
             console.print(f"The latency is in doubt: {note}", soft_wrap=True, markup=False)

@@ -117,6 +117,8 @@ def images_of(verb: str, model: nn.Module, images: Any) -> Tensor:
 def _way(shape: tuple[int, ...], expected: tuple[int, int, int]) -> str:
     """What to do about images of another shape."""
     channels, height, width = expected
+    if shape[1:] == expected:
+        return ", and there are none"
     if shape == expected:
         return "; for one image images[None]"
     if len(shape) == 4 and shape[1:] == (height, width, channels):

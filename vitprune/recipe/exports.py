@@ -70,6 +70,12 @@ def timed_batch(export: Export) -> int:
     return max(export.latency_batches, default=32)
 
 
+def told_batch(export: Export) -> int:
+    """The batch of the run's one figure of latency: 32, or the largest that is timed where the recipe leaves 32 out."""
+    batches = export.latency_batches or [32]
+    return 32 if 32 in batches else max(batches)
+
+
 def sized_by_files(whole: Whole | None, export: Export) -> dict[str, bool | int]:
     """What a plan depends on of how its files are written and timed; nothing where it does not."""
     found: dict[str, bool | int] = {"shortcut": True} if of_file(whole, export) else {}

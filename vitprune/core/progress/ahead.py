@@ -21,8 +21,10 @@ class Ahead:
     def finished(self, stage: str, seconds: float, worked: bool = True) -> None:
         """A stage ended after so many seconds; one that found its work done (`worked` is false) says nothing of the rest."""
         if not worked:
-            times = self.times.get(stage, 1)
-            self.seconds[stage] = self.seconds.get(stage, 0.0) * (times - 1) / times
+            if stage not in self.seconds:  # nothing was expected of it
+                return
+            times = max(1, self.times.get(stage, 1))
+            self.seconds[stage] *= (times - 1) / times
             self.times[stage] = times - 1
             return
         self.spent[stage] = self.spent.get(stage, 0.0) + seconds

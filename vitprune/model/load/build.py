@@ -185,6 +185,7 @@ def _of_transformers(net: Any, images: Tensor, layout: TokenLayout) -> tuple[Ten
 def with_weights(made: Any, config: Any, folder: Path) -> nn.Module:
     """transformers' own loading: it knows the names that its older versions wrote. Nothing pickled, nothing fetched."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    importlib.import_module("transformers").utils.logging.disable_progress_bar()
     net, found = made.from_pretrained(
         folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
     )

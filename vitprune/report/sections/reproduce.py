@@ -68,7 +68,7 @@ def _stages(stages: list[Json]) -> list[Block]:
 
 def _stage(row: Json) -> Row:
     skipped, took = row.get("skipped") is True, number(row.get("seconds"))
-    state = "skipped: its inputs had not changed" if skipped else "done" if took is not None else "not finished"
+    state = "unchanged, skipped" if skipped else "done" if took is not None else "not finished"
     peak = number(row.get("peak_memory_mb"))
     memory = Cell(numbers.size(None if peak is None else 1e6 * peak), peak)
     return Row((Cell(clean(row.get("name"))), Cell(numbers.seconds(took), took), memory, Cell(state)))

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 
 from vitprune.pruning.repair.names import closed_form
+from vitprune.recipe.exports import told_batch
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs.costs.facts import Set, left
 from vitprune.runs.costs.outline import MB, Outline, Stage, Work
 from vitprune.runs.costs.scoring import discover
 from vitprune.runs.results.loss_search import FOLDS, SHARES
-from vitprune.runs.stages.export import CALIBRATION_IMAGES, FLOOR_IMAGES, LATENCY_BATCH
+from vitprune.runs.stages.export import CALIBRATION_IMAGES, FLOOR_IMAGES
 from vitprune.runs.state.batching import REPAIR_IMAGES
 
 EXPORT = 1.5, 0.5  # seconds of an ONNX file, and of each of its blocks: the exporter's, on any machine about
@@ -124,7 +125,7 @@ def export(o: Outline) -> Stage:
             exams += o.forward(judged, share) + o.decoding(o.images.test * (1 + len(e.precisions)) + judged)
             timing = sum(
                 max(LATENCY[0] * LATENCY[1], 7 * o.forward(batch, 1 + share))
-                for batch in {*e.latency_batches, LATENCY_BATCH}
+                for batch in {*e.latency_batches, told_batch(e)}
             )
             works += [
                 Work("ONNX", len(e.precisions) * exporting(o), len(o.images.sets)),

@@ -9,9 +9,9 @@ from vitprune.core.reading import Json, read_json
 from vitprune.exam.features import NEIGHBOURS
 from vitprune.model import size
 from vitprune.model.sites.attention import attention_sites
+from vitprune.recipe.exports import told_batch
 from vitprune.runs.results import shortcut
 from vitprune.runs.results.onnx_files import dense_bytes, outputs_of
-from vitprune.runs.stages.export import LATENCY_BATCH
 from vitprune.runs.state import told
 from vitprune.runs.state.run import Run
 
@@ -125,9 +125,10 @@ def _attention(run: Run, slim: Json) -> Json:
 
 def _result(run: Run, row: dict[str, Any], exported_now: bool) -> dict[str, Any]:
     exported = stage_json(run, "export", f"{row['group'] or 'all'}.json") if exported_now else None
-    timed = [x for x in exported["latency"] if x["batch"] == LATENCY_BATCH] if exported else []
+    batch = told_batch(run.recipe.export)
+    timed = [x for x in exported["latency"] if x["batch"] == batch] if exported else []
     ratio = timed[0]["ratio"] if timed and math.isfinite(timed[0]["ratio"]) else None
-    found = row | {"latency_ratio": ratio, "latency_batch": LATENCY_BATCH}
+    found = row | {"latency_ratio": ratio, "latency_batch": batch}
     found |= {"latency_notes": timed[0]["notes"]} if ratio is not None else {}
     return found | ({"open_set": exported["open_set"]} if exported and exported["open_set"] else {})
 

@@ -145,13 +145,14 @@ def _checks(run: Run, ran: set[str]) -> list[dict[str, Any]]:
             for precision, why in exported["failed"].items():
                 row = {"name": f"{precision} file was made{label}", "passed": False, "value": None, "limit": None}
                 checks.append(row | {"detail": why})
+            of = "logit" if run.backbone is None else "feature"
             if exported["dense_parity"] is not None:
-                detail = "largest logit difference, torch against onnxruntime, real images at batch 1, 2 and 7"
+                detail = f"largest {of} difference, torch against onnxruntime, real images at batch 1, 2 and 7"
                 checks.append(
                     _check(f"ONNX parity of the dense model{label}", exported["dense_parity"], TOLERANCE, detail)
                 )
             for batch, difference in exported["parity"].items():
-                detail = "largest logit difference, torch against onnxruntime, real images"
+                detail = f"largest {of} difference, torch against onnxruntime, real images"
                 checks.append(_check(f"ONNX parity at batch {batch}{label}", difference, TOLERANCE, detail))
             if (a := exported["agreement"]) and run.backbone is not None:
                 detail = "mean of 1 - cosine to the slim model's features"

@@ -75,12 +75,13 @@ def _name(looking: Looking, path: Path | None) -> str | None:
 def _about(looking: Looking, parts: list[str], left_out: dict[str, str]) -> Json:
     run, labels = looking.run, looking.run.images.labels[looking.index]
     classes = run.classes.every()
+    most = max(int((labels == c).sum()) for c in classes)  # of one class
     without = [looking.name(c) for c in classes if not (labels == c).any()]
     return {
         "schema": SCHEMA,
         "parts": parts,
         "left_out": left_out,
-        "images": {"n": len(looking.index), "per_class": looking.see.images.per_class, "split": "probe"},
+        "images": {"n": len(looking.index), "per_class": most, "split": "probe"},
         "classes": [looking.name(c) for c in classes],
         "classes_without_images": without,
         "widths": [site.size for site in looking.sites],

@@ -22,6 +22,7 @@ from vitprune.exam import logits
 from vitprune.model import families
 from vitprune.model import size as model_size
 from vitprune.model.load import opening
+from vitprune.recipe.exports import told_batch
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.parts import packed, unpacked
 from vitprune.runs.results import shortcut
@@ -32,7 +33,6 @@ from vitprune.runs.stages.versions import version
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
-LATENCY_BATCH = 32
 CALIBRATION_IMAGES, FLOOR_IMAGES = 256, 2000  # the latter: 0.05 points each
 
 
@@ -266,8 +266,8 @@ def _agreement(run: Run, known: np.ndarray, path: Path, targets: list[int], prec
 
 def _latency(run: Run, dense: Path, slim: dict[str, Path]) -> list[Json]:
     """Each slim file timed in turn with the dense fp32 one, and what speaks against it: fp32 at every batch, others at one."""
-    batches = sorted({*run.recipe.export.latency_batches, LATENCY_BATCH})
-    asked = [(p, batches if p == "fp32" else [LATENCY_BATCH]) for p in sorted(slim, key=lambda p: p != "fp32")]
+    batches = sorted({*run.recipe.export.latency_batches, (one := told_batch(run.recipe.export))})
+    asked = [(p, batches if p == "fp32" else [one]) for p in sorted(slim, key=lambda p: p != "fp32")]
     rows = (row for p, sizes in asked for row in _timed(run, dense, slim[p], p, sizes))
     return list(run.reporter.track(rows, "export, latency", sum(len(sizes) for _, sizes in asked)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vitprune.core.reading import Json
 from vitprune.exam import paired as losses
 from vitprune.report.page import numbers
@@ -11,6 +13,7 @@ from vitprune.report.reading.values import mapping, number, sequence
 
 SIGNIFICANT = 0.05
 _ALIKE = ("keep", "budget", "allocation", "recovery", "protocol", "group", "classes", "head", "t")
+_ALIKE_IN_ALL = tuple(key for key in _ALIKE if key != "allocation")
 _NO_RANDOM = "random units with the same repair were not examined, so what the choice of units is worth is not known"
 
 
@@ -61,24 +64,25 @@ def bounds(dense: Json, result: Json) -> tuple[float, float] | None:
 def _random(record: Json, result: Json) -> tuple[str, str]:
     if result.get("criterion") == "random":
         return "the units were chosen at random", ""
-    line = random_line(record, result)
+    line, where = random_line(record, result), ""
+    if line is None:  # units of the same number, shared out over the blocks in another way
+        line, where = random_line(record, result, _ALIKE_IN_ALL), ", in other widths per block,"
     top1, mine = number(line and line.values["top1"]), number(result.get("top1"))
     if line is None or top1 is None or mine is None:
         return _NO_RANDOM, ""
-    told = (
-        f"random units: {numbers.share(top1, 2)}, {f'the mean of {line.draws} draws' if line.draws > 1 else 'one draw'}"
-    )
+    drawn = f"the mean of {line.draws} draws" if line.draws > 1 else "one draw"
+    told = f"random units{where.removesuffix(',')}: {numbers.share(top1, 2)}, {drawn}"
     told += "" if line.p is None else f", p {numbers.probability(line.p)} against the exported model"
     if top1 >= mine or (line.p is not None and line.p >= SIGNIFICANT):
-        return "random units with the same repair did as well", told
+        return f"random units with the same repair{where} did as well", told
     behind = numbers.points(100 * (mine - top1)).removeprefix("+")
-    return f"random units with the same repair lost {behind} points more", told
+    return f"random units with the same repair{where} lost {behind} points more", told
 
 
-def random_line(record: Json, result: Json) -> Line | None:
-    """The honest random rows of the exported setting, merged over their draws."""
+def random_line(record: Json, result: Json, alike: Sequence[str] = _ALIKE) -> Line | None:
+    """The honest random rows that are `alike` the exported setting in these keys, merged over their draws."""
     rows = [row for row in of_protocol(record, "honest") if row.get("criterion") == "random"]
-    same = [row for row in rows if all(row.get(key) == result.get(key) for key in _ALIKE)]
+    same = [row for row in rows if all(row.get(key) == result.get(key) for key in alike)]
     return next(iter(lines(same)), None)
 
 
