@@ -4,7 +4,8 @@
                                             # recipes/see-demo.yaml, which is to stay within a minute beyond the first
     python benchmarks/demo.py [--check]     # docs/demo.md between its two marks, made from that file alone
 
-`run` works in a folder of its own and leaves exported/ alone. --check writes nothing and exits 1 where the page differs.
+`run` works in a folder of its own (with --work DIR in that one, which stays) and leaves exported/ alone.
+--check writes nothing and exits 1 where the page differs.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ ROW = ("criterion", "protocol", "recovery", "t", "seed", "top1", "macs", "mcnema
 Json = dict[str, Any]
 
 
-def run() -> None:
+def run(work: Path | None) -> None:
     """Do as `make demo` does after the installation, and keep what was printed, rows and seconds."""
     from vitprune.deploy import timing
 
     found: Json = {"date": datetime.now(UTC).date().isoformat(), "runs": {}}
     command, load, began = [sys.executable, "-m", "vitprune"], timing.Load(), time.monotonic()
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as own:
+        place = work or Path(own)
         for name in RUNS:
             started = time.monotonic()
             done = subprocess.run(
@@ -50,7 +52,7 @@ def run() -> None:
                 text=True,
                 check=True,
             )
-            record = json.loads((Path(place) / "exported" / name / "report.json").read_text())
+            record = json.loads((place / "exported" / name / "report.json").read_text())
             found["runs"][name] = {
                 "seconds": round(time.monotonic() - started, 1),
                 "stages": {stage["name"]: stage["seconds"] for stage in record["stages"]},
@@ -63,7 +65,7 @@ def run() -> None:
         found["seconds"], started = round(time.monotonic() - began, 1), time.monotonic()
         subprocess.run([*command, "run", ROOT / "recipes" / "see-demo.yaml"], cwd=place, env=env, check=True)
         taken = time.monotonic() - started
-        stages = json.loads((Path(place) / "exported/see-demo/report.json").read_text())["stages"]
+        stages = json.loads((place / "exported/see-demo/report.json").read_text())["stages"]
         (seen,) = (stage["seconds"] for stage in stages if stage["name"] == "see")
         found["see_demo"] = {
             "seconds": round(taken, 1), "see": seen, "beyond_demo": round(taken - found["runs"]["demo"]["seconds"], 1)
@@ -170,9 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("what", nargs="?", choices=["run", "page"], default="page")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page differs")
+    parser.add_argument("--work", type=Path, help="an empty folder to work in, which stays")
     asked = parser.parse_args()
     if asked.what == "run":
-        run()
+        run(asked.work and asked.work.resolve())
     page = PAGE.read_text()
     before, rest = page.split(START)
     made = before + text(json.loads(RESULT.read_text()) if RESULT.is_file() else None) + rest.split(END)[1]
