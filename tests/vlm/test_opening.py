@@ -71,13 +71,12 @@ def test_saved_and_opened_again(family: str, ragged: bool, tmp_path: Path) -> No
     ) = copy.deepcopy(vlm.model), *tokens.batches(samples(family, 2), vlm.config, 2)
     for i, site in enumerate(sites.ffns(model, "language")):
         base.keep_units(model, site, torch.arange(20 + ragged * i))
-    if family != "qwen2vl" or ragged:  # its configuration has no words for such a vision tower
-        for site in sites.ffns(model, "vision"):
-            base.keep_units(model, site, torch.arange(30))
+    for site in sites.ffns(model, "vision"):  # Qwen2-VL's configuration knows whole multiples of its dimension alone
+        base.keep_units(model, site, torch.arange(32 if family == "qwen2vl" and not ragged else 30))
     if ragged:
         base.keep_units(model, sites.groups(model)[0], torch.tensor([1]))
     plain = saving.save(vlm, model, tmp_path / "slim", {"criterion": "none"})
-    assert plain is not ragged
+    assert plain is not ragged and bool(saving.unsaid(vlm, model)) is ragged
     expected = model(**batch.inputs).logits
     again = opening.open_vlm(tmp_path / "slim")
     assert (again.model(**batch.inputs).logits - expected).abs().max() <= 1e-5
@@ -89,6 +88,19 @@ def test_saved_and_opened_again(family: str, ragged: bool, tmp_path: Path) -> No
         load_file(tmp_path / "twice" / "model.safetensors").keys()
         == load_file(tmp_path / "slim" / "model.safetensors").keys()
     )
+
+
+def test_what_a_configuration_has_no_words_for_is_said(tmp_path: Path) -> None:
+    tiny("qwen2vl").save_pretrained(tmp_path / "dense")
+    vlm = opening.open_vlm(tmp_path / "dense")
+    model = copy.deepcopy(vlm.model)
+    for site in sites.ffns(model, "vision"):
+        base.keep_units(model, site, torch.arange(48))
+    assert saving.save(vlm, model, tmp_path / "slim", {}) is False
+    assert saving.unsaid(vlm, model) == "a vision width of 48 at a dimension of 32: it is told as a whole multiple"
+    assert {s.size for s in sites.ffns(opening.open_vlm(tmp_path / "slim").model, "vision")} == {48}
+    base.keep_units(model, sites.ffns(model, "vision")[0], torch.arange(32))
+    assert "vision tower that differ in width" in saving.unsaid(vlm, model)
 
 
 def test_a_dead_vision_block_is_found_and_taken_out(tmp_path: Path) -> None:
@@ -183,8 +195,9 @@ def test_pairs_that_the_model_cannot_read(tmp_path: Path) -> None:
         ("what is it", "a boot", "no place for the image"),
         ("<image> <image>", "a boot", "2 places for one image"),
         ("<image>", "boot " * 200, "reads at most 128"),
+        ("<image>", "a <image> boot", "the text has <image>"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=f"^pairs:1: .*{said}"):
             vlm.preparer.sample(Pair(image, text, prompt, "pairs:1"))
     image.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"0\.png"):

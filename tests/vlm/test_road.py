@@ -205,3 +205,21 @@ def test_nothing_is_chosen_on_pairs_of_the_exam(place: Path, monkeypatch: pytest
     seen.clear()
     made.run()
     assert set(seen) == {str(pair.image) for pair in exam}
+
+
+def test_the_usual_place_for_results(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A smaller model is written where the recipe says nothing of `out`, which is a folder of the working folder."""
+    content = yaml.safe_load(written(place, "usual", keep=0.5, controls=0, recovery="none").read_text())
+    content |= {
+        "model": {"name": f"transformers:{place / 'model'}"},
+        "data": {"pairs": str(place / "data/pairs.jsonl")},
+    }
+    content |= {"see": {"units": {"per_type": 0}}}
+    content.pop("out")
+    (tmp_path / "usual.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    done = CLI.invoke(app, ["run", "usual.yaml"])
+    assert done.exit_code == 0, done.exception or done.output
+    assert (tmp_path / "exported" / "usual" / "model" / "config.json").is_file()
+    step = json.loads((tmp_path / "exported" / "usual" / "steps" / "pruned.json").read_text())
+    assert "model/model.safetensors" in step["files"] and not any(name.startswith("/") for name in step["files"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,13 @@ def test_a_look_leaves_an_examined_page_and_makes_one_where_there_is_none(place:
     assert (place / "out" / "run" / "report.html").read_bytes() == before
 
 
+def _edited(path: Path) -> None:
+    """Other content of the same size, later."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**6))
+
+
 def test_a_step_is_done_again_where_a_file_is_gone_or_cut(tmp_path: Path) -> None:
     Ledger(tmp_path).create()
     made, done = steps.Steps(tmp_path, "inputs", False, Reporter(quiet=True)), []
@@ -266,7 +274,8 @@ def test_a_step_is_done_again_where_a_file_is_gone_or_cut(tmp_path: Path) -> Non
 
     weights = tmp_path / "model" / "model.safetensors"
     for change, expected in (
-        (lambda: None, 1), (lambda: None, 1), (weights.unlink, 2), (lambda: weights.write_text("m"), 3), (lambda: None, 3)
+        (lambda: None, 1), (lambda: None, 1), (weights.unlink, 2), (lambda: weights.write_text("m"), 3), (lambda: None, 3),
+        (lambda: _edited(weights), 4), (lambda: None, 4),
     ):  # fmt: skip
         change()
         assert made.once("pruned", {"keep": 1}, make, ["model"]) == {"x": 1} and len(done) == expected

@@ -17,6 +17,7 @@ from vitprune.core.version import __version__
 
 MADE_BY = "vitprune"
 SCHEMA = 1
+UNSAID = "its widths"
 NO_CLAIM = "nothing was removed, or no control was asked for: no claim"
 
 
@@ -46,7 +47,7 @@ def usage(architecture: str, folder: Path, rows: Sequence[Json]) -> str:
         )
     return (
         "from pathlib import Path\n\nfrom vitprune.model.vlm.opening import open_vlm\n\n"
-        f"vlm = open_vlm(Path({place!r}))  # its layers differ in width, which transformers has no words for\n"
+        f"vlm = open_vlm(Path({place!r}))  # transformers has no words for {rows[1].get('unsaid') or UNSAID}\n"
         "model, processor = vlm.model, vlm.processor"
     )
 

@@ -287,7 +287,7 @@ class Road:
             of = {n: [int((plan.keep[n] & (types[n] == k)).sum()) for k in range(4)] for n in plan.keep if n in types}
             widths["kept_by_type"] = {word: sum(v[k] for v in of.values()) for k, word in enumerate(rules.TYPES)}
         plain = saving.save(vlm, model, self.folder / "model", {"criterion": self.recipe.criterion.name})
-        return row | widths | {"plain_from_pretrained": plain}
+        return row | widths | {"plain_from_pretrained": plain, "unsaid": saving.unsaid(vlm, model)}
 
 
 def _write(path: Path, content: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import yaml
 
 from vitprune.api.vlm.recipe import VlmRecipe
-from vitprune.core import files, places
+from vitprune.core import files, ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.ledger import Ledger
 from vitprune.core.progress import Reporter
@@ -35,7 +35,8 @@ class Steps:
     met: set[str] = field(default_factory=set)  # steps that this command has done or found done
 
     def known(self, name: str, of: Json) -> Json | None:
-        """What a step left, None where it has to be done: with other inputs, or files that are gone or of another size."""
+        """What a step left, None where it has to be done: with other inputs, or files that are gone or were
+        written to since."""
         path = self._path(name)
         if (self.force and name not in self.met) or not path.is_file():
             return None
@@ -60,7 +61,7 @@ class Steps:
         began = time.monotonic()
         with self.reporter.stage(name):
             made = make()
-        written = self._sizes(leaves(made) if callable(leaves) else leaves)
+        written = self._stamps(leaves(made) if callable(leaves) else leaves)
         content = {
             "made_by": MADE_BY, "key": self._key(of), "files": written, "content": made,
             "seconds": round(time.monotonic() - began, 2), "ended": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -84,16 +85,17 @@ class Steps:
     def _key(self, of: Json) -> str:
         return digest({"inputs": self.inputs, "of": of})
 
-    def _there(self, sizes: object) -> bool:
-        if not isinstance(sizes, dict):
+    def _there(self, stamps: object) -> bool:
+        if not isinstance(stamps, dict):
             return False
         with suppress(OSError):
-            return all((self.folder / name).stat().st_size == size for name, size in sizes.items())
+            return all(_changed(self.folder / name) == stamp for name, stamp in stamps.items())
         return False
 
-    def _sizes(self, leaves: Sequence[str]) -> Json:
-        every = (path for name in leaves for path in _below(self.folder / name))
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in every}
+    def _stamps(self, leaves: Sequence[str]) -> Json:
+        root = ledger.plain(self.folder)
+        every = (ledger.plain(path) for name in leaves for path in _below(root / name))
+        return {path.relative_to(root).as_posix(): _changed(path) for path in every}
 
 
 def _below(path: Path) -> Iterator[Path]:
@@ -143,5 +145,9 @@ def inputs_of(model: Path, pairs: Sequence[Pair], about: Json) -> str:
 def _stamp(path: Path) -> list[str | int]:
     """A file's name, size and time of change: reading the weights of a large model to tell whether they are the same takes
     as long as opening it."""
+    return [path.name, *_changed(path)]
+
+
+def _changed(path: Path) -> list[int]:
     found = path.stat()
-    return [path.name, found.st_size, found.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns]

@@ -87,6 +87,10 @@ class Preparer:
         text = self.ids_of(pair.text)
         if not text:
             raise UserError(f"{pair.where}: no token comes of the text")
+        if tokens.image_token(self.config) in text:
+            raise UserError(
+                f"{pair.where}: the text has {self.image_word}, the image's token; it belongs to the prompt alone"
+            )
         longest = getattr(getattr(self.config, "text_config", None), "max_position_embeddings", None)
         if isinstance(longest, int) and len(ids) + len(text) > longest:
             raise UserError(

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitprune.core import files, ledger
-from vitprune.core.errors import UserError
+from vitprune.core.errors import UserError, one_line
 from vitprune.core.ledger import Ledger
 from vitprune.core.reading import Json, read_json
 from vitprune.model.vlm import sites
@@ -31,7 +31,7 @@ def save(vlm: Vlm, model: nn.Module, folder: Path, about: Json) -> bool:
     if folder.resolve() == vlm.folder.resolve():
         raise UserError(f"{folder}: is the folder of the model itself; choose another --out")
     made: Any = model
-    config, before = _uniform(vlm, model), made.config
+    (config, _), before = _told(vlm, model), made.config
     folder.mkdir(parents=True, exist_ok=True)
     Ledger(folder).create()
     try:
@@ -70,39 +70,57 @@ def _write_ragged(model: Any, place: Path) -> None:
     save_file(state, str(place / "model.safetensors"), {"format": "pt"})
 
 
-def _uniform(vlm: Vlm, model: nn.Module) -> Any:
-    """The configuration from which transformers itself builds exactly this model; None where there is none."""
+def unsaid(vlm: Vlm, model: nn.Module) -> str:
+    """What transformers' configuration has no words for in `model`, pruned from `vlm`; empty where plain `from_pretrained`
+    builds it."""
+    return _told(vlm, model)[1]
+
+
+class _NoWordsError(ValueError):
+    """A configuration cannot say this."""
+
+
+def _told(vlm: Vlm, model: nn.Module) -> tuple[Any, str]:
+    """The configuration from which transformers itself builds exactly this model; None where there is none, and why."""
     config: Any = copy.deepcopy(model.config)
     try:
         _tell_width(config.vision_config, "vision", vlm.model, model)
         _tell_width(config.text_config, "language", vlm.model, model)
         _tell_groups(config.text_config, sites.groups(model))
+    except _NoWordsError as error:
+        return None, str(error)
+    try:
         with torch.device("meta"):
             plan = type(model)(type(config).from_dict(config.to_dict()))
-    except Exception:  # a configuration that refuses what it is told has no words for this model
-        return None
-    ours = {name: value.shape for name, value in model.state_dict().items()}
-    return config if ours == {name: value.shape for name, value in plan.state_dict().items()} else None
+    except Exception as error:  # configurations raise whatever they like
+        return None, f"these widths: its own reading refuses them ({one_line(error)})"
+    theirs = {name: value.shape for name, value in plan.state_dict().items()}
+    for name, value in model.state_dict().items():
+        if theirs.pop(name, None) != value.shape:
+            return None, f"the shape of {name}"
+    return (None, f"a model without {next(iter(theirs))}") if theirs else (config, "")
 
 
 def _tell_width(part: Any, which: Tower, dense: nn.Module, model: nn.Module) -> None:
     now = {site.size for site in sites.ffns(model, which)}
     if len(now) > 1:
-        raise ValueError("layers differ in width")
+        raise _NoWordsError(f"layers of the {which} tower that differ in width")
     width = now.pop()
     if {site.size for site in sites.ffns(dense, which)} == {width}:
         return
     if hasattr(part, "mlp_ratio"):
         dim = getattr(part, "embed_dim", None) or part.hidden_size
-        ratio = width / dim
-        part.mlp_ratio = ratio if int(dim * ratio) == width else (width + 0.5) / dim
+        if width % dim and isinstance(part.mlp_ratio, int):
+            raise _NoWordsError(f"a {which} width of {width} at a dimension of {dim}: it is told as a whole multiple")
+        # of the kind that it was: a whole number is refused where it is a float, and the other way round
+        part.mlp_ratio = (width + 0.5) / dim if width % dim else type(part.mlp_ratio)(width // dim)
     else:
         part.intermediate_size = width
 
 
 def _tell_groups(part: Any, found: list[GroupSite]) -> None:
     if len({site.size for site in found}) > 1:
-        raise ValueError("layers differ in groups")
+        raise _NoWordsError("layers of the language tower that differ in groups of heads")
     one = found[0]
     if part.num_key_value_heads != one.size:
         part.num_key_value_heads, part.num_attention_heads = one.size, one.size * one.queries

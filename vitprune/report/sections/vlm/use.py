@@ -13,11 +13,11 @@ def use_section(record: Json) -> Section:
     if not lines:
         return Section("deploy", title, (missing("a smaller model; give `keep` or `keep_types`"),))
     exam = sequence(record.get("exam"))
-    plain = mapping(exam[1] if len(exam) > 1 else None).get("plain_from_pretrained")
+    slim = mapping(exam[1] if len(exam) > 1 else None)
     said = (
         "Every layer of a tower has one width, so transformers loads the folder as it is."
-        if plain is True
-        else "Layers differ in width, which transformers' configuration has no words for; vitprune's loader knows them."
+        if slim.get("plain_from_pretrained") is True
+        else f"Transformers' configuration has no words for {clean(slim.get('unsaid')) or 'its widths'}; vitprune's loader knows."
     )
     blocks: list[Block] = [Text(said), Code(lines, "python")]
     return Section("deploy", title, tuple(blocks))
