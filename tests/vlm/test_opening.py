@@ -188,6 +188,20 @@ def test_bad_pairs(line: str, said: str, tmp_path: Path) -> None:
     assert f"{path}:3" in str(caught.value)
 
 
+def test_marks_and_encodings_of_a_pairs_file(tmp_path: Path) -> None:
+    path = pairs(tmp_path, 3)
+    plain, text = read_pairs(path), path.read_text()
+    path.write_text(text, "utf-8-sig")
+    assert read_pairs(path) == plain
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert read_pairs(path) == plain
+    lines = text.splitlines()
+    path.write_bytes("\r\n".join([lines[0], lines[1].replace("a red", "é"), lines[2]]).encode("latin1"))
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: is not UTF-8") as caught:
+        read_pairs(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
 def test_pairs_that_the_model_cannot_read(tmp_path: Path) -> None:
     vlm, image = opening.open_vlm(folder(tmp_path / "model")), tmp_path / "0.png"
     path = pairs(tmp_path, 2)

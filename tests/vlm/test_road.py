@@ -20,6 +20,7 @@ from vitprune.cli.app import app
 from vitprune.core.errors import UserError
 from vitprune.exam import by_modality
 from vitprune.model.vlm import opening, sites
+from vitprune.model.vlm.pairs import images_of
 from vitprune.model.vlm.preparing import Preparer
 from vitprune.pruning.vlm import costs
 from vitprune.see.types import typing
@@ -76,7 +77,9 @@ def test_run_prunes_examines_and_saves(place: Path, monkeypatch: pytest.MonkeyPa
     dense, slim, control = record["exam"]
     assert [dense["model"], slim["model"], control["model"]] == ["dense", "modality-types", "random 0"]
     assert set(slim["kept"].values()) == {24} and sum(slim["kept_by_type"].values()) == 72
-    assert slim["parameters"] < control["parameters"] < dense["parameters"]  # the dead block is gone too
+    assert slim["parameters"] == control["parameters"] < dense["parameters"]  # the dead block is gone from both
+    units, block = 3 * 24 * 3 * 32, 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    assert dense["parameters"] - slim["parameters"] == units + block
     assert slim["plain_from_pretrained"] is True
     for row in record["exam"]:
         assert row["nll"]["reliance"] == pytest.approx(row["nll"]["shuffled"] - row["nll"]["right"])
@@ -162,6 +165,30 @@ def test_no_pair_of_one_image_on_both_sides(place: Path, tmp_path: Path) -> None
     probe, exam = made.split
     assert len(probe) == len(exam) == 24
     assert not {p.image for p in probe} & {p.image for p in exam}
+
+
+def test_an_image_under_two_names_is_one(place: Path) -> None:
+    data = place / "data"
+    (data / "sub").mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for n in range(24):
+        if not (link := data / "sub" / f"link{n}.png").exists():
+            link.symlink_to(data / f"{n}.png")
+    other = [one | {"image": f"sub/../{one['image']}"} for one in lines]
+    linked = [one | {"image": f"sub/link{one['image']}"} for one in lines]
+    (data / "named.jsonl").write_text("\n".join(json.dumps(one) for one in [*lines, *other, *linked]) + "\n")
+    made = road.Road(recipes.load(written(place, "named", data={"pairs": "data/named.jsonl"})))
+    probe, exam = made.split
+    assert len(probe) == len(exam) == 36
+    assert not {p.image.resolve() for p in probe} & {p.image.resolve() for p in exam}
+    assert {p.image for p in [*probe, *exam]} == {data / f"{n}.png" for n in range(24)}  # as it is first named
+    assert images_of(exam) == list(range(12)) * 3
+    for pair, i in zip(exam, by_modality.derangement(exam, 0), strict=True):
+        assert exam[i].image.resolve() != pair.image.resolve()
+    few = [{**one, "image": "0.png" if n % 2 else "1.png"} for n, one in enumerate(lines)]
+    (data / "named.jsonl").write_text("\n".join(json.dumps(one) for one in few) + "\n")
+    with pytest.raises(UserError, match="pairs of 1 images to choose with and of 1 for the exam are too few"):
+        _ = road.Road(recipes.load(written(place, "named", data={"pairs": "data/named.jsonl"}))).split
 
 
 def test_the_verdict_has_as_many_digits_as_tell_two_numbers_apart() -> None:

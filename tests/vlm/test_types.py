@@ -188,6 +188,33 @@ def test_a_slow_replica() -> None:
     assert len(set(labels)) > 2
 
 
+def test_pairs_of_one_image_count_once() -> None:
+    """Writing every pair twice changes no type by the test; rates of an image are those of its pairs, averaged by hand."""
+    model, made = tiny("llava"), samples("llava", 12)
+    every = sites.ffns(model, "language")[:1]
+    name, how = every[0].name, Settings(delta=0.097)
+    one = typing.types_of(model, every, made, how=how)
+    same = typing.types_of(model, every, made, how=how, images=[9, 3, *range(20, 30)][::-1])
+    two = typing.types_of(model, every, [*made, *made], how=how, images=[*range(12)] * 2, batch=5)
+    assert torch.equal(one.labels["test"][name], two.labels["test"][name])
+    assert one.stability("test") == two.stability("test")
+    for part in ("p", "difference", "visual", "text", "equal"):
+        first, second = (getattr(x.verdicts[name].evidence, part) for x in (one, two))
+        assert torch.equal(first, second), part
+    assert same.samples == 12 and two.samples == 24
+    wrong = typing.types_of(model, every, [*made, *made], how=how).verdicts[name].evidence
+    assert bool((wrong.p < one.verdicts[name].evidence.p).any())  # as if they were independent
+    rates, images = (
+        torch.rand(7, 3, generator=torch.Generator().manual_seed(0)).double(),
+        torch.tensor([4, 1, 4, 0, 1, 4, 2]),
+    )
+    slow = np.array([np.mean([rates[i].numpy() for i in range(7) if images[i] == g], 0) for g in (0, 1, 2, 4)])
+    np.testing.assert_allclose(rules.by_image(rates, images).numpy(), slow, rtol=1e-14)
+    assert torch.equal(rules.by_image(rates, torch.arange(7)), rates)
+    with pytest.raises(UserError, match="pairs of 3 images; at least 4 are needed"):
+        typing.types_of(model, every, made, images=[0, 1, 2] * 4)
+
+
 def test_neither_batches_nor_memory_change_a_type() -> None:
     model, made = tiny("llava"), samples("llava", 13)
     every = sites.ffns(model, "language")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from browser import CHROMIUM, Browser
@@ -15,7 +16,7 @@ from page_checks import ACCESS, LAYOUT
 from typer.testing import CliRunner
 from vlms import folder, pairs
 
-from vitprune.api.vlm import ahead, record, steps
+from vitprune.api.vlm import ahead, record, steps, verbs
 from vitprune.api.vlm import road as roads
 from vitprune.cli.app import app
 from vitprune.core import files
@@ -213,6 +214,39 @@ def test_the_verdict_knows_what_pairs_can_tell() -> None:
     mean, reach = record.difference(ours, other) or (0.0, 0.0)
     assert mean == pytest.approx(-0.2025) and reach == pytest.approx(1.96 * 0.005 / 2)
     assert record.difference(ours, {"each": [1.0]}) is None
+
+
+def test_pairs_of_one_image_are_one_in_the_verdict() -> None:
+    """Writing every pair twice tells nothing new; against the cluster formula in float64, and the plain one."""
+    draw = np.random.default_rng(0)
+    one, other = ({"each": draw.normal(size=12).tolist()} for _ in range(2))
+    d = np.array(one["each"]) - np.array(other["each"])
+    plain = record.difference(one, other)
+    assert (
+        plain == pytest.approx((d.mean(), 1.96 * d.std(ddof=1) / 12**0.5)) == record.difference(one, other, range(12))
+    )
+    twice = record.difference({"each": one["each"] * 2}, {"each": other["each"] * 2}, [*range(12), *range(12)])
+    assert twice == pytest.approx(plain)
+    images = [0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 4]
+    sums = [sum(d[i] - d.mean() for i in range(12) if images[i] == g) for g in range(5)]
+    slow = 1.96 * (5 / 4 * sum(s * s for s in sums)) ** 0.5 / 12
+    assert record.difference(one, other, images) == pytest.approx((d.mean(), slow))
+    assert record.difference(one, other, [0] * 12) is None  # one image tells nothing
+
+
+def test_the_command_has_the_place_that_was_given(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def road(*given: Any) -> Any:
+        said.append(given[-1])
+        raise UserError("enough")
+
+    monkeypatch.setattr(verbs, "Road", road)
+    monkeypatch.chdir(place)
+    for out, words in (("else where", " --out 'else where'"), (None, "")):
+        with pytest.raises(UserError, match="enough"):
+            verbs.carry_out("run", written(place), out and Path(out), "cpu", False, False, Reporter(quiet=True))
+        assert said.pop() == f"vitprune run run.yaml{words}"
 
 
 def test_what_cannot_be_read_is_one_line(place: Path, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 import yaml
 from chat import Chat, completion, images_of, obliging, text_of, unit_of
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from typer.testing import CliRunner
 from vlms import FAMILIES, WORDS, folder, pairs, samples, tiny
 
@@ -52,6 +54,16 @@ def test_the_strongest_and_a_draw_are_shown() -> None:
     assert [u.name for u in found if u.kind != VISUAL and u.drawn] == ["1:0", "1:3"]  # the only ones that are left
     assert next(u.name for u in found if u.kind == VISUAL and u.drawn) in {"0:0", "0:1", "0:2", "0:3"}
     assert found == shown(rows, 2, seed=0) and shown(rows, 0, seed=0) == []
+
+
+def test_two_tokens_that_are_bytes_are_told_apart() -> None:
+    inner = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    inner.decoder = decoders.ByteLevel()
+    vlm: Any = SimpleNamespace(processor=SimpleNamespace(tokenizer=hf.PreTrainedTokenizerFast(tokenizer_object=inner)))
+    looked = Looked(vlm, See(), [], [], [], [])
+    shown = [looked.word(i) for i in range(256)]
+    assert len(set(shown)) > 253 and not any("�" in word for word in shown)  # two ends of a line look alike
+    assert looked.word(inner.token_to_id("a")) == "a" and looked.word(inner.token_to_id("Ġ")) == "␣"
 
 
 def test_words_by_hand() -> None:

@@ -27,7 +27,8 @@ def build(recipe: VlmRecipe, folder: Path, architecture: str, device: torch.devi
     made: Json = {
         "made_by": MADE_BY, "version": __version__, "schema": SCHEMA, "kind": "vision-language", "name": recipe.name,
         "model": architecture, "criterion": recipe.criterion.name, "recovery": recipe.recovery, "keep": recipe.keep,
-        "keep_types": recipe.keep_types, "prune": list(recipe.prune), "said": verdict(rows), "complete": True, "missing": [],
+        "keep_types": recipe.keep_types, "prune": list(recipe.prune),
+        "said": verdict(rows, found.get("images")), "complete": True, "missing": [],
         "usage": usage(architecture, folder, rows), "recipe_yaml": read_text(folder / "recipe.yaml", 1 << 20),
         "versions": versions() | {"transformers": metadata.version("transformers")}, "machine": machine(device),
     }  # fmt: skip
@@ -52,15 +53,16 @@ def usage(architecture: str, folder: Path, rows: Sequence[Json]) -> str:
     )
 
 
-def verdict(rows: Sequence[Json]) -> str:
+def verdict(rows: Sequence[Json], images: Sequence[int] | None = None) -> str:
     """One sentence: whether the pruned model is ahead of every control, by NLL with the right image. Where the pairs' own
-    figures are there, it is ahead of or behind the best control only as far as these pairs can tell."""
+    figures are there, it is ahead of or behind the best control only as far as these pairs can tell;
+    `images`: as in `difference`."""
     if len(rows) < 3:
         return NO_CLAIM
     control = min(rows[2:], key=lambda row: float(row["nll"]["right"]))
     best, own, name = control["nll"]["right"], rows[1]["nll"]["right"], rows[1]["model"]
     way, told = "is ahead of" if own < best else "does not beat", ""
-    if (paired := difference(rows[1], control)) is not None:
+    if (paired := difference(rows[1], control, images)) is not None:
         mean, reach = paired
         told = f"; paired difference {mean:+.4f} ± {reach:.4f} nats".replace("-", "−")
         if abs(mean) <= reach:
@@ -69,13 +71,19 @@ def verdict(rows: Sequence[Json]) -> str:
     return f"{name} ({own:.{d}f} nats) {way} random units at the same widths under the same repair (best {best:.{d}f}{told})"
 
 
-def difference(one: Json, other: Json) -> tuple[float, float] | None:
+def difference(one: Json, other: Json, images: Sequence[int] | None = None) -> tuple[float, float] | None:
     """The mean of one model's nats less the other's over the same pairs, and the reach of its 95 % interval (normal); None
-    where these are not there."""
+    where these are not there. `images`: of every pair the number of its image; pairs of one image count together, as a
+    cluster (each its own image by default)."""
     pairs = list(zip(one.get("each", []), other.get("each", []), strict=False))
-    if len(pairs) < 2 or len(one["each"]) != len(other["each"]):
+    images = list(range(len(pairs))) if images is None else images
+    if not len(pairs) == len(one.get("each", [])) == len(other.get("each", [])) == len(images) or len(set(images)) < 2:
         return None
     differences = [a - b for a, b in pairs]
     mean = sum(differences) / len(pairs)
-    variance = sum((d - mean) ** 2 for d in differences) / (len(pairs) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(pairs))
+    sums = dict.fromkeys(images, 0.0)
+    for image, d in zip(images, differences, strict=True):
+        sums[image] += d - mean
+    count = len(sums)
+    variance = sum((total * (count / len(pairs))) ** 2 for total in sums.values()) / (count - 1)
+    return mean, 1.96 * math.sqrt(variance / count)

@@ -4,7 +4,7 @@ what they were is not done again; a road that was stopped goes on behind its las
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,14 +28,14 @@ from vitprune.exam import by_modality
 from vitprune.model.sites.ffn import FfnSite
 from vitprune.model.vlm import dead, opening, saving, sites, tokens
 from vitprune.model.vlm.opening import Vlm
-from vitprune.model.vlm.pairs import Pair, read_pairs
+from vitprune.model.vlm.pairs import Pair, images_of, read_pairs
 from vitprune.model.vlm.tokens import Batch, Sample
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.vlm import choosing, costs, repair
 from vitprune.report import write_report
 from vitprune.see.types import rules, shown, typing, watching
 
-VERSION = 2  # of what a step leaves; a higher one has every step done again
+VERSION = 3  # of what a step leaves; a higher one has every step done again
 
 
 @dataclass
@@ -71,10 +71,9 @@ class Road:
         chosen = {images[i] for i in order[:count]}
         probe = [pair for pair in every if str(pair.image) in chosen]
         exam = [pair for pair in every if str(pair.image) not in chosen]
-        if len(probe) < typing.LEAST or len(exam) < 2:
-            raise UserError(
-                f"{self.recipe.data.pairs}: {len(probe)} pairs to choose with and {len(exam)} for the exam are too few"
-            )
+        if count < typing.LEAST or len(images) - count < 2:
+            both = f"pairs of {count} images to choose with and of {len(images) - count} for the exam"
+            raise UserError(f"{self.recipe.data.pairs}: {both} are too few")
         return probe, exam
 
     @cached_property
@@ -123,8 +122,9 @@ class Road:
         every = sites.ffns(self.vlm.model, "language")
         batch, say = self.recipe.batch, self.reporter.say
         return typing.types_of(
-            self.vlm.model, every, self.samples, how=how.settings, of=how.of, batch=batch, progress=say
-        )
+            self.vlm.model, every, self.samples, how=how.settings, of=how.of, batch=batch, progress=say,
+            images=images_of(self.split[0]),
+        )  # fmt: skip
 
     def see(self) -> Json:
         """The types written to see/: a table of units, a picture, and types.json, which is returned."""
@@ -196,9 +196,12 @@ class Road:
         return choosing.at_random(plan, r.criterion.seed) if r.criterion.name == "random" else plan
 
     def made(self, plan: Plan) -> nn.Module:
-        """The model cut by a plan and repaired."""
+        """The model cut by a plan and repaired, without dead blocks where the recipe drops them."""
         model = choosing.cut(self.vlm.model, plan)
         repair.repair(self.vlm.model, model, plan, self.batches(self.samples), self.recipe.recovery)
+        if self.recipe.drop_dead and self.dead:
+            cut = replace(self.vlm, model=model)
+            return dead.without(cut, self.dead, self.batches(self.samples[:2])[0]).model
         return model
 
     def run(self) -> Json:
@@ -220,7 +223,7 @@ class Road:
         """The record, written with its page."""
         stages, created = self.steps.spent(list(self.planned))
         found = {
-            "types": types, "units": units, "pairs": [len(part) for part in self.split], "exam": list(rows),
+            "types": types, "units": units, "pairs": [len(part) for part in self.split], "exam": list(rows), "images": images_of(self.split[1]),
             "stages": stages, "created": created, "command": self.command, "hashes": {"inputs": self.inputs},
         }  # fmt: skip
         made = record.build(self.recipe, self.folder, self.vlm.architecture, device_of(self.vlm.model), found)
@@ -277,9 +280,6 @@ class Road:
 
     def _pruned(self, plan: Plan) -> Json:
         model, vlm = self.made(plan), self.vlm
-        if self.recipe.drop_dead and self.dead:
-            cut = Vlm(model, vlm.folder, vlm.architecture, vlm.processor)
-            model = dead.without(cut, self.dead, self.batches(self.samples[:2])[0]).model
         row = self._row(self.recipe.criterion.name, model)
         widths: Json = {"kept": plan.widths, "of": {name: len(keep) for name, keep in plan.keep.items()}}
         if "language" in self.recipe.prune:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from vitprune.api.vlm import ahead, tables
@@ -20,7 +21,9 @@ def carry_out(
 ) -> None:
     """Print what the verb finds; files go to the recipe's folder."""
     recipe = recipes.load(source, out)
-    command = f"vitprune {verb if verb != 'see' else 'run'} {places.place(source)}"
+    command = f"vitprune {verb if verb != 'see' else 'run'} {shlex.quote(places.place(source))}"
+    if out is not None:
+        command += f" --out {shlex.quote(places.place(out))}"
     road = Road(recipe, device, force, reporter, command)
     seconds = road.expect(["types", "units"] if verb == "see" else [])
     found: Json

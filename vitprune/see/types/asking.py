@@ -11,6 +11,7 @@ from vitprune.see.types.shown import Unit
 
 NAMES = {VISUAL: "vlm-name-image-1", TEXT: "vlm-name-text-1", MULTIMODAL: "vlm-name-both-1"}
 IMAGE, LINE = "vlm-simulate-image-1", "vlm-simulate-text-1"
+UNSEEN = "�"  # stands for what cannot be printed, or is no letter
 LONGEST_TOKEN = 40  # characters of a token in a list
 
 
@@ -44,7 +45,7 @@ def of_text(unit: Unit, explanation: str, tokens: Sequence[str]) -> Prompt:
 
 def printable(token: str) -> str:
     """A token as it stands in a list: on one line, of bounded length, a space at an end seen as `␣`."""
-    plain = "".join("⏎" if c in "\r\n" else c if c.isprintable() else "�" for c in token)
+    plain = "".join("⏎" if c in "\r\n" else c if c.isprintable() else UNSEEN for c in token)
     inner = plain.strip(" ")
     lead, tail = len(plain) - len(plain.lstrip(" ")), len(plain) - len(plain.rstrip(" ")) if inner else 0
     return f"{'␣' * lead}{inner}{'␣' * tail}"[:LONGEST_TOKEN]

@@ -103,11 +103,13 @@ class Second:
         self.visual.append(rules.rate(binned, kinds.visual, self.cut).float())
         self.text.append(rules.rate(binned, kinds.text, self.cut).float())
 
-    def verdict(self) -> Verdict:
-        """What the three rules need, without the samples."""
+    def verdict(self, images_S: Tensor) -> Verdict:
+        """What the three rules need, without the samples; `images_S`: of every place the number of its image."""
         fires, samples = self.first.most > 0, max(len(self.first.places), 1)
-        order = torch.cat(self.places).argsort()  # signs are drawn by place, whatever the batches were
-        rates = [torch.cat(one)[order].double() for one in (self.visual, self.text)]
+        places = torch.cat(self.places)
+        order = places.argsort()  # signs are drawn by place, whatever the batches were
+        images = images_S.to(places.device)[places[order]]
+        rates = [rules.by_image(torch.cat(one)[order].double(), images) for one in (self.visual, self.text)]
         evidence = Evidence.of(rates[0], rates[1], self.how)
         counted, rated = self.counts.double() / samples, self.rates.double() / samples
         labels = {"counts": rules.prone(counted, fires), "rates": rules.prone(rated, fires)}

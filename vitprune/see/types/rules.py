@@ -10,7 +10,8 @@
 
 Activations are strengths, never negative: the sign of a gated unit is a free choice (see `reading.strength`). The quantile
 counts both modalities alike, however many tokens each has. Tokens of one image are not independent: a test over tokens calls
-units without any preference visual or text, which is why samples are what is flipped.
+units without any preference visual or text, which is why samples are what is flipped; nor are samples of one image, whose
+rates are averaged first.
 Legend: S samples, T tokens, H units. Types are numbers into TYPES; where two are equal, the earlier one is taken.
 """
 
@@ -107,6 +108,16 @@ def rate(bins_BTH: Tensor, tokens_BT: Tensor, cut_H: Tensor) -> Tensor:
     """Per sample and unit [B, H] the share of these tokens at or above the cut; strength 0 is never active."""
     active = (bins_BTH >= cut_H) & (bins_BTH > 0) & tokens_BT[..., None]
     return active.sum(1).double() / tokens_BT.sum(1).clamp_min(1)[:, None]
+
+
+def by_image(rates_SH: Tensor, images_S: Tensor) -> Tensor:
+    """Mean rates of every image's samples, images by their numbers; samples of one image are not independent, so images are
+    what the test flips."""
+    known, at, counts = images_S.unique(return_inverse=True, return_counts=True)
+    if len(known) == len(images_S):
+        return rates_SH[at.argsort()]
+    of_image = torch.nn.functional.one_hot(at, len(known)).T.to(rates_SH)
+    return (of_image @ rates_SH) / counts[:, None]
 
 
 def sign_flip(differences_SH: Tensor, flips: int, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from vitprune.see.types.reading import Of
 from vitprune.see.types.rules import Settings
 
 MEMORY = 1 << 30  # bytes of counts that are held at once
-LEAST = 4  # samples: two a half
+LEAST = 4  # images: two a half
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +56,39 @@ def types_of(
     batch: int = 16,
     memory: int = MEMORY,
     progress: Callable[[str], None] = lambda line: None,
+    images: Sequence[int] | None = None,
 ) -> Types:
     """The types of the units of `sites`, in two passes over the samples for as many sites as `memory` bytes hold at once.
 
-    Raises UserError for fewer than four samples, and for ones without visual or without text tokens.
+    `images`: of every sample the number of its image (each its own by default); the test counts images, and samples of one
+    image are in one half. Raises UserError for samples of fewer than four images, and for ones without visual or without
+    text tokens.
     """
     how = how or Settings()
-    if len(samples) < LEAST:
+    known, image_of = torch.tensor(list(images or range(len(samples)))).unique(return_inverse=True)
+    if (count := len(known)) < LEAST:
         raise UserError(
-            f"types: {len(samples)} pairs; at least {LEAST} are needed, and a hundred for types to mean something"
+            f"types: pairs of {count} images; at least {LEAST} are needed, and a hundred for types to mean something"
         )
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(how.seed))
-    half_of = torch.zeros(len(samples), dtype=torch.long)
-    half_of[order[len(samples) // 2 :]] = 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(how.seed))
+    half_of = torch.zeros(count, dtype=torch.long)
+    half_of[order[count // 2 :]] = 1
+    sides = Sides(image_of, half_of[image_of])
     verdicts: list[dict[str, Verdict]] = [{}, {}, {}]  # of the whole, and of each half
     for some in portions(sites, memory):
         progress(f"types: {some[0].name} to {some[-1].name}")
-        for views, found in zip(verdicts, _portion(model, some, samples, how, of, batch, half_of), strict=True):
+        for views, found in zip(verdicts, _portion(model, some, samples, how, of, batch, sides), strict=True):
             views |= found
     every = [_labels(views, how) for views in verdicts]
     return Types(verdicts[0], every[0], (every[1], every[2]), len(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Of every sample the number of its image, and the half (0, 1) that it is in."""
+
+    image_of: Tensor
+    half_of: Tensor
 
 
 def portions(sites: Sequence[FfnSite], memory: int) -> list[list[FfnSite]]:
@@ -99,7 +112,7 @@ def _portion(
     how: Settings,
     of: Of,
     batch: int,
-    half_of: Tensor,
+    sides: Sides,
 ) -> list[dict[str, Verdict]]:
     device, config = device_of(model), getattr(model, "config", None)
 
@@ -110,7 +123,7 @@ def _portion(
             _both(one)
             read, at = reading.strength(model, sites, one, of), torch.arange(places.start, places.stop)
             for half in (0, 1):
-                rows = (half_of[at] == half).nonzero().flatten()
+                rows = (sides.half_of[at] == half).nonzero().flatten()
                 chosen = rows.to(device)
                 part = Kinds(*(getattr(one.kinds, name)[chosen] for name in ("visual", "text", "sink", "real")))
                 for position, values in enumerate(read):
@@ -126,7 +139,9 @@ def _portion(
             views[view][i].add(values, kinds, at)
 
     passes(second)
-    return [{site.name: made.verdict() for site, made in zip(sites, every, strict=True)} for every in views]
+    return [
+        {site.name: made.verdict(sides.image_of) for site, made in zip(sites, every, strict=True)} for every in views
+    ]
 
 
 def _top(first: First, top: int) -> First:

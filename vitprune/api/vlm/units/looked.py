@@ -98,8 +98,11 @@ class Looked:
         return [self.word(int(i)) for i in self.found[n].ids[self.found[n].text]]
 
     def word(self, token: int) -> str:
-        """A token as it can be printed."""
-        return asking.printable(str(self.vlm.processor.tokenizer.decode([token])))
+        """A token as it can be printed; one that is no text of its own (some bytes of a letter) as the vocabulary has it, so
+        that two of them differ."""
+        words = self.vlm.processor.tokenizer
+        shown = asking.printable(str(words.decode([token])))
+        return asking.printable(str(words.convert_ids_to_tokens(token))) if asking.UNSEEN in shown else shown
 
 
 def _three(values: object) -> list[float]:

@@ -14,10 +14,11 @@ def use_section(record: Json) -> Section:
         return Section("deploy", title, (missing("a smaller model; give `keep` or `keep_types`"),))
     exam = sequence(record.get("exam"))
     slim = mapping(exam[1] if len(exam) > 1 else None)
+    why = clean(slim.get("unsaid")) or "its widths"
     said = (
         "Every layer of a tower has one width, so transformers loads the folder as it is."
         if slim.get("plain_from_pretrained") is True
-        else f"Transformers' configuration has no words for {clean(slim.get('unsaid')) or 'its widths'}; vitprune's loader knows."
+        else f"Transformers' configuration has no words for {why}; vitprune's loader knows."
     )
     blocks: list[Block] = [Text(said), Code(lines, "python")]
     return Section("deploy", title, tuple(blocks))
