@@ -223,7 +223,8 @@ class Road:
         """The record, written with its page."""
         stages, created = self.steps.spent(list(self.planned))
         found = {
-            "types": types, "units": units, "pairs": [len(part) for part in self.split], "exam": list(rows), "images": images_of(self.split[1]),
+            "types": types, "units": units, "pairs": [len(part) for part in self.split], "exam": list(rows),
+            "images": images_of(self.split[1]),
             "stages": stages, "created": created, "command": self.command, "hashes": {"inputs": self.inputs},
         }  # fmt: skip
         made = record.build(self.recipe, self.folder, self.vlm.architecture, device_of(self.vlm.model), found)
