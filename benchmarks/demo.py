@@ -57,7 +57,7 @@ def run(work: Path | None) -> None:
                 "seconds": round(time.monotonic() - started, 1),
                 "stages": {stage["name"]: stage["seconds"] for stage in record["stages"]},
                 "printed": [line.rstrip() for line in done.stdout.splitlines()],
-                "rows": [{key: row[key] for key in ROW} for row in record["rows"]],
+                "rows": [{key: row.get(key) for key in ROW} for row in record["rows"]],
                 "macs": {key: value for key, value in record["model"].items() if key.startswith("macs")},
             }
             found["machine"] = record["machine"]
