@@ -31,7 +31,7 @@ def made() -> tuple[str, str]:
 def test_the_sample_is_whole_and_tells_no_place(made: tuple[str, str]) -> None:
     page, markdown = made
     assert "This run is not complete" not in page and "Not in the record" not in page
-    assert "points of top-1" in markdown and page.count("<svg") >= 6 and page.count("<img") > 30
+    assert "No top-1 lost" in markdown and page.count("<svg") >= 6 and page.count("<img") > 30
     assert "random units" in markdown and "What was removed?" in page
     for place in ("/home/", "/tmp/", "/work/", "/root/", "/Users/"):
         assert place not in page
