@@ -1,18 +1,20 @@
 """A thousand classes: what the whole default road takes, and what a run takes that finds nothing to do.
 
-    python benchmarks/thousand.py [--quick] [--idle] [--classes 1000] [--workers 1] [--folder FOLDER]
+    python benchmarks/thousand.py [--quick] [--idle] [--classes 1000] [--workers 1] [--engine local] [--folder FOLDER]
 
 The images are grey noise with a mark of their class, in one tar file; the model is narrow (width 64) with the 12 blocks of
 3,072 units and the 1,000 outputs of a large one, its weights drawn. Its accuracy says nothing; its time and memory do.
 With --idle the road there is a short one: `activation`, whose discovery files are the largest (a count for each class and
-unit), affine repair, no baselines, no export. Each run is a process of its own, memory is the highest use of it and of what
-it started. The last line is one JSON object;
-`idle_above_imports_mb` is the run that finds nothing to do, less what `import torch, timm` takes.
+unit), affine repair, no baselines, no export. Each run is a process of its own. `peak_mb` is the highest use of memory of it
+and of what it started, `process_mb` that of one process. The last line is one JSON object; `idle_above_imports_mb` is the run
+that finds nothing to do, less what `import torch, timm` takes; `kl` and `top1` are of the exported model, with all digits,
+and `rows_digest` of every row of the exam: two engines have the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import scale
 import timm
 import torch
 import yaml
@@ -43,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="200 classes")
     parser.add_argument("--classes", type=int, default=None)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--idle", action="store_true", help="a short road to a run that finds nothing to do")
     parser.add_argument("--criterion", default=None, help="another than the default")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; one that stays")
@@ -111,17 +115,18 @@ def recipe(folder: Path, classes: int, criterion: str | None, short: bool = Fals
     return path
 
 
-def taken(command: list[str]) -> tuple[float, float]:
-    """Seconds and megabytes of a command: the highest use of memory of all of its processes together."""
-    start, highest = time.perf_counter(), 0.0
+def taken(command: list[str]) -> tuple[float, float, float]:
+    """Seconds and megabytes of a command: the highest use of memory of all of its processes together, and of one of them."""
+    start, highest, one = time.perf_counter(), 0.0, 0.0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        highest = max(highest, sum(map(_resident, [root, *_below(root)])))
+        every = list(map(_resident, [root, *_below(root)]))
+        highest, one = max(highest, sum(every)), max(one, *every)
         time.sleep(PACE)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - start, highest / 1e6
+    return time.perf_counter() - start, highest / 1e6, one / 1e6
 
 
 def _below(root: psutil.Process) -> list[psutil.Process]:
@@ -142,11 +147,13 @@ def measured(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     classes = asked.classes or (200 if asked.quick else 1000)
     path = recipe(folder, classes, asked.criterion, asked.idle)
     command = [sys.executable, "-m", "vitprune", "run", str(path), "--workers", str(asked.workers)]
-    _, imports = taken([sys.executable, "-c", "import torch, timm"])
-    seconds, peak = taken(command)
+    command += ["--engine", asked.engine]
+    _, imports, _ = taken([sys.executable, "-c", "import torch, timm"])
+    seconds, peak, process = taken(command)
     out = folder / "exported" / "thousand"
     record = json.loads((out / "report.json").read_text())
-    idle_seconds, idle = taken(command)
+    idle_seconds, idle, _ = taken(command)
+    rows = scale.without_times(json.loads((out / "stages" / "evaluate" / "rows.json").read_text())["rows"])
     stages = {s["name"]: {"seconds": s["seconds"], "peak_mb": s["peak_memory_mb"]} for s in record["stages"]}
     sizes = {p.name: p.stat().st_size / 1e6 for p in (out / "stages" / "discover").glob("*.safetensors")}
     return {
@@ -154,10 +161,12 @@ def measured(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "road": "short" if asked.idle else "default",
         "images": classes * (PROBE + TEST),
         "workers": asked.workers,
+        "engine": asked.engine,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "minutes": round(seconds / 60, 2),
         "peak_mb": round(peak),
+        "process_mb": round(process),
         "imports_mb": round(imports),
         "report_mb": round((out / "report.html").stat().st_size / 1e6, 2),
         "record_mb": round((out / "report.json").stat().st_size / 1e6, 2),
@@ -168,6 +177,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "idle_above_imports_mb": round(idle - imports),
         "top1": record["result"]["top1"],
         "kl": record["result"]["kl"],
+        "rows_digest": hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
     }
 
 

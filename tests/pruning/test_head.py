@@ -55,20 +55,34 @@ def test_what_is_right_already_is_left_to_the_bit() -> None:
 
 def test_the_strength_is_what_every_fifth_image_likes_best() -> None:
     features, target, weight, bias = case(1)
-    held = torch.arange(N) % 5 == 4
+    held, every = torch.arange(N) % 5 == 4, torch.arange(N)
+    z, zero = (features - features.mean(0)) / features.std(0), (0 * weight, 0 * bias)
+    seen = head.Seen(z, features @ weight.T + bias, target)
 
     def error(ridge: float) -> float:
-        z = (features - features.mean(0)) / features.std(0)
-        w, b = head._solve(z[~held], (features @ weight.T + bias)[~held], target[~held], ridge, (0 * weight, 0 * bias))
-        return head._kl(target[held], (features @ weight.T + bias + z @ w.T + b)[held])
+        w, b = head._solve(seen, every[~held], ridge, zero)
+        log_q = (features @ weight.T + bias + z @ w.T + b)[held].log_softmax(-1)
+        return -float((target[held] * log_q).sum(-1).mean())
 
     errors = {ridge: error(ridge) for ridge in head.RIDGES}
     best = min(errors, key=errors.__getitem__)
-    z = (features - features.mean(0)) / features.std(0)
-    w, _ = head._solve(z, features @ weight.T + bias, target, best, (0 * weight, 0 * bias))
+    w, _ = head._solve(seen, every, best, zero)
     torch.testing.assert_close(
         head.fitted(features, target, weight, bias)[0], weight + w / features.std(0), atol=1e-5, rtol=1e-5
     )
+
+
+def test_the_gradients_of_a_few_images_at_a_time_are_autograds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "TOGETHER", 7)
+    features, target, weight, bias = case(2)
+    w, b = (torch.randn(part.shape, dtype=torch.float64).requires_grad_() for part in (weight, bias))
+    rows, start = torch.arange(N)[5:50:2], features @ weight.T
+    whole = -(target * (start + features @ w.T + b).log_softmax(-1)).sum(-1)[rows].mean()
+    whole.backward()
+    found = head.Seen(features, start, target).kl(rows, w.detach(), b.detach())
+    assert found[0] == pytest.approx(float(whole), rel=1e-12)
+    for made, expected in zip(found[1:], (w.grad, b.grad), strict=True):
+        torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_slim_model_comes_closer_to_the_dense_one(tiny_vit, make_images) -> None:

@@ -244,10 +244,11 @@ def test_sums_around_another_origin_are_those_of_the_rows():
     rest.add(h[30:], t[30:])
     whole.add(h, t)
     old = h.new_zeros(4, 7)
-    for one, other in zip((rest + here).solve(old, 1e-3), whole.solve(old, 1e-3), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
     again = SecondMoments.of(rest.sums("a"), "a", torch.device("cpu"))
     assert again.rows == 20 and torch.equal(again.gram, rest.gram) and torch.equal(again.origin[1], rest.origin[1])
+    rest += here
+    for one, other in zip(rest.solve(old, 1e-3), whole.solve(old, 1e-3), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_the_bytes_of_a_repair_are_those_of_its_streams(tiny_vit, make_images, monkeypatch):
@@ -361,6 +362,29 @@ def test_streams_are_kept_where_they_take_at_most_half_of_what_is_free(tiny_vit,
     for free, kept in ((2 * whole, True), (2 * whole - 1, False)):
         monkeypatch.setattr(memory, "free", lambda device, free=free: free)
         assert (repair_streams.DenseStreams.if_room(model, 5) is not None) == kept
+
+
+def test_dense_streams_beyond_a_processors_room_lie_in_a_file(tiny_vit, make_images, monkeypatch, tmp_path):
+    model, images = tiny_vit(dtype=torch.float32), make_images(12, dtype=torch.float32)
+
+    def repaired(kept: repair_streams.DenseStreams | None) -> list[torch.Tensor]:
+        slim = surgery.slim(model, mask_for(model))
+        layerwise.repair(slim, model, images.split(4), attention=True, kept=kept)
+        return list(slim.state_dict().values())
+
+    expected = repaired(None)
+    every = repair_streams.DenseStreams.if_room(model, 12, 2, tmp_path)
+    assert every.room == (128 << 20) // 2  # of two processes each has a half
+    repaired(every)
+    size = sum(value.nbytes for value in every.tensors.values())
+    assert not every.filed.places
+    monkeypatch.setattr(repair_streams, "KEPT_IN_MEMORY", size // 3)
+    some = repair_streams.DenseStreams.if_room(model, 12, 1, tmp_path)
+    for _ in range(2):
+        assert all(map(torch.equal, repaired(some), expected))
+        assert sum(value.nbytes for value in some.tensors.values()) <= size // 3
+        assert len(some.tensors) + len(some.filed.places) == len(every.tensors)  # and none twice
+    assert some.tensors and not list(tmp_path.iterdir())  # the file has no name
 
 
 def test_a_repair_that_needs_images_says_so(tiny_vit):

@@ -13,7 +13,7 @@ its own origin and δ what that origin is above the first, (r + δ)(r + δ)ᵀ =
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,50 @@ from vitprune.core.device import exact, products, wide, widened
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 CHUNK = 8192
+STRIP = 128  # columns of a Gram matrix at once
+
+
+def strips(n: int) -> Iterator[tuple[int, slice]]:
+    """A symmetric matrix [n, n] in strips of columns from the diagonal down: each one's first column, and its place packed."""
+    at = 0
+    for i in range(0, n, STRIP):
+        end = at + (n - i) * min(STRIP, n - i)
+        yield i, slice(at, end)
+        at = end
+
+
+def packed_size(n: int) -> int:
+    """Numbers of a packed symmetric matrix [n, n], a little more than half of it."""
+    return sum(place.stop - place.start for _, place in strips(n))
+
+
+def unpacked(packed: Tensor, n: int) -> Tensor:
+    """The whole matrix [n, n]."""
+    made = packed.new_empty(n, n)
+    for i, place in strips(n):
+        strip = packed[place].view(n - i, -1)
+        made[i:, i : i + STRIP] = strip
+        made[i : i + STRIP, i:] = strip.T
+    return made
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add rowsᵀ·rows of rows [R, n] to a float64 total in place: a matrix [n, n], or a packed one. Products are of the rows'
+    type, in strips from the diagonal down: half of the arithmetic, and no temporary matrix."""
+    n = rows.shape[1]
+    with products("float32", rows.device):
+        for i, place in strips(n):
+            part = (rows[:, i:].T @ rows[:, i : i + STRIP]).to(total.device)
+            if total.ndim == 1:
+                total[place].view(n - i, -1).add_(part)
+                continue
+            total[i:, i : i + STRIP] += part
+            total[i : i + STRIP, i + STRIP :] += part[STRIP:].T
+
+
+def _summed(rows: Tensor) -> Tensor:
+    """Sums of every column, float64."""
+    return widened(rows).sum(0) if wide(rows.device) != rows.device else rows.sum(0, dtype=torch.float64)
 
 
 class SecondMoments:
@@ -43,35 +87,41 @@ class SecondMoments:
             self.cross = torch.zeros(h.shape[1] + 1, t.shape[1], dtype=torch.float64, device=own)
             self.square = torch.zeros(t.shape[1], dtype=torch.float64, device=own)
         for h_part, t_part in zip(h.split(CHUNK), t.split(CHUNK), strict=True):
-            ones = h_part.new_ones(len(h_part), 1)
-            row, target = torch.cat([h_part - self.origin[0], ones], 1), t_part - self.origin[1]
+            row, target = h_part - self.origin[0], t_part - self.origin[1]
             with products("float32", row.device):
-                gram, cross = row.T @ row, row.T @ target
-            self.gram += gram.to(self.gram.device)
-            self.cross += cross.to(self.cross.device)
+                cross = row.T @ target
+            add_gram(self.gram[:-1, :-1], row)
+            self.cross[:-1] += cross.to(self.cross.device)
+            self.cross[-1] += _summed(target)
+            self.gram[-1, :-1] += _summed(row)
             self.square += widened(target.square().sum(0))
         self.rows += len(h)
+        self.gram[-1, -1] = self.rows
+        self.gram[:-1, -1] = self.gram[-1, :-1]
 
-    def __add__(self, other: SecondMoments) -> SecondMoments:
-        if self.origin is None or other.origin is None:
-            return self if other.origin is None else other
-        moved = other.around(self.origin)
-        total = SecondMoments()
-        total.rows, total.origin = self.rows + moved.rows, self.origin
-        total.gram, total.cross = self.gram + moved.gram, self.cross + moved.cross
-        total.square = self.square + moved.square
-        return total
+    def __iadd__(self, other: SecondMoments) -> SecondMoments:
+        """Add the sums of other rows, which are used up by it: no more memory is taken than both have already."""
+        if other.origin is None:
+            return self
+        if self.origin is None:
+            return other
+        moved = other.around(self.origin, inside=True)
+        self.rows += moved.rows
+        self.gram += moved.gram
+        self.cross += moved.cross
+        self.square = self.square + moved.square
+        return self
 
-    def around(self, origin: tuple[Tensor, Tensor]) -> SecondMoments:
-        """The same sums around another origin; itself where it is this one."""
+    def around(self, origin: tuple[Tensor, Tensor], inside: bool = False) -> SecondMoments:
+        """The same sums around another origin; itself where it is this one. `inside`: these need not stay as they are."""
         assert self.origin is not None
         h, t = (widened(old) - widened(new) for old, new in zip(self.origin, origin, strict=True))
         if not bool(h.any()) and not bool(t.any()):
             return self
         made, n = SecondMoments(), self.rows
         made.rows, made.origin = n, origin
-        inputs, targets = self.gram[-1, :-1], self.cross[-1]
-        made.gram, made.cross = self.gram.clone(), self.cross.clone()
+        inputs, targets = self.gram[-1, :-1].clone(), self.cross[-1].clone()
+        made.gram, made.cross = (self.gram, self.cross) if inside else (self.gram.clone(), self.cross.clone())
         made.gram[:-1, :-1].addr_(inputs, h).addr_(h, inputs).addr_(h, h, alpha=n)
         made.gram[-1, :-1] += n * h
         made.gram[:-1, -1] += n * h
@@ -112,12 +162,12 @@ class SecondMoments:
         """The new weight [q, p] and bias [q], float64."""
         assert self.origin is not None
         mean, target_mean = self.gram[-1, :-1] / self.rows, self.cross[-1] / self.rows
-        covariance = self.gram[:-1, :-1] / self.rows - mean[:, None] * mean
+        covariance = (self.gram[:-1, :-1] / self.rows).addr_(mean, mean, alpha=-1)
         cross = self.cross[:-1] / self.rows - mean[:, None] * target_mean
         old = old_weight.to(covariance)
-        strength = (ridge * covariance.diagonal().mean()).clamp_min(1e-30)
-        penalised = covariance + strength * torch.eye(len(covariance)).to(covariance)
-        weight = old + torch.linalg.solve(penalised, cross - covariance @ old.T).T
+        lacking = cross - covariance @ old.T
+        covariance.diagonal().add_((ridge * covariance.diagonal().mean()).clamp_min(1e-30))
+        weight = old + torch.linalg.solve(covariance, lacking).T
         bias = widened(self.origin[1]) + target_mean - weight @ (widened(self.origin[0]) + mean)
         return weight, bias
 
@@ -139,12 +189,14 @@ class SecondMoments:
 def fit(
     train: SecondMoments, held_out: SecondMoments, old_weight: Tensor, ridge: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias from both sums, under `ridge` or, if that is None, the one that `held_out` likes best."""
+    """Weight and bias from both sums, under `ridge` or, if that is None, the one that `held_out` likes best. Neither of the
+    sums is what it was afterwards."""
     if ridge is None:
         ridge = RIDGES[len(RIDGES) // 2]
         if train.rows and held_out.rows:
             ridge = min(RIDGES, key=lambda r: held_out.error(*train.solve(old_weight, r)))
-    return (train + held_out).solve(old_weight, ridge)
+    train += held_out
+    return train.solve(old_weight, ridge)
 
 
 RIDGE = 1e-3
@@ -192,7 +244,7 @@ def of_site(names: Iterable[str], position: int, attention: bool) -> dict[str, s
 class Stream:
     """Sums of a block's hidden units around the first batch's mean, so that float32 products lose nothing that counts.
 
-    `origin`: that mean, where the first batch is another stream's.
+    `origin`: that mean, where the first batch is another stream's. The Gram matrix is packed.
     """
 
     def __init__(self, origin: Tensor | None = None) -> None:
@@ -209,12 +261,11 @@ class Stream:
             self.origin = self.origin.to(rows)
             own = wide(rows.device)
             self.total = torch.zeros(rows.shape[1], dtype=torch.float64, device=own)
-            self.gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=own)
+            self.gram = torch.zeros(packed_size(rows.shape[1]), dtype=torch.float64, device=own)
         rows = rows - self.origin
-        self.total += widened(rows).sum(0) if wide(rows.device) != rows.device else rows.sum(0, dtype=torch.float64)
-        for chunk in rows.split(8192):
-            with products("float32", chunk.device):
-                self.gram += (chunk.T @ chunk).to(self.gram.device)
+        self.total += _summed(rows)
+        for chunk in rows.split(CHUNK):
+            add_gram(self.gram, chunk)
         self.tokens += len(rows)
 
     def sums(self, name: str) -> Sums:
@@ -236,5 +287,5 @@ class Stream:
         if self.origin is None or self.total is None or self.gram is None:
             raise ValueError("no images were given")
         shift = self.total / self.tokens
-        covariance = self.gram / self.tokens - shift[:, None] * shift
+        covariance = unpacked(self.gram, len(shift)).div_(self.tokens).addr_(shift, shift, alpha=-1)
         return Moments((widened(self.origin) + shift).cpu(), covariance.cpu(), self.tokens)

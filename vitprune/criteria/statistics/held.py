@@ -9,6 +9,7 @@ from torch import nn
 from vitprune.core import memory
 from vitprune.core.device import device_of
 from vitprune.core.errors import UserError
+from vitprune.core.least_squares import packed_size
 from vitprune.criteria.catalog import CRITERIA
 from vitprune.model import families
 from vitprune.model.inside import pieces
@@ -20,7 +21,7 @@ WITH_GRADIENTS = "fisher"  # begins the names of sums that have second moments o
 
 
 def sums(criterion: str, model: nn.Module, ffns: Sequence[FfnSite], attention: bool = False) -> int:
-    """Bytes of a criterion's sums, all blocks at once: C [N, N] of every site and, in the Fisher metric, G [D, D], float64.
+    """Bytes of a criterion's sums, all blocks at once, float64: C [N, N] of every site, packed; in the Fisher metric G [D, D].
 
     0 for a criterion without any. `attention`: of attentions too, where the criterion chooses in them.
     """
@@ -29,7 +30,7 @@ def sums(criterion: str, model: nn.Module, ffns: Sequence[FfnSite], attention: b
     if row is None or asked is None:
         return 0
     gradients = asked.name.startswith(WITH_GRADIENTS)
-    numbers = sum(site.size**2 + gradients * _outputs(model, site.fc2) ** 2 for site in ffns)
+    numbers = sum(packed_size(site.size) + gradients * _outputs(model, site.fc2) ** 2 for site in ffns)
     if attention and row.attention is not None:
         numbers += sum(_of_attention(model, site, gradients) for site in attention_sites(model))
     return DOUBLE * numbers
@@ -38,7 +39,7 @@ def sums(criterion: str, model: nn.Module, ffns: Sequence[FfnSite], attention: b
 def _of_attention(model: nn.Module, site: AttentionSite, gradients: bool) -> int:
     """Numbers of one attention: what proj reads, its gradients, the queries and keys of every head."""
     of_heads = 2 * site.heads * (site.queries or site.dim) ** 2 if site.query_keys else 0
-    return (site.heads * site.dim) ** 2 + gradients * _outputs(model, site.proj) ** 2 + of_heads
+    return packed_size(site.heads * site.dim) + gradients * _outputs(model, site.proj) ** 2 + of_heads
 
 
 def _outputs(model: nn.Module, path: str) -> int:

@@ -10,6 +10,7 @@ which is convex. r is what a fifth of the images, kept from the fit, likes best;
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 60
 ENTRIES = 1 << 26  # of the table of probabilities: no more images are read
 HELD_OUT = 5  # every fifth image
+TOGETHER = 512  # images at once, of the fit
 ADVICE = "repair: not enough memory for a single image; free some, or take a device with more"
 
 
@@ -46,12 +48,13 @@ def refit(
     why = why_not(slim)
     if why is not None:
         raise UserError(f"recovery: {why}; take layerwise without head")
-    layer, read, logits = classifier.layers_of(slim)[0], list[Tensor](), list[Tensor]()
+    layer, read, target = classifier.layers_of(slim)[0], list[Tensor](), list[Tensor]()
     for features, of_dense in told(slim, dense, batches) if seen is None else seen:
         read.append(widened(features))
-        logits.append(widened(of_dense))
-    start = widened(layer.weight), widened(layer.bias)
-    weight, bias = fitted(torch.cat(read), torch.cat(logits).softmax(-1), *start)
+        target.append(widened(of_dense).softmax(-1))
+    every = torch.cat(target)
+    del target
+    weight, bias = fitted(torch.cat(read), every, widened(layer.weight), widened(layer.bias))
     layer.weight.copy_(weight.to(layer.weight.dtype))
     layer.bias.copy_(bias.to(layer.bias.dtype))
 
@@ -85,42 +88,53 @@ def fitted(features: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> tu
     if not bool(held.any()):
         return weight, bias
     mean, scale = features.mean(0), features.std(0).clamp_min(1e-12)
-    z = (features - mean) / scale
-    start = features @ weight.T + bias
-    best, chosen = _kl(target[held], start[held]), None
+    seen = Seen((features - mean) / scale, features @ weight.T + bias, target)
+    of_fit, of_choice, every = (~held).nonzero()[:, 0], held.nonzero()[:, 0], torch.arange(len(held)).to(held.device)
     zero = torch.zeros_like(weight), torch.zeros_like(bias)
-    made = zero
+    made, chosen, best = zero, None, seen.kl(of_choice, *zero)[0]
     for ridge in RIDGES:  # from the strongest on, each from where the one before has come to
-        made = _solve(z[~held], start[~held], target[~held], ridge, made)
-        error = _kl(target[held], start[held] + z[held] @ made[0].T + made[1])
+        made = _solve(seen, of_fit, ridge, made)
+        error = seen.kl(of_choice, *made)[0]
         if error < best:
             best, chosen = error, ridge
     if chosen is None:
         return weight, bias
-    turned, shift = _solve(z, start, target, chosen, zero)
+    turned, shift = _solve(seen, every, chosen, zero)
     turned = turned / scale
     return weight + turned, bias + shift - turned @ mean
 
 
-def _kl(target: Tensor, logits: Tensor) -> float:
-    """Mean KL(target ‖ softmax(logits)) without the target's own entropy, nats."""
-    return -float((target * logits.log_softmax(-1)).sum(-1).mean())
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Standardised features z [N, D], the old layer's logits and the dense model's probabilities [N, C] of the same images."""
+
+    z: Tensor
+    start: Tensor
+    target: Tensor
+
+    def kl(self, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Mean KL(target ‖ softmax) over the images `rows` without the target's own entropy, in nats, with weights [C, D] and
+        biases [C] added; and its gradients. A few images at a time: a table of all of them is large."""
+        total, of_weight, of_bias = 0.0, torch.zeros_like(weight), torch.zeros_like(bias)
+        for some in rows.split(TOGETHER):
+            z, target = self.z[some], self.target[some]
+            log_q = (self.start[some] + z @ weight.T + bias).log_softmax(-1)
+            total -= float((target * log_q).sum())
+            error = log_q.exp_().sub_(target)
+            of_weight += error.T @ z
+            of_bias += error.sum(0)
+        return total / len(rows), of_weight / len(rows), of_bias / len(rows)
 
 
-def _solve(
-    z: Tensor, start: Tensor, target: Tensor, ridge: float, begin: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What is added to weights [C, D] on standardised features z [N, D] and to biases [C], at one ridge."""
-    weight, bias = (part.clone().requires_grad_() for part in begin)
+def _solve(seen: Seen, rows: Tensor, ridge: float, begin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What is added to weights [C, D] on standardised features and to biases [C], at one ridge, by the images `rows`."""
+    weight, bias = (part.clone() for part in begin)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        log_q = (start + z @ weight.T + bias).log_softmax(-1)
-        made = ridge / 2 * weight.square().sum() - (target * log_q).sum(-1).mean()
-        made.backward()
-        return made
+    def loss() -> float:
+        made, of_weight, bias.grad = seen.kl(rows, weight, bias)
+        weight.grad = of_weight.add_(weight, alpha=ridge)
+        return made + ridge / 2 * float(weight.square().sum())
 
-    with torch.enable_grad():
-        optimiser.step(loss)
-    return weight.detach(), bias.detach()
+    optimiser.step(loss)
+    return weight, bias

@@ -112,7 +112,7 @@ def _lead(
 def _total(found: Iterable[Seen]) -> Seen:
     whole: Seen | None = None
     for part in found:
-        whole = part if whole is None else whole + part
+        whole = part if whole is None else whole.add(part)
     if whole is None:
         raise UserError("recovery: no images were given")
     return whole
@@ -143,7 +143,9 @@ def _centre(left: Any, seen: Seen, scale: Tensor | None) -> None:
     """Let the vector that is left of an attention lead the stream back in the mean."""
     gamma = _gamma(left.bias, scale)
     live = gamma != 0
-    shift = (seen.train + seen.held_out).shift(left.bias.new_zeros(len(left.bias), 1))
+    every = seen.train
+    every += seen.held_out
+    shift = every.shift(left.bias.new_zeros(len(left.bias), 1))
     left.bias[live.to(left.bias.device)] = _narrowed(shift[live] / gamma[live], left.bias)
 
 

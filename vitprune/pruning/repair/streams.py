@@ -7,6 +7,7 @@ by copies that nobody waits for, and beyond that in a file; elsewhere in memory,
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from functools import cached_property
@@ -23,6 +24,7 @@ from vitprune.model import families
 from vitprune.model.tokens import stream_width, tokens_per_site
 
 IN_MEMORY = 2 << 30
+KEPT_IN_MEMORY = 128 << 20  # bytes of the dense streams between two repairs, of all processes; the rest lies in a file
 PINNED = 4 << 30  # bytes of pinned memory at most: no other process can have it meanwhile
 KEPT_SHARE = 0.5  # of the free memory, for the dense streams between two repairs; of a card's rest, for the others
 PINNED_SHARE = 0.25  # of the machine's free memory
@@ -30,29 +32,45 @@ HERE = torch.device("cpu")
 
 
 class DenseStreams:
-    """The dense model's stream of every batch, in memory from one repair to the next: at place 0 into the first block, at
-    2i + 1 after block i's attention, at 2i + 2 after block i. The first repair fills it; all must be of the same images."""
+    """The dense model's stream of every batch, from one repair to the next: at place 0 into the first block, at 2i + 1 after
+    block i's attention, at 2i + 2 after block i. The first repair fills it; all must be of the same images. On a processor
+    `room` bytes lie in memory, the rest in a file of `folder` as those of `Streams`."""
 
-    def __init__(self, whole: int = 0, pinned: bool = False) -> None:
+    def __init__(
+        self, whole: int = 0, pinned: bool = False, room: float = math.inf, folder: Path | None = None
+    ) -> None:
         self.tensors: dict[tuple[int, int], Tensor] = {}  # by place and batch
-        self.whole, self.pinned = whole, pinned
+        self.whole, self.pinned, self.room = whole, pinned, room
+        self.filed = Streams(folder, room=0)
 
     @classmethod
-    def if_room(cls, dense: nn.Module, images: int) -> DenseStreams | None:
-        """Room for the streams of so many images; None where they would take more than half of the memory that is free. What
-        a graphics card has no room for lies in pinned memory, where that has."""
-        device, size = device_of(dense), images * (2 * len(families.ffn_sites(dense)) + 1) * _one(dense)
+    def if_room(
+        cls, dense: nn.Module, images: int, workers: int = 1, folder: Path | None = None
+    ) -> DenseStreams | None:
+        """Room for the streams of so many images in each of so many processes; None where they would take more than half of
+        the memory that is free. What a graphics card has no room for lies in pinned memory, where that has."""
+        device, size = device_of(dense), workers * images * (2 * len(families.ffn_sites(dense)) + 1) * _one(dense)
         if size <= KEPT_SHARE * memory.free(device):
-            return cls(size)
+            return cls(size, room=kept_room(device, workers), folder=folder)
         return cls(size, pinned=True) if device.type == "cuda" and 2 * size <= _pinned() else None
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        place, batch = key
+        return key in self.tensors or (str(place), batch) in self.filed.places
 
     def put(self, place: int, batch: int, value: Tensor) -> None:
         """Keep a batch's stream at a place."""
+        if value.nbytes > self.room:
+            self.filed.put(str(place), batch, value)
+            return
+        self.room -= value.nbytes
         self.tensors[place, batch] = host_copy(value, pinned=True) if self.pinned else value
 
     def get(self, place: int, batch: int, device: torch.device) -> Tensor:
         """What is kept of a batch at a place, on the device."""
-        return moved(self.tensors[place, batch], device)
+        if (place, batch) in self.tensors:
+            return moved(self.tensors[place, batch], device)
+        return self.filed.get(str(place), batch, device)
 
     @property
     def to_come(self) -> int:
@@ -66,6 +84,11 @@ def rooms(device: torch.device, reserved: int = 0) -> tuple[int, int]:
     if device.type != "cuda":
         return 0, IN_MEMORY
     return int(KEPT_SHARE * max(0, memory.free(device) - reserved)) // memory.sharing, _pinned()
+
+
+def kept_room(device: torch.device, workers: int = 1) -> float:
+    """Bytes of the dense streams that each of so many processes keeps in memory."""
+    return KEPT_IN_MEMORY // workers if device.type == "cpu" else math.inf
 
 
 def _pinned() -> int:
@@ -92,13 +115,15 @@ def _one(model: nn.Module) -> int:
 
 
 class Streams:
-    """Tensors by name and batch, of a model on `device`. Those that do not fit into `IN_MEMORY` bytes together (of a graphics
-    card: into a share of its memory, less the `reserved` bytes, and of what may be pinned) lie in a file of `folder` (None:
-    that of temporary files) that has no name, so that none of it is left however this process ends."""
+    """Tensors by name and batch, of a model on `device`. Those that do not fit into `IN_MEMORY` bytes together, or `room` (of
+    a graphics card: into a share of its memory, less the `reserved` bytes, and of what may be pinned) lie in a file of
+    `folder` (None: that of temporary files) that has no name, so that none of it is left however this process ends."""
 
-    def __init__(self, folder: Path | None, device: torch.device = HERE, reserved: int = 0) -> None:
+    def __init__(
+        self, folder: Path | None, device: torch.device = HERE, reserved: int = 0, room: int | None = None
+    ) -> None:
         self.folder, self.far = folder, device.type == "cuda"
-        self.near, self.room = rooms(device, reserved)  # bytes that are left on the card, and beside it
+        self.near, self.room = rooms(device, reserved) if room is None else (0, room)  # left on the card, and beside it
         self.kept: dict[tuple[str, int], Tensor] = {}
         self.places: dict[tuple[str, int], tuple[int, int]] = {}  # where in the file, and how many bytes
         self.forms: dict[tuple[str, int], tuple[torch.Size, torch.dtype]] = {}

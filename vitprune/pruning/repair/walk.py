@@ -9,7 +9,7 @@ alone, so a part may be led again from its images, here or anywhere, to the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from vitprune.pruning.repair.streams import DenseStreams, Streams
 
 HELD_OUT = 5  # every fifth image chooses the ridge
 PARTS = 8  # at most
+TOGETHER = 2048  # rows, for one product
 ADVICE = "repair: not enough memory for a single image; free some, or take a device with more"
 Weights = dict[str, Tensor]  # of a layer, by the names of its parameters
 
@@ -82,8 +83,12 @@ class Seen:
     train: SecondMoments
     held_out: SecondMoments
 
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(self.train + other.train, self.held_out + other.held_out)
+    def add(self, other: Seen) -> Seen:
+        """Those of both; neither is what it was."""
+        train, held_out = self.train, self.held_out
+        train += other.train
+        held_out += other.held_out
+        return Seen(train, held_out)
 
     def sums(self) -> Sums:
         """Both as tensors by name, on the CPU."""
@@ -93,6 +98,31 @@ class Seen:
     def of(cls, sums: Sums, device: torch.device) -> Seen:
         """What `sums` were made of."""
         return cls(*(SecondMoments.of(sums, name, device) for name in ("train", "held_out")))
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of inputs and targets on their way into second moments around `origin`, in blocks of at least `TOGETHER`."""
+
+    origin: tuple[Tensor, Tensor] | None = None
+    moments: SecondMoments = field(default_factory=SecondMoments)
+    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """`inputs` [..., p] and `targets` [..., q]."""
+        self.waiting.append((inputs.flatten(0, -2), targets.flatten(0, -2)))
+        self.count += len(self.waiting[-1][0])
+        if self.count >= TOGETHER:
+            self.summed()
+
+    def summed(self) -> SecondMoments:
+        """The moments of all rows so far."""
+        if self.waiting:
+            inputs, targets = map(torch.cat, zip(*self.waiting, strict=True))
+            self.moments.add(inputs, targets, self.origin)
+        self.waiting, self.count = [], 0
+        return self.moments
 
 
 class Walk:
@@ -127,7 +157,7 @@ class Walk:
         them among all batches, `first` that of its first image among all images."""
         given = 0
         for n, images in enumerate(batches, number):
-            if self.kept is None or (0, n) not in self.kept.tensors:
+            if self.kept is None or (0, n) not in self.kept:
                 made = self.passed(lambda x: self.old.stream_into_blocks(x.to(self.device)), images)
                 if self.kept is None:
                     self.streams.put("dense", n, made)
@@ -157,20 +187,20 @@ class Walk:
         Their origin is what the first batch of the part has in the mean. Every fifth image, by its place among all, is
         held out.
         """
-        train, held_out = SecondMoments(), SecondMoments()
+        train, held_out = Rows(), Rows()
         for n in part:
             for k in range(self.at[n] + 1, step + 1):
                 self.enter(k, n)
             inputs, targets = self.rows(self.road[step], n)
             held = torch.arange(self.first[n], self.first[n] + len(inputs), device=inputs.device)
             held = held % HELD_OUT == HELD_OUT - 1
-            origin = train.origin or (_mean(inputs), _mean(targets))
-            train.add(inputs[~held], targets[~held], origin)
-            held_out.add(inputs[held], targets[held], origin)
+            train.origin = held_out.origin = train.origin or (_mean(inputs), _mean(targets))
+            train.add(inputs[~held], targets[~held])
+            held_out.add(inputs[held], targets[held])
             if step == len(self.road) - 1:
                 del self.at[n]
                 self.streams.drop(n)
-        return Seen(train, held_out)
+        return Seen(train.summed(), held_out.summed())
 
     def enter(self, k: int, n: int) -> None:
         """Lead batch n's pruned stream from the step before to step k."""
@@ -208,7 +238,7 @@ class Walk:
     def dense(self, place: int, n: int) -> Tensor:
         """Batch n's dense stream at a place (see `DenseStreams`); not kept, only the last that was asked for is there."""
         if self.kept is not None:
-            if (place, n) not in self.kept.tensors:
+            if (place, n) not in self.kept:
                 self.kept.put(place, n, self.carried(place, self.dense(place - 1, n)))
             return self.kept.get(place, n, self.device)
         while self.led[n] < place:

@@ -83,7 +83,7 @@ class Macs(Share):
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers at all tokens that it sees."""
-        return np.array([site.cost(self.model, int(k)).macs * self.tokens[site.name] for k in sizes], float)
+        return sizes.astype(float) * site.cost(self.model, 1).macs * self.tokens[site.name]
 
 
 class Parameters(Share):
@@ -100,4 +100,4 @@ class Parameters(Share):
 
     def ffn(self, site: FfnSite, sizes: np.ndarray) -> np.ndarray:
         """Those of its layers."""
-        return np.array([site.cost(self.model, int(k)).parameters for k in sizes], float)
+        return sizes.astype(float) * site.cost(self.model, 1).parameters

@@ -109,7 +109,7 @@ def outline(run: Run, force: bool = False) -> Outline:
     return Outline(
         run.recipe, shape, Images.of(run, shape.image_bytes), rates.measured(run, asked), run.recovery, found,
         run.workers, run.batching.batch, memory.free(run.device), sum(streams.rooms(run.device)),
-        {} if force else done.undone(run, found, run.recovery),
+        streams.kept_room(run.device, run.workers), {} if force else done.undone(run, found, run.recovery),
     )  # fmt: skip
 
 

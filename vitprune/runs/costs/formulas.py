@@ -6,7 +6,7 @@ images.
 
 from __future__ import annotations
 
-from vitprune.core.least_squares import RIDGES
+from vitprune.core.least_squares import RIDGES, packed_size
 from vitprune.criteria.statistics import ranks
 from vitprune.pruning.repair import head, streams
 from vitprune.pruning.repair.names import closed_form
@@ -55,9 +55,9 @@ def ranking(shape: Shape, images: int) -> float:
 
 
 def sums_bytes(shape: Shape, attention: bool, fisher: bool) -> int:
-    """Bytes of a criterion's sums: a matrix of every layer's units, and one of its gradients."""
+    """Bytes of a criterion's sums: a packed matrix of every layer's units, and one of its gradients."""
     layers = [*shape.ffns, *(shape.attentions if attention else ())]
-    return sum(8 * (layer.units**2 + (layer.width**2 if fisher else 0)) for layer in layers)
+    return sum(8 * (packed_size(layer.units) + (layer.width**2 if fisher else 0)) for layer in layers)
 
 
 def curves_bytes(shape: Shape, attention: bool) -> int:
@@ -82,9 +82,9 @@ def carried_bytes(shape: Shape, images: int) -> int:
     return 4 * images * max(layer.tokens * (2 * layer.width + layer.width) for layer in shape.ffns)
 
 
-def spilled(carried: int, room: int = streams.IN_MEMORY) -> int:
-    """Bytes of them that lie in the run's folder, where memory has room for so many."""
-    return max(0, carried - room)
+def spilled(size: int, room: float = streams.IN_MEMORY) -> int:
+    """Bytes of streams that lie in the run's folder, where memory has room for so many."""
+    return int(max(0, size - room))
 
 
 def refitting(shape: Shape, repair: str, share: float, images: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from vitprune.pruning.repair import streams
@@ -42,9 +43,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Everything that the formulas need to know. `room`: bytes that are free for streams
-    that are kept from repair to repair, `streams_room`: those of one repair that lie in memory; `batch`: images of a
-    pass; `undone`: what is left of work that was interrupted, by its key."""
+    """Everything that the formulas need to know. `room`: bytes that are free for streams that are kept from repair to repair,
+    of which `kept_room` lie in memory; `streams_room`: those of one repair that do; `batch`: images of a pass; `undone`: what
+    is left of work that was interrupted, by its key."""
 
     recipe: Recipe
     shape: Shape
@@ -56,6 +57,7 @@ class Outline:
     batch: int = 1
     room: int = 1 << 32
     streams_room: int = streams.IN_MEMORY
+    kept_room: float = math.inf
     undone: dict[str, float] = field(default_factory=dict)
 
     def work(self, name: str, seconds: float, parts: int = 1, key: str = "") -> Work:
@@ -89,7 +91,7 @@ class Outline:
         return total + (self.decoding(seen) if total else 0.0)
 
     def streams_kept(self, one: Set) -> bool:
-        """Whether the dense model's streams stay in memory from one repair to the next."""
+        """Whether the dense model's streams stay from one repair to the next."""
         if closed_form(self.repair) not in ("sequential", "layerwise"):
             return False
         seen = one.refit(self.recipe.refit_images) * self.workers
@@ -103,7 +105,8 @@ class Outline:
         carried = formulas.carried_bytes(self.shape, seen)
         lying = formulas.spilled(carried, self.streams_room)
         kept = formulas.streams_bytes(self.shape, seen) if self.streams_kept(one) else 0
-        return (carried - lying + kept) / MB * self.workers + self.pass_mb, lying / MB * self.workers
+        filed = formulas.spilled(kept, self.kept_room)
+        return (carried - lying + kept - filed) / MB * self.workers + self.pass_mb, (lying + filed) / MB * self.workers
 
     @property
     def pass_mb(self) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitprune.core import memory
 from vitprune.core.reading import digest
 from vitprune.model.inside import pieces
 from vitprune.model.load import opening, saving
@@ -153,7 +154,7 @@ _held: list[_Held] = []  # one, at most
 
 
 def _of_part(run: Run, asked: Asked, step: int, item: Sequence[int]) -> Columns:
-    with precise.passes(run):
+    with precise.passes(run), memory.returned():
         part, walk = range(*item), _walk(run, asked, step)
         if not walk.holds(part, step):
             walk.start(asked.images(run, part), part.start, part.start * asked.batch)

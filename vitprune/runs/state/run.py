@@ -287,7 +287,7 @@ class Run:
         key = (index.tobytes(), batch)
         if self._streams is None or self._streams[0] != key:
             self._streams = None  # what it holds is free again before the room is measured
-            made = DenseStreams.if_room(self.loaded.model, len(index) * self.workers)  # who share the memory
+            made = DenseStreams.if_room(self.loaded.model, len(index), self.workers, self.folder.root)
             self._streams = None if made is None else (key, made)
         return self._streams[1] if self._streams else None
 
