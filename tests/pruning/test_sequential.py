@@ -20,6 +20,8 @@ from vitprune.pruning import slimming, surgery
 from vitprune.pruning.plan import Plan
 from vitprune.pruning.repair import fold, layerwise, names, repair, walk
 from vitprune.pruning.repair import streams as repair_streams
+from vitprune.runs.costs import formulas
+from vitprune.runs.costs.facts import Layer, Shape
 
 N = 32
 SHAPES = [{}, {"init_values": 0.2, "reg_tokens": 1}, {"global_pool": "avg"}]
@@ -251,7 +253,7 @@ def test_sums_around_another_origin_are_those_of_the_rows():
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-def test_the_bytes_of_a_repair_are_those_of_its_streams(tiny_vit, make_images, monkeypatch):
+def test_the_bytes_that_are_told_of_a_repair_are_those_of_its_streams(tiny_vit, make_images, monkeypatch):
     model, images = tiny_vit(dtype=torch.float32), make_images(10, dtype=torch.float32)
     real, most = repair_streams.Streams.put, []
 
@@ -261,10 +263,11 @@ def test_the_bytes_of_a_repair_are_those_of_its_streams(tiny_vit, make_images, m
 
     monkeypatch.setattr(repair_streams.Streams, "put", put)
     layerwise.repair(surgery.slim(model, mask_for(model)), model, images.split(4), attention=True)
-    asked = repair_streams.bytes_of(model, 10)
-    assert asked == max(most)
-    monkeypatch.setattr(repair_streams, "IN_MEMORY", asked)
-    assert repair_streams.lies(asked) == "memory" and repair_streams.lies(asked + 1) == "disk"
+    sites = families.ffn_sites(model)
+    counts, widths = tokens.tokens_per_site(model, sites), [tokens.stream_width(model, site) for site in sites]
+    ffns = tuple(Layer(t, site.size, w) for t, site, w in zip(counts, sites, widths, strict=True))
+    told = formulas.carried_bytes(Shape(ffns, (), 5, 0, 0, 0, 0.6), 10)
+    assert told == max(most) and formulas.spilled(told, told) == 0 and formulas.spilled(told + 1, told) == 1
 
 
 @pytest.mark.parametrize("bias", [False, True])

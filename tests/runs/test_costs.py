@@ -274,6 +274,19 @@ def test_a_rate_is_that_of_a_whole_batch(
     assert rates.timed(work, most) == pytest.approx(told) and sum(calls) < 300
 
 
+@pytest.mark.parametrize("once", [0.0, 0.4])
+def test_a_rate_of_sums_is_without_what_is_done_once(monkeypatch: pytest.MonkeyPatch, once: float) -> None:
+    """`once` seconds a call, a quarter of a second a batch and a fiftieth an item, by a clock that only the work moves."""
+    now, most = [0.0], [0]
+
+    def work(count: int, batches: int) -> None:
+        now[0] += once + batches * (0.25 + 0.02 * count)
+        most.append(count * batches)
+
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
+    assert rates.in_batches(work, 32) == pytest.approx(0.02 + 0.25 / 32) and max(most) <= 4
+
+
 def test_rates_are_measured_and_leave_nothing_behind(content: Made, tmp_path: Path) -> None:
     run = opened(content | {"paper_protocol": {"t": [1, 2], "nodes": 4, "probe_per_class": 2}})
     torch.set_num_threads(2)

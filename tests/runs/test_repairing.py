@@ -117,6 +117,25 @@ def test_workers_leave_no_trace_in_a_repair(discovered: Recipe, how: str) -> Non
     assert not list(opened(discovered, None).folder.root.glob("stages/prune/parts/*"))
 
 
+@pytest.mark.parametrize("most", [1, 7, 10, 1000])
+def test_a_repair_looks_at_no_more_images_than_it_may(
+    discovered: Recipe, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`refit_images`: of the probe split alone, of each class as many as of any other, one at most more."""
+    run = opened(discovered.model_copy(update={"refit_images": most}), None)
+    plan, targets, seen = prune.main_mask(run, None, run.classes.every()), run.classes.every(), set[int]()
+    real = type(run.images).batches
+
+    def batches(self: Any, index: np.ndarray, *given: Any, **settings: Any) -> Any:
+        seen.update(index.tolist())
+        return real(self, index, *given, **settings)
+
+    monkeypatch.setattr(type(run.images), "batches", batches)
+    prune.slimmed(run, plan, "layerwise+head", None, targets)
+    assert len(seen) == min(most, len(run.split.probe)) and seen <= set(run.split.probe.tolist())
+    assert np.bincount(run.images.labels[sorted(seen)]).max() <= -(-most // len(targets))
+
+
 @pytest.mark.parametrize("room", [True, False])
 @pytest.mark.parametrize(("lose", "stray"), [(0.1, 0.1), (0.2, 0.0), (0.0, 0.3)])
 @pytest.mark.sample(2)

@@ -12,7 +12,7 @@ import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -94,17 +94,6 @@ def kept_room(device: torch.device, workers: int = 1) -> float:
 def _pinned() -> int:
     """Bytes that may be pinned now."""
     return int(min(PINNED, PINNED_SHARE * memory.free(HERE)))
-
-
-def bytes_of(model: nn.Module, images: int) -> int:
-    """Bytes of the streams that a repair block by block holds of so many images, all processes together, when those of the
-    dense model are not kept: both models' streams, and what goes into a projection."""
-    return 3 * _one(model) * images
-
-
-def lies(size: int, sharing: int = 1) -> Literal["memory", "disk"]:
-    """Where streams of so many bytes lie, among so many processes, each with a budget of its own."""
-    return "memory" if size <= IN_MEMORY // sharing * sharing else "disk"
 
 
 def _one(model: nn.Module) -> int:

@@ -95,7 +95,7 @@ def refitting(shape: Shape, repair: str, share: float, images: int) -> tuple[flo
         fitted += [(layer.tokens, share * layer.units, layer.width)] if kind in ("sequential", "layerwise") else []
     for a in shape.attentions if kind == "layerwise" else ():
         fitted += [(a.tokens, a.width, a.width), (a.tokens, share * a.units, a.width)]
-    single = sum(2.0 * images * tokens * p * (p + q) for tokens, p, q in fitted)
+    single = sum(2.0 * images * tokens * (packed_size(round(p)) + p * q) for tokens, p, q in fitted)
     double = sum((len(RIDGES) + 1) * (2 / 3 * p**3 + 4 * p**2 * q) for _, p, q in fitted)
     if kind in ("mean", "affine"):
         double += sum(2 / 3 * layer.units**3 + 4 * (share * layer.units) ** 2 * layer.units for layer in shape.ffns)

@@ -26,6 +26,7 @@ from vitprune.runs.state.run import Run
 FEW = 32  # images that are decoded
 SECONDS = 0.3  # of one batch, about; a single image may take longer
 PASS = 2.0  # of a forward pass, which most of a run is made of: a batch of few images is slower an image
+DEAR = 1.0  # seconds of a batch that is not timed as a whole
 COLD = 4.0  # seconds of a first call below which it is made once more
 SMALL = 384  # units of the elimination that is timed
 
@@ -105,6 +106,17 @@ def timed(work: Callable[[int], Any], most: int, seconds: float = SECONDS) -> fl
     return (min(spent, _spent(work, count)) if count > 1 and spent < seconds / 2 else spent) / count
 
 
+def in_batches(work: Callable[[int, int], Any], batch: int) -> float:
+    """Seconds an item of `work(count, batches)` in many batches of `batch`. Where a whole one cannot be afforded, what is done
+    once, for each batch and for each item is told apart: by one item, two batches of one, and four items."""
+    each = timed(lambda count: work(count, 1), batch)
+    if each * batch <= DEAR or batch < 8:
+        return each
+    one, two, four = (_spent(lambda n, k=k: work(n, k), n) for n, k in ((1, 1), (1, 2), (4, 1)))  # type: ignore[misc]
+    item = max((four - one) / 3, each / batch)
+    return min(each, item + max(0.0, two - one - item) / batch)
+
+
 def _spent(work: Callable[[int], Any], count: int) -> float:
     started = time.perf_counter()
     work(count)
@@ -170,12 +182,12 @@ def _summed(run: Run, asked: tuple[str, bool], x: Tensor, y: Tensor, batch: int)
     assert found is not None
     of, classes = found.sums, sorted(set(y.tolist())) if len(set(y.tolist())) > 1 else [0, 1]
 
-    def work(count: int) -> None:
-        given = rows(x, count), rows(y, count)
-        of(run.loaded.model, run.sites, lambda: iter([given]), classes=classes, how=how, first=None)
+    def work(count: int, batches: int) -> None:
+        given = [(rows(x, count), rows(y, count))] * batches
+        of(run.loaded.model, run.sites, lambda: iter(given), classes=classes, how=how, first=None)
         _wait(run)
 
-    return timed(work, batch)
+    return in_batches(work, batch)
 
 
 def _scored(run: Run, found: Discovery, x: Tensor, y: Tensor) -> float:
