@@ -145,8 +145,8 @@ def name_of(process: int) -> str:
 
 
 def workers_of(mark: str, engine: str) -> list[int]:
-    """The processes that work out parts."""
-    word = "ray::" if engine == "ray" else "loky"
+    """The processes that work out parts; Ray's own helpers, without which its node ends, are none of them."""
+    word = "ray::_Actor" if engine == "ray" else "loky"
     return [one for one in marked(mark) if word in name_of(one) and "resource_tracker" not in name_of(one)]
 
 

@@ -372,16 +372,17 @@ import os, signal, sys
 from vitprune.pruning.repair import layerwise, streams as store
 from vitprune.recipe import parse
 from vitprune.runs import pipeline
-store.IN_MEMORY = 0
+store.IN_MEMORY = store.KEPT_IN_MEMORY = 0
 real, calls, made, init = layerwise.fit, [], [], store.Streams.__init__
-def streams(self, *given):
-    init(self, *given)
+def streams(self, *given, **more):
+    init(self, *given, **more)
     made.append(self)
 store.Streams.__init__ = streams
 def fit(*given):
     calls.append(1)
     if len(calls) == 3:
-        print(os.fstat(made[0]._file.fileno()).st_size, os.readlink(f"/proc/self/fd/{made[0]._file.fileno()}"), flush=True)
+        for one in made:  # those of this repair, and those that are kept for the next
+            print(os.fstat(one._file.fileno()).st_size, os.readlink(f"/proc/self/fd/{one._file.fileno()}"), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*given)
 layerwise.fit = fit
@@ -398,8 +399,10 @@ def test_a_killed_repair_leaves_nothing(places: tuple[Path, Path], tmp_path: Pat
         [sys.executable, "-W", "ignore", "-c", KILLED, str(path)], env=env, capture_output=True, text=True
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    size, _, place = done.stdout.partition(" ")
-    assert int(size) > 10_000 and str(tmp_path / "out") in place and "(deleted)" in place
+    found = [line.partition(" ") for line in done.stdout.strip().splitlines()]
+    assert len(found) == 2
+    for size, _, place in found:
+        assert int(size) > 10_000 and str(tmp_path / "out") in place and "(deleted)" in place
     assert not list((tmp_path / "tmp").iterdir())
     left = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
     assert {p.name for p in left if p.name.startswith("tmp") or p.suffix in (".npy", ".tmp")} == set()

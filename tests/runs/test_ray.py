@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from runs import test_engines
 from runs.test_engines import begin, expected, holding_jobs, job, same, squares, values
 from runs.test_shards import results
@@ -23,6 +25,7 @@ from vitprune.core.errors import UserError
 from vitprune.recipe.recipe import Recipe
 from vitprune.runs import pipeline
 from vitprune.runs.engine.base import Executor
+from vitprune.runs.engine.dispatch import Dispatch
 from vitprune.runs.engine.local import Local
 from vitprune.runs.engine.opening import Crew
 
@@ -165,6 +168,56 @@ def test_no_process_of_ray_outlives_its_run(tmp_path: Path, by: int) -> None:
     assert run.wait(timeout=60) == (130 if by == signal.SIGINT else -signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=60)
     assert len(children) >= 4 and not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
+def test_a_cluster_that_ends_under_a_run_is_one_line(process: str, tmp_path: Path) -> None:
+    """Ray ends the process that asked without a word soon after."""
+    content = recipe_dict(model_folder(tmp_path / "m"), image_folder(tmp_path / "i", 400), tmp_path / "out")
+    content |= {"criterion": {"name": "jas", "t": 3, "nodes": 40, "probe_per_class": 300}}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "vitprune", "discover", str(recipe), "--engine", "ray", "--workers", "2"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until, parts = time.monotonic() + 90, tmp_path / "out" / "tiny" / "stages" / "discover"
+    while not any(parts.rglob("*.safetensors")) and run.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    (one,) = [child for child in psutil.Process(run.pid).children(recursive=True) if process in child.name()]
+    one.kill()
+    _, said = run.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if line.startswith("vitprune:")]
+    assert (
+        run.returncode == 2
+        and lines[-1:]
+        and lines[-1].startswith("vitprune: --engine ray: the cluster of this machine has ended;")
+    )
+    assert subprocess.run(command[:-4], capture_output=True).returncode == 0  # and it goes on without Ray
+
+
+def test_all_jobs_are_given_up_when_nobody_will_answer(tmp_path: Path) -> None:
+    class Silent(Dispatch):
+        def hire(self, rank: int) -> Any:
+            if rank == 1:
+                self.fail(UserError("gone"))
+            threading.Event().wait()
+
+    with pytest.raises(UserError, match=r"^gone$"):
+        list(Silent(2).run(job(tmp_path, [1, 2, 3]), tmp_path / "parts"))
+
+
+def test_a_process_that_has_ended_is_not_alive() -> None:
+    from vitprune.runs.engine import ray
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    one = psutil.Process(ended.pid)
+    until = time.monotonic() + 20
+    while ray._alive(one) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not ray._alive(one)  # not fetched by its parent yet
+    ended.wait()
+    assert not ray._alive(one) and ray._alive(psutil.Process())
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class SecondMoments:
         """The new weight [q, p] and bias [q], float64."""
         assert self.origin is not None
         mean, target_mean = self.gram[-1, :-1] / self.rows, self.cross[-1] / self.rows
-        covariance = (self.gram[:-1, :-1] / self.rows).addr_(mean, mean, alpha=-1)
+        covariance = (self.gram[:-1, :-1] / self.rows).sub_(mean[:, None] * mean)
         cross = self.cross[:-1] / self.rows - mean[:, None] * target_mean
         old = old_weight.to(covariance)
         lacking = cross - covariance @ old.T
@@ -287,5 +287,5 @@ class Stream:
         if self.origin is None or self.total is None or self.gram is None:
             raise ValueError("no images were given")
         shift = self.total / self.tokens
-        covariance = unpacked(self.gram, len(shift)).div_(self.tokens).addr_(shift, shift, alpha=-1)
+        covariance = unpacked(self.gram, len(shift)).div_(self.tokens).sub_(shift[:, None] * shift)
         return Moments((widened(self.origin) + shift).cpu(), covariance.cpu(), self.tokens)

@@ -112,7 +112,7 @@ def in_batches(work: Callable[[int, int], Any], batch: int) -> float:
     each = timed(lambda count: work(count, 1), batch)
     if each * batch <= DEAR or batch < 8:
         return each
-    one, two, four = (_spent(lambda n, k=k: work(n, k), n) for n, k in ((1, 1), (1, 2), (4, 1)))  # type: ignore[misc]
+    one, two, four = (_spent(lambda _: work(n, k), n) for n, k in ((1, 1), (1, 2), (4, 1)))  # noqa: B023
     item = max((four - one) / 3, each / batch)
     return min(each, item + max(0.0, two - one - item) / batch)
 

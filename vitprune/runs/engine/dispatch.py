@@ -114,6 +114,7 @@ class Dispatch:
         self.changed = threading.Condition()
         self.boards: list[Board] = []
         self.absent: set[int] = set()  # ranks for which there is no worker now
+        self.failed: BaseException | None = None  # what ended everything
         self._crew: list[Served] = []
 
     def hire(self, rank: int) -> Worker:
@@ -149,7 +150,9 @@ class Dispatch:
             board.waiting += missing
             self._crew = self._crew or [Served(self, rank) for rank in range(self.workers)]
             self.changed.notify_all()
-            self.changed.wait_for(lambda: position in board.back)
+            self.changed.wait_for(lambda: self.failed is not None or position in board.back)
+        if self.failed is not None:
+            raise self.failed
         return board.handed(position)
 
     def task(self, rank: int) -> tuple[Board, int] | None:
@@ -168,6 +171,12 @@ class Dispatch:
             found[0].back[found[1]] = UserError(str(error))
         self.changed.notify_all()
 
+    def fail(self, error: BaseException) -> None:
+        """Give up every job: nobody will answer any more, and nobody is waited for."""
+        with self.changed:
+            self.failed = error
+            self.changed.notify_all()
+
     def carry(self, make: Callable[[], Any]) -> Callable[[], Any] | None:
         """As in `Executor.carry`."""
         return None
@@ -179,6 +188,8 @@ class Dispatch:
             for one in crew:
                 one.stopped = True
             self.changed.notify_all()
+        if self.failed is not None:
+            return
         for one in crew:
             one.end()
         for one in crew:

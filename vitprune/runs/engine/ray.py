@@ -17,16 +17,25 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from vitprune.core.errors import UserError, one_line
 from vitprune.runs.engine.base import Columns, Job
 from vitprune.runs.engine.dispatch import DiedError, Dispatch, NoRoomError
 from vitprune.runs.engine.parts import Parts
 
+WATCH_SECONDS, GRACE_SECONDS = 0.3, 1.0
+SERVERS = ("raylet", "gcs_server")
+ENDED = (
+    "--engine ray: the cluster of this machine has ended; if memory is short, take fewer --workers; the same command "
+    "continues where it was"
+)
 ROOM_SECONDS = 60.0  # until an actor for which the cluster has no room is given up
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 # of a cluster of this machine alone: nobody else can reach it, as Ray has it on macOS, or is let in
@@ -93,7 +102,8 @@ class Ray(Dispatch):
         self._stored.clear()
         if self._started:
             self._started = False
-            self.ray.shutdown()
+            if self.failed is None:
+                self.ray.shutdown()
 
     def _connect(self) -> None:
         if self._started or self.ray.is_initialized():
@@ -108,10 +118,36 @@ class Ray(Dispatch):
             where = f"--address {self.address}" if self.address else "--engine ray"
             raise UserError(f"{where}: Ray does not answer: {_told(error)}") from error
         self._started = True
+        if not self.address:
+            threading.Thread(target=self._watch, args=(_servers(),), daemon=True).start()
         with contextlib.suppress(AttributeError):  # it tells of dead workers on standard output, where results go
             self.ray._private.worker.print_to_stdstream = lambda *_, **__: None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
+
+    def _watch(self, servers: list[psutil.Process]) -> None:
+        """Give up when a process that the run's own cluster rests on is gone: Ray ends this one without a word soon after."""
+        while self._started:
+            if not all(map(_alive, servers)) and self._started:
+                self.fail(UserError(ENDED))
+                time.sleep(GRACE_SECONDS)
+                if self._started:  # who asked is at something else
+                    print(f"vitprune: {ENDED}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def _servers() -> list[psutil.Process]:
+    """The processes that a cluster which this one has started cannot be without."""
+    return [one for one in psutil.Process().children() if one.name() in SERVERS]
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager
