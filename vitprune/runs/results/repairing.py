@@ -7,6 +7,7 @@ from its images and these files, to the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from vitprune.runs.state import precise
 from vitprune.runs.state.run import Run
 from vitprune.runs.state.workspace import PARTS
 
+LARGE = 2048  # units of a block from which on a repair's sums weigh most
 SLIM = "slim"  # the folder of the model that is repaired, as it was before
 STEPS = range(1 << 20)  # more than any road has
 
@@ -97,6 +99,11 @@ def others(run: Run, how: Recovery, index: np.ndarray, batch: int, kept: bool, s
     return Others(left, functools.partial(_moments, run, asked), told)
 
 
+def spared(run: Run) -> contextlib.AbstractContextManager[None]:
+    """Around a repair: where its sums are large, memory of what is gone goes back at once."""
+    return memory.returned() if max(site.size for site in run.sites) >= LARGE else contextlib.nullcontext()
+
+
 def clear(run: Run, kept: bool) -> None:
     """Remove what a repair needed, but the weights, where they are `kept` until the stage has finished."""
     folder = run.folder.stage_folder("prune") / PARTS
@@ -154,7 +161,7 @@ _held: list[_Held] = []  # one, at most
 
 
 def _of_part(run: Run, asked: Asked, step: int, item: Sequence[int]) -> Columns:
-    with precise.passes(run), memory.returned():
+    with precise.passes(run), spared(run):
         part, walk = range(*item), _walk(run, asked, step)
         if not walk.holds(part, step):
             walk.start(asked.images(run, part), part.start, part.start * asked.batch)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from vitprune.core import ledger, memory, places
+from vitprune.core import ledger, places
 from vitprune.core.errors import UserError
 from vitprune.core.files import replacing, write_json
 from vitprune.core.reading import Json, read_json
@@ -268,7 +268,7 @@ def repaired(
         streams=run.dense_streams(index, size) if by_block and not shared else None,
         others=functools.partial(repairing.others, run, how, index, size, kept) if by_block else None,
     )
-    with precise.passes(run), memory.returned():
+    with precise.passes(run), repairing.spared(run):
         repairer.repair(slim, plan, state)
     if shared or (by_block and kept):
         repairing.clear(run, kept)
